@@ -1,0 +1,28 @@
+//! Keys, names and version of the factored checkpoint format. `docs/format.md` is its prose.
+
+/// `model_type` in the config of a factored checkpoint. Distinct from `mixtral` on purpose: a loader without our
+/// modeling code must fail, not fill the experts with random numbers.
+pub const MODEL_TYPE: &str = "lowrank_mixtral";
+/// `architectures[0]`.
+pub const ARCHITECTURE: &str = "LowRankMixtralForCausalLM";
+/// Key in `config.json` that holds format, version and ranks.
+pub const CONFIG_KEY: &str = "lowrank_config";
+/// `lowrank_config.format`.
+pub const FORMAT: &str = "lowrank-compress";
+/// `lowrank_config.format_version`.
+pub const FORMAT_VERSION: u64 = 1;
+/// Provenance and rank metadata; loaders do not read it.
+pub const REPORT_FILE: &str = "lowrank_report.json";
+/// The index that names the shards.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Name of the only shard of a checkpoint that has no index.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// Hugging Face configuration.
+pub const CONFIG_FILE: &str = "config.json";
+/// Mistral's own configuration.
+pub const PARAMS_FILE: &str = "params.json";
+
+/// Name of shard `k` (from 1) of `n`.
+pub fn shard_name(k: usize, n: usize) -> String {
+    format!("model-{k:05}-of-{n:05}.safetensors")
+}

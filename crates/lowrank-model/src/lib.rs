@@ -1,0 +1,36 @@
+//! What every other crate agrees on: matrix ids, tensor names, parameter counts, budgets, spectra and plans.
+//!
+//! The leaf of the workspace. No I/O, no linear algebra, no threads: everything here is a value or a pure function.
+//!
+//! | Module | The one place for |
+//! |---|---|
+//! | [`matrix`] | which expert matrix is meant, and its shape |
+//! | [`config`] | the dimensions of a model, read from `config.json` or `params.json` |
+//! | [`names`] | how tensors are spelled, per family and per on-disk layout |
+//! | [`params`] | how many parameters a matrix costs, dense or at a rank |
+//! | [`budget`] | what the user asked to remove, in exact integers |
+//! | [`spectrum`] | the error of every rank |
+//! | [`plan`] | the rank table, ready to be printed, stored and executed |
+//! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
+//! | [`format`] | keys and version of the factored checkpoint format |
+
+pub mod budget;
+pub mod config;
+pub mod dtype;
+pub mod format;
+pub mod matrix;
+pub mod names;
+pub mod params;
+pub mod plan;
+pub mod spectrum;
+pub mod tensor;
+
+pub use budget::{Budget, Target, Unit};
+pub use config::ModelConfig;
+pub use dtype::Dtype;
+pub use matrix::{MatrixId, MatrixShape, Projection};
+pub use names::Layout;
+pub use params::{CostModel, Storage};
+pub use plan::RankPlan;
+pub use spectrum::Spectrum;
+pub use tensor::Tensor;

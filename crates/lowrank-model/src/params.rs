@@ -1,0 +1,91 @@
+//! How many parameters a matrix costs: the one count, used by budgets, plans, writer and verifier.
+
+use crate::{MatrixShape, Unit};
+use serde::{Deserialize, Serialize};
+
+/// How a matrix W [m, n] of rank r is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// u [m, r] and v [r, n]: r·(m + n) parameters.
+    #[default]
+    Uv,
+    /// r independent columns or rows and the coefficients of the others: r·(m + n − r) parameters.
+    Pivoted,
+}
+
+/// Parameters of a matrix stored dense (`rank` absent) or at a rank. Exact; cannot overflow for checked dimensions.
+pub fn stored_params(shape: MatrixShape, storage: Storage, rank: Option<usize>) -> u64 {
+    let (m, n) = (shape.rows as u64, shape.cols as u64);
+    match (rank.map(|r| r as u64), storage) {
+        (None, _) => m * n,
+        (Some(r), Storage::Uv) => r * (m + n),
+        (Some(r), Storage::Pivoted) => r * (m + n - r),
+    }
+}
+
+/// The largest rank that saves at least one parameter; 0 when none does.
+pub fn rank_max_saving(shape: MatrixShape, storage: Storage) -> usize {
+    let dense = stored_params(shape, storage, None);
+    let r = match storage {
+        Storage::Uv => ((dense - 1) / (shape.rows + shape.cols) as u64) as usize,
+        // r(m+n−r) = mn at r = min(m, n), and grows until there.
+        Storage::Pivoted => shape.short_side() - 1,
+    };
+    r.min(shape.short_side())
+}
+
+/// What a stored matrix costs, in the unit the budget is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CostModel {
+    /// How factored matrices are stored.
+    pub storage: Storage,
+    /// What is counted.
+    pub unit: Unit,
+    /// Bytes of one element of a matrix left dense.
+    pub dense_element_bytes: u64,
+    /// Bytes of one element of a factor.
+    pub factor_element_bytes: u64,
+}
+
+impl CostModel {
+    /// Cost of a matrix at a rank, or dense.
+    pub fn cost(&self, shape: MatrixShape, rank: Option<usize>) -> u64 {
+        let params = stored_params(shape, self.storage, rank);
+        match (self.unit, rank) {
+            (Unit::Params, _) => params,
+            (Unit::Bytes, None) => params * self.dense_element_bytes,
+            (Unit::Bytes, Some(_)) => params * self.factor_element_bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIXTRAL: MatrixShape = MatrixShape { rows: 14336, cols: 4096 };
+
+    #[test]
+    fn mixtral_break_even_is_3185() {
+        assert_eq!(rank_max_saving(MIXTRAL, Storage::Uv), 3185);
+        assert_eq!(rank_max_saving(MIXTRAL, Storage::Pivoted), 4095);
+    }
+
+    #[test]
+    fn the_largest_saving_rank_saves_and_the_next_does_not() {
+        for (rows, cols) in [(448, 128), (128, 448), (1, 7), (2, 2), (7, 1), (14336, 4096)] {
+            let shape = MatrixShape { rows, cols };
+            for storage in [Storage::Uv, Storage::Pivoted] {
+                let r = rank_max_saving(shape, storage);
+                let dense = stored_params(shape, storage, None);
+                if r > 0 {
+                    assert!(stored_params(shape, storage, Some(r)) < dense, "{shape} {storage:?}");
+                }
+                if r < shape.short_side() {
+                    assert!(stored_params(shape, storage, Some(r + 1)) >= dense, "{shape} {storage:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
+
+use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Target};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How the error of one matrix weighs against another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sensitivity {
+    /// s = 1: ‖W − Ŵ‖².
+    #[default]
+    Absolute,
+    /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses.
+    Relative,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedMatrix {
+    /// Which matrix.
+    pub name: MatrixId,
+    /// [m, n].
+    pub shape: MatrixShape,
+    /// Rank of its factors; absent: left dense.
+    pub rank: Option<usize>,
+    /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding; absent when ranks were given and no spectrum was taken.
+    pub relative_error: Option<f64>,
+}
+
+/// What the allocation proves about itself. Errors are s·‖W − Ŵ‖², summed over matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Optimality {
+    /// The weighing used.
+    pub sensitivity: Sensitivity,
+    /// Predicted sum of the plan.
+    pub objective: f64,
+    /// No plan within the budget can be below this.
+    pub lower_bound: f64,
+    /// (objective − lower_bound) / lower_bound; 0 when both are 0.
+    pub duality_gap: f64,
+}
+
+/// Size of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Stored parameters.
+    pub params: u64,
+    /// Bytes of stored weights.
+    pub bytes: u64,
+}
+
+/// Which rank each expert matrix gets, and what that costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RankPlan {
+    /// Version of this document.
+    pub plan_version: u32,
+    /// What was asked for; absent when the ranks were given.
+    pub target: Option<Target>,
+    /// How cost is counted.
+    pub cost: CostModel,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// The whole checkpoint before.
+    pub before: Size,
+    /// The whole checkpoint after.
+    pub after: Size,
+    /// Proof of quality; absent when the ranks were given.
+    pub optimality: Option<Optimality>,
+    /// One row per expert matrix, in stored order.
+    pub matrices: Vec<PlannedMatrix>,
+}
+
+/// Version of `plan.json`.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Why a plan does not fit a model.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// A version this program does not know.
+    #[error("`plan_version` is {0}, this program knows {PLAN_VERSION}")]
+    Version(u32),
+    /// The rows are not those of the model.
+    #[error("{0} is not an expert matrix of this model, or stands in the wrong place")]
+    UnknownMatrix(String),
+    /// A row is missing.
+    #[error("{0} has no row")]
+    MissingMatrix(MatrixId),
+    /// The row's shape is not the model's.
+    #[error("{name} has shape {planned} in the plan and {actual} in the model")]
+    Shape {
+        /// Which matrix.
+        name: MatrixId,
+        /// In the plan.
+        planned: MatrixShape,
+        /// In the model.
+        actual: MatrixShape,
+    },
+    /// A rank that saves nothing, or is zero.
+    #[error(
+        "{name} {shape}: rank {rank} is outside 1..={rank_max}, where factors are smaller than the matrix"
+    )]
+    Rank {
+        /// Which matrix.
+        name: MatrixId,
+        /// Its shape.
+        shape: MatrixShape,
+        /// The rank.
+        rank: usize,
+        /// The largest that saves.
+        rank_max: usize,
+    },
+    /// The recorded sizes are not what the rows add up to.
+    #[error("the plan says {planned} {what} and its rows add up to {actual}")]
+    Sum {
+        /// What is counted.
+        what: &'static str,
+        /// In the plan.
+        planned: u64,
+        /// Recomputed.
+        actual: u64,
+    },
+    /// The plan was made for a checkpoint of another size.
+    #[error("the plan was made for a checkpoint of {planned} {what}, this one has {actual}")]
+    OtherCheckpoint {
+        /// What is counted.
+        what: &'static str,
+        /// In the plan.
+        planned: u64,
+        /// Of the checkpoint.
+        actual: u64,
+    },
+}
+
+impl RankPlan {
+    /// Assembles a plan from chosen ranks and proves its arithmetic.
+    pub fn new(
+        target: Option<Target>,
+        cost: CostModel,
+        rank_multiple: usize,
+        before: Size,
+        optimality: Option<Optimality>,
+        matrices: Vec<PlannedMatrix>,
+    ) -> Self {
+        let after = size_after(&cost, before, &matrices);
+        Self { plan_version: PLAN_VERSION, target, cost, rank_multiple, before, after, optimality, matrices }
+    }
+
+    /// Ranks of the factored matrices; a matrix left dense is absent.
+    pub fn ranks(&self) -> BTreeMap<MatrixId, usize> {
+        self.matrices.iter().filter_map(|row| Some((row.name, row.rank?))).collect()
+    }
+
+    /// Parameters removed.
+    pub fn removed_params(&self) -> u64 {
+        self.before.params - self.after.params
+    }
+
+    /// Bytes of weights removed.
+    pub fn removed_bytes(&self) -> u64 {
+        self.before.bytes.saturating_sub(self.after.bytes)
+    }
+
+    /// How much more was removed than asked, in the target's unit.
+    pub fn overshoot(&self) -> Option<u64> {
+        let target = self.target?;
+        let removed = match target.unit {
+            crate::Unit::Params => self.removed_params(),
+            crate::Unit::Bytes => self.removed_bytes(),
+        };
+        Some(removed - target.remove_at_least)
+    }
+
+    /// Checks a plan that came from a file against the model it is to be used on.
+    pub fn validate(&self, config: &ModelConfig, before: Size) -> Result<(), PlanError> {
+        if self.plan_version != PLAN_VERSION {
+            return Err(PlanError::Version(self.plan_version));
+        }
+        let mut rows = self.matrices.iter();
+        for id in config.matrices() {
+            let row = rows.next().ok_or(PlanError::MissingMatrix(id))?;
+            if row.name != id {
+                return Err(PlanError::UnknownMatrix(row.name.to_string()));
+            }
+            let shape = config.matrix_shape(id.projection);
+            if row.shape != shape {
+                return Err(PlanError::Shape { name: id, planned: row.shape, actual: shape });
+            }
+            if let Some(rank) = row.rank {
+                let rank_max = crate::params::rank_max_saving(shape, self.cost.storage);
+                if rank == 0 || rank > rank_max {
+                    return Err(PlanError::Rank { name: id, shape, rank, rank_max });
+                }
+            }
+        }
+        if let Some(row) = rows.next() {
+            return Err(PlanError::UnknownMatrix(row.name.to_string()));
+        }
+        for (what, planned, actual) in
+            [("parameters", self.before.params, before.params), ("bytes", self.before.bytes, before.bytes)]
+        {
+            if planned != actual {
+                return Err(PlanError::OtherCheckpoint { what, planned, actual });
+            }
+        }
+        let after = size_after(&self.cost, before, &self.matrices);
+        for (what, planned, actual) in
+            [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
+        {
+            if planned != actual {
+                return Err(PlanError::Sum { what, planned, actual });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Size {
+    use crate::Unit;
+    let (in_params, in_bytes) =
+        (CostModel { unit: Unit::Params, ..*cost }, CostModel { unit: Unit::Bytes, ..*cost });
+    let mut after = before;
+    for row in matrices {
+        after.params = after.params - in_params.cost(row.shape, None) + in_params.cost(row.shape, row.rank);
+        after.bytes = after.bytes - in_bytes.cost(row.shape, None) + in_bytes.cost(row.shape, row.rank);
+    }
+    after
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Projection, Storage, Unit};
+
+    fn row(rank: Option<usize>) -> PlannedMatrix {
+        PlannedMatrix {
+            name: MatrixId { layer: 0, expert: 0, projection: Projection::W1 },
+            shape: MatrixShape { rows: 448, cols: 128 },
+            rank,
+            relative_error: None,
+        }
+    }
+
+    const COST: CostModel = CostModel {
+        storage: Storage::Uv,
+        unit: Unit::Params,
+        dense_element_bytes: 2,
+        factor_element_bytes: 2,
+    };
+
+    #[test]
+    fn sizes_follow_from_the_rows() {
+        let before = Size { params: 100_000, bytes: 200_000 };
+        let target = Some(Target { unit: Unit::Params, remove_at_least: 20_000 });
+        let plan = RankPlan::new(target, COST, 1, before, None, vec![row(Some(64))]);
+        assert_eq!(plan.removed_params(), 448 * 128 - 64 * 576);
+        assert_eq!(plan.after.bytes, 2 * plan.after.params);
+        assert_eq!(plan.overshoot(), Some(480));
+        assert_eq!(RankPlan::new(None, COST, 1, before, None, vec![row(None)]).removed_params(), 0);
+    }
+
+    #[test]
+    fn a_plan_survives_json() {
+        let before = Size { params: 100_000, bytes: 200_000 };
+        let plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]);
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<RankPlan>(&text).unwrap(), plan);
+    }
+}

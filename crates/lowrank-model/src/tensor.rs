@@ -1,0 +1,141 @@
+//! A tensor as it lies in a file: little-endian bytes, a dtype and a shape; widened only where it is computed with.
+
+use crate::Dtype;
+use half::{bf16, f16};
+
+/// Stored weights, row-major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    shape: Vec<usize>,
+    dtype: Dtype,
+    bytes: Vec<u8>,
+}
+
+/// Bytes that do not fit the shape.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{bytes} bytes cannot be {dtype} {shape:?}")]
+pub struct TensorError {
+    /// Wanted shape.
+    pub shape: Vec<usize>,
+    /// Wanted dtype.
+    pub dtype: Dtype,
+    /// Bytes given.
+    pub bytes: usize,
+}
+
+impl Tensor {
+    /// Takes little-endian bytes.
+    pub fn new(shape: Vec<usize>, dtype: Dtype, bytes: Vec<u8>) -> Result<Self, TensorError> {
+        let elements = shape.iter().try_fold(1_usize, |product, &dimension| product.checked_mul(dimension));
+        match elements.and_then(|elements| elements.checked_mul(dtype.size_bytes() as usize)) {
+            Some(expected) if expected == bytes.len() => Ok(Self { shape, dtype, bytes }),
+            _ => Err(TensorError { shape, dtype, bytes: bytes.len() }),
+        }
+    }
+
+    /// Rounds f32 values to a dtype, to nearest even. Values beyond the dtype's range become infinite:
+    /// see [`Tensor::first_non_finite`].
+    pub fn from_f32(shape: Vec<usize>, dtype: Dtype, values: &[f32]) -> Result<Self, TensorError> {
+        let bytes = match dtype {
+            Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        };
+        Self::new(shape, dtype, bytes)
+    }
+
+    /// Dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number format.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Little-endian bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Little-endian bytes, without a copy.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.bytes.len() / self.dtype.size_bytes() as usize
+    }
+
+    /// Widens `out.len()` elements from `first` on. Exact: every stored value is an f32.
+    ///
+    /// # Panics
+    /// If the run leaves the tensor.
+    pub fn widen(&self, first: usize, out: &mut [f32]) {
+        let size = self.dtype.size_bytes() as usize;
+        let bytes = &self.bytes[first * size..(first + out.len()) * size];
+        match self.dtype {
+            Dtype::F32 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*raw);
+                }
+            }
+            Dtype::F16 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = f16::from_le_bytes(*raw).to_f32();
+                }
+            }
+            Dtype::Bf16 => {
+                for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*raw)) << 16);
+                }
+            }
+        }
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.elements()];
+        self.widen(0, &mut out);
+        out
+    }
+
+    /// Index of the first NaN or infinity.
+    pub fn first_non_finite(&self) -> Option<usize> {
+        let mut block = [0.0_f32; 1024];
+        let total = self.elements();
+        (0..total).step_by(block.len()).find_map(|first| {
+            let block = &mut block[..1024.min(total - first)];
+            self.widen(first, block);
+            block.iter().position(|value| !value.is_finite()).map(|at| first + at)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_and_rounding_agree_with_half() {
+        let values = [0.0, -0.0, 1.0, 1.0 / 3.0, -65504.0, 1e-8, 3.0e38];
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let tensor = Tensor::from_f32(vec![7], dtype, &values).unwrap();
+            let expected: Vec<f32> = match dtype {
+                Dtype::F32 => values.to_vec(),
+                Dtype::F16 => values.iter().map(|&v| f16::from_f32(v).to_f32()).collect(),
+                Dtype::Bf16 => values.iter().map(|&v| bf16::from_f32(v).to_f32()).collect(),
+            };
+            assert_eq!(tensor.to_f32(), expected, "{dtype}");
+            assert_eq!(tensor.first_non_finite(), (dtype == Dtype::F16).then_some(6));
+        }
+    }
+
+    #[test]
+    fn bytes_that_do_not_fit_the_shape_are_refused() {
+        assert!(Tensor::new(vec![2, 3], Dtype::Bf16, vec![0; 11]).is_err());
+        assert!(Tensor::new(vec![usize::MAX, 3], Dtype::Bf16, vec![]).is_err());
+    }
+}
