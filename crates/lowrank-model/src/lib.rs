@@ -11,6 +11,7 @@
 //! | [`budget`] | what the user asked to remove, in exact integers |
 //! | [`spectrum`] | the error of every rank |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
+//! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`format`] | keys and version of the factored checkpoint format |
 
@@ -22,6 +23,7 @@ pub mod matrix;
 pub mod names;
 pub mod params;
 pub mod plan;
+pub mod progress;
 pub mod spectrum;
 pub mod tensor;
 
@@ -32,5 +34,6 @@ pub use matrix::{MatrixId, MatrixShape, Projection};
 pub use names::Layout;
 pub use params::{CostModel, Storage};
 pub use plan::RankPlan;
+pub use progress::Progress;
 pub use spectrum::Spectrum;
 pub use tensor::Tensor;
