@@ -1,1 +1,44 @@
-//! Placeholder.
+//! Writes a checkpoint that `from_pretrained` opens, and shows it only when it is whole.
+//!
+//! Stands after the factorisation: it takes tensors (factors `u [m, r]`, `v [r, n]`, and untouched ones as bytes) and
+//! leaves a directory. It knows nothing of how they were made, and never reads a checkpoint: the reader is another crate,
+//! so that a shared mistake cannot hide itself.
+//!
+//! ```text
+//! Vec<OutputTensor> ─ ShardLayout::new ─► ShardLayout        a value: every byte offset, before any byte is written
+//!                                             │
+//!                    CheckpointWriter::create ▼              .NAME.lowrank-partial beside NAME, shards at full length
+//!   tensors, any order, any thread ── write ──►              pwrite at the planned offset
+//!                       Documents ── finish ──►              headers read back and counted, fsync, ONE rename to NAME
+//! ```
+//!
+//! | Module | Holds |
+//! |---|---|
+//! | [`layout`] | which tensor goes where: shards, headers, index |
+//! | [`staging`] | the hidden sibling directory, its lock, free space, the rename |
+//! | [`checkpoint`] | [`CheckpointWriter`] |
+//! | [`recount`] | the written headers, read back from disk |
+//! | [`documents`] | everything beside the shards: config, code, report, card, companions |
+//! | [`config`] | `config.json` of factored and of dense output |
+//! | [`report`] | `lowrank_report.json` |
+//! | [`card`] | `README.md`, the model card |
+//!
+//! The format in prose: `docs/format.md`.
+
+pub mod card;
+pub mod checkpoint;
+pub mod config;
+pub mod documents;
+pub mod error;
+pub mod layout;
+pub mod recount;
+pub mod report;
+pub mod staging;
+
+pub use card::{Card, ChatTemplate};
+pub use checkpoint::{CheckpointWriter, Published};
+pub use documents::Documents;
+pub use error::WriteError;
+pub use layout::{OutputTensor, ShardLayout};
+pub use report::Report;
+pub use staging::{check_out, check_space};

@@ -1,0 +1,349 @@
+//! `README.md`: the model card, filled into the text assets beside this crate's sources.
+
+use crate::report::{MatrixReport, Report};
+use lowrank_model::{Projection, format, plan::Size};
+use serde_json::Value;
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+
+const FACTORED: &str = include_str!("../assets/card_factored.md");
+const DENSE: &str = include_str!("../assets/card_dense.md");
+const INSTRUCTION: &str = include_str!("../assets/card_instruction.md");
+
+/// What a card says beyond the report.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Card<'a> {
+    /// `org/name` of the base, or another plain name; never a path.
+    pub base_model: Option<&'a str>,
+    /// SPDX-like name from the base's own card, see [`license_of`].
+    pub license: Option<&'a str>,
+    /// How the base is talked to.
+    pub chat_template: Option<&'a ChatTemplate>,
+}
+
+/// A chat template and the file it stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatTemplate {
+    /// File name.
+    pub file: String,
+    /// Jinja.
+    pub text: String,
+}
+
+impl ChatTemplate {
+    /// Finds the template of a model directory: `chat_template.jinja`, else the key in `tokenizer_config.json`.
+    pub fn find(dir: &Path) -> Option<Self> {
+        let file = "chat_template.jinja";
+        if let Ok(text) = fs::read_to_string(dir.join(file)) {
+            return Some(Self { file: file.into(), text });
+        }
+        let file = "tokenizer_config.json";
+        let config: Value = serde_json::from_slice(&fs::read(dir.join(file)).ok()?).ok()?;
+        let text = config.get("chat_template")?.as_str()?.to_owned();
+        Some(Self { file: file.into(), text })
+    }
+}
+
+/// The licence named in the front matter of a model card: `apache-2.0`.
+pub fn license_of(card: &str) -> Option<&str> {
+    let mut lines = card.lines();
+    (lines.next()?.trim_end() == "---").then_some(())?;
+    let value = lines
+        .take_while(|line| line.trim_end() != "---")
+        .find_map(|line| line.strip_prefix("license:"))?
+        .trim()
+        .trim_matches(['"', '\'']);
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+');
+    (!value.is_empty() && value.chars().all(plain)).then_some(value)
+}
+
+impl Card<'_> {
+    /// The card of a factored checkpoint.
+    pub fn factored(&self, report: &Report) -> String {
+        let (before, after) = (report.before, report.after);
+        let removed = Size {
+            params: before.params.saturating_sub(after.params),
+            bytes: before.bytes.saturating_sub(after.bytes),
+        };
+        let budget = match report.budget {
+            Some(budget) => format!(
+                "Asked was to remove at least {} {}; {} more than that were removed.",
+                grouped(budget.asked),
+                budget.unit,
+                grouped(budget.overshoot)
+            ),
+            None => "The ranks were given, not chosen by a budget.".into(),
+        };
+        fill(
+            FACTORED,
+            &[
+                ("front_matter", &self.front_matter(&["mixtral", "moe", "low-rank", "svd", "custom_code"])),
+                ("title", &format!("{} with low-rank experts", self.short_name())),
+                ("base_sentence", &self.base_sentence()),
+                ("params_before", &grouped(before.params)),
+                ("params_after", &grouped(after.params)),
+                ("params_removed", &share(removed.params, before.params)),
+                ("bytes_before", &grouped(before.bytes)),
+                ("bytes_after", &grouped(after.bytes)),
+                ("bytes_removed", &share(removed.bytes, before.bytes)),
+                ("budget_sentence", &budget),
+                ("load_name", &self.load_name("lowrank")),
+                ("instruction_section", &self.instruction()),
+                ("rank_table", &rank_table(&report.matrices)),
+                ("error_section", &error_section(report)),
+                ("version", &report.version),
+                ("format_version", &format::FORMAT_VERSION.to_string()),
+            ],
+        )
+    }
+
+    /// The card of a checkpoint multiplied back to dense.
+    pub fn dense(&self) -> String {
+        fill(
+            DENSE,
+            &[
+                ("front_matter", &self.front_matter(&["mixtral", "moe", "low-rank", "svd"])),
+                ("title", &format!("{}, densified", self.short_name())),
+                ("base_sentence", &self.base_sentence()),
+                ("load_name", &self.load_name("densified")),
+                ("instruction_section", &self.instruction()),
+                ("version", env!("CARGO_PKG_VERSION")),
+            ],
+        )
+    }
+
+    fn front_matter(&self, tags: &[&str]) -> String {
+        let mut lines = Vec::new();
+        // The Hub takes only `org/name` here.
+        if let Some(id) = self.base_model.filter(|id| is_repo_id(id)) {
+            lines.push(format!("base_model: {id}"));
+        }
+        if let Some(license) = self.license {
+            lines.push(format!("license: {license}"));
+        }
+        lines.push("library_name: transformers".into());
+        lines.push("pipeline_tag: text-generation".into());
+        lines.push("tags:".into());
+        lines.extend(tags.iter().map(|tag| format!("- {tag}")));
+        lines.join("\n")
+    }
+
+    fn base_sentence(&self) -> String {
+        match self.base_model {
+            Some(id) if is_repo_id(id) => format!("[{id}](https://huggingface.co/{id})"),
+            Some(name) => format!("`{name}`"),
+            None => "A Mixtral".into(),
+        }
+    }
+
+    fn short_name(&self) -> &str {
+        self.base_model.map_or("Mixtral", |id| id.rsplit('/').next().unwrap_or(id))
+    }
+
+    fn load_name(&self, suffix: &str) -> String {
+        format!("{}-{suffix}", self.short_name())
+    }
+
+    fn instruction(&self) -> String {
+        let Some(ChatTemplate { file, text }) = self.chat_template else {
+            return "\nThe base model has no chat template: give it plain text.\n".into();
+        };
+        // Longer than any run of backticks inside.
+        let run = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+        let fence = "`".repeat(3.max(run + 1));
+        fill(
+            INSTRUCTION,
+            &[("template_file", file), ("fence", &fence), ("template", text.trim_end_matches('\n'))],
+        )
+    }
+}
+
+/// `org/name` as the Hub allows it.
+fn is_repo_id(id: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && !part.starts_with('.')
+    };
+    id.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
+}
+
+/// One pass, so that a value is never searched for keys. Braces that name no key stay as they are.
+fn fill(template: &str, values: &[(&str, &str)]) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        rest = &rest[open..];
+        let value = rest.find('}').and_then(|close| {
+            let key = &rest[1..close];
+            let (_, value) = values.iter().find(|(name, _)| *name == key)?;
+            Some((close, value))
+        });
+        match value {
+            Some((close, value)) => {
+                out.push_str(value);
+                rest = &rest[close + 1..];
+            }
+            None => {
+                out.push('{');
+                rest = &rest[1..];
+            }
+        }
+    }
+    out + rest
+}
+
+/// `46,702,792,704`
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn share(part: u64, whole: u64) -> String {
+    format!("{} ({:.2} %)", grouped(part), 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+/// One line per layer: ranks of the experts in each projection, and the layer's error.
+fn rank_table(matrices: &[MatrixReport]) -> String {
+    let mut layers: BTreeMap<usize, Vec<&MatrixReport>> = BTreeMap::new();
+    for row in matrices {
+        layers.entry(row.name.layer).or_default().push(row);
+    }
+    let mut table =
+        String::from("| Layer | w1 (gate) | w2 (down) | w3 (up) | Error |\n|---:|---|---|---|---:|\n");
+    for (layer, rows) in layers {
+        let cell = |projection: Projection| {
+            let of: Vec<&&MatrixReport> =
+                rows.iter().filter(|row| row.name.projection == projection).collect();
+            let ranks: Vec<usize> = of.iter().filter_map(|row| row.rank).collect();
+            let dense = of.len() - ranks.len();
+            let span = match (ranks.iter().min(), ranks.iter().max()) {
+                (Some(least), Some(most)) => {
+                    let mean = ranks.iter().sum::<usize>() as f64 / ranks.len() as f64;
+                    format!("{least} / {mean:.1} / {most}")
+                }
+                _ => String::new(),
+            };
+            match (span.is_empty(), dense) {
+                (true, _) => "dense".into(),
+                (false, 0) => span,
+                (false, dense) => format!("{span}, {dense} dense"),
+            }
+        };
+        let [w1, w2, w3] = Projection::ALL.map(cell);
+        let error = rms(rows.iter().map(|row| row.relative_error));
+        writeln!(table, "| {layer} | {w1} | {w2} | {w3} | {error:.4} |").expect("a String takes all");
+    }
+    table.truncate(table.trim_end().len());
+    table
+}
+
+fn rms(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), value| (sum + value * value, count + 1));
+    (sum / f64::from(count.max(1))).sqrt()
+}
+
+fn error_section(report: &Report) -> String {
+    let factored = || report.matrices.iter().filter(|row| row.rank.is_some());
+    let count = factored().count();
+    let mut text = format!(
+        "{count} of {} expert matrices are factored. Their relative error `‖W − u·v‖ / ‖W‖` before rounding to the stored \
+         number format: {:.4} (root mean square), {:.4} at most.",
+        report.matrices.len(),
+        rms(factored().map(|row| row.relative_error)),
+        factored().map(|row| row.relative_error).fold(0.0, f64::max),
+    );
+    if let Some(excess) = factored().filter_map(|row| row.excess_over_optimum).reduce(f64::max) {
+        write!(
+            text,
+            " None is more than {excess:.1e} above the best that any factors of its rank can reach."
+        )
+        .expect("a String takes all");
+    }
+    if let Some(optimality) = report.optimality {
+        write!(
+            text,
+            " The ranks are at most {:.3} % above the least total squared error that any ranks within the budget can have.",
+            100.0 * optimality.duality_gap
+        )
+        .expect("a String takes all");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::report;
+
+    #[test]
+    fn a_card_has_front_matter_numbers_template_and_no_open_key() {
+        let template = ChatTemplate {
+            file: "chat_template.jinja".into(),
+            text: "{{ bos_token }} [INST] {title} ```` [/INST]".into(),
+        };
+        let card = Card {
+            base_model: Some("org/base"),
+            license: Some("apache-2.0"),
+            chat_template: Some(&template),
+        };
+        let text = card.factored(&report());
+        let front = concat!(
+            "---\nbase_model: org/base\nlicense: apache-2.0\nlibrary_name: transformers\n",
+            "pipeline_tag: text-generation\ntags:\n- mixtral\n- moe\n- low-rank\n- svd\n- custom_code\n---\n"
+        );
+        assert!(text.starts_with(front), "{text}");
+        assert!(text.contains("| before | 1,000,000 | 2,000,000 |"));
+        // Verbatim, inside a fence that its own backticks do not close.
+        assert!(text.contains(&format!("`````jinja\n{}\n`````\n", template.text)));
+        assert!(text.contains("| 0 | 40 / 40.5 / 41 | 40 / 40.5 / 41 | dense | 0.2041 |"), "{text}");
+        assert!(text.contains("from_pretrained(\"base-lowrank\", trust_remote_code=True"));
+        let without_template = text.replace(&template.text, "");
+        for key in ["{title}", "{rank_table}", "{error_section}", "{front_matter}", "{fence}", "{version}"] {
+            assert!(!without_template.contains(key), "{key}");
+        }
+        assert_eq!(text, card.factored(&report()));
+    }
+
+    #[test]
+    fn a_base_without_a_hub_name_gets_no_base_model_key() {
+        for name in [None, Some("tiny-mixtral"), Some("a/b/c")] {
+            let card = Card { base_model: name, ..Card::default() };
+            assert!(!card.factored(&report()).contains("base_model:"), "{name:?}");
+            assert!(card.dense().contains("saves no memory"));
+        }
+    }
+
+    #[test]
+    fn the_licence_is_taken_from_front_matter_only() {
+        assert_eq!(license_of("---\nlanguage:\n- en\nlicense: apache-2.0\n---\n# x"), Some("apache-2.0"));
+        assert_eq!(license_of("---\nlicense: \"mit\"\n---\n"), Some("mit"));
+        assert_eq!(license_of("---\na: b\n---\nlicense: mit\n"), None);
+        assert_eq!(license_of("license: mit\n"), None);
+        assert_eq!(license_of("---\nlicense: [a, b]\n---\n"), None);
+    }
+
+    #[test]
+    fn the_template_is_found_in_either_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(ChatTemplate::find(dir.path()), None);
+        fs::write(dir.path().join("tokenizer_config.json"), r#"{"chat_template": "{{ a }}"}"#).unwrap();
+        assert_eq!(ChatTemplate::find(dir.path()).unwrap().text, "{{ a }}");
+        fs::write(dir.path().join("chat_template.jinja"), "{{ b }}").unwrap();
+        assert_eq!(ChatTemplate::find(dir.path()).unwrap().text, "{{ b }}");
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (46_702_792_704, "46,702,792,704")] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

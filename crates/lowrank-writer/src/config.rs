@@ -1,0 +1,138 @@
+//! `config.json` of factored and of dense output, made from the base's.
+//!
+//! Unknown keys of the base are kept, in their order. What changes is what loaders dispatch on.
+
+use crate::WriteError;
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, config::ConfigError, format};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Keys that are rewritten, or that must not survive: `_name_or_path` is a path of somebody's machine, `ranks` is
+/// minixtral's flat rank map.
+const REPLACED: [&str; 11] = [
+    "architectures",
+    "model_type",
+    "auto_map",
+    "torch_dtype",
+    "dtype",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "_name_or_path",
+    "ranks",
+    format::CONFIG_KEY,
+];
+
+/// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks.
+pub fn factored(
+    base: &Value,
+    ranks: &BTreeMap<MatrixId, usize>,
+    storage: Storage,
+    dtype: Dtype,
+) -> Result<Value, WriteError> {
+    let head = json!({
+        "architectures": [format::ARCHITECTURE],
+        "model_type": format::MODEL_TYPE,
+        // In this order: vLLM asks for AutoModel.
+        "auto_map": {
+            "AutoConfig": "configuration_lowrank_mixtral.LowRankMixtralConfig",
+            "AutoModel": "modeling_lowrank_mixtral.LowRankMixtralModel",
+            "AutoModelForCausalLM": "modeling_lowrank_mixtral.LowRankMixtralForCausalLM",
+        },
+    });
+    let mut config = carry_over(base, head, dtype)?;
+    let ranks: Map<String, Value> =
+        ranks.iter().map(|(id, &rank)| (id.module_name(), Value::from(rank))).collect();
+    config.insert(
+        format::CONFIG_KEY.into(),
+        json!({
+            "format": format::FORMAT,
+            "format_version": format::FORMAT_VERSION,
+            "storage": storage,
+            "ranks": ranks,
+        }),
+    );
+    Ok(config.into())
+}
+
+/// The config of a dense Mixtral: any trace of factors is gone.
+pub fn dense(base: &Value, dtype: Dtype) -> Result<Value, WriteError> {
+    let head = json!({ "architectures": ["MixtralForCausalLM"], "model_type": "mixtral" });
+    Ok(carry_over(base, head, dtype)?.into())
+}
+
+fn carry_over(base: &Value, head: Value, dtype: Dtype) -> Result<Map<String, Value>, WriteError> {
+    let model = ModelConfig::from_hf_json(base)?;
+    let (Value::Object(mut config), Some(base)) = (head, base.as_object()) else {
+        return Err(ConfigError::NotJson("top level".into()).into());
+    };
+    for (key, value) in base.iter().filter(|(key, _)| !REPLACED.contains(&key.as_str())) {
+        config.insert(key.clone(), value.clone());
+    }
+    // transformers v4 reads `torch_dtype` and `rope_theta`, v5 reads `dtype` and `rope_parameters`; a version that finds
+    // only the other's key silently takes a default.
+    config.insert("torch_dtype".into(), dtype.torch_name().into());
+    config.insert("dtype".into(), dtype.torch_name().into());
+    config.insert("rope_theta".into(), model.rope_theta.into());
+    config
+        .insert("rope_parameters".into(), json!({ "rope_theta": model.rope_theta, "rope_type": "default" }));
+    Ok(config)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use lowrank_model::Projection;
+
+    pub(crate) fn base() -> Value {
+        json!({
+            "_name_or_path": "/home/someone/model",
+            "architectures": ["MixtralForCausalLM"],
+            "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_local_experts": 2,
+            "num_experts_per_tok": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
+            "model_type": "mixtral", "dtype": "bfloat16", "something_new": [1, 2],
+            "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" },
+        })
+    }
+
+    fn ranks() -> BTreeMap<MatrixId, usize> {
+        BTreeMap::from([(MatrixId { layer: 0, expert: 1, projection: Projection::W2 }, 3)])
+    }
+
+    #[test]
+    fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
+        let config = factored(&base(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
+        assert_eq!(config["model_type"], "lowrank_mixtral");
+        assert_eq!(config["something_new"], json!([1, 2]));
+        assert_eq!(config["torch_dtype"], config["dtype"]);
+        assert_eq!(config["rope_theta"], 5e5);
+        assert_eq!(
+            config["lowrank_config"],
+            json!({
+                "format": "lowrank-compress", "format_version": 1, "storage": "uv",
+                "ranks": { "model.layers.0.block_sparse_moe.experts.1.w2": 3 },
+            })
+        );
+        let auto: Vec<&str> = config["auto_map"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(auto, ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]);
+        assert!(config.get("_name_or_path").is_none());
+        assert_eq!(ModelConfig::from_hf_json(&config), ModelConfig::from_hf_json(&base()));
+    }
+
+    #[test]
+    fn densifying_undoes_factoring() {
+        let factored = factored(&base(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
+        let undone = dense(&factored, Dtype::Bf16).unwrap();
+        assert_eq!(undone, dense(&base(), Dtype::Bf16).unwrap());
+        assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));
+        for key in ["lowrank_config", "auto_map", "ranks"] {
+            assert!(undone.get(key).is_none(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_base_that_is_no_mixtral_is_refused() {
+        assert!(dense(&json!({ "model_type": "llama" }), Dtype::F32).is_err());
+        assert!(dense(&json!([]), Dtype::F32).is_err());
+    }
+}

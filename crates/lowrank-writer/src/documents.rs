@@ -1,0 +1,108 @@
+//! Everything beside the shards: config, code, report, card, and what is copied verbatim from the base.
+
+use crate::{Card, Report, WriteError, config, staging::StagingDir};
+use lowrank_model::{Dtype, MatrixId, Storage, format, plan::Size};
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+/// The module that reads `lowrank_config`; copied into every factored checkpoint.
+pub const CONFIGURATION_PY: &str = include_str!("../assets/configuration_lowrank_mixtral.py");
+/// The module that multiplies with factors; copied into every factored checkpoint.
+pub const MODELING_PY: &str = include_str!("../assets/modeling_lowrank_mixtral.py");
+/// File name of [`CONFIGURATION_PY`].
+pub const CONFIGURATION_FILE: &str = "configuration_lowrank_mixtral.py";
+/// File name of [`MODELING_PY`].
+pub const MODELING_FILE: &str = "modeling_lowrank_mixtral.py";
+/// The model card.
+pub const CARD_FILE: &str = "README.md";
+
+/// The files of a checkpoint that are no shards and no index.
+#[derive(Debug, Clone, Default)]
+pub struct Documents {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    companions: BTreeMap<PathBuf, PathBuf>,
+    pub(crate) promised: Option<Size>,
+}
+
+impl Documents {
+    /// Of a factored checkpoint: config with ranks, the two Python files, report and card. The sizes that the report
+    /// states are promised: [`crate::CheckpointWriter::finish`] fails if the written headers say otherwise.
+    pub fn factored(
+        base_config: &Value,
+        ranks: &BTreeMap<MatrixId, usize>,
+        storage: Storage,
+        dtype: Dtype,
+        report: &Report,
+        card: &Card<'_>,
+    ) -> Result<Self, WriteError> {
+        let config = config::factored(base_config, ranks, storage, dtype)?;
+        Self::default()
+            .with_file(format::CONFIG_FILE, pretty(&config))?
+            .with_file(CONFIGURATION_FILE, CONFIGURATION_PY)?
+            .with_file(MODELING_FILE, MODELING_PY)?
+            .with_file(format::REPORT_FILE, pretty(report))?
+            .with_file(CARD_FILE, card.factored(report))
+            .map(|documents| documents.promising(report.after))
+    }
+
+    /// Of a dense checkpoint made from factors: a plain Mixtral config, and a card that says where it comes from.
+    pub fn dense(base_config: &Value, dtype: Dtype, card: &Card<'_>) -> Result<Self, WriteError> {
+        Self::default()
+            .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, dtype)?))?
+            .with_file(CARD_FILE, card.dense())
+    }
+
+    /// Adds a file.
+    pub fn with_file(
+        mut self,
+        name: impl Into<PathBuf>,
+        content: impl Into<Vec<u8>>,
+    ) -> Result<Self, WriteError> {
+        let name = name.into();
+        if self.companions.contains_key(&name) || self.files.contains_key(&name) {
+            return Err(WriteError::DuplicateFile { name });
+        }
+        self.files.insert(name, content.into());
+        Ok(self)
+    }
+
+    /// Copies files verbatim from `dir`, under the same relative names.
+    pub fn with_companions(mut self, dir: &Path, names: &[PathBuf]) -> Result<Self, WriteError> {
+        for name in names {
+            if self.files.contains_key(name) || self.companions.contains_key(name) {
+                return Err(WriteError::DuplicateFile { name: name.clone() });
+            }
+            self.companions.insert(name.clone(), dir.join(name));
+        }
+        Ok(self)
+    }
+
+    /// States the size that the written headers must add up to.
+    pub fn promising(mut self, size: Size) -> Self {
+        self.promised = Some(size);
+        self
+    }
+
+    pub(crate) fn write(&self, staging: &StagingDir) -> Result<(), WriteError> {
+        for (name, content) in &self.files {
+            staging.write_file(name, &mut content.as_slice())?;
+        }
+        for (name, source) in &self.companions {
+            let mut file = File::open(source).map_err(WriteError::io(source, "open"))?;
+            staging.write_file(name, &mut file)?;
+        }
+        Ok(())
+    }
+}
+
+/// JSON as people read it, with a final newline.
+pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("string keys and finite depth always serialise");
+    text.push(b'\n');
+    text
+}

@@ -1,0 +1,276 @@
+//! `lowrank_report.json`: rank metadata and provenance. Loaders do not read it; people and `verify` do.
+//!
+//! A pure function of inputs and settings: no clock, host, path or thread count, so two runs give the same bytes.
+
+use lowrank_model::{
+    CostModel, Dtype, MatrixId, MatrixShape, RankPlan, Storage, Unit,
+    plan::{Optimality, Sensitivity, Size},
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of this document.
+pub const REPORT_VERSION: u32 = 1;
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`REPORT_VERSION`].
+    pub report_version: u32,
+    /// `lowrank-compress`.
+    pub tool: String,
+    /// Of the tool.
+    pub version: String,
+    /// What was compressed.
+    pub base_model: BaseModel,
+    /// What was asked and what was done; absent when the ranks were given.
+    pub budget: Option<BudgetReport>,
+    /// The whole checkpoint before.
+    pub before: Size,
+    /// The whole checkpoint after.
+    pub after: Size,
+    /// How factored matrices are stored.
+    pub storage: Storage,
+    /// Everything that decides the bytes, beside the inputs.
+    pub settings: Settings,
+    /// What the allocation proves; absent when the ranks were given.
+    pub optimality: Option<Optimality>,
+    /// One row per expert matrix, in stored order.
+    pub matrices: Vec<MatrixReport>,
+}
+
+/// What was compressed, by name and by content.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BaseModel {
+    /// `org/name`, if it was given so; never a path.
+    pub id: Option<String>,
+    /// Commit of the snapshot, if it came from the Hugging Face cache.
+    pub revision: Option<String>,
+    /// The files that were read, sorted by name.
+    pub files: Vec<InputFile>,
+}
+
+/// One file of the base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// Relative name.
+    pub name: String,
+    /// Length.
+    pub bytes: u64,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+/// The budget, in its own unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetReport {
+    /// What is counted.
+    pub unit: Unit,
+    /// Remove at least this.
+    pub asked: u64,
+    /// What was removed.
+    pub removed: u64,
+    /// removed − asked.
+    pub overshoot: u64,
+}
+
+/// What a second run needs to give the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// `auto`, `exact` or `randomized`.
+    pub method: String,
+    /// `auto`, `f32` or `f64`.
+    pub precision: String,
+    /// Of the randomized route.
+    pub seed: u64,
+    /// How matrices weigh against each other.
+    pub sensitivity: Sensitivity,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// No rank is below this.
+    pub rank_min: usize,
+    /// Matrices whose name this matches stay dense.
+    pub keep_dense: Option<String>,
+    /// Number format of the factors.
+    pub factor_dtype: Dtype,
+    /// A new shard begins before this many bytes of tensors would be exceeded.
+    pub shard_bytes_max: u64,
+}
+
+/// One row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MatrixReport {
+    /// Canonical module name.
+    pub name: MatrixId,
+    /// [m, n], out × in.
+    pub shape: [usize; 2],
+    /// Absent: left dense.
+    pub rank: Option<usize>,
+    /// ‖W − u·v‖_F / ‖W‖_F before rounding to the stored dtype; 0 for a dense matrix.
+    pub relative_error: f64,
+    /// ‖W − u·v‖_F / optimum − 1, against the best matrix of this rank (Eckart–Young); absent where no full spectrum
+    /// was taken.
+    pub excess_over_optimum: Option<f64>,
+    /// How the factors were found, `dense` for a matrix left dense.
+    pub route: String,
+}
+
+/// What factoring one matrix gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// See [`MatrixReport::relative_error`].
+    pub relative_error: f64,
+    /// See [`MatrixReport::excess_over_optimum`].
+    pub excess_over_optimum: Option<f64>,
+    /// See [`MatrixReport::route`].
+    pub route: String,
+}
+
+impl Report {
+    /// Joins a plan with what came of it.
+    ///
+    /// # Panics
+    /// If a matrix with a rank has no outcome.
+    pub fn new(
+        plan: &RankPlan,
+        outcomes: &BTreeMap<MatrixId, Outcome>,
+        base_model: BaseModel,
+        settings: Settings,
+    ) -> Self {
+        let CostModel { storage, .. } = plan.cost;
+        let budget = plan.target.zip(plan.overshoot()).map(|(target, overshoot)| BudgetReport {
+            unit: target.unit,
+            asked: target.remove_at_least,
+            removed: target.remove_at_least + overshoot,
+            overshoot,
+        });
+        let matrices = plan
+            .matrices
+            .iter()
+            .map(|row| {
+                let outcome = row.rank.map(|_| outcomes[&row.name].clone()).unwrap_or(Outcome {
+                    relative_error: 0.0,
+                    excess_over_optimum: None,
+                    route: "dense".into(),
+                });
+                let MatrixShape { rows, cols } = row.shape;
+                MatrixReport {
+                    name: row.name,
+                    shape: [rows, cols],
+                    rank: row.rank,
+                    relative_error: outcome.relative_error,
+                    excess_over_optimum: outcome.excess_over_optimum,
+                    route: outcome.route,
+                }
+            })
+            .collect();
+        Self {
+            report_version: REPORT_VERSION,
+            tool: lowrank_model::format::FORMAT.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            base_model,
+            budget,
+            before: plan.before,
+            after: plan.after,
+            storage,
+            settings,
+            optimality: plan.optimality,
+            matrices,
+        }
+    }
+
+    /// Parameters removed.
+    pub fn removed_params(&self) -> u64 {
+        self.before.params.saturating_sub(self.after.params)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use lowrank_model::{Projection, Target, plan::PlannedMatrix};
+
+    /// Two layers of two experts, 448 × 128, every third matrix dense.
+    pub(crate) fn report() -> Report {
+        let mut matrices = Vec::new();
+        let mut outcomes = BTreeMap::new();
+        for layer in 0..2 {
+            for expert in 0..2 {
+                for (position, projection) in Projection::ALL.into_iter().enumerate() {
+                    let name = MatrixId { layer, expert, projection };
+                    let shape = match projection {
+                        Projection::W2 => MatrixShape { rows: 128, cols: 448 },
+                        _ => MatrixShape { rows: 448, cols: 128 },
+                    };
+                    let rank = (position != 2).then_some(40 + 8 * layer + expert);
+                    matrices.push(PlannedMatrix { name, shape, rank, relative_error: Some(0.25) });
+                    if rank.is_some() {
+                        let outcome = Outcome {
+                            relative_error: 0.25,
+                            excess_over_optimum: Some(1e-7),
+                            route: "exact".into(),
+                        };
+                        outcomes.insert(name, outcome);
+                    }
+                }
+            }
+        }
+        let cost = CostModel {
+            storage: Storage::Uv,
+            unit: Unit::Params,
+            dense_element_bytes: 2,
+            factor_element_bytes: 2,
+        };
+        let optimality = Optimality {
+            sensitivity: Sensitivity::Absolute,
+            objective: 2.0,
+            lower_bound: 1.9,
+            duality_gap: 0.1 / 1.9,
+        };
+        let plan = RankPlan::new(
+            Some(Target { unit: Unit::Params, remove_at_least: 250_000 }),
+            cost,
+            1,
+            Size { params: 1_000_000, bytes: 2_000_000 },
+            Some(optimality),
+            matrices,
+        );
+        let settings = Settings {
+            method: "auto".into(),
+            precision: "auto".into(),
+            seed: 0,
+            sensitivity: Sensitivity::Absolute,
+            rank_multiple: 1,
+            rank_min: 1,
+            keep_dense: None,
+            factor_dtype: Dtype::Bf16,
+            shard_bytes_max: 5_000_000_000,
+        };
+        let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
+        Report::new(&plan, &outcomes, base, settings)
+    }
+
+    #[test]
+    fn the_budget_adds_up() {
+        let report = report();
+        // Ranks 40, 41, 48, 49, each in w1 and w2 of one expert.
+        let removed = 2 * (4 * 448 * 128 - (40 + 41 + 48 + 49) * 576);
+        assert_eq!(report.removed_params(), removed);
+        let budget = report.budget.unwrap();
+        assert_eq!((budget.removed, budget.overshoot), (removed, removed - 250_000));
+        assert_eq!(report.matrices[2].rank, None);
+        assert_eq!(report.matrices[2].route, "dense");
+    }
+
+    #[test]
+    fn a_report_survives_json() {
+        let report = report();
+        let text = crate::documents::pretty(&report);
+        assert_eq!(serde_json::from_slice::<Report>(&text).unwrap(), report);
+        let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(value["matrices"][0]["name"], "model.layers.0.block_sparse_moe.experts.0.w1");
+        assert_eq!(value["matrices"][0]["shape"], serde_json::json!([448, 128]));
+        assert_eq!(value["matrices"][2]["rank"], serde_json::Value::Null);
+        assert_eq!(value["storage"], "uv");
+    }
+}
