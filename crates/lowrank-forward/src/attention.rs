@@ -1,0 +1,161 @@
+//! Grouped-query attention with rotary positions, a causal mask and an optional sliding window.
+
+use crate::hidden::Hidden;
+use crate::linear::Linear;
+use crate::math::{add_scaled, rms_norm, softmax};
+use crate::product::one_tile;
+use crate::rope::Rope;
+use faer::{MatMut, MatRef};
+use lowrank_model::ModelConfig;
+use rayon::prelude::*;
+
+/// Queries whose scores are computed together.
+const QUERY_BLOCK: usize = 128;
+
+/// Weights of one layer's attention.
+#[derive(Debug)]
+pub struct AttentionWeights {
+    /// [H]
+    pub norm: Vec<f32>,
+    /// [A·D, H]
+    pub query: Linear,
+    /// [G·D, H]
+    pub key: Linear,
+    /// [G·D, H]
+    pub value: Linear,
+    /// [H, A·D]
+    pub output: Linear,
+}
+
+impl AttentionWeights {
+    /// h += attention(norm(h)), every sequence for itself.
+    pub fn run(&self, config: &ModelConfig, rope: &Rope, hidden: &mut Hidden) {
+        hidden.sequences_mut().into_par_iter().for_each(|h| self.run_sequence(config, rope, h));
+    }
+
+    /// One sequence: h [T, H].
+    fn run_sequence(&self, config: &ModelConfig, rope: &Rope, h: &mut [f32]) {
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (hidden_size, d) = (config.hidden_size, config.head_dim);
+        let tokens = h.len() / hidden_size;
+
+        let mut x = vec![0.0; h.len()]; // [T, H]
+        for (x, h) in x.chunks_exact_mut(hidden_size).zip(h.chunks_exact(hidden_size)) {
+            rms_norm(x, h, &self.norm, config.rms_norm_eps as f32);
+        }
+        let mut q = vec![0.0; tokens * heads * d]; // [T, A·D]
+        let mut k = vec![0.0; tokens * kv_heads * d]; // [T, G·D]
+        let mut v = vec![0.0; tokens * kv_heads * d]; // [T, G·D]
+        self.query.apply(&x, &mut q);
+        self.key.apply(&x, &mut k);
+        self.value.apply(&x, &mut v);
+        rope.turn(&mut q, heads);
+        rope.turn(&mut k, kv_heads);
+
+        let q = MatRef::from_row_major_slice(&q, tokens, heads * d);
+        let k = MatRef::from_row_major_slice(&k, tokens, kv_heads * d);
+        let v = MatRef::from_row_major_slice(&v, tokens, kv_heads * d);
+        // A / G query heads share one key/value head.
+        let group = heads / kv_heads;
+        let per_head: Vec<Vec<f32>> = (0..heads)
+            .into_par_iter()
+            .map(|head| {
+                let kv = head / group;
+                let q = q.subcols(head * d, d);
+                attend(q, k.subcols(kv * d, d), v.subcols(kv * d, d), config.sliding_window)
+            })
+            .collect(); // A × [T, D]
+
+        let mut mixed = vec![0.0; tokens * heads * d]; // [T, A·D]
+        for (t, row) in mixed.chunks_exact_mut(heads * d).enumerate() {
+            for (out, head) in row.chunks_exact_mut(d).zip(&per_head) {
+                out.copy_from_slice(&head[t * d..][..d]);
+            }
+        }
+        self.output.apply(&mixed, &mut x);
+        add_scaled(h, 1.0, &x);
+    }
+}
+
+/// softmax(q kᵀ / √D) v of one head: q, k, v [T, D] → [T, D].
+/// Query i sees the keys j ≤ i, and of those the last `window`: j > i − window.
+fn attend(q: MatRef<'_, f32>, k: MatRef<'_, f32>, v: MatRef<'_, f32>, window: Option<usize>) -> Vec<f32> {
+    let (tokens, d) = (q.nrows(), q.ncols());
+    let first_seen = |i: usize| window.map_or(0, |window| (i + 1).saturating_sub(window));
+    let scale = 1.0 / (d as f64).sqrt();
+    let mut out = vec![0.0; tokens * d]; // [T, D]
+    let mut scores = Vec::new(); // [queries, keys]
+    for (block, out) in out.chunks_mut(QUERY_BLOCK * d).enumerate() {
+        let first_query = block * QUERY_BLOCK;
+        let queries = out.len() / d;
+        // No query of this block sees a key outside first_key..end_key.
+        let (first_key, end_key) = (first_seen(first_query), first_query + queries);
+        let keys = end_key - first_key;
+        scores.clear();
+        scores.resize(queries * keys, 0.0);
+        one_tile(
+            MatMut::from_row_major_slice_mut(&mut scores, queries, keys),
+            q.subrows(first_query, queries),
+            k.subrows(first_key, keys).transpose(),
+        );
+        for (row, i) in scores.chunks_exact_mut(keys).zip(first_query..) {
+            let (hidden_past, rest) = row.split_at_mut(first_seen(i) - first_key);
+            let (seen, future) = rest.split_at_mut(i + 1 - first_seen(i));
+            hidden_past.fill(0.0);
+            future.fill(0.0);
+            for score in seen.iter_mut() {
+                *score *= scale as f32;
+            }
+            softmax(seen);
+        }
+        one_tile(
+            MatMut::from_row_major_slice_mut(out, queries, d),
+            MatRef::from_row_major_slice(&scores, queries, keys),
+            v.subrows(first_key, keys),
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The definition, in f64.
+    fn reference(q: &[f32], k: &[f32], v: &[f32], d: usize, window: usize) -> Vec<f64> {
+        let tokens = q.len() / d;
+        let mut out = vec![0.0; tokens * d];
+        for i in 0..tokens {
+            let seen: Vec<usize> = (0..=i).filter(|&j| i - j < window).collect();
+            let scores: Vec<f64> = seen
+                .iter()
+                .map(|&j| (0..d).map(|c| f64::from(q[i * d + c]) * f64::from(k[j * d + c])).sum::<f64>())
+                .map(|dot| (dot / (d as f64).sqrt()).exp())
+                .collect();
+            let total: f64 = scores.iter().sum();
+            for (&j, score) in seen.iter().zip(&scores) {
+                for c in 0..d {
+                    out[i * d + c] += score / total * f64::from(v[j * d + c]);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn blocks_and_windows_equal_the_definition() {
+        let (tokens, d) = (300, 6);
+        let values = |phase: f32| -> Vec<f32> {
+            (0..tokens * d).map(|i| (i as f32 * 0.37 + phase).sin() * 2.0).collect()
+        };
+        let (q, k, v) = (values(0.0), values(1.0), values(2.0));
+        let as_matrix = |x| MatRef::from_row_major_slice(x, tokens, d);
+        for window in [None, Some(1), Some(5), Some(128), Some(200), Some(1000)] {
+            let got = attend(as_matrix(&q), as_matrix(&k), as_matrix(&v), window);
+            let expected = reference(&q, &k, &v, d, window.unwrap_or(usize::MAX));
+            for (got, expected) in got.iter().zip(expected) {
+                assert!((f64::from(*got) - expected).abs() < 1e-5, "window {window:?}");
+            }
+        }
+    }
+}

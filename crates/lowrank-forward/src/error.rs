@@ -1,0 +1,37 @@
+//! Every way a forward pass can fail.
+
+use lowrank_reader::ReadError;
+
+/// Why the model could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The weights could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The checkpoint has no such tensor.
+    #[error("`{tensor}` is not a tensor of this model")]
+    MissingTensor {
+        /// Canonical name.
+        tensor: String,
+    },
+    /// A token that has no embedding.
+    #[error(
+        "token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocab_size}; were the tokens made by another model's tokenizer?"
+    )]
+    TokenOutsideVocabulary {
+        /// Which sequence.
+        sequence: usize,
+        /// Where in it.
+        position: usize,
+        /// The token.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A sequence without tokens.
+    #[error("sequence {sequence} has no tokens")]
+    EmptySequence {
+        /// Which sequence.
+        sequence: usize,
+    },
+}

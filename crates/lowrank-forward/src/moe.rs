@@ -1,0 +1,89 @@
+//! The sparse mixture of experts: y = Σ_e g_e · w2_e (silu(w1_e x) ∘ w3_e x) over the k experts a token visits.
+//!
+//! Tokens of one expert are gathered, so that each of its matrices is multiplied once with many of them.
+
+use crate::linear::Linear;
+use crate::math::{add_scaled, swiglu};
+use crate::observer::{ExpertBatch, Observer};
+use crate::product::TILE_TOKENS;
+use crate::router::Routing;
+use rayon::prelude::*;
+
+/// Tokens gathered at a time: bounds the [n, F] activations that the observer is shown.
+const BATCH_TOKENS: usize = 16 * TILE_TOKENS;
+
+/// Weights of one expert.
+#[derive(Debug)]
+pub struct ExpertWeights {
+    /// gate, [F, H]
+    pub w1: Linear,
+    /// down, [H, F]
+    pub w2: Linear,
+    /// up, [F, H]
+    pub w3: Linear,
+}
+
+/// Buffers that one expert after another fills.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    x: Vec<f32>,    // [n, H]
+    gate: Vec<f32>, // [n, F], then the activations
+    up: Vec<f32>,   // [n, F]
+    y: Vec<f32>,    // [n, H]
+}
+
+impl ExpertWeights {
+    /// Adds g_e · expert_e(x) of its visitors to `output` [N, H].
+    pub(crate) fn add_to(
+        &self,
+        (layer, expert): (usize, usize),
+        input: &[f32], // [N, H]
+        routing: &Routing,
+        output: &mut [f32], // [N, H]
+        scratch: &mut Scratch,
+        observer: &mut dyn Observer,
+    ) {
+        let (h, f) = (self.w1.inputs(), self.w1.outputs());
+        let (tokens, weights) = routing.visitors(expert);
+        for (tokens, weights) in tokens.chunks(BATCH_TOKENS).zip(weights.chunks(BATCH_TOKENS)) {
+            let n = tokens.len();
+            scratch.x.resize(n * h, 0.0);
+            scratch.gate.resize(n * f, 0.0);
+            scratch.up.resize(n * f, 0.0);
+            scratch.y.resize(n * h, 0.0);
+            let Scratch { x, gate, up, y } = &mut *scratch;
+            (
+                tokens.par_chunks(TILE_TOKENS),
+                x.par_chunks_mut(TILE_TOKENS * h),
+                gate.par_chunks_mut(TILE_TOKENS * f),
+                up.par_chunks_mut(TILE_TOKENS * f),
+                y.par_chunks_mut(TILE_TOKENS * h),
+            )
+                .into_par_iter()
+                .for_each(|(tokens, x, gate, up, y)| {
+                    for (x, &token) in x.chunks_exact_mut(h).zip(tokens) {
+                        x.copy_from_slice(&input[token * h..][..h]);
+                    }
+                    self.w1.apply(x, gate);
+                    self.w3.apply(x, up);
+                    swiglu(gate, up);
+                    self.w2.apply(gate, y);
+                });
+            scatter(output, h, tokens, weights, y);
+            observer.expert(&ExpertBatch { layer, expert, tokens, weights, x, activations: gate, y });
+        }
+    }
+}
+
+/// output[token] += weight · y, a task per run of output rows. `tokens` rises, so each task finds its own.
+fn scatter(output: &mut [f32], h: usize, tokens: &[usize], weights: &[f32], y: &[f32]) {
+    output.par_chunks_mut(TILE_TOKENS * h).enumerate().for_each(|(chunk, output)| {
+        let first = chunk * TILE_TOKENS;
+        let start = tokens.partition_point(|&token| token < first);
+        let end = tokens.partition_point(|&token| token < first + TILE_TOKENS);
+        for row in start..end {
+            let at = (tokens[row] - first) * h;
+            add_scaled(&mut output[at..at + h], weights[row], &y[row * h..][..h]);
+        }
+    });
+}

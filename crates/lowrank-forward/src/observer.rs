@@ -1,0 +1,42 @@
+//! Whoever wants to see what flows through the experts: calibration and the verifier.
+
+/// Tokens of one expert, in rising order. An expert with many tokens is shown in several batches, one after another.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertBatch<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Expert of that layer.
+    pub expert: usize,
+    /// [n]: which of the N tokens.
+    pub tokens: &'a [usize],
+    /// [n]: the router's weight of each.
+    pub weights: &'a [f32],
+    /// [n, H]: inputs of w1 and w3.
+    pub x: &'a [f32],
+    /// [n, F]: silu(w1 x) ∘ w3 x, the inputs of w2.
+    pub activations: &'a [f32],
+    /// [n, H]: w2's outputs, before the router's weight.
+    pub y: &'a [f32],
+}
+
+/// The whole mixture of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct MoeBlock<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// [N, H]: the normed states.
+    pub input: &'a [f32],
+    /// [N, H]: Σ_e g_e · expert_e(input).
+    pub output: &'a [f32],
+}
+
+/// Called on the thread that runs the layer, in a fixed order: layers, then experts, then tokens rise.
+pub trait Observer {
+    /// One expert has computed these tokens.
+    fn expert(&mut self, _batch: &ExpertBatch<'_>) {}
+    /// All experts of a layer are done.
+    fn block(&mut self, _block: &MoeBlock<'_>) {}
+}
+
+/// Looks away.
+impl Observer for () {}

@@ -1,0 +1,64 @@
+//! Rotary position embedding (2104.09864), in the "half" convention of transformers: entry i of a head turns with
+//! entry i + D/2, by the angle position · θ^(−2i/D).
+
+/// cos and sin of every position and pair, [T, D/2] each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    half: usize,
+}
+
+impl Rope {
+    /// Angles for `positions` positions, in f64 and rounded once.
+    pub fn new(theta: f64, head_dim: usize, positions: usize) -> Self {
+        let half = head_dim / 2;
+        let (sin, cos) = (0..positions)
+            .flat_map(|position| (0..half).map(move |i| (position, i)))
+            .map(|(position, i)| {
+                let angle = position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64);
+                let (sin, cos) = angle.sin_cos();
+                (sin as f32, cos as f32)
+            })
+            .unzip();
+        Self { cos, sin, half }
+    }
+
+    /// Turns every head of x [T, heads · D] by its position.
+    pub fn turn(&self, x: &mut [f32], heads: usize) {
+        let half = self.half;
+        for (position, token) in x.chunks_exact_mut(heads * 2 * half).enumerate() {
+            let cos = &self.cos[position * half..][..half];
+            let sin = &self.sin[position * half..][..half];
+            for head in token.chunks_exact_mut(2 * half) {
+                let (first, second) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (first[i], second[i]);
+                    first[i] = a * cos[i] - b * sin[i];
+                    second[i] = b * cos[i] + a * sin[i];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_depend_on_the_distance_only() {
+        let rope = Rope::new(1e4, 8, 64);
+        let dot_at = |i: usize, j: usize| {
+            let mut q = vec![0.0; 64 * 8];
+            let mut k = vec![0.0; 64 * 8];
+            q[i * 8..][..8].copy_from_slice(&[1.0, 2.0, -1.0, 0.5, 0.3, -0.7, 1.1, 0.2]);
+            k[j * 8..][..8].copy_from_slice(&[0.4, -1.0, 2.0, 0.1, 0.9, 0.6, -0.3, 1.5]);
+            rope.turn(&mut q, 1);
+            rope.turn(&mut k, 1);
+            (0..8).map(|d| q[i * 8 + d] * k[j * 8 + d]).sum::<f32>()
+        };
+        assert!((dot_at(5, 2) - dot_at(63, 60)).abs() < 1e-5);
+        assert!((dot_at(5, 2) - dot_at(5, 3)).abs() > 1e-2);
+    }
+}

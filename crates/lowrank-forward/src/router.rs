@@ -1,0 +1,78 @@
+//! Which experts each token visits: softmax over the router's logits, the k largest, renormalised to sum 1.
+
+use crate::math::softmax;
+
+/// The choice of every token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Routing {
+    /// [N, k], best first.
+    pub experts: Vec<usize>,
+    /// [N, k], summing to 1 over k.
+    pub weights: Vec<f32>,
+    /// k.
+    pub experts_per_token: usize,
+}
+
+impl Routing {
+    /// From router logits [N, E]. Of equal probabilities the lower index wins.
+    pub fn new(mut logits: Vec<f32>, experts: usize, experts_per_token: usize) -> Self {
+        let tokens = logits.len() / experts;
+        let mut routing = Self {
+            experts: Vec::with_capacity(tokens * experts_per_token),
+            weights: Vec::with_capacity(tokens * experts_per_token),
+            experts_per_token,
+        };
+        for probabilities in logits.chunks_exact_mut(experts) {
+            softmax(probabilities);
+            let first = routing.experts.len();
+            for _ in 0..experts_per_token {
+                let chosen = &routing.experts[first..];
+                let best = (0..experts)
+                    .filter(|expert| !chosen.contains(expert))
+                    .reduce(
+                        |best, expert| {
+                            if probabilities[expert] > probabilities[best] { expert } else { best }
+                        },
+                    )
+                    .expect("a token visits at most as many experts as there are");
+                routing.experts.push(best);
+            }
+            let chosen = routing.experts[first..].iter().map(|&expert| probabilities[expert]);
+            let total: f32 = chosen.clone().sum();
+            routing.weights.extend(chosen.map(|probability| probability / total));
+        }
+        routing
+    }
+
+    /// Tokens that visit an expert, rising, and their weights.
+    pub fn visitors(&self, expert: usize) -> (Vec<usize>, Vec<f32>) {
+        let slots = self.experts.iter().zip(&self.weights).enumerate();
+        slots
+            .filter(|(_, (chosen, _))| **chosen == expert)
+            .map(|(slot, (_, &weight))| (slot / self.experts_per_token, weight))
+            .unzip()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_go_to_the_lower_index() {
+        let routing = Routing::new(vec![1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0], 4, 2);
+        assert_eq!(routing.experts, [1, 2, 0, 1]);
+        assert_eq!(routing.weights, [0.5; 4]);
+        assert_eq!(routing.visitors(1), (vec![0, 1], vec![0.5, 0.5]));
+        assert_eq!(routing.visitors(3).0, Vec::<usize>::new());
+    }
+
+    #[test]
+    fn weights_are_the_softmax_over_the_chosen() {
+        let routing = Routing::new(vec![0.0, 1.0, -1.0, 2.5], 4, 2);
+        assert_eq!(routing.experts, [3, 1]);
+        let expected = 1.0 / (1.0 + (-1.5_f32).exp());
+        assert!((routing.weights[0] - expected).abs() < 1e-6);
+        assert!((routing.weights[0] + routing.weights[1] - 1.0).abs() < 1e-6);
+    }
+}

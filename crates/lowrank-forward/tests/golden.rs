@@ -1,0 +1,148 @@
+//! Logits at every position against Hugging Face transformers in f32, one checkpoint per feature.
+//! `tests/golden/make_fixtures.py` made the fixtures.
+
+use lowrank_forward::{ExpertBatch, Forward, MoeBlock, Observer};
+use lowrank_reader::Checkpoint;
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+const TOLERANCE: f32 = 1e-4;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+struct Golden {
+    sequences: Vec<Vec<u32>>,
+    logits: Vec<Vec<f32>>, // [T, V] each
+}
+
+fn golden(name: &str) -> Golden {
+    let bytes = std::fs::read(fixtures().join(format!("golden/{name}.safetensors"))).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut golden = Golden { sequences: Vec::new(), logits: Vec::new() };
+    for sequence in 0.. {
+        let Ok(ids) = tensors.tensor(&format!("ids.{sequence}")) else { break };
+        let ids = ids.data().as_chunks::<8>().0.iter();
+        golden.sequences.push(ids.map(|raw| i64::from_le_bytes(*raw) as u32).collect());
+        let logits = tensors.tensor(&format!("logits.{sequence}")).unwrap();
+        golden
+            .logits
+            .push(logits.data().as_chunks::<4>().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect());
+    }
+    assert!(!golden.sequences.is_empty());
+    golden
+}
+
+fn check(name: &str, directory: &Path) {
+    let golden = golden(name);
+    let checkpoint = Checkpoint::open(directory).unwrap();
+    let forward = Forward::new(&checkpoint);
+    let hidden = forward.run(&golden.sequences, &mut ()).unwrap();
+    let head = forward.head().unwrap();
+    for (sequence, expected) in golden.logits.iter().enumerate() {
+        let logits = head.logits(&hidden, sequence);
+        assert_eq!(logits.len(), expected.len());
+        let worst = logits
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
+        assert!(worst <= TOLERANCE, "{name}, sequence {sequence}: logits differ by {worst:e}");
+    }
+}
+
+macro_rules! goldens {
+    ($($test:ident: $name:literal;)*) => {$(
+        #[test]
+        fn $test() {
+            check($name, &fixtures().join(concat!("golden/", $name)));
+        }
+    )*};
+}
+
+goldens! {
+    tied_embeddings_equal_transformers: "tied";
+    a_sliding_window_equals_transformers: "sliding-window";
+    an_unusual_head_dim_equals_transformers: "head-dim";
+    fused_experts_equal_transformers: "fused";
+    mistrals_own_layout_equals_transformers: "consolidated";
+    factored_experts_equal_transformers: "lowrank";
+}
+
+#[test]
+fn the_bundled_model_equals_transformers() {
+    check("tiny-mixtral", &fixtures().join("tiny-mixtral"));
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads_nor_on_the_other_sequences() {
+    let golden = golden("tiny-mixtral");
+    let checkpoint = Checkpoint::open(&fixtures().join("tiny-mixtral")).unwrap();
+    let forward = Forward::new(&checkpoint);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let hidden = pool.install(|| forward.run(&golden.sequences, &mut ())).unwrap();
+        hidden.states().iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(run(1), run(3));
+}
+
+/// Recomputes the mixture of each layer from what the observer was shown.
+#[derive(Default)]
+struct Recompute {
+    sums: Vec<f64>,    // [N, H] of the layer at hand
+    weights: Vec<f64>, // [N]
+    blocks: usize,
+    hidden_size: usize,
+}
+
+impl Observer for Recompute {
+    fn expert(&mut self, batch: &ExpertBatch<'_>) {
+        let h = self.hidden_size;
+        assert!(batch.tokens.is_sorted());
+        for (row, (&token, &weight)) in batch.tokens.iter().zip(batch.weights).enumerate() {
+            let end = (token + 1) * h;
+            if self.sums.len() < end {
+                self.sums.resize(end, 0.0);
+            }
+            for (sum, &y) in self.sums[token * h..end].iter_mut().zip(&batch.y[row * h..]) {
+                *sum += f64::from(weight) * f64::from(y);
+            }
+            if self.weights.len() <= token {
+                self.weights.resize(token + 1, 0.0);
+            }
+            self.weights[token] += f64::from(weight);
+        }
+    }
+
+    fn block(&mut self, block: &MoeBlock<'_>) {
+        assert_eq!(block.layer, self.blocks);
+        assert_eq!(self.sums.len(), block.output.len());
+        for (sum, &output) in self.sums.iter().zip(block.output) {
+            assert!((sum - f64::from(output)).abs() <= 1e-5 * (1.0 + sum.abs()));
+        }
+        assert!(self.weights.iter().all(|weight| (weight - 1.0).abs() < 1e-6));
+        self.sums.clear();
+        self.weights.clear();
+        self.blocks += 1;
+    }
+}
+
+#[test]
+fn an_observer_sees_every_visit_of_every_token() {
+    let golden = golden("tied");
+    let checkpoint = Checkpoint::open(&fixtures().join("golden/tied")).unwrap();
+    let forward = Forward::new(&checkpoint);
+    let mut observer = Recompute { hidden_size: forward.config().hidden_size, ..Recompute::default() };
+    forward.run(&golden.sequences, &mut observer).unwrap();
+    assert_eq!(observer.blocks, forward.config().num_hidden_layers);
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused_by_place() {
+    let checkpoint = Checkpoint::open(&fixtures().join("golden/tied")).unwrap();
+    let error = Forward::new(&checkpoint).embed(&[vec![1, 2], vec![3, 64]]).unwrap_err().to_string();
+    assert!(error.contains("token 64 at position 1 of sequence 1"), "{error}");
+    assert!(Forward::new(&checkpoint).embed(&[vec![], vec![3]]).is_err());
+}
