@@ -225,6 +225,28 @@ impl ModelConfig {
                 expected: "at most `num_local_experts`",
             });
         }
+        // Sizes stay exact in u64 from here on: no weight above 2^40 elements, no more than 2^16 experts in all.
+        const ELEMENTS_MAX: u128 = 1 << 40;
+        const EXPERTS_MAX: u128 = 1 << 16;
+        let heads_width = self.num_attention_heads as u128 * self.head_dim as u128;
+        for (key, width) in [
+            ("intermediate_size", self.intermediate_size as u128),
+            ("vocab_size", self.vocab_size as u128),
+            ("num_attention_heads", heads_width),
+            ("num_local_experts", self.num_local_experts as u128),
+        ] {
+            if width * self.hidden_size as u128 > ELEMENTS_MAX {
+                let (value, expected) = (width.to_string(), "a weight of at most 2^40 elements");
+                return Err(ConfigError::Bad { key, value, expected });
+            }
+        }
+        if self.num_hidden_layers as u128 * self.num_local_experts as u128 > EXPERTS_MAX {
+            return Err(ConfigError::Bad {
+                key: "num_local_experts",
+                value: format!("{} in {} layers", self.num_local_experts, self.num_hidden_layers),
+                expected: "at most 65536 experts in all",
+            });
+        }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::Bad {
                 key: "head_dim",
@@ -319,6 +341,10 @@ mod tests {
             ("quantization_config", json!({"quant_method": "gptq"})),
             ("model_type", json!("llama")),
             ("head_dim", json!(3)),
+            ("head_dim", json!(1 << 24)),
+            ("intermediate_size", json!((1 << 24) + 1)),
+            ("num_hidden_layers", json!(1 << 20)),
+            ("num_local_experts", json!(1 << 20)),
         ] {
             let mut config = mixtral();
             config[key] = value;

@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Opens a checkpoint, proves from its headers that it is whole, and hands out its tensors one at a time.
+//!
+//! The first stage of every command. Nothing here computes: a tensor leaves as the bytes that lie in the file, in
+//! canonical order and under its canonical name (`lowrank_model::names`), whatever the layout on disk. Memory does not
+//! grow with the checkpoint: headers are kept, weights are read on demand with `pread` and belong to the caller.
+//!
+//! | Module | The one place for |
+//! |---|---|
+//! | [`checkpoint`] | [`Checkpoint`]: validation and reads |
+//! | [`header`] | the safetensors header, stricter than the format's own parser |
+//! | [`index`] | `model.safetensors.index.json` |
+//! | [`error`] | every way in which a checkpoint lies |
+//! | `family` | which family and layout, and which ranks, from `config.json` or `params.json` |
+//! | `shards` | which files hold the weights: from the index, never from a glob |
+//! | `folder` | opening files without leaving the model's folder |
+//! | `cache` | `org/name` in the local Hugging Face cache |
+//! | `companions` | which other files belong to the model |
+//! | `rows` | rotary row order |
+//!
+//! Invariant: after [`Checkpoint::open`] returns, every tensor the model needs exists with the right shape and an
+//! accepted dtype, and lies wholly inside its file.
+
+mod cache;
+pub mod checkpoint;
+mod companions;
+pub mod error;
+mod family;
+mod folder;
+pub mod header;
+pub mod index;
+mod rows;
+mod shards;
+
+pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo, StoredMatrix};
+pub use error::ReadError;

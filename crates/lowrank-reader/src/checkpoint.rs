@@ -1,0 +1,561 @@
+//! A validated checkpoint: everything is known from headers, weights are read on demand.
+//!
+//! | Layout on disk | Canonical tensor |
+//! |---|---|
+//! | per expert, `[F, H]` or `[H, F]` | the same bytes |
+//! | fused `gate_up_proj [E, 2F, H]`, `down_proj [E, H, F]` | a contiguous run of rows |
+//! | Mistral `wq [heads·d, H]`, `wk` | rows reordered within each head |
+//! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
+
+use crate::error::ReadError;
+use crate::family::{self, Spelling};
+use crate::folder::Folder;
+use crate::header::{Entry, Header};
+use crate::index::Index;
+use crate::shards::{self, Naming, Shard, Shards};
+use crate::{cache, companions, rows};
+use lowrank_model::names::{self, MatrixLocation, Role, RowOrder, Slice, TensorSpec};
+use lowrank_model::plan::Size;
+use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Tensor};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// An open checkpoint. Shared freely between threads: every read states its own offset.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: ModelConfig,
+    config_json: Value,
+    layout: Layout,
+    ranks: BTreeMap<MatrixId, usize>,
+    specs: Vec<TensorSpec>,
+    shards: Vec<Shard>,
+    infos: Vec<ShardInfo>,
+    /// Dense tensors by canonical name.
+    dense: BTreeMap<String, Run>,
+    /// (u, v) of the factored matrices.
+    factored: BTreeMap<MatrixId, (Run, Run)>,
+    ignored: Vec<IgnoredTensor>,
+    companions: Vec<PathBuf>,
+    size: Size,
+}
+
+/// A file that holds weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// File name.
+    pub name: String,
+    /// Length of the whole file.
+    pub len_bytes: u64,
+}
+
+/// A tensor that is in the files but not in the model. It is neither counted nor carried over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IgnoredTensor {
+    /// File name of the shard.
+    pub shard: String,
+    /// Name in the checkpoint.
+    pub tensor: String,
+    /// Why it can be left out.
+    pub why: &'static str,
+}
+
+/// An expert matrix as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredMatrix {
+    /// W [m, n].
+    Dense(Tensor),
+    /// W ≈ u·v.
+    Factored {
+        /// [m, r]
+        u: Tensor,
+        /// [r, n]
+        v: Tensor,
+    },
+}
+
+/// A contiguous run of bytes of one shard.
+#[derive(Debug, Clone)]
+struct Run {
+    shard: usize,
+    /// First byte in the file.
+    begin: u64,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    row_order: RowOrder,
+    /// Name of the tensor it is taken from.
+    stored_name: String,
+}
+
+impl Checkpoint {
+    /// Finds a model: an existing folder as it is, else `org/name` in the local Hugging Face cache.
+    pub fn resolve(model: &str) -> Result<PathBuf, ReadError> {
+        cache::resolve(model, &|name| std::env::var_os(name).map(PathBuf::from))
+    }
+
+    /// Opens a checkpoint and checks all of it from its headers: which tensors, where, which shapes and dtypes.
+    pub fn open(dir: &Path) -> Result<Self, ReadError> {
+        let folder = Folder::open(dir)?;
+        let family = family::read(&folder)?;
+        let naming = match family.spelling {
+            Spelling::Known(Layout::Consolidated) => Naming::Mistral,
+            _ => Naming::HuggingFace,
+        };
+        let Shards { shards, headers, index, listing } = shards::open(&folder, naming)?;
+        let catalog = Catalog::new(&shards, headers, index.as_ref(), listing)?;
+        let layout = match family.spelling {
+            Spelling::Known(layout) => layout,
+            Spelling::HuggingFace if catalog.has_fused_experts() => Layout::HfFused,
+            Spelling::HuggingFace => Layout::HfPerExpert,
+        };
+
+        let (config, ranks) = (family.config, family.ranks);
+        let specs = names::tensors(&config);
+        let mut claims = Claims { catalog: &catalog, claimed: BTreeSet::new() };
+        let mut dense = BTreeMap::new();
+        let mut factored = BTreeMap::new();
+        for spec in &specs {
+            let location = match spec.role {
+                Role::Expert(id) => names::locate_matrix(layout, &config, id, ranks.get(&id).copied()),
+                _ => MatrixLocation::Dense(names::locate(layout, &config, spec)),
+            };
+            match (location, spec.role) {
+                (MatrixLocation::Factored { u, v }, Role::Expert(id)) => {
+                    factored.insert(id, claims.factors(&u, &v)?);
+                }
+                (MatrixLocation::Factored { u: slice, .. } | MatrixLocation::Dense(slice), _) => {
+                    dense.insert(spec.name.clone(), claims.claim(&slice)?);
+                }
+            }
+        }
+        let ignored = claims.account_for_the_rest(layout, &config)?;
+
+        let all = || dense.values().chain(factored.values().flat_map(|(u, v)| [u, v]));
+        let size = Size {
+            params: all().map(Run::elements).sum(),
+            bytes: all().map(|run| run.elements() * run.dtype.size_bytes()).sum(),
+        };
+        let config_json = family.config_json.unwrap_or_else(|| {
+            let mut json = config.to_hf_json();
+            if let Some(embedding) = dense.get(names::EMBEDDING) {
+                json["dtype"] = embedding.dtype.torch_name().into();
+                json["torch_dtype"] = embedding.dtype.torch_name().into();
+            }
+            json
+        });
+        let infos = shards
+            .iter()
+            .map(|shard| ShardInfo { name: shard.name.clone(), len_bytes: shard.len_bytes })
+            .collect();
+        Ok(Self {
+            dir: dir.into(),
+            companions: companions::list(&folder)?,
+            config,
+            config_json,
+            layout,
+            ranks,
+            specs,
+            shards,
+            infos,
+            dense,
+            factored,
+            ignored,
+            size,
+        })
+    }
+
+    /// The folder, as it was given.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Dimensions and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// `config.json` as it stands; made up for layouts that have none.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
+    /// How the tensors are spelled and packed.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The tensors of the model under canonical names, in the order in which they are written.
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// Parameters and bytes of all stored weights of the model, counted from the headers.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Rank of a factored matrix; `None` for a dense one.
+    pub fn rank(&self, id: MatrixId) -> Option<usize> {
+        self.ranks.get(&id).copied()
+    }
+
+    /// Ranks of all factored matrices.
+    pub fn ranks(&self) -> &BTreeMap<MatrixId, usize> {
+        &self.ranks
+    }
+
+    /// Stored dtype by canonical name; for a factored matrix that of its factors.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.run(name).map(|run| run.dtype)
+    }
+
+    /// Stored dtype of an expert matrix, dense or factored.
+    ///
+    /// # Panics
+    /// If the model has no such matrix.
+    pub fn matrix_dtype(&self, id: MatrixId) -> Dtype {
+        let run = match self.factored.get(&id) {
+            Some((u, _)) => u,
+            None => &self.dense[&matrix_name(id)],
+        };
+        run.dtype
+    }
+
+    /// Reads a dense tensor, in canonical order.
+    pub fn read_tensor(&self, spec: &TensorSpec) -> Result<Tensor, ReadError> {
+        if let Some(run) = self.dense.get(&spec.name) {
+            return self.read(run);
+        }
+        let tensor = spec.name.clone();
+        Err(match self.run(&spec.name) {
+            Some(u) => ReadError::IsFactored { path: self.shards[u.shard].path.clone(), tensor },
+            None => ReadError::UnknownTensor { path: self.dir.clone(), tensor },
+        })
+    }
+
+    /// Reads an expert matrix as it is stored.
+    pub fn read_matrix(&self, id: MatrixId) -> Result<StoredMatrix, ReadError> {
+        if let Some((u, v)) = self.factored.get(&id) {
+            return Ok(StoredMatrix::Factored { u: self.read(u)?, v: self.read(v)? });
+        }
+        let name = matrix_name(id);
+        match self.dense.get(&name) {
+            Some(run) => self.read(run).map(StoredMatrix::Dense),
+            None => Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name }),
+        }
+    }
+
+    /// Refuses NaN and infinity. `name` is canonical, or that of a factor, and says which file is blamed.
+    pub fn check_finite(&self, name: &str, tensor: &Tensor) -> Result<(), ReadError> {
+        let Some(element) = tensor.first_non_finite() else { return Ok(()) };
+        let mut value = [0.0];
+        tensor.widen(element, &mut value);
+        let path = match self.run(name) {
+            Some(run) => self.shards[run.shard].path.clone(),
+            None => self.dir.clone(),
+        };
+        Err(ReadError::NotFinite { path, tensor: name.into(), element, value: value[0] })
+    }
+
+    /// The files that hold the weights, in the order of their names.
+    pub fn shards(&self) -> &[ShardInfo] {
+        &self.infos
+    }
+
+    /// SHA-256 of a shard in hexadecimal, read in blocks; `progress` is told the bytes of each block.
+    pub fn shard_sha256(&self, name: &str, progress: &mut dyn FnMut(u64)) -> Result<String, ReadError> {
+        const BLOCK_BYTES: u64 = 4 << 20;
+        let Some(shard) = self.shards.iter().find(|shard| shard.name == name) else {
+            return Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name.into() });
+        };
+        let mut hash = Sha256::new();
+        let mut block = vec![0; BLOCK_BYTES.min(shard.len_bytes) as usize];
+        let mut offset = 0;
+        while offset < shard.len_bytes {
+            let bytes = BLOCK_BYTES.min(shard.len_bytes - offset);
+            let block = &mut block[..bytes as usize];
+            shard.read_exact(offset, block, "the whole shard")?;
+            hash.update(&*block);
+            offset += bytes;
+            progress(bytes);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// Files to copy verbatim into an output: names relative to the folder, sorted.
+    pub fn companions(&self) -> Vec<PathBuf> {
+        self.companions.clone()
+    }
+
+    /// Tensors in the files that the model does not need.
+    pub fn ignored(&self) -> &[IgnoredTensor] {
+        &self.ignored
+    }
+
+    /// Where a tensor lies: by canonical name, or by that of a factor; u stands for a factored matrix.
+    fn run(&self, name: &str) -> Option<&Run> {
+        if let Some(run) = self.dense.get(name) {
+            return Some(run);
+        }
+        let module = name.strip_suffix(".weight")?;
+        if let Some(id) = MatrixId::parse(module) {
+            return self.factored.get(&id).map(|(u, _)| u);
+        }
+        let (module, _) = module.rsplit_once('.')?;
+        let (u, v) = self.factored.get(&MatrixId::parse(module)?)?;
+        if v.stored_name == name || name == format!("{module}.v.weight") { Some(v) } else { Some(u) }
+    }
+
+    fn read(&self, run: &Run) -> Result<Tensor, ReadError> {
+        let bytes = read_run(&self.shards[run.shard], run)?;
+        let tensor = Tensor::new(run.shape.clone(), run.dtype, bytes);
+        Ok(tensor.expect("shape, dtype and length were checked when the checkpoint was opened"))
+    }
+}
+
+impl Run {
+    fn elements(&self) -> u64 {
+        self.shape.iter().map(|&dimension| dimension as u64).product()
+    }
+}
+
+fn read_run(shard: &Shard, run: &Run) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
+    shard.read_exact(run.begin, &mut bytes, &run.stored_name)?;
+    Ok(match run.row_order {
+        RowOrder::Canonical => bytes,
+        RowOrder::RotaryInterleaved { heads } => {
+            let row_bytes = bytes.len() / run.shape[0];
+            rows::deinterleave(&bytes, heads, row_bytes)
+        }
+    })
+}
+
+fn matrix_name(id: MatrixId) -> String {
+    format!("{}.weight", id.module_name())
+}
+
+/// Every tensor of every shard by its stored name.
+struct Catalog<'a> {
+    shards: &'a [Shard],
+    entries: BTreeMap<String, (usize, Entry)>,
+    listing: PathBuf,
+}
+
+impl<'a> Catalog<'a> {
+    /// Merges the headers and holds them against the index.
+    fn new(
+        shards: &'a [Shard],
+        headers: Vec<Header>,
+        index: Option<&Index>,
+        listing: PathBuf,
+    ) -> Result<Self, ReadError> {
+        let mut entries: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+        for (shard, header) in headers.into_iter().enumerate() {
+            for (tensor, entry) in header {
+                let path = || shards[shard].path.clone();
+                if let Some((other, _)) = entries.get(&tensor) {
+                    let other = shards[*other].name.clone();
+                    return Err(ReadError::DuplicateInShards { path: path(), tensor, other });
+                }
+                entries.insert(tensor, (shard, entry));
+            }
+        }
+        let catalog = Self { shards, entries, listing };
+        if let Some(index) = index {
+            catalog.agrees_with(index)?;
+        }
+        Ok(catalog)
+    }
+
+    fn agrees_with(&self, index: &Index) -> Result<(), ReadError> {
+        for (tensor, named) in &index.weight_map {
+            let found = self.entries.get(tensor).map(|(shard, _)| &self.shards[*shard].name);
+            if found == Some(named) {
+                continue;
+            }
+            let path = self.listing.with_file_name(named);
+            let tensor = tensor.clone();
+            return Err(match found {
+                None => ReadError::IndexedTensorAbsent { path, tensor },
+                Some(found) => ReadError::TensorInOtherShard { path, tensor, found_in: found.clone() },
+            });
+        }
+        match self.entries.iter().find(|(tensor, _)| !index.weight_map.contains_key(*tensor)) {
+            Some((tensor, (shard, _))) => Err(ReadError::TensorNotIndexed {
+                path: self.shards[*shard].path.clone(),
+                tensor: tensor.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn has_fused_experts(&self) -> bool {
+        self.entries.keys().any(|name| name.ends_with(".mlp.experts.gate_up_proj"))
+    }
+}
+
+/// Which stored tensors the model has asked for.
+struct Claims<'a> {
+    catalog: &'a Catalog<'a>,
+    claimed: BTreeSet<String>,
+}
+
+impl Claims<'_> {
+    /// Finds a slice and checks the stored tensor it is cut from.
+    fn claim(&mut self, slice: &Slice) -> Result<Run, ReadError> {
+        let catalog = self.catalog;
+        let Some((shard, entry)) = catalog.entries.get(&slice.tensor) else {
+            return Err(self.missing(&slice.tensor));
+        };
+        let path = || catalog.shards[*shard].path.clone();
+        let tensor = || slice.tensor.clone();
+        let Some(dtype) = weight_dtype(entry.dtype) else {
+            let found = entry.dtype.to_string();
+            return Err(ReadError::WrongDtype { path: path(), tensor: tensor(), found });
+        };
+        if !entry.shape.iter().copied().eq(slice.tensor_shape.iter().map(|&dimension| dimension as u64)) {
+            let (found, expected) = (entry.shape.clone(), slice.tensor_shape.clone());
+            return Err(ReadError::WrongShape { path: path(), tensor: tensor(), found, expected });
+        }
+        self.claimed.insert(tensor());
+        Ok(Run {
+            shard: *shard,
+            begin: entry.begin + slice.first_element * dtype.size_bytes(),
+            shape: slice.shape.clone(),
+            dtype,
+            row_order: slice.row_order,
+            stored_name: tensor(),
+        })
+    }
+
+    fn factors(&mut self, u: &Slice, v: &Slice) -> Result<(Run, Run), ReadError> {
+        let (u, v) = (self.claim(u)?, self.claim(v)?);
+        if u.dtype != v.dtype {
+            return Err(ReadError::FactorDtypes {
+                path: self.catalog.shards[u.shard].path.clone(),
+                tensor: u.stored_name,
+                found: u.dtype.to_string(),
+                expected: v.dtype.to_string(),
+            });
+        }
+        Ok((u, v))
+    }
+
+    /// A missing weight beside a quantised one is a quantised checkpoint, which is the more helpful thing to say.
+    fn missing(&self, tensor: &str) -> ReadError {
+        let quantised = self.catalog.entries.iter().find(|(name, _)| is_quantised_name(name));
+        match quantised {
+            Some((name, (shard, _))) => {
+                ReadError::Quantised { path: self.catalog.shards[*shard].path.clone(), tensor: name.clone() }
+            }
+            None => ReadError::MissingTensor { path: self.catalog.listing.clone(), tensor: tensor.into() },
+        }
+    }
+
+    /// What the model did not ask for must be known to be harmless.
+    fn account_for_the_rest(
+        &self,
+        layout: Layout,
+        config: &ModelConfig,
+    ) -> Result<Vec<IgnoredTensor>, ReadError> {
+        let head = head_location(layout, config);
+        let mut ignored = Vec::new();
+        for (name, (shard, entry)) in &self.catalog.entries {
+            if self.claimed.contains(name) {
+                continue;
+            }
+            let (path, tensor) = (|| self.catalog.shards[*shard].path.clone(), || name.clone());
+            let why = if is_rotary_buffer(name) {
+                "rotary frequencies follow from the config"
+            } else if config.tie_word_embeddings && *name == head.tensor {
+                if !self.is_copy_of_embedding(layout, config, *shard, entry)? {
+                    return Err(ReadError::TiedHeadDiffers { path: path(), tensor: tensor() });
+                }
+                "a copy of the embedding, to which the config ties it"
+            } else if is_quantised_name(name) {
+                return Err(ReadError::Quantised { path: path(), tensor: tensor() });
+            } else {
+                return Err(ReadError::ExtraTensor { path: path(), tensor: tensor() });
+            };
+            let shard = self.catalog.shards[*shard].name.clone();
+            ignored.push(IgnoredTensor { shard, tensor: tensor(), why });
+        }
+        Ok(ignored)
+    }
+
+    /// The one comparison of weights at opening: which of two differing matrices is meant could not be told later.
+    fn is_copy_of_embedding(
+        &self,
+        layout: Layout,
+        config: &ModelConfig,
+        shard: usize,
+        head: &Entry,
+    ) -> Result<bool, ReadError> {
+        const BLOCK_BYTES: u64 = 1 << 20;
+        let spec = TensorSpec { name: names::EMBEDDING.into(), ..head_spec(config) };
+        let name = names::locate(layout, config, &spec).tensor;
+        let Some((embedding_shard, embedding)) = self.catalog.entries.get(&name) else { return Ok(false) };
+        if (embedding.dtype, &embedding.shape) != (head.dtype, &head.shape) {
+            return Ok(false);
+        }
+        let mut blocks = [vec![0; BLOCK_BYTES as usize], vec![0; BLOCK_BYTES as usize]];
+        for offset in (0..head.len_bytes).step_by(BLOCK_BYTES as usize) {
+            let bytes = BLOCK_BYTES.min(head.len_bytes - offset) as usize;
+            let [a, b] = &mut blocks;
+            self.catalog.shards[shard].read_exact(head.begin + offset, &mut a[..bytes], names::HEAD)?;
+            self.catalog.shards[*embedding_shard].read_exact(
+                embedding.begin + offset,
+                &mut b[..bytes],
+                &name,
+            )?;
+            if a[..bytes] != b[..bytes] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn head_spec(config: &ModelConfig) -> TensorSpec {
+    let shape = vec![config.vocab_size, config.hidden_size];
+    TensorSpec { name: names::HEAD.into(), shape, role: Role::Head }
+}
+
+fn head_location(layout: Layout, config: &ModelConfig) -> Slice {
+    names::locate(layout, config, &head_spec(config))
+}
+
+fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
+    match dtype {
+        safetensors::Dtype::F32 => Some(Dtype::F32),
+        safetensors::Dtype::F16 => Some(Dtype::F16),
+        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
+        _ => None,
+    }
+}
+
+/// Buffers that old exports stored beside the weights.
+fn is_rotary_buffer(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || name == "rope.freqs"
+}
+
+/// Scales, zero points and packed integers of the usual quantisers.
+fn is_quantised_name(name: &str) -> bool {
+    const ENDINGS: [&str; 11] = [
+        ".qweight",
+        ".qzeros",
+        ".scales",
+        ".g_idx",
+        ".weight_packed",
+        ".weight_scale",
+        ".weight_scale_inv",
+        ".weight_zero_point",
+        ".input_scale",
+        ".absmax",
+        ".SCB",
+    ];
+    ENDINGS.iter().any(|ending| name.ends_with(ending)) || name.contains(".quant_state.")
+}

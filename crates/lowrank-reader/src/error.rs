@@ -1,0 +1,523 @@
+//! Every way in which a checkpoint can lie: one variant each, naming the file and the tensor.
+
+use lowrank_model::config::ConfigError;
+use std::path::PathBuf;
+
+/// Why a checkpoint was refused. Every message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    // ── finding the model ────────────────────────────────────────────────────────────────────────────────────────
+    /// Neither a folder nor in the Hugging Face cache.
+    #[error(
+        "`{model}` is neither a folder nor in the Hugging Face cache (looked for {}); nothing is downloaded: fetch it first with `hf download {model}`",
+        looked.display()
+    )]
+    NotCached {
+        /// What was asked for.
+        model: String,
+        /// Where it would have been.
+        looked: PathBuf,
+    },
+    /// Not a folder, and not spelled like `org/name`.
+    #[error("`{model}` is neither an existing folder nor a model name of the form org/name")]
+    NoSuchModel {
+        /// What was asked for.
+        model: String,
+    },
+    /// A file where a model's folder was expected.
+    #[error("{} is not a folder; give the folder that holds config.json and the weights", path.display())]
+    NotAFolder {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// No home folder, so no cache.
+    #[error(
+        "`{model}` is not a folder, and there is no Hugging Face cache: set HF_HUB_CACHE, HF_HOME or HOME"
+    )]
+    NoCache {
+        /// What was asked for.
+        model: String,
+    },
+    /// `refs/main` does not hold the name of a snapshot.
+    #[error("{}: `{found}` is not the name of a snapshot", path.display())]
+    BadRef {
+        /// The ref file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+
+    // ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
+    /// The operating system said no.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// Neither `config.json` nor `params.json`.
+    #[error("{}: there is neither config.json (Hugging Face) nor params.json (Mistral)", dir.display())]
+    NoConfig {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A text file far larger than any real one.
+    #[error("{}: more than {limit_bytes} bytes, which no real file of this kind has", path.display())]
+    FileTooLarge {
+        /// Which file.
+        path: PathBuf,
+        /// What would have been accepted.
+        limit_bytes: u64,
+    },
+    /// A folder, device or pipe where a file was expected.
+    #[error("{}: is not a regular file", path.display())]
+    NotAFile {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A symbolic link with nothing at its end: an interrupted download.
+    #[error("{}: the link points to nothing; download the model again", path.display())]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A symbolic link out of the model's folder, other than the Hugging Face cache's own.
+    #[error("{}: links to {}, outside the model's folder; copy the file into the folder", path.display(), target.display())]
+    LeavesFolder {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// The placeholder that git leaves without LFS.
+    #[error("{}: is a Git LFS pointer, not weights; fetch the weights with `git lfs pull`", path.display())]
+    LfsPointer {
+        /// Which file.
+        path: PathBuf,
+    },
+
+    // ── config ───────────────────────────────────────────────────────────────────────────────────────────────────
+    /// Not JSON.
+    #[error("{}: is not valid JSON: {source}", path.display())]
+    Json {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A model that cannot be, or is not supported.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ConfigError,
+    },
+    /// `lowrank_config` is absent or another program's.
+    #[error("{}: `lowrank_config.format` is {found}, expected \"lowrank-compress\"", path.display())]
+    ForeignFormat {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
+    /// Written by a newer program.
+    #[error("{}: `lowrank_config.format_version` is {found}, this program reads {known}", path.display())]
+    FormatVersion {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+        /// What is known.
+        known: u64,
+    },
+    /// The rank map is absent or no map.
+    #[error("{}: `{key}` is not a map from module names to ranks", path.display())]
+    NoRankMap {
+        /// Which file.
+        path: PathBuf,
+        /// Where the map belongs.
+        key: &'static str,
+    },
+    /// A rank for something that is no expert matrix of this model.
+    #[error("{}: there is a rank for `{module}`, which is no expert matrix of this model", path.display())]
+    RankOfUnknownMatrix {
+        /// Which file.
+        path: PathBuf,
+        /// The key.
+        module: String,
+    },
+    /// A rank that cannot be.
+    #[error("{}: the rank of `{module}` is {found}, expected an integer from 1 to {rank_max}", path.display())]
+    BadRank {
+        /// Which file.
+        path: PathBuf,
+        /// Which matrix.
+        module: String,
+        /// What was found.
+        found: String,
+        /// Short side of the matrix.
+        rank_max: usize,
+    },
+
+    // ── shards and index ─────────────────────────────────────────────────────────────────────────────────────────
+    /// No safetensors weights.
+    #[error("{}: there are no weights: expected {expected}", dir.display())]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// What was looked for.
+        expected: &'static str,
+    },
+    /// A shard that should be there is not.
+    #[error("{}: the shard is missing; {named_by}", path.display())]
+    MissingShard {
+        /// The absent file.
+        path: PathBuf,
+        /// Why it is expected.
+        named_by: String,
+    },
+    /// A shard that nobody names: which weights are meant is unclear.
+    #[error("{}: {why}; remove it or repair the index", path.display())]
+    ExtraShard {
+        /// The surplus file.
+        path: PathBuf,
+        /// Why it is surplus.
+        why: String,
+    },
+    /// The index is empty or not an index.
+    #[error("{}: `weight_map` names no tensor", path.display())]
+    EmptyIndex {
+        /// The index.
+        path: PathBuf,
+    },
+    /// The index names a path, not a file of the folder.
+    #[error("{}: `{tensor}` lies in `{shard}`, which is not a plain file name", path.display())]
+    UnsafeShardName {
+        /// The index.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// The path it names.
+        shard: String,
+    },
+    /// The index names a tensor twice.
+    #[error("{}: `{tensor}` stands twice in `weight_map`", path.display())]
+    IndexNamesTwice {
+        /// The index.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+    },
+    /// The index names a tensor that no shard has.
+    #[error("{}: the index says `{tensor}` lies here, but no shard has it", path.display())]
+    IndexedTensorAbsent {
+        /// The shard that the index names.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+    },
+    /// The tensor lies in another shard than the index says.
+    #[error("{}: the index says `{tensor}` lies here, but it lies in {found_in}", path.display())]
+    TensorInOtherShard {
+        /// The shard that the index names.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// The shard that has it.
+        found_in: String,
+    },
+    /// A shard holds a tensor that the index does not name.
+    #[error("{}: holds `{tensor}`, which the index does not name", path.display())]
+    TensorNotIndexed {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+    },
+
+    // ── headers ──────────────────────────────────────────────────────────────────────────────────────────────────
+    /// The file ends inside its header.
+    #[error("{}: ends inside its header ({actual_bytes} of {expected_bytes} bytes); the shard is truncated", path.display())]
+    TruncatedHeader {
+        /// The shard.
+        path: PathBuf,
+        /// End of the header.
+        expected_bytes: u64,
+        /// Length of the file.
+        actual_bytes: u64,
+    },
+    /// A header larger than the format allows.
+    #[error("{}: says its header has {bytes} bytes; at most {limit_bytes} are allowed, so this is no safetensors file", path.display())]
+    HeaderTooLarge {
+        /// The shard.
+        path: PathBuf,
+        /// What it says.
+        bytes: u64,
+        /// What the format allows.
+        limit_bytes: u64,
+    },
+    /// A header that is not the JSON the format asks for.
+    #[error("{}: the header is not valid: {source}", path.display())]
+    HeaderJson {
+        /// The shard.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A name that would not survive being printed.
+    #[error("{}: holds a tensor whose name is too long or has control characters: `{tensor}`", path.display())]
+    BadTensorName {
+        /// The file.
+        path: PathBuf,
+        /// The name, escaped and shortened.
+        tensor: String,
+    },
+    /// One header, one name, two tensors.
+    #[error("{}: `{tensor}` stands twice in the header", path.display())]
+    DuplicateInHeader {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+    },
+    /// Two shards with the same tensor.
+    #[error("{}: `{tensor}` lies here and in {other}", path.display())]
+    DuplicateInShards {
+        /// The later shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// The earlier shard.
+        other: String,
+    },
+    /// A dtype that the format does not know.
+    #[error("{}: `{tensor}` has the unknown dtype `{dtype}`", path.display())]
+    UnknownDtype {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// What the header says.
+        dtype: String,
+    },
+    /// More dimensions than any weight has.
+    #[error("{}: `{tensor}` has more than {limit} dimensions", path.display())]
+    TooManyDimensions {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// What would have been accepted.
+        limit: usize,
+    },
+    /// A size that does not fit 64 bits.
+    #[error("{}: the size of `{tensor}` overflows", path.display())]
+    Overflow {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+    },
+    /// A tensor that ends before it begins.
+    #[error("{}: `{tensor}` ends at byte {end} of the data, before it begins at {begin}", path.display())]
+    ReversedOffsets {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// Its begin.
+        begin: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// Bytes that do not fit shape and dtype.
+    #[error("{}: `{tensor}` is {dtype} {shape:?}, which takes {expected_bytes} bytes, but its offsets span {actual_bytes}", path.display())]
+    WrongByteSize {
+        /// The shard.
+        path: PathBuf,
+        /// Which tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: String,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// What that takes.
+        expected_bytes: u64,
+        /// What the offsets give it.
+        actual_bytes: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("{}: `{tensor}` overlaps `{other}`", path.display())]
+    Overlap {
+        /// The shard.
+        path: PathBuf,
+        /// The later tensor.
+        tensor: String,
+        /// The earlier one.
+        other: String,
+    },
+    /// Bytes that belong to no tensor.
+    #[error("{}: there is a hole of {bytes} bytes before `{tensor}`", path.display())]
+    Hole {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor after the hole.
+        tensor: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The file ends before the data does.
+    #[error("{}: has {actual_bytes} bytes, but `{tensor}` ends at byte {end_bytes}; the shard is truncated", path.display())]
+    TruncatedShard {
+        /// The shard.
+        path: PathBuf,
+        /// The first tensor that is cut.
+        tensor: String,
+        /// Where it should end.
+        end_bytes: u64,
+        /// Length of the file.
+        actual_bytes: u64,
+    },
+    /// The file goes on after its last tensor.
+    #[error("{}: {bytes} bytes follow the last tensor{}", path.display(), last(tensor))]
+    TrailingBytes {
+        /// The shard.
+        path: PathBuf,
+        /// The last tensor, if there is one.
+        tensor: Option<String>,
+        /// How many bytes follow.
+        bytes: u64,
+    },
+
+    // ── tensors ──────────────────────────────────────────────────────────────────────────────────────────────────
+    /// A tensor the model needs is in no shard.
+    #[error("{}: `{tensor}` is missing: neither the index nor any shard has it", path.display())]
+    MissingTensor {
+        /// The index, or the only shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+    },
+    /// A tensor the model does not have.
+    #[error("{}: `{tensor}` is not part of the model that the config describes", path.display())]
+    ExtraTensor {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+    },
+    /// Not the shape that the config implies.
+    #[error("{}: `{tensor}` has shape {found:?}, the config implies {expected:?}", path.display())]
+    WrongShape {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+        /// In the header.
+        found: Vec<u64>,
+        /// From the config.
+        expected: Vec<usize>,
+    },
+    /// A dtype that weights may not have.
+    #[error("{}: `{tensor}` is stored as {found}; only F32, F16 and BF16 weights can be read", path.display())]
+    WrongDtype {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+        /// In the header.
+        found: String,
+    },
+    /// u and v of one matrix differ in dtype.
+    #[error("{}: `{tensor}` is {found}, the matrix' other factor is {expected}", path.display())]
+    FactorDtypes {
+        /// The shard of u.
+        path: PathBuf,
+        /// Name of u.
+        tensor: String,
+        /// Its dtype.
+        found: String,
+        /// The dtype of v.
+        expected: String,
+    },
+    /// A tensor that only quantised checkpoints have.
+    #[error("{}: `{tensor}` belongs to quantised weights; give the original F32, F16 or BF16 checkpoint", path.display())]
+    Quantised {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+    },
+    /// Tied by the config, yet different on disk.
+    #[error("{}: `{tensor}` differs from the embedding, though the config says `tie_word_embeddings`", path.display())]
+    TiedHeadDiffers {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+    },
+
+    // ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+    /// The file became shorter after it was opened.
+    #[error("{}: became shorter while it was in use; `{tensor}` can no longer be read", path.display())]
+    Shrank {
+        /// The shard.
+        path: PathBuf,
+        /// What was being read.
+        tensor: String,
+    },
+    /// The operating system could not deliver bytes that the header promised.
+    #[error("{}: reading `{tensor}`: {source}", path.display())]
+    TensorIo {
+        /// The shard.
+        path: PathBuf,
+        /// What was being read.
+        tensor: String,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// NaN or infinity in a weight.
+    #[error("{}: `{tensor}` holds {value} at element {element}; the weights are damaged", path.display())]
+    NotFinite {
+        /// The shard.
+        path: PathBuf,
+        /// Canonical name, or that of a factor.
+        tensor: String,
+        /// Row-major index of the first offender.
+        element: usize,
+        /// `NaN`, `inf` or `-inf`.
+        value: f32,
+    },
+    /// A dense read of a matrix that is stored as factors. The caller's mistake, not the file's.
+    #[error("{}: `{tensor}` is stored as two factors; read it with read_matrix", path.display())]
+    IsFactored {
+        /// The shard of u.
+        path: PathBuf,
+        /// Canonical name.
+        tensor: String,
+    },
+    /// A name that the model does not have. The caller's mistake, not the file's.
+    #[error("{}: the model has no tensor `{tensor}`", path.display())]
+    UnknownTensor {
+        /// The folder.
+        path: PathBuf,
+        /// What was asked for.
+        tensor: String,
+    },
+}
+
+fn last(tensor: &Option<String>) -> String {
+    tensor.as_ref().map_or_else(String::new, |tensor| format!(", `{tensor}`"))
+}
+
+/// Foreign text for a one-line message: escaped, and not longer than a line.
+pub(crate) fn clip(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let mut clipped: String = text.escape_debug().take(CHARS_MAX).collect();
+    if text.escape_debug().nth(CHARS_MAX).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}

@@ -1,0 +1,126 @@
+//! Which family, which layout, which ranks: decided by `config.json`, else by `params.json`, never by a name.
+
+use crate::error::{ReadError, clip};
+use crate::folder::Folder;
+use lowrank_model::config::ConfigError;
+use lowrank_model::{Layout, MatrixId, ModelConfig, format};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The largest `config.json` or `params.json` read; a rank map of 100,000 matrices fits.
+const CONFIG_BYTES_MAX: u64 = 10 << 20;
+
+/// What the description of a model says, before any weight was seen.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub(crate) config: ModelConfig,
+    /// `config.json` as parsed; absent beside `params.json`.
+    pub(crate) config_json: Option<Value>,
+    pub(crate) spelling: Spelling,
+    /// Ranks of the factored matrices.
+    pub(crate) ranks: BTreeMap<MatrixId, usize>,
+}
+
+/// What the config knows of the layout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// transformers' Mixtral; whether experts are fused shows in the tensor names.
+    HuggingFace,
+    /// Decided.
+    Known(Layout),
+}
+
+/// Reads `config.json`, else `params.json`. Repositories with both hold the weights twice: Hugging Face's win.
+pub(crate) fn read(folder: &Folder) -> Result<Family, ReadError> {
+    if let Some(json) = read_json(folder, format::CONFIG_FILE)? {
+        return from_hugging_face(&folder.path(format::CONFIG_FILE), json);
+    }
+    let Some(params) = read_json(folder, format::PARAMS_FILE)? else {
+        return Err(ReadError::NoConfig { dir: folder.dir().into() });
+    };
+    let config = ModelConfig::from_mistral_params(&params).map_err(|source| ReadError::Config {
+        path: folder.path(format::PARAMS_FILE),
+        source: printable(source),
+    })?;
+    let spelling = Spelling::Known(Layout::Consolidated);
+    Ok(Family { config, config_json: None, spelling, ranks: BTreeMap::new() })
+}
+
+fn from_hugging_face(path: &Path, json: Value) -> Result<Family, ReadError> {
+    let config = ModelConfig::from_hf_json(&json)
+        .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
+    let model_type = json.get("model_type").and_then(Value::as_str);
+    let (spelling, ranks) = if model_type == Some(format::MODEL_TYPE) {
+        let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
+        check_format(path, lowrank)?;
+        let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config)?;
+        (Spelling::Known(Layout::LowRank), ranks)
+    } else if let Some(ranks) = json.get("ranks").filter(|ranks| !ranks.is_null()) {
+        (Spelling::Known(Layout::Minixtral), read_ranks(path, "ranks", Some(ranks), &config)?)
+    } else {
+        (Spelling::HuggingFace, BTreeMap::new())
+    };
+    Ok(Family { config, config_json: Some(json), spelling, ranks })
+}
+
+fn check_format(path: &Path, lowrank: &Value) -> Result<(), ReadError> {
+    let shown = |key: &str| lowrank.get(key).map_or("missing".into(), |found| clip(&found.to_string()));
+    if lowrank.get("format").and_then(Value::as_str) != Some(format::FORMAT) {
+        return Err(ReadError::ForeignFormat { path: path.into(), found: shown("format") });
+    }
+    if lowrank.get("format_version").and_then(Value::as_u64) != Some(format::FORMAT_VERSION) {
+        let found = shown("format_version");
+        return Err(ReadError::FormatVersion { path: path.into(), found, known: format::FORMAT_VERSION });
+    }
+    Ok(())
+}
+
+fn read_ranks(
+    path: &Path,
+    key: &'static str,
+    map: Option<&Value>,
+    config: &ModelConfig,
+) -> Result<BTreeMap<MatrixId, usize>, ReadError> {
+    let Some(map) = map.and_then(Value::as_object) else {
+        return Err(ReadError::NoRankMap { path: path.into(), key });
+    };
+    let mut ranks = BTreeMap::new();
+    for (module, rank) in map {
+        let known = MatrixId::parse(module)
+            .filter(|id| id.layer < config.num_hidden_layers && id.expert < config.num_local_experts);
+        let Some(id) = known else {
+            return Err(ReadError::RankOfUnknownMatrix { path: path.into(), module: clip(module) });
+        };
+        let rank_max = config.matrix_shape(id.projection).short_side();
+        match rank.as_u64() {
+            Some(rank) if (1..=rank_max as u64).contains(&rank) => ranks.insert(id, rank as usize),
+            _ => {
+                return Err(ReadError::BadRank {
+                    path: path.into(),
+                    module: module.clone(),
+                    found: clip(&rank.to_string()),
+                    rank_max,
+                });
+            }
+        };
+    }
+    Ok(ranks)
+}
+
+fn read_json(folder: &Folder, name: &str) -> Result<Option<Value>, ReadError> {
+    let Some(bytes) = folder.read(name, CONFIG_BYTES_MAX)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| ReadError::Json { path: folder.path(name), source })
+}
+
+/// Values quoted from a foreign file stay on one line.
+fn printable(error: ConfigError) -> ConfigError {
+    match error {
+        ConfigError::UnknownFamily(family) => ConfigError::UnknownFamily(clip(&family)),
+        ConfigError::Bad { key, value, expected } => ConfigError::Bad { key, value: clip(&value), expected },
+        ConfigError::Quantised(method) => ConfigError::Quantised(clip(&method)),
+        other => other,
+    }
+}
