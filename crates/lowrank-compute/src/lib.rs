@@ -1,1 +1,36 @@
-//! Placeholder.
+//! Dense linear algebra for matrices that lie in memory as stored bytes.
+//!
+//! Stands under `lowrank-svd` and `lowrank-forward`. The only crate that knows faer or LAPACK; everybody else speaks
+//! `ndarray`. A [`Backend`] does everything in f32 or f64, through [`Kernels`]:
+//!
+//! | Kernel | Computes | Shapes |
+//! |---|---|---|
+//! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
+//! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ [d], V [d, k] |
+//! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
+//! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
+//! | [`Kernels::thin_qr`] | the Q of Y = QR | [l, k] → [l, k] |
+//! | [`Kernels::gemm`] | C = A B, or C += A B | |
+//!
+//! A is a stored matrix W [m, n] seen from one [`Side`]: W itself, or Wᵀ. It is never widened as a whole.
+//!
+//! The default backend, [`Faer`], computes each matrix on the calling thread: its bits do not depend on how many
+//! matrices are computed at once. With the feature `lapack` there is a second, `Lapack`, that shares no code with it.
+
+pub mod blocks;
+mod error;
+mod faer_backend;
+mod kernels;
+#[cfg(feature = "lapack")]
+mod lapack_backend;
+mod real;
+#[cfg(test)]
+mod suite;
+
+pub use blocks::Side;
+pub use error::ComputeError;
+pub use faer_backend::Faer;
+pub use kernels::{Accumulate, Backend, Eigen, Kernels};
+#[cfg(feature = "lapack")]
+pub use lapack_backend::Lapack;
+pub use real::Real;

@@ -1,0 +1,176 @@
+//! The default backend: faer, pure Rust, one thread per matrix.
+//!
+//! Always `Par::Seq`: faer's eigensolver and QR give other bits on another number of threads. Parallelism belongs to
+//! the caller, over matrices.
+
+use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, Real};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
+use faer::linalg::householder::{
+    apply_block_householder_sequence_on_the_left_in_place_scratch,
+    apply_block_householder_sequence_on_the_left_in_place_with_conj,
+};
+use faer::linalg::matmul::triangular::BlockStructure;
+use faer::linalg::matmul::{matmul, triangular};
+use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
+use faer::traits::RealField;
+use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder};
+
+/// faer on the calling thread.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faer;
+
+const NAME: &str = "faer";
+
+impl Backend for Faer {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+}
+
+impl<T: Real + RealField> Kernels<T> for Faer {
+    fn gemm(
+        &self,
+        a: ArrayView2<'_, T>,
+        b: ArrayView2<'_, T>,
+        mut c: ArrayViewMut2<'_, T>,
+        accumulate: Accumulate,
+    ) {
+        let (a, b) = (dense(a), dense(b));
+        let accum = match accumulate {
+            Accumulate::Replace => Accum::Replace,
+            Accumulate::Add => Accum::Add,
+        };
+        match mat_mut(&mut c) {
+            Some(c) => matmul(c, accum, mat(&a), mat(&b), T::one(), Par::Seq),
+            // A strided output: computed beside it.
+            None => {
+                let mut product = c.as_standard_layout().into_owned();
+                self.gemm(a.view(), b.view(), product.view_mut(), accumulate);
+                c.assign(&product);
+            }
+        }
+    }
+
+    fn gram_add(&self, gram: &mut Array2<T>, block: ArrayView2<'_, T>) {
+        let block = dense(block);
+        let block = mat(&block);
+        let mut gram = gram.view_mut();
+        triangular::matmul(
+            mat_mut(&mut gram).expect("a Gram matrix is contiguous"),
+            BlockStructure::TriangularLower,
+            Accum::Add,
+            block.transpose(),
+            BlockStructure::Rectangular,
+            block,
+            BlockStructure::Rectangular,
+            T::one(),
+            Par::Seq,
+        );
+    }
+
+    fn eigh(&self, gram: Array2<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
+        let size = gram.nrows();
+        // Columns one after the other, smallest eigenvalue first.
+        let mut vectors = vec![T::zero(); size * size];
+        let values = evd(&gram, Some(MatMut::from_column_major_slice_mut(&mut vectors, size, size)))?;
+        drop(gram);
+        for low in 0..size / 2 {
+            let (head, tail) = vectors.split_at_mut((size - 1 - low) * size);
+            head[low * size..(low + 1) * size].swap_with_slice(&mut tail[..size]);
+        }
+        vectors.truncate(size * count);
+        vectors.shrink_to_fit();
+        let vectors = Array2::from_shape_vec((size, count).f(), vectors).expect("count columns were kept");
+        Ok(Eigen { values, vectors })
+    }
+
+    fn eigvalsh(&self, gram: Array2<T>) -> Result<Vec<T>, ComputeError> {
+        evd(&gram, None)
+    }
+
+    fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
+        let (rows, cols) = y.dim();
+        assert!(rows >= cols, "thin QR of a wide matrix");
+        let mut reflectors = Mat::<T>::from_fn(rows, cols, |i, j| y[[i, j]]);
+        drop(y);
+        let block = recommended_block_size::<T>(rows, cols);
+        let mut coefficients = Mat::<T>::zeros(block, cols);
+        let params = Default::default();
+        let mut memory = MemBuffer::new(
+            qr_in_place_scratch::<T>(rows, cols, block, Par::Seq, params)
+                .or(apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, block, cols)),
+        );
+        let stack = MemStack::new(&mut memory);
+        qr_in_place(reflectors.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
+        let mut q = vec![T::zero(); rows * cols];
+        let mut view = MatMut::from_column_major_slice_mut(&mut q, rows, cols);
+        for j in 0..cols {
+            view[(j, j)] = T::one();
+        }
+        apply_block_householder_sequence_on_the_left_in_place_with_conj(
+            reflectors.as_ref(),
+            coefficients.as_ref(),
+            Conj::No,
+            view,
+            Par::Seq,
+            stack,
+        );
+        Ok(Array2::from_shape_vec((rows, cols).f(), q).expect("q was made in this shape"))
+    }
+}
+
+/// Eigenvalues, falling, and the eigenvectors in rising order of the values if they have a place to go.
+fn evd<T: Real + RealField>(
+    gram: &Array2<T>,
+    vectors: Option<MatMut<'_, T>>,
+) -> Result<Vec<T>, ComputeError> {
+    let size = gram.nrows();
+    let mut values = faer::Mat::<T>::zeros(size, 1);
+    let wanted = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
+    let params = Default::default();
+    let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<T>(size, wanted, Par::Seq, params));
+    self_adjoint_evd(
+        mat(&dense(gram.view())),
+        values.as_mut().col_mut(0).as_diagonal_mut(),
+        vectors,
+        Par::Seq,
+        MemStack::new(&mut memory),
+        params,
+    )
+    .map_err(|_| ComputeError::NoConvergence { backend: NAME, size })?;
+    Ok((0..size).rev().map(|i| values[(i, 0)]).collect())
+}
+
+/// The same array, row-major or column-major without gaps; copied only if it is neither.
+fn dense<'a, T: Real>(array: ArrayView2<'a, T>) -> CowArray<'a, T, Ix2> {
+    if array.is_standard_layout() || array.t().is_standard_layout() {
+        return array.into();
+    }
+    // Not `to_owned`, which keeps negative strides.
+    array.as_standard_layout().into_owned().into()
+}
+
+/// faer's view of what [`dense`] made.
+fn mat<'a, T: Real>(array: &'a CowArray<'_, T, Ix2>) -> MatRef<'a, T> {
+    let (rows, cols) = array.dim();
+    let slice = array.as_slice_memory_order().expect("made dense");
+    if array.is_standard_layout() {
+        MatRef::from_row_major_slice(slice, rows, cols)
+    } else {
+        MatRef::from_column_major_slice(slice, rows, cols)
+    }
+}
+
+/// faer's view of an array to write to, if it is row-major or column-major without gaps.
+fn mat_mut<'a, T: Real>(array: &'a mut ArrayViewMut2<'_, T>) -> Option<MatMut<'a, T>> {
+    let (rows, cols) = array.dim();
+    if array.is_standard_layout() {
+        Some(MatMut::from_row_major_slice_mut(array.as_slice_mut()?, rows, cols))
+    } else if array.t().is_standard_layout() {
+        Some(MatMut::from_column_major_slice_mut(array.as_slice_memory_order_mut()?, rows, cols))
+    } else {
+        None
+    }
+}

@@ -1,0 +1,103 @@
+//! What a backend can do.
+
+use crate::blocks::{for_each_block, matrix_shape};
+use crate::{ComputeError, Real, Side};
+use lowrank_model::Tensor;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+
+/// Whether a product replaces what is there or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accumulate {
+    /// C = A B
+    Replace,
+    /// C += A B
+    Add,
+}
+
+/// The upper end of G = V Λ Vᵀ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eigen<T> {
+    /// All of Λ, falling; those of a positive semidefinite G may be slightly negative by rounding.
+    pub values: Vec<T>,
+    /// The first columns of V, [d, k].
+    pub vectors: Array2<T>,
+}
+
+/// Linear algebra in one precision.
+///
+/// A backend must have the first five; the others follow from them block by block, and a device overrides them to keep
+/// a matrix where it computes.
+pub trait Kernels<T: Real> {
+    /// C = A B or C += A B: [m, k] × [k, n] → [m, n].
+    fn gemm(
+        &self,
+        a: ArrayView2<'_, T>,
+        b: ArrayView2<'_, T>,
+        c: ArrayViewMut2<'_, T>,
+        accumulate: Accumulate,
+    );
+
+    /// G += BᵀB for a block B [b, d]. Only the lower triangle of G [d, d], standard layout, is written.
+    fn gram_add(&self, gram: &mut Array2<T>, block: ArrayView2<'_, T>);
+
+    /// Eigenvalues of a symmetric matrix and its first `count` eigenvectors. Reads the lower triangle.
+    fn eigh(&self, gram: Array2<T>, count: usize) -> Result<Eigen<T>, ComputeError>;
+
+    /// Eigenvalues of a symmetric matrix, falling. Reads the lower triangle.
+    fn eigvalsh(&self, gram: Array2<T>) -> Result<Vec<T>, ComputeError>;
+
+    /// Q [l, k] with orthonormal columns that span those of Y [l, k], l ≥ k.
+    fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError>;
+
+    /// The lower triangle of AᵀA [d, d]; zero above.
+    fn gram(&self, w: &Tensor, side: Side) -> Array2<T> {
+        let (_, width) = side.dims(matrix_shape(w));
+        let mut gram = Array2::zeros((width, width));
+        for_each_block(w, side, |_, block| self.gram_add(&mut gram, block));
+        gram
+    }
+
+    /// A X: [l, d] × [d, k].
+    fn apply(&self, w: &Tensor, side: Side, x: ArrayView2<'_, T>) -> Array2<T> {
+        let (long, _) = side.dims(matrix_shape(w));
+        let mut out = Array2::zeros((long, x.ncols()));
+        for_each_block(w, side, |first, block| {
+            let rows = out.slice_mut(s![first..first + block.nrows(), ..]);
+            self.gemm(block, x, rows, Accumulate::Replace);
+        });
+        out
+    }
+
+    /// A X as [`Kernels::apply`], each element rounded to f32: for factors, half the memory in f64.
+    fn project(&self, w: &Tensor, side: Side, x: ArrayView2<'_, T>) -> Array2<f32> {
+        let (long, _) = side.dims(matrix_shape(w));
+        let mut out = Array2::zeros((long, x.ncols()));
+        let mut wide = Array2::zeros((0, 0));
+        for_each_block(w, side, |first, block| {
+            if wide.nrows() != block.nrows() {
+                wide = Array2::zeros((block.nrows(), x.ncols()));
+            }
+            self.gemm(block, x, wide.view_mut(), Accumulate::Replace);
+            let mut rows = out.slice_mut(s![first..first + block.nrows(), ..]);
+            rows.zip_mut_with(&wide, |narrow, value| *narrow = value.as_f32());
+        });
+        out
+    }
+
+    /// AᵀY: [l, d]ᵀ × [l, k] → [d, k].
+    fn apply_transposed(&self, w: &Tensor, side: Side, y: ArrayView2<'_, T>) -> Array2<T> {
+        let (_, width) = side.dims(matrix_shape(w));
+        let mut out = Array2::zeros((width, y.ncols()));
+        for_each_block(w, side, |first, block| {
+            let rows = y.slice(s![first..first + block.nrows(), ..]);
+            self.gemm(block.reversed_axes(), rows, out.view_mut(), Accumulate::Add);
+        });
+        out
+    }
+}
+
+/// Linear algebra in both precisions.
+pub trait Backend: Kernels<f32> + Kernels<f64> + Sync {
+    /// Names the backend in reports.
+    fn name(&self) -> &'static str;
+}

@@ -1,0 +1,180 @@
+//! One suite, every backend, in both precisions. References are plain loops in f64.
+
+use crate::{Accumulate, Kernels, Real, Side};
+use lowrank_model::{Dtype, MatrixShape, Tensor};
+use ndarray::{Array2, ArrayView2, ShapeBuilder, array, s};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// Uniform in [-1, 1), exact in bf16.
+fn random(rows: usize, cols: usize, seed: u64) -> Array2<f64> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array2::from_shape_simple_fn((rows, cols), || f64::from((rng.next_u32() >> 25) as i32 - 64) / 64.0)
+}
+
+fn stored(matrix: &Array2<f64>) -> Tensor {
+    let values: Vec<f32> = matrix.iter().map(|&value| value as f32).collect();
+    Tensor::from_f32(vec![matrix.nrows(), matrix.ncols()], Dtype::Bf16, &values).unwrap()
+}
+
+fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
+    Array2::from_shape_fn((a.nrows(), b.ncols()), |(i, j)| {
+        (0..a.ncols()).map(|k| a[[i, k]] * b[[k, j]]).sum()
+    })
+}
+
+fn to<T: Real>(matrix: &Array2<f64>) -> Array2<T> {
+    matrix.mapv(T::of_f64)
+}
+
+#[track_caller]
+fn assert_close<T: Real>(actual: &Array2<T>, expected: &Array2<f64>, summands: usize) {
+    assert_eq!(actual.dim(), expected.dim());
+    let scale = expected.iter().fold(1.0_f64, |largest, value| largest.max(value.abs()));
+    let tolerance = 4.0 * T::EPSILON.as_f64() * (summands as f64).sqrt() * scale;
+    for (index, value) in actual.indexed_iter() {
+        assert!(
+            (value.as_f64() - expected[index]).abs() <= tolerance,
+            "{index:?}: {value} for {}",
+            expected[index]
+        );
+    }
+}
+
+fn products_agree_with_plain_loops<T: Real>(kernels: &dyn Kernels<T>) {
+    for (m, k, n) in [(1, 1, 1), (1, 7, 3), (5, 1, 4), (33, 65, 17), (130, 70, 96)] {
+        let (a, b, c) = (random(m, k, 1), random(k, n, 2), random(m, n, 3));
+        let expected = product(a.view(), b.view());
+        let mut out = to::<T>(&c);
+        kernels.gemm(to::<T>(&a).view(), to::<T>(&b).view(), out.view_mut(), Accumulate::Replace);
+        assert_close(&out, &expected, k);
+        // Transposed, reversed and strided operands, and a strided output.
+        let (at, b2) = (to::<T>(&a).t().to_owned(), to::<T>(&b));
+        let mut wide = Array2::<T>::zeros((m, 2 * n).f());
+        wide.slice_mut(s![.., ..;2]).assign(&to::<T>(&c));
+        kernels.gemm(
+            at.t().slice(s![.., ..;-1]),
+            b2.slice(s![..;-1, ..]),
+            wide.slice_mut(s![.., ..;2]),
+            Accumulate::Add,
+        );
+        assert_close(&wide.slice(s![.., ..;2]).to_owned(), &(&expected + &c), k);
+        assert!(wide.slice(s![.., 1..;2]).iter().all(|value| value.is_zero()));
+    }
+}
+
+fn gram_and_products_of_a_stored_matrix_agree_with_plain_loops<T: Real>(kernels: &dyn Kernels<T>) {
+    for (rows, cols) in [(1, 1), (1, 9), (9, 1), (40, 24), (24, 40), (1100, 13), (13, 1100)] {
+        let w = random(rows, cols, 4);
+        let tensor = stored(&w);
+        for side in [Side::Rows, Side::Cols] {
+            let (long, width) = side.dims(MatrixShape { rows, cols });
+            if width > 100 {
+                continue;
+            }
+            let a = if side == Side::Cols { w.view() } else { w.t() };
+            let mut gram = kernels.gram(&tensor, side);
+            let expected = product(a.t(), a);
+            for i in 0..width {
+                for j in i + 1..width {
+                    gram[[i, j]] = gram[[j, i]];
+                }
+            }
+            assert_close(&gram, &expected, long);
+            let x = random(width, 3, 5);
+            assert_close(&kernels.apply(&tensor, side, to::<T>(&x).view()), &product(a, x.view()), width);
+            let narrow = kernels.project(&tensor, side, to::<T>(&x).view());
+            assert_close(&narrow, &product(a, x.view()), width);
+            let y = random(long, 3, 6);
+            let back = kernels.apply_transposed(&tensor, side, to::<T>(&y).view());
+            assert_close(&back, &product(a.t(), y.view()), long);
+        }
+    }
+}
+
+fn eigenvectors_are_orthonormal_and_rebuild_the_matrix<T: Real>(kernels: &dyn Kernels<T>) {
+    for size in [1, 2, 3, 31, 150] {
+        let b = random(size + 3, size, 7);
+        let gram = product(b.t(), b.view());
+        // The upper triangle must not be read.
+        let lower =
+            Array2::from_shape_fn((size, size), |(i, j)| if i >= j { gram[[i, j]] } else { f64::NAN });
+        let eigen = kernels.eigh(to::<T>(&lower), size).unwrap();
+        assert!(eigen.values.is_sorted_by(|a, b| a >= b));
+        let v = eigen.vectors.mapv(T::as_f64);
+        assert_close(&product(v.t(), v.view()).mapv(T::of_f64), &Array2::eye(size), 16 * size);
+        let scaled = Array2::from_shape_fn((size, size), |(i, j)| v[[i, j]] * eigen.values[j].as_f64());
+        assert_close(&product(scaled.view(), v.t()).mapv(T::of_f64), &gram, 16 * size);
+
+        let some = kernels.eigh(to::<T>(&lower), size.div_ceil(2)).unwrap();
+        assert_eq!(some.vectors, eigen.vectors.slice(s![.., ..size.div_ceil(2)]));
+        let values = Array2::from_shape_vec((1, size), kernels.eigvalsh(to::<T>(&lower)).unwrap()).unwrap();
+        let expected = Array2::from_shape_fn((1, size), |(_, j)| eigen.values[j].as_f64());
+        assert_close(&values, &expected, 16 * size);
+    }
+}
+
+fn eigenvalues_known_in_closed_form_are_found<T: Real>(kernels: &dyn Kernels<T>) {
+    // The second difference: 2 − 2 cos(kπ/(n+1)).
+    let size = 60;
+    let matrix = Array2::from_shape_fn((size, size), |(i, j)| match i.abs_diff(j) {
+        0 => 2.0,
+        1 => -1.0,
+        _ => 0.0,
+    });
+    let values = kernels.eigvalsh(to::<T>(&matrix)).unwrap();
+    for (value, k) in values.iter().zip((1..=size).rev()) {
+        let expected = 2.0 - 2.0 * (std::f64::consts::PI * k as f64 / (size + 1) as f64).cos();
+        assert!(
+            (value.as_f64() - expected).abs() <= 64.0 * T::EPSILON.as_f64(),
+            "{k}: {value} for {expected}"
+        );
+    }
+    assert_eq!(
+        kernels.eigvalsh(array![[T::zero(), T::zero()], [T::zero(), T::zero()]]).unwrap(),
+        vec![T::zero(); 2]
+    );
+}
+
+fn thin_q_is_orthonormal_and_spans_the_columns<T: Real>(kernels: &dyn Kernels<T>) {
+    for (rows, cols) in [(1, 1), (7, 7), (90, 1), (200, 60)] {
+        let y = random(rows, cols, 8);
+        let q = kernels.thin_qr(to::<T>(&y)).unwrap().mapv(T::as_f64);
+        assert_close(&product(q.t(), q.view()).mapv(T::of_f64), &Array2::eye(cols), 16 * rows);
+        let rebuilt = product(q.view(), product(q.t(), y.view()).view());
+        assert_close(&rebuilt.mapv(T::of_f64), &y, 16 * rows);
+    }
+}
+
+macro_rules! suite {
+    ($backend:ident: $($case:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $case() {
+                let backend: &dyn Backend = &crate::$backend;
+                super::$case::<f32>(backend);
+                super::$case::<f64>(backend);
+            }
+        )*
+    };
+}
+
+macro_rules! suites {
+    ($($(#[$gate:meta])? $module:ident $backend:ident),*) => {
+        $(
+            $(#[$gate])?
+            mod $module {
+                use crate::Backend;
+                suite!($backend:
+                    products_agree_with_plain_loops,
+                    gram_and_products_of_a_stored_matrix_agree_with_plain_loops,
+                    eigenvectors_are_orthonormal_and_rebuild_the_matrix,
+                    eigenvalues_known_in_closed_form_are_found,
+                    thin_q_is_orthonormal_and_spans_the_columns,
+                );
+            }
+        )*
+    };
+}
+
+suites!(on_faer Faer, #[cfg(feature = "lapack")] on_lapack Lapack);
