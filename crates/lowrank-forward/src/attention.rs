@@ -3,10 +3,10 @@
 use crate::hidden::Hidden;
 use crate::linear::Linear;
 use crate::math::{add_scaled, rms_norm, softmax};
-use crate::product::one_tile;
+use crate::product::{one_tile, rows};
 use crate::rope::Rope;
-use faer::{MatMut, MatRef};
 use lowrank_model::ModelConfig;
+use ndarray::{ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 /// Queries whose scores are computed together.
@@ -52,17 +52,15 @@ impl AttentionWeights {
         rope.turn(&mut q, heads);
         rope.turn(&mut k, kv_heads);
 
-        let q = MatRef::from_row_major_slice(&q, tokens, heads * d);
-        let k = MatRef::from_row_major_slice(&k, tokens, kv_heads * d);
-        let v = MatRef::from_row_major_slice(&v, tokens, kv_heads * d);
+        let (q, k, v) = (rows(&q, heads * d), rows(&k, kv_heads * d), rows(&v, kv_heads * d));
         // A / G query heads share one key/value head.
         let group = heads / kv_heads;
         let per_head: Vec<Vec<f32>> = (0..heads)
             .into_par_iter()
             .map(|head| {
-                let kv = head / group;
-                let q = q.subcols(head * d, d);
-                attend(q, k.subcols(kv * d, d), v.subcols(kv * d, d), config.sliding_window)
+                let columns = |head: usize| s![.., head * d..(head + 1) * d];
+                let (of_query, of_key) = (columns(head), columns(head / group));
+                attend(q.slice(of_query), k.slice(of_key), v.slice(of_key), config.sliding_window)
             })
             .collect(); // A × [T, D]
 
@@ -79,7 +77,12 @@ impl AttentionWeights {
 
 /// softmax(q kᵀ / √D) v of one head: q, k, v [T, D] → [T, D].
 /// Query i sees the keys j ≤ i, and of those the last `window`: j > i − window.
-fn attend(q: MatRef<'_, f32>, k: MatRef<'_, f32>, v: MatRef<'_, f32>, window: Option<usize>) -> Vec<f32> {
+fn attend(
+    q: ArrayView2<'_, f32>,
+    k: ArrayView2<'_, f32>,
+    v: ArrayView2<'_, f32>,
+    window: Option<usize>,
+) -> Vec<f32> {
     let (tokens, d) = (q.nrows(), q.ncols());
     let first_seen = |i: usize| window.map_or(0, |window| (i + 1).saturating_sub(window));
     let scale = 1.0 / (d as f64).sqrt();
@@ -94,9 +97,9 @@ fn attend(q: MatRef<'_, f32>, k: MatRef<'_, f32>, v: MatRef<'_, f32>, window: Op
         scores.clear();
         scores.resize(queries * keys, 0.0);
         one_tile(
-            MatMut::from_row_major_slice_mut(&mut scores, queries, keys),
-            q.subrows(first_query, queries),
-            k.subrows(first_key, keys).transpose(),
+            ArrayViewMut2::from_shape((queries, keys), &mut scores).expect("queries × keys"),
+            q.slice(s![first_query..end_key, ..]),
+            k.slice(s![first_key..end_key, ..]).reversed_axes(),
         );
         for (row, i) in scores.chunks_exact_mut(keys).zip(first_query..) {
             let (hidden_past, rest) = row.split_at_mut(first_seen(i) - first_key);
@@ -109,9 +112,9 @@ fn attend(q: MatRef<'_, f32>, k: MatRef<'_, f32>, v: MatRef<'_, f32>, window: Op
             softmax(seen);
         }
         one_tile(
-            MatMut::from_row_major_slice_mut(out, queries, d),
-            MatRef::from_row_major_slice(&scores, queries, keys),
-            v.subrows(first_key, keys),
+            ArrayViewMut2::from_shape((queries, d), out).expect("queries × D"),
+            rows(&scores, keys),
+            v.slice(s![first_key..end_key, ..]),
         );
     }
     out
@@ -149,7 +152,7 @@ mod tests {
             (0..tokens * d).map(|i| (i as f32 * 0.37 + phase).sin() * 2.0).collect()
         };
         let (q, k, v) = (values(0.0), values(1.0), values(2.0));
-        let as_matrix = |x| MatRef::from_row_major_slice(x, tokens, d);
+        let as_matrix = |x| rows(x, d);
         for window in [None, Some(1), Some(5), Some(128), Some(200), Some(1000)] {
             let got = attend(as_matrix(&q), as_matrix(&k), as_matrix(&v), window);
             let expected = reference(&q, &k, &v, d, window.unwrap_or(usize::MAX));

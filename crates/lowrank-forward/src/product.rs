@@ -3,8 +3,8 @@
 //! The result is cut into tiles of fixed size, each computed by one task in one order, so its bits do not depend on
 //! the number of threads.
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use lowrank_compute::{Accumulate, Faer, Kernels};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 /// Tokens of a tile. Large enough that packing W costs little beside the multiplications.
 pub const TILE_TOKENS: usize = 256;
@@ -14,32 +14,35 @@ const TILE_FEATURES: usize = 1024;
 /// Y [N, out] = X [N, in] · W [out, in]ᵀ, all row-major.
 pub fn tokens_times_weight(y: &mut [f32], x: &[f32], w: &[f32], inputs: usize, outputs: usize) {
     let tokens = x.len() / inputs;
-    let y = MatMut::from_row_major_slice_mut(y, tokens, outputs);
-    let x = MatRef::from_row_major_slice(x, tokens, inputs);
-    let w = MatRef::from_row_major_slice(w, outputs, inputs);
-    tiled(y, x, w);
+    let mut y = ArrayViewMut2::from_shape((tokens, outputs), y).expect("y is [N, out]");
+    tiled(y.view_mut(), rows(x, inputs), rows(w, inputs));
+}
+
+/// A row-major slice as a matrix.
+pub(crate) fn rows(values: &[f32], cols: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((values.len() / cols, cols), values).expect("whole rows")
 }
 
 /// Halves the result at tile borders until one tile is left; the halves may run side by side.
-fn tiled(y: MatMut<'_, f32>, x: MatRef<'_, f32>, w: MatRef<'_, f32>) {
+fn tiled(y: ArrayViewMut2<'_, f32>, x: ArrayView2<'_, f32>, w: ArrayView2<'_, f32>) {
     if y.nrows() > TILE_TOKENS {
         let middle = y.nrows().div_ceil(TILE_TOKENS) / 2 * TILE_TOKENS;
-        let (above, below) = y.split_at_row_mut(middle);
-        let (x_above, x_below) = x.split_at_row(middle);
+        let (above, below) = y.split_at(Axis(0), middle);
+        let (x_above, x_below) = x.split_at(Axis(0), middle);
         rayon::join(|| tiled(above, x_above, w), || tiled(below, x_below, w));
     } else if y.ncols() > TILE_FEATURES {
         let middle = y.ncols().div_ceil(TILE_FEATURES) / 2 * TILE_FEATURES;
-        let (left, right) = y.split_at_col_mut(middle);
-        let (w_left, w_right) = w.split_at_row(middle);
+        let (left, right) = y.split_at(Axis(1), middle);
+        let (w_left, w_right) = w.split_at(Axis(0), middle);
         rayon::join(|| tiled(left, x, w_left), || tiled(right, x, w_right));
     } else {
-        one_tile(y, x, w.transpose());
+        one_tile(y, x, w.reversed_axes());
     }
 }
 
 /// C = A B on the calling thread.
-pub(crate) fn one_tile(c: MatMut<'_, f32>, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
-    matmul(c, Accum::Replace, a, b, 1.0, Par::Seq);
+pub(crate) fn one_tile(c: ArrayViewMut2<'_, f32>, a: ArrayView2<'_, f32>, b: ArrayView2<'_, f32>) {
+    Faer.gemm(a, b, c, Accumulate::Replace);
 }
 
 #[cfg(test)]
