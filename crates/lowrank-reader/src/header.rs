@@ -182,8 +182,12 @@ impl<'de> Deserialize<'de> for RawHeader {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut tensors = Vec::new();
+                let mut has_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
+                        if std::mem::replace(&mut has_metadata, true) {
+                            return Err(serde::de::Error::duplicate_field("__metadata__"));
+                        }
                         map.next_value::<Metadata>()?;
                         continue;
                     }

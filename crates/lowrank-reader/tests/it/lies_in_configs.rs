@@ -1,0 +1,148 @@
+use crate::draft::{Draft, W1, assert_refused, ranks};
+use lowrank_model::Layout;
+use lowrank_model::config::ConfigError;
+use lowrank_reader::ReadError;
+use serde_json::json;
+
+#[test]
+fn a_folder_without_a_config() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.texts.clear();
+    assert_refused!(draft, ReadError::NoConfig { .. }, "config.json", "params.json");
+}
+
+#[test]
+fn a_config_that_is_not_json() {
+    for text in ["", "{", "not json", "{}{}"] {
+        let mut draft = Draft::of(Layout::HfPerExpert);
+        draft.texts.insert("config.json".into(), text.into());
+        assert_refused!(draft, ReadError::Json { .. }, "config.json");
+    }
+}
+
+#[test]
+fn a_config_that_is_not_an_object() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.texts.insert("config.json".into(), "[1]".into());
+    assert_refused!(draft, ReadError::Config { source: ConfigError::NotJson(_), .. }, "config.json");
+}
+
+#[test]
+fn a_config_nested_a_million_deep() {
+    for bracket in ["[", "{\"a\":"] {
+        let mut draft = Draft::of(Layout::HfPerExpert);
+        draft.texts.insert("config.json".into(), bracket.repeat(1_000_000));
+        assert_refused!(draft, ReadError::Json { .. }, "config.json", "recursion limit");
+    }
+}
+
+#[test]
+fn a_config_of_eleven_megabytes() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.texts.insert("config.json".into(), " ".repeat(11 << 20));
+    assert_refused!(draft, ReadError::FileTooLarge { .. }, "config.json");
+}
+
+#[test]
+fn an_unknown_family() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.edit_config(|config| config["model_type"] = json!("gpt2"));
+    assert_refused!(
+        draft,
+        ReadError::Config { source: ConfigError::UnknownFamily(_), .. },
+        "config.json",
+        "gpt2"
+    );
+}
+
+#[test]
+fn a_family_name_that_would_break_the_line() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.edit_config(|config| config["model_type"] = json!("a\nb\u{1b}[31m"));
+    assert_refused!(draft, ReadError::Config { .. }, "a\\nb\\u{1b}[31m");
+}
+
+#[test]
+fn a_config_that_says_quantised() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    draft.edit_config(|config| config["quantization_config"] = json!({"quant_method": "awq"}));
+    assert_refused!(draft, ReadError::Config { source: ConfigError::Quantised(_), .. }, "config.json", "awq");
+}
+
+#[test]
+fn dimensions_too_large_to_be_true() {
+    for (key, value) in [
+        ("num_hidden_layers", json!(1 << 23)),
+        ("num_local_experts", json!(1 << 23)),
+        ("hidden_size", json!(u64::MAX)),
+        ("vocab_size", json!(1e300)),
+        ("head_dim", json!(1 << 24)),
+    ] {
+        let mut draft = Draft::of(Layout::HfFused);
+        draft.edit_config(|config| {
+            config["hidden_size"] = json!(1 << 20);
+            config[key] = value;
+        });
+        assert_refused!(draft, ReadError::Config { source: ConfigError::Bad { .. }, .. }, "config.json");
+    }
+}
+
+#[test]
+fn params_that_describe_no_mixture() {
+    let mut draft = Draft::of(Layout::Consolidated);
+    draft.edit_config(|params| params["moe"] = json!(null));
+    assert_refused!(draft, ReadError::Config { source: ConfigError::Missing("moe"), .. }, "params.json");
+}
+
+#[test]
+fn factors_of_another_program() {
+    for (format, found) in [(json!("other"), "other"), (json!(null), "null"), (json!(1), "1")] {
+        let (mut draft, ..) = Draft::factored(Layout::LowRank);
+        draft.edit_config(|config| config["lowrank_config"]["format"] = format);
+        assert_refused!(draft, ReadError::ForeignFormat { .. }, "config.json", found);
+    }
+    let (mut draft, ..) = Draft::factored(Layout::LowRank);
+    draft.edit_config(|config| config["lowrank_config"] = json!(null));
+    assert_refused!(draft, ReadError::ForeignFormat { .. }, "config.json", "missing");
+}
+
+#[test]
+fn factors_of_a_later_version() {
+    for version in [json!(2), json!("1"), json!(null), json!(1.5)] {
+        let (mut draft, ..) = Draft::factored(Layout::LowRank);
+        draft.edit_config(|config| config["lowrank_config"]["format_version"] = version);
+        assert_refused!(draft, ReadError::FormatVersion { .. }, "config.json", "this program reads 1");
+    }
+}
+
+#[test]
+fn a_rank_map_that_is_no_map() {
+    for (layout, key) in [(Layout::LowRank, "lowrank_config.ranks"), (Layout::Minixtral, "ranks")] {
+        let (mut draft, ..) = Draft::factored(layout);
+        draft.edit_config(|config| *ranks(config) = json!([1, 2]));
+        assert_refused!(draft, ReadError::NoRankMap { .. }, "config.json", key);
+    }
+}
+
+#[test]
+fn a_rank_for_a_matrix_that_the_model_does_not_have() {
+    for module in [
+        "model.layers.2.block_sparse_moe.experts.0.w1",
+        "model.layers.0.block_sparse_moe.experts.3.w1",
+        "model.layers.0.block_sparse_moe.experts.00.w1",
+        "model.layers.0.self_attn.q_proj",
+    ] {
+        let (mut draft, ..) = Draft::factored(Layout::LowRank);
+        draft.edit_config(|config| ranks(config)[module] = json!(1));
+        assert_refused!(draft, ReadError::RankOfUnknownMatrix { .. }, "config.json", module);
+    }
+}
+
+#[test]
+fn a_rank_that_cannot_be() {
+    for rank in [json!(0), json!(9), json!(-1), json!(1.5), json!("3"), json!(null), json!(u64::MAX)] {
+        let (mut draft, ..) = Draft::factored(Layout::LowRank);
+        draft.edit_config(|config| ranks(config)[W1] = rank);
+        assert_refused!(draft, ReadError::BadRank { .. }, "config.json", W1, "from 1 to 8");
+    }
+}
