@@ -10,7 +10,7 @@
 use crate::error::ReadError;
 use crate::family::{self, Spelling};
 use crate::folder::Folder;
-use crate::header::{Entry, Header};
+use crate::header::{Entry, Header, TENSORS_MAX};
 use crate::index::Index;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
@@ -354,6 +354,10 @@ impl<'a> Catalog<'a> {
     ) -> Result<Self, ReadError> {
         let mut entries: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
         for (shard, header) in headers.into_iter().enumerate() {
+            if entries.len() + header.len() > TENSORS_MAX {
+                let path = shards[shard].path.clone();
+                return Err(ReadError::TooManyTensors { path, limit: TENSORS_MAX });
+            }
             for (tensor, entry) in header {
                 let path = || shards[shard].path.clone();
                 if let Some((other, _)) = entries.get(&tensor) {

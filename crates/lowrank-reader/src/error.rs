@@ -292,6 +292,14 @@ pub enum ReadError {
         /// The earlier shard.
         other: String,
     },
+    /// Far more tensors than any real checkpoint has.
+    #[error("{}: there are more than {limit} tensors, which no model of this family has", path.display())]
+    TooManyTensors {
+        /// The shard or the index.
+        path: PathBuf,
+        /// What would have been accepted.
+        limit: usize,
+    },
     /// A dtype that the format does not know.
     #[error("{}: `{tensor}` has the unknown dtype `{dtype}`", path.display())]
     UnknownDtype {

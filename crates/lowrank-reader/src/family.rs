@@ -8,8 +8,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The largest `config.json` or `params.json` read; a rank map of 100,000 matrices fits.
-const CONFIG_BYTES_MAX: u64 = 10 << 20;
+/// The largest `config.json` or `params.json` read; a rank map of 50,000 matrices fits.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// What the description of a model says, before any weight was seen.
 #[derive(Debug)]

@@ -15,6 +15,8 @@ use std::path::Path;
 pub const LENGTH_BYTES: u64 = 8;
 /// The format's own limit.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
+/// The most tensors accepted in a checkpoint; the largest models of today have a quarter of it.
+pub const TENSORS_MAX: usize = 1 << 19;
 /// The largest number of dimensions accepted.
 const DIMENSIONS_MAX: usize = 8;
 /// The longest name accepted.
@@ -55,6 +57,9 @@ pub fn json_len(path: &Path, length_field: [u8; 8], file_bytes: u64) -> Result<u
 pub fn parse(path: &Path, json: &[u8], file_bytes: u64) -> Result<Header, ReadError> {
     let RawHeader(mut raw) =
         serde_json::from_slice(json).map_err(|source| ReadError::HeaderJson { path: path.into(), source })?;
+    if raw.len() > TENSORS_MAX {
+        return Err(ReadError::TooManyTensors { path: path.into(), limit: TENSORS_MAX });
+    }
     if let Some((name, _)) = raw.iter().find(|(name, _)| !is_printable(name)) {
         return Err(ReadError::BadTensorName { path: path.into(), tensor: clip(name) });
     }
@@ -154,7 +159,7 @@ fn parse_dtype(name: &str) -> Option<Dtype> {
     Dtype::deserialize(deserializer).ok()
 }
 
-/// Names and tensors in the order of the text, equal names included.
+/// Names and tensors in the order of the text, equal names included; at most one more than [`TENSORS_MAX`].
 struct RawHeader(Vec<(String, RawTensor)>);
 
 #[derive(serde::Deserialize)]
@@ -189,6 +194,10 @@ impl<'de> Deserialize<'de> for RawHeader {
                             return Err(serde::de::Error::duplicate_field("__metadata__"));
                         }
                         map.next_value::<Metadata>()?;
+                        continue;
+                    }
+                    if tensors.len() > TENSORS_MAX {
+                        map.next_value::<IgnoredAny>()?;
                         continue;
                     }
                     let tensor = map.next_value().map_err(|error| {

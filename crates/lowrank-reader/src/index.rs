@@ -3,8 +3,8 @@
 //! A pure function from bytes to [`Index`]. Sizes in its `metadata` are not believed: they are counted from headers.
 
 use crate::error::{ReadError, clip};
-use crate::header::is_printable;
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use crate::header::{TENSORS_MAX, is_printable};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Component, Path};
@@ -24,6 +24,9 @@ impl Index {
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self, ReadError> {
         let RawIndex { weight_map: Pairs(pairs) } =
             serde_json::from_slice(json).map_err(|source| ReadError::Json { path: path.into(), source })?;
+        if pairs.len() > TENSORS_MAX {
+            return Err(ReadError::TooManyTensors { path: path.into(), limit: TENSORS_MAX });
+        }
         let mut weight_map = BTreeMap::new();
         for (tensor, shard) in pairs {
             let path = path.to_path_buf();
@@ -61,7 +64,7 @@ struct RawIndex {
     weight_map: Pairs,
 }
 
-/// Pairs in the order of the text, equal keys included.
+/// Pairs in the order of the text, equal keys included; at most one more than [`TENSORS_MAX`].
 struct Pairs(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -76,9 +79,12 @@ impl<'de> Deserialize<'de> for Pairs {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
                 let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
+                while pairs.len() <= TENSORS_MAX
+                    && let Some(pair) = map.next_entry()?
+                {
                     pairs.push(pair);
                 }
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 Ok(Pairs(pairs))
             }
         }
@@ -106,6 +112,13 @@ mod tests {
             let error = parse(&format!(r#"{{"weight_map":{{"t":"{shard}"}}}}"#)).unwrap_err();
             assert!(matches!(error, ReadError::UnsafeShardName { .. }), "{shard}: {error}");
         }
+    }
+
+    #[test]
+    fn an_index_of_a_million_tensors_is_refused() {
+        let pairs: Vec<String> = (0..1_000_000).map(|at| format!("\"{at}\":\"s\"")).collect();
+        let error = parse(&format!("{{\"weight_map\":{{{}}}}}", pairs.join(","))).unwrap_err();
+        assert!(matches!(error, ReadError::TooManyTensors { .. }), "{error}");
     }
 
     #[test]

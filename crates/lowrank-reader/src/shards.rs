@@ -72,19 +72,18 @@ pub(crate) fn open(folder: &Folder, naming: Naming) -> Result<Shards, ReadError>
 
 fn read_header(shard: &Shard) -> Result<Header, ReadError> {
     let path = &shard.path;
-    let io = |source| ReadError::Io { path: path.clone(), source };
     let actual_bytes = shard.len_bytes;
     if actual_bytes < header::LENGTH_BYTES {
         let expected_bytes = header::LENGTH_BYTES;
         return Err(ReadError::TruncatedHeader { path: path.clone(), expected_bytes, actual_bytes });
     }
     let mut length_field = [0; 8];
-    shard.file.read_exact_at(&mut length_field, 0).map_err(io)?;
+    shard.read_exact(0, &mut length_field, "the header")?;
     if &length_field == b"version " {
         return Err(ReadError::LfsPointer { path: path.clone() });
     }
     let mut json = vec![0; header::json_len(path, length_field, actual_bytes)? as usize];
-    shard.file.read_exact_at(&mut json, header::LENGTH_BYTES).map_err(io)?;
+    shard.read_exact(header::LENGTH_BYTES, &mut json, "the header")?;
     header::parse(path, &json, actual_bytes)
 }
 

@@ -19,7 +19,7 @@ fn read(file: &[u8]) -> Result<header::Header, ReadError> {
 
 macro_rules! assert_lie {
     ($json:expr, $data_bytes:expr, $variant:pat, $($part:expr),*) => {{
-        let error = read(&with_header($json, &vec![0; $data_bytes])).expect_err("the lie was believed");
+        let error = read(&with_header($json, &[0; 64][..$data_bytes])).expect_err("the lie was believed");
         let message = error.to_string();
         assert!(matches!(error, $variant), "{error:?}");
         for part in [FILE, $($part),*] {
@@ -158,6 +158,13 @@ fn a_shape_of_a_million_dimensions() {
     let shape = vec!["1"; 1_000_000].join(",");
     let json = format!(r#"{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}}}"#);
     assert_lie!(&json, 4, ReadError::TooManyDimensions { .. }, "`a`");
+}
+
+#[test]
+fn a_header_of_a_million_tensors() {
+    let tensor = |at| format!(r#""{at}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let json = format!("{{{}}}", (0..1_000_000).map(tensor).collect::<Vec<_>>().join(","));
+    assert_lie!(&json, 0, ReadError::TooManyTensors { .. }, "524288");
 }
 
 #[test]
