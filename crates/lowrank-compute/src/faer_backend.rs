@@ -13,6 +13,7 @@ use faer::linalg::householder::{
 use faer::linalg::matmul::triangular::BlockStructure;
 use faer::linalg::matmul::{matmul, triangular};
 use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
+use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::traits::RealField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder};
@@ -90,6 +91,25 @@ impl<T: Real + RealField> Kernels<T> for Faer {
         evd(&gram, None)
     }
 
+    fn singular_values(&self, a: Array2<T>) -> Result<Vec<T>, ComputeError> {
+        let (rows, cols) = a.dim();
+        let size = rows.min(cols);
+        let mut values = Mat::<T>::zeros(size, 1);
+        let (none, params) = (ComputeSvdVectors::No, Default::default());
+        let mut memory = MemBuffer::new(svd_scratch::<T>(rows, cols, none, none, Par::Seq, params));
+        svd(
+            mat(&dense(a.view())),
+            values.as_mut().col_mut(0).as_diagonal_mut(),
+            None,
+            None,
+            Par::Seq,
+            MemStack::new(&mut memory),
+            params,
+        )
+        .map_err(|_| ComputeError::NoConvergence { backend: NAME, size })?;
+        Ok((0..size).map(|i| values[(i, 0)]).collect())
+    }
+
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         let (rows, cols) = y.dim();
         assert!(rows >= cols, "thin QR of a wide matrix");
@@ -127,7 +147,7 @@ fn evd<T: Real + RealField>(
     vectors: Option<MatMut<'_, T>>,
 ) -> Result<Vec<T>, ComputeError> {
     let size = gram.nrows();
-    let mut values = faer::Mat::<T>::zeros(size, 1);
+    let mut values = Mat::<T>::zeros(size, 1);
     let wanted = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
     let params = Default::default();
     let mut memory = MemBuffer::new(self_adjoint_evd_scratch::<T>(size, wanted, Par::Seq, params));

@@ -25,7 +25,7 @@ pub struct Eigen<T> {
 
 /// Linear algebra in one precision.
 ///
-/// A backend must have the first five; the others follow from them block by block, and a device overrides them to keep
+/// A backend must have the first six; the others follow from them block by block, and a device overrides them to keep
 /// a matrix where it computes.
 pub trait Kernels<T: Real> {
     /// C = A B or C += A B: [m, k] × [k, n] → [m, n].
@@ -45,6 +45,10 @@ pub trait Kernels<T: Real> {
 
     /// Eigenvalues of a symmetric matrix, falling. Reads the lower triangle.
     fn eigvalsh(&self, gram: Array2<T>) -> Result<Vec<T>, ComputeError>;
+
+    /// Singular values of A [m, n], falling, by a direct SVD of the whole matrix and not through a Gram matrix: slow, the
+    /// independent reference of tests and benchmarks.
+    fn singular_values(&self, a: Array2<T>) -> Result<Vec<T>, ComputeError>;
 
     /// Q [l, k] with orthonormal columns that span those of Y [l, k], l ≥ k.
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError>;

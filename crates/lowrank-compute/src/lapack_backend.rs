@@ -6,7 +6,7 @@ use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, Real};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use ndarray_linalg::{
-    EigValshInplace, EighInplace, Lapack as LapackScalar, QR, Scalar, UPLO, error::LinalgError,
+    EigValshInplace, EighInplace, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO, error::LinalgError,
 };
 
 /// The system's LAPACK.
@@ -42,6 +42,7 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
     }
 
     fn eigh(&self, mut gram: Array2<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
+        mirror(&mut gram);
         let (values, vectors) = gram.eigh_inplace(UPLO::Lower).map_err(refusal)?;
         let values = values.iter().rev().copied().collect();
         let vectors = vectors.slice(s![.., ..;-1]).slice(s![.., ..count]).to_owned();
@@ -49,12 +50,27 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
     }
 
     fn eigvalsh(&self, mut gram: Array2<T>) -> Result<Vec<T>, ComputeError> {
+        mirror(&mut gram);
         let values = gram.eigvalsh_inplace(UPLO::Lower).map_err(refusal)?;
         Ok(values.iter().rev().copied().collect())
     }
 
+    fn singular_values(&self, mut a: Array2<T>) -> Result<Vec<T>, ComputeError> {
+        let (_, values, _) = a.svddc_inplace(JobSvd::None).map_err(refusal)?;
+        Ok(values.to_vec())
+    }
+
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         y.qr().map(|(q, _)| q).map_err(refusal)
+    }
+}
+
+/// Copies the lower triangle over the upper: which of the two `UPLO` means depends on the layout in ndarray-linalg 0.18.
+fn mirror<T: Real>(matrix: &mut Array2<T>) {
+    for i in 0..matrix.nrows() {
+        for j in i + 1..matrix.ncols() {
+            matrix[[i, j]] = matrix[[j, i]];
+        }
     }
 }
 

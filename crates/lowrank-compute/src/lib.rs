@@ -9,6 +9,7 @@
 //! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ [d], V [d, k] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
+//! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
 //! | [`Kernels::thin_qr`] | the Q of Y = QR | [l, k] → [l, k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!

@@ -136,6 +136,18 @@ fn eigenvalues_known_in_closed_form_are_found<T: Real>(kernels: &dyn Kernels<T>)
     );
 }
 
+fn a_direct_svd_agrees_with_the_eigenvalues_of_the_gram_matrix<T: Real>(kernels: &dyn Kernels<T>) {
+    for (rows, cols) in [(1, 1), (1, 5), (40, 24), (24, 40)] {
+        let a = random(rows, cols, 9);
+        let gram = if rows < cols { product(a.view(), a.t()) } else { product(a.t(), a.view()) };
+        let expected = kernels.eigvalsh(to::<T>(&gram)).unwrap();
+        let squares: Vec<T> =
+            kernels.singular_values(to::<T>(&a)).unwrap().iter().map(|&value| value * value).collect();
+        let row = |values: Vec<T>| Array2::from_shape_vec((1, rows.min(cols)), values).unwrap();
+        assert_close(&row(squares), &row(expected).mapv(T::as_f64), 16 * (rows + cols));
+    }
+}
+
 fn thin_q_is_orthonormal_and_spans_the_columns<T: Real>(kernels: &dyn Kernels<T>) {
     for (rows, cols) in [(1, 1), (7, 7), (90, 1), (200, 60)] {
         let y = random(rows, cols, 8);
@@ -170,6 +182,7 @@ macro_rules! suites {
                     gram_and_products_of_a_stored_matrix_agree_with_plain_loops,
                     eigenvectors_are_orthonormal_and_rebuild_the_matrix,
                     eigenvalues_known_in_closed_form_are_found,
+                    a_direct_svd_agrees_with_the_eigenvalues_of_the_gram_matrix,
                     thin_q_is_orthonormal_and_spans_the_columns,
                 );
             }

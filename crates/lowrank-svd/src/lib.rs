@@ -1,1 +1,33 @@
-//! Placeholder.
+//! Spectrum, plan, factors: the mathematics of the compression.
+//!
+//! Stands between the reader and the writer. Works on one expert matrix W [m, n] at a time, as stored bytes:
+//!
+//! 1. [`spectrum()`]: the singular values of W, so the exact error of every rank.
+//! 2. [`allocate()`]: which rank each matrix gets, from all spectra and the budget, with a bound on what any plan could
+//!    reach.
+//! 3. [`factor()`]: u [m, r] and v [r, n] with u·v the best approximation of that rank (Eckart and Young, 1936).
+//!
+//! | Module | The one place for |
+//! |---|---|
+//! | [`precision`] | when f32 suffices |
+//! | [`mod@spectrum`] | singular values from a Gram matrix |
+//! | [`mod@factor`] | the route to the factors, and what they miss |
+//! | [`factors`] | splitting a subspace into u and v |
+//! | [`randomized`] | the sketch for small ranks |
+//! | [`mod@allocate`] | ranks under a budget |
+//!
+//! No threads: callers run one matrix per thread, and the bits do not depend on how many.
+
+mod error;
+pub mod factor;
+pub mod factors;
+pub mod precision;
+pub mod randomized;
+pub mod spectrum;
+mod survey;
+
+pub use error::SvdError;
+pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
+pub use factors::Factors;
+pub use precision::{Precision, PrecisionChoice};
+pub use spectrum::spectrum;
