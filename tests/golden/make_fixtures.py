@@ -4,6 +4,7 @@
 
 Every checkpoint lies in tests/fixtures/golden/NAME/, its logits in tests/fixtures/golden/NAME.safetensors:
 `ids.S` [T] and `logits.S` [T, V] of sequence S, computed on the CPU in f32 from the stored (bf16) weights.
+passage.safetensors holds the tokens of the verifier's bundled passage and the bundled model's perplexity on them.
 Weights are larger than a fresh model's, so that logits are of order one and a mistake shows.
 """
 
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
+PASSAGE = FIXTURES.parent.parent / "crates/lowrank-verify/assets/passage.txt"
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS, VOCAB = 16, 24, 2, 4, 64
 LENGTHS = [40, 17]
 
@@ -168,6 +171,22 @@ def factored(model, tensors):
     return ranks, out
 
 
+@torch.no_grad()
+def passage(model, windows=16, window=256):
+    """The verifier's rule: pieces of 50,000 characters, no special tokens, windows that do not see each other."""
+    tokenizer = Tokenizer.from_file(str(FIXTURES / "tiny-mixtral" / "tokenizer.json"))
+    text = PASSAGE.read_text()
+    pieces = [text[i:i + 50_000] for i in range(0, len(text), 50_000)]
+    ids = torch.tensor([i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False).ids])
+    x = ids[:windows * window].view(windows, window)
+    logits = model(input_ids=x).logits[:, :-1].double()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
+    save_file({"ids": ids.to(torch.int16), "windows": torch.tensor([windows, window]),
+               "perplexity": loss.exp().reshape(1)}, GOLDEN / "passage.safetensors")
+    (GOLDEN / "passage.safetensors").chmod(0o644)
+    print(f"passage: {len(ids)} tokens, perplexity of the first {windows * window} {loss.exp():.4f}")
+
+
 def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
     features = {
@@ -204,6 +223,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(FIXTURES / "tiny-mixtral", dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(5)
     golden("tiny-mixtral", model, [torch.randint(0, 1024, (length,), generator=generator) for length in (32, 11)])
+    passage(model)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,286 @@
+//! What can be held against a checkpoint without running it.
+//!
+//! Every tensor is read from both sides once. Whatever is not a factored expert matrix must be the same bytes; a
+//! factored one must have the rank and the error that its record says; counts in metadata must be those of the headers.
+
+use crate::error::VerifyError;
+use crate::factors::relative_error;
+use crate::record::{Record, Row, read_index_totals, read_record, squared_error_tolerance};
+use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
+use lowrank_model::names::{Role, TensorSpec, factor_names};
+use lowrank_model::{Layout, MatrixId, Progress, Tensor, Unit, format};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use std::collections::BTreeMap;
+
+/// Files that must be copied, where the original has them.
+const COPIED: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
+
+/// Holds every claim against the bytes.
+pub fn check(
+    original: &Checkpoint,
+    compressed: &Checkpoint,
+    progress: &dyn Progress,
+) -> Result<(Files, Vec<Finding>), VerifyError> {
+    let mut claims = Claims { original, compressed, findings: Vec::new() };
+    claims.extra_tensors();
+    claims.copied_files();
+    let record = claims.record();
+    let budget = claims.counts(record.as_ref());
+    claims.base_files(record.as_ref(), progress)?;
+    let (untouched_tensors, factored, dense_matrices) = claims.tensors(record.as_ref(), progress)?;
+    let files = Files {
+        original: original.size(),
+        compressed: compressed.size(),
+        budget,
+        untouched_tensors,
+        factored,
+        dense_matrices,
+    };
+    Ok((files, claims.findings))
+}
+
+/// Names what differs between the two models' dimensions and constants.
+pub fn config_differences(original: &Checkpoint, compressed: &Checkpoint) -> Vec<Finding> {
+    let (ours, theirs) = (original.config().to_hf_json(), compressed.config().to_hf_json());
+    let Some(ours) = ours.as_object() else { return Vec::new() };
+    ours.iter()
+        .filter(|(key, value)| theirs.get(key.as_str()) != Some(value))
+        .map(|(key, value)| Finding {
+            kind: FindingKind::ConfigDiffers,
+            name: Some(key.clone()),
+            detail: format!(
+                "{}, in the original {value}",
+                theirs.get(key).unwrap_or(&serde_json::Value::Null)
+            ),
+        })
+        .collect()
+}
+
+struct Claims<'a> {
+    original: &'a Checkpoint,
+    compressed: &'a Checkpoint,
+    findings: Vec<Finding>,
+}
+
+impl Claims<'_> {
+    fn find(&mut self, kind: FindingKind, name: impl Into<Option<String>>, detail: String) {
+        self.findings.push(Finding { kind, name: name.into(), detail });
+    }
+
+    fn extra_tensors(&mut self) {
+        for extra in self.compressed.ignored() {
+            let detail = format!("in {}: not a tensor of this model", extra.shard);
+            self.find(FindingKind::ExtraTensor, extra.tensor.clone(), detail);
+        }
+    }
+
+    fn copied_files(&mut self) {
+        for name in COPIED {
+            let Ok(ours) = std::fs::read(self.original.dir().join(name)) else { continue };
+            if std::fs::read(self.compressed.dir().join(name)).ok() != Some(ours) {
+                let detail = "is absent or not a copy of the original's".to_owned();
+                self.find(FindingKind::FileDiffers, name.to_owned(), detail);
+            }
+        }
+    }
+
+    /// Only our own format carries a record; there it must be.
+    fn record(&mut self) -> Option<Record> {
+        if self.compressed.layout() != Layout::LowRank {
+            return None;
+        }
+        match read_record(self.compressed.dir()) {
+            Ok(record) => Some(record),
+            Err(what) => {
+                self.find(FindingKind::RecordUnusable, format::REPORT_FILE.to_owned(), what);
+                None
+            }
+        }
+    }
+
+    /// Every count in the metadata against the headers.
+    fn counts(&mut self, record: Option<&Record>) -> Option<BudgetCheck> {
+        let (before, after) = (self.original.size(), self.compressed.size());
+        let (index_bytes, index_params) = read_index_totals(self.compressed.dir());
+        let mut counts = vec![
+            ("total_size in the index", index_bytes, after.bytes),
+            ("total_parameters in the index", index_params, after.params),
+        ];
+        if let Some(record) = record {
+            counts.extend([
+                ("before.params in the report", Some(record.before.params), before.params),
+                ("before.bytes in the report", Some(record.before.bytes), before.bytes),
+                ("after.params in the report", Some(record.after.params), after.params),
+                ("after.bytes in the report", Some(record.after.bytes), after.bytes),
+            ]);
+        }
+        let budget = record.and_then(|record| record.budget.as_ref());
+        let check = budget.map(|budget| {
+            let (before, after) = match budget.unit {
+                Unit::Params => (before.params, after.params),
+                Unit::Bytes => (before.bytes, after.bytes),
+            };
+            BudgetCheck { unit: budget.unit, asked: budget.asked, removed: before.saturating_sub(after) }
+        });
+        if let (Some(budget), Some(check)) = (budget, check) {
+            counts.push(("budget.removed in the report", Some(budget.removed), check.removed));
+        }
+        for (what, claimed, counted) in counts {
+            if let Some(claimed) = claimed.filter(|&claimed| claimed != counted) {
+                let detail = format!("says {claimed}, the headers add up to {counted}");
+                self.find(FindingKind::CountDiffers, what.to_owned(), detail);
+            }
+        }
+        if let Some(check) = check.filter(|check| check.removed < check.asked) {
+            let BudgetCheck { unit, asked, removed } = check;
+            let detail = format!("{removed} {unit} were removed, {asked} were asked");
+            self.find(FindingKind::BudgetMissed, None, detail);
+        }
+        check
+    }
+
+    /// The original at hand must be the one that was compressed: the hashes of its shards.
+    fn base_files(&mut self, record: Option<&Record>, progress: &dyn Progress) -> Result<(), VerifyError> {
+        let Some(record) = record else { return Ok(()) };
+        let shards = self.original.shards();
+        let recorded: BTreeMap<&str, &str> =
+            record.base_model.files.iter().map(|file| (file.name.as_str(), file.sha256.as_str())).collect();
+        progress.start("hashing the original", shards.iter().map(|shard| shard.len_bytes).sum(), "bytes");
+        for shard in shards {
+            match recorded.get(shard.name.as_str()) {
+                Some(&recorded) => {
+                    let hash =
+                        self.original.shard_sha256(&shard.name, &mut |bytes| progress.advance(bytes))?;
+                    if hash != recorded {
+                        let detail = format!("has SHA-256 {hash}; compressed was a file with {recorded}");
+                        self.find(FindingKind::OtherOriginal, shard.name.clone(), detail);
+                    }
+                }
+                None if recorded.is_empty() => {}
+                None => {
+                    let detail = "is not among the files that were compressed".to_owned();
+                    self.find(FindingKind::OtherOriginal, shard.name.clone(), detail);
+                }
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// Every tensor of both sides. → untouched tensors, factored matrices, dense expert matrices.
+    fn tensors(
+        &mut self,
+        record: Option<&Record>,
+        progress: &dyn Progress,
+    ) -> Result<(usize, Vec<FactoredMatrix>, usize), VerifyError> {
+        let (original, compressed) = (self.original, self.compressed);
+        let rows: BTreeMap<&str, &Row> =
+            record.iter().flat_map(|record| &record.matrices).map(|row| (row.name.as_str(), row)).collect();
+        let (mut untouched, mut factored, mut dense) = (0, Vec::new(), 0);
+        progress.start("comparing tensors", original.specs().len() as u64, "tensors");
+        for spec in original.specs() {
+            match spec.role {
+                Role::Expert(id) => {
+                    let row = rows.get(id.module_name().as_str()).copied();
+                    if record.is_some() && row.is_none() {
+                        let detail = "has no row in the report".to_owned();
+                        self.find(FindingKind::RecordUnusable, id.module_name(), detail);
+                    }
+                    self.rank(id, row);
+                    let (ours, theirs) = (original.read_matrix(id)?, compressed.read_matrix(id)?);
+                    match (&ours, &theirs) {
+                        (StoredMatrix::Dense(ours), StoredMatrix::Dense(theirs)) => {
+                            untouched += 1;
+                            dense += 1;
+                            self.same(&spec.name, ours, theirs);
+                        }
+                        _ => factored.push(self.factored(spec, id, &ours, &theirs, row)),
+                    }
+                }
+                _ => {
+                    untouched += 1;
+                    let (ours, theirs) = (original.read_tensor(spec)?, compressed.read_tensor(spec)?);
+                    self.same(&spec.name, &ours, &theirs);
+                }
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok((untouched, factored, dense))
+    }
+
+    fn rank(&mut self, id: MatrixId, row: Option<&Row>) {
+        let Some(row) = row else { return };
+        let in_file = self.compressed.rank(id).map(|rank| rank as u64);
+        let shape = self.original.config().matrix_shape(id.projection);
+        let word = |rank: Option<u64>| rank.map_or("dense".to_owned(), |rank| format!("rank {rank}"));
+        if row.rank != in_file {
+            let detail = format!("the report says {}, the file has {}", word(row.rank), word(in_file));
+            self.find(FindingKind::RankDiffers, id.module_name(), detail);
+        }
+        if row.shape != [shape.rows as u64, shape.cols as u64] {
+            let detail = format!("the report says {:?}, the model has {shape}", row.shape);
+            self.find(FindingKind::RecordUnusable, id.module_name(), detail);
+        }
+    }
+
+    /// Byte for byte.
+    fn same(&mut self, name: &str, ours: &Tensor, theirs: &Tensor) {
+        if let Some(element) = theirs.first_non_finite() {
+            self.find(
+                FindingKind::NonFinite,
+                name.to_owned(),
+                format!("element {element} is NaN or infinite"),
+            );
+        }
+        if ours.dtype() != theirs.dtype() {
+            let detail = format!("is {}, in the original {}", theirs.dtype(), ours.dtype());
+            self.find(FindingKind::TensorDiffers, name.to_owned(), detail);
+        } else if ours.bytes() != theirs.bytes() {
+            let size = ours.dtype().size_bytes() as usize;
+            let elements = ours.bytes().chunks(size).zip(theirs.bytes().chunks(size));
+            let differing = elements.clone().filter(|(ours, theirs)| ours != theirs).count();
+            let first = elements.clone().position(|(ours, theirs)| ours != theirs).unwrap_or(0);
+            let detail = format!("{differing} of {} elements differ, first {first}", ours.elements());
+            self.find(FindingKind::TensorDiffers, name.to_owned(), detail);
+        }
+    }
+
+    fn factored(
+        &mut self,
+        spec: &TensorSpec,
+        id: MatrixId,
+        ours: &StoredMatrix,
+        theirs: &StoredMatrix,
+        row: Option<&Row>,
+    ) -> FactoredMatrix {
+        if let StoredMatrix::Factored { u, v } = theirs {
+            let (u_name, v_name) = factor_names(id);
+            for (name, factor) in [(u_name, u), (v_name, v)] {
+                if let Some(element) = factor.first_non_finite() {
+                    self.find(FindingKind::NonFinite, name, format!("element {element} is NaN or infinite"));
+                }
+            }
+        }
+        let measured = relative_error(ours, theirs);
+        let recorded = row.map(|row| row.relative_error);
+        if let Some(recorded) = recorded {
+            let tolerance = squared_error_tolerance(recorded, self.compressed.matrix_dtype(id));
+            let distance = (measured * measured - recorded * recorded).abs();
+            // Written so that a NaN on either side is a finding.
+            let holds = distance <= tolerance;
+            if !holds {
+                let detail = format!("the error is {measured:.6}, the report says {recorded:.6}");
+                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+            }
+        }
+        let rank = self.compressed.rank(id).or(self.original.rank(id)).unwrap_or(0);
+        FactoredMatrix {
+            name: id.module_name(),
+            shape: [spec.shape[0], spec.shape[1]],
+            rank,
+            relative_error: Some(measured).filter(|error| error.is_finite()),
+            recorded_error: recorded,
+        }
+    }
+}

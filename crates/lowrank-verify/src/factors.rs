@@ -1,0 +1,109 @@
+//! ‖W − Ŵ‖ / ‖W‖ recomputed from stored bytes: Ŵ = u·v multiplied out in f64, block of rows by block of rows.
+
+use lowrank_compute::{Accumulate, Faer, Kernels};
+use lowrank_model::Tensor;
+use lowrank_reader::StoredMatrix;
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+/// Rows of W that one task holds in f64.
+const BLOCK_ROWS: usize = 128;
+
+/// ‖W − Ŵ‖_F / ‖W‖_F for two stored forms of one matrix [m, n]; 0 when both are zero.
+/// The blocks' sums are added in order, so the result does not depend on the number of threads.
+pub fn relative_error(original: &StoredMatrix, compressed: &StoredMatrix) -> f64 {
+    let (original, compressed) = (Rows::new(original), Rows::new(compressed));
+    let rows = original.rows();
+    let blocks: Vec<(f64, f64)> = (0..rows.div_ceil(BLOCK_ROWS))
+        .into_par_iter()
+        .map(|block| {
+            let first = block * BLOCK_ROWS;
+            let count = BLOCK_ROWS.min(rows - first);
+            let (w, approximation) = (original.block(first, count), compressed.block(first, count));
+            let energy: f64 = w.iter().map(|w| w * w).sum();
+            let lost: f64 = w.iter().zip(&approximation).map(|(w, a)| (w - a) * (w - a)).sum();
+            (lost, energy)
+        })
+        .collect();
+    let (lost, energy) = blocks.iter().fold((0.0, 0.0), |sum, block| (sum.0 + block.0, sum.1 + block.1));
+    if lost == 0.0 { 0.0 } else { (lost / energy).sqrt() }
+}
+
+/// Gives blocks of rows in f64, whatever the storage.
+enum Rows<'a> {
+    Dense(&'a Tensor),
+    Factored { u: &'a Tensor, v: Array2<f64> }, // v [r, n]
+}
+
+impl<'a> Rows<'a> {
+    fn new(stored: &'a StoredMatrix) -> Self {
+        match stored {
+            StoredMatrix::Dense(w) => Self::Dense(w),
+            StoredMatrix::Factored { u, v } => Self::Factored { u, v: widened(v, 0, v.shape()[0]) },
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Dense(tensor) | Self::Factored { u: tensor, .. } => tensor.shape()[0],
+        }
+    }
+
+    /// Rows `first..first + count`, [count, n].
+    fn block(&self, first: usize, count: usize) -> Array2<f64> {
+        match self {
+            Self::Dense(w) => widened(w, first, count),
+            Self::Factored { u, v } => {
+                let u = widened(u, first, count); // [count, r]
+                let mut product = Array2::zeros((count, v.ncols()));
+                let (u, v): (ArrayView2<'_, f64>, _) = (u.view(), v.view());
+                Faer.gemm(u, v, product.view_mut(), Accumulate::Replace);
+                product
+            }
+        }
+    }
+}
+
+fn widened(tensor: &Tensor, first: usize, count: usize) -> Array2<f64> {
+    let cols = tensor.shape()[1];
+    let mut narrow = vec![0.0_f32; count * cols];
+    tensor.widen(first * cols, &mut narrow);
+    let wide = narrow.into_iter().map(f64::from).collect();
+    Array2::from_shape_vec((count, cols), wide).expect("count × cols elements")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_model::Dtype;
+
+    #[test]
+    fn the_error_equals_the_plain_sums() {
+        let (m, n, r) = (300, 7, 3);
+        let wave =
+            |len: usize, step: f32| -> Vec<f32> { (0..len).map(|i| (i as f32 * step).sin()).collect() };
+        let tensor =
+            |rows, cols, values: &[f32]| Tensor::from_f32(vec![rows, cols], Dtype::F32, values).unwrap();
+        let (w, u, v) = (wave(m * n, 0.3), wave(m * r, 0.7), wave(r * n, 1.1));
+        let (mut lost, mut energy) = (0.0, 0.0);
+        for i in 0..m {
+            for j in 0..n {
+                let product: f64 = (0..r).map(|k| f64::from(u[i * r + k]) * f64::from(v[k * n + j])).sum();
+                lost += (f64::from(w[i * n + j]) - product).powi(2);
+                energy += f64::from(w[i * n + j]).powi(2);
+            }
+        }
+        let dense = StoredMatrix::Dense(tensor(m, n, &w));
+        let factored = StoredMatrix::Factored { u: tensor(m, r, &u), v: tensor(r, n, &v) };
+        let got = relative_error(&dense, &factored);
+        assert!((got - (lost / energy).sqrt()).abs() < 1e-12, "{got}");
+        assert_eq!(relative_error(&dense, &dense), 0.0);
+    }
+
+    #[test]
+    fn a_nan_is_not_an_error_of_zero() {
+        let tensor =
+            |value| StoredMatrix::Dense(Tensor::from_f32(vec![1, 2], Dtype::F32, &[1.0, value]).unwrap());
+        assert!(relative_error(&tensor(1.0), &tensor(f32::NAN)).is_nan());
+    }
+}

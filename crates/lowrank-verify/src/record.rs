@@ -1,0 +1,116 @@
+//! What a compressed checkpoint says about itself in `lowrank_report.json` and in its index.
+//!
+//! Decoded with types of our own, so that a mistake in the writer's types cannot hide itself. Unknown keys are left to
+//! later versions.
+
+use lowrank_model::plan::Size;
+use lowrank_model::{Dtype, Storage, Unit, format};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The version that this decoder knows.
+pub const REPORT_VERSION: u64 = 1;
+
+/// `lowrank_report.json`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Record {
+    /// Version of the document.
+    pub report_version: u64,
+    /// What was compressed.
+    pub base_model: BaseModel,
+    /// What was asked; absent when ranks were given.
+    pub budget: Option<Budget>,
+    /// The whole checkpoint before.
+    pub before: Size,
+    /// The whole checkpoint after.
+    pub after: Size,
+    /// How factors are stored.
+    pub storage: Storage,
+    /// One row per expert matrix.
+    pub matrices: Vec<Row>,
+}
+
+/// The files that were compressed.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct BaseModel {
+    /// Every file that was read.
+    #[serde(default)]
+    pub files: Vec<InputFile>,
+}
+
+/// One file of the base.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct InputFile {
+    /// Relative name.
+    pub name: String,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+/// The budget.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Budget {
+    /// What is counted.
+    pub unit: Unit,
+    /// Remove at least this.
+    pub asked: u64,
+    /// What is said to be removed.
+    pub removed: u64,
+}
+
+/// One expert matrix.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Row {
+    /// Canonical module name.
+    pub name: String,
+    /// [m, n]
+    pub shape: [u64; 2],
+    /// Absent: left dense.
+    pub rank: Option<u64>,
+    /// ‖W − u·v‖ / ‖W‖ before rounding to the stored dtype.
+    pub relative_error: f64,
+}
+
+/// Reads the record; the text says what is wrong with it.
+pub fn read_record(dir: &Path) -> Result<Record, String> {
+    let text = std::fs::read(dir.join(format::REPORT_FILE)).map_err(|error| error.to_string())?;
+    let record: Record = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    if record.report_version != REPORT_VERSION {
+        return Err(format!(
+            "`report_version` is {}, this program reads {REPORT_VERSION}",
+            record.report_version
+        ));
+    }
+    if record.storage != Storage::Uv {
+        return Err("`storage` is not one that this program can recompute".into());
+    }
+    Ok(record)
+}
+
+/// `metadata` of `model.safetensors.index.json`; `None` where there is no index or it has no such key.
+pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
+    #[derive(Deserialize, Default)]
+    struct Metadata {
+        total_size: Option<u64>,
+        total_parameters: Option<u64>,
+    }
+    #[derive(Deserialize)]
+    struct Index {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    let index = std::fs::read(dir.join(format::INDEX_FILE)).ok();
+    let index = index.and_then(|text| serde_json::from_slice::<Index>(&text).ok());
+    index.map_or((None, None), |index| (index.metadata.total_size, index.metadata.total_parameters))
+}
+
+/// How far the recomputed error may lie from the recorded one, as a bound on the difference of their squares.
+///
+/// The recorded error e is that of the factors before they were rounded to their dtype of unit roundoff u. Rounding
+/// both factors adds δu·v + u·δv. At the optimum the residual is orthogonal to both terms, and with independent
+/// relative errors of at most u their squares sum to at most 2u²‖u·v‖² ≤ 2u²‖W‖². The rest is the arithmetic of the
+/// recorded number: 1e-4 of e² (it may come from a spectrum), and 1e-10 where e is itself rounding.
+pub fn squared_error_tolerance(recorded: f64, factors: Dtype) -> f64 {
+    let u = factors.unit_roundoff();
+    2.0 * u * u + 1e-4 * recorded * recorded + 1e-10
+}

@@ -1,0 +1,87 @@
+//! The whole verification, in order: open, compare files, run both models, hold against the limits.
+
+use crate::claims::{check, config_differences};
+use crate::error::VerifyError;
+use crate::options::{Depth, Thresholds, VerifyOptions};
+use crate::outcome;
+use crate::report::{Finding, FindingKind, Outcome, Report};
+use crate::text::windows;
+use lowrank_model::Progress;
+use lowrank_reader::Checkpoint;
+use std::path::Path;
+
+/// Holds a compressed checkpoint against its original.
+///
+/// Fails only where no verdict can be reached: the original does not open, a file cannot be read, the text is unusable.
+/// A compressed checkpoint that does not open has failed.
+pub fn verify(
+    original: &Path,
+    compressed: &Path,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<Report, VerifyError> {
+    let original = Checkpoint::open(original)?;
+    if !compressed.is_dir() {
+        return Err(VerifyError::NoFolder { path: compressed.into() });
+    }
+    // Before hours of work: is there a text?
+    let windows = match options.depth {
+        Depth::Static => None,
+        Depth::Full => Some(windows(&original, options)?),
+    };
+    let failed = |findings| Ok(Report::new(findings, None, None, options.thresholds));
+    let compressed = match Checkpoint::open(compressed) {
+        Ok(compressed) => compressed,
+        Err(error) => {
+            return failed(vec![Finding {
+                kind: FindingKind::Unreadable,
+                name: None,
+                detail: error.to_string(),
+            }]);
+        }
+    };
+    let mut findings = config_differences(&original, &compressed);
+    if original.specs() != compressed.specs() {
+        // Other tensors: nothing further can be compared.
+        return failed(findings);
+    }
+    let (files, wrong) = check(&original, &compressed, progress)?;
+    findings.extend(wrong);
+    let outcome = match &windows {
+        None => None,
+        Some(windows) => {
+            let (outcome, wrong) = outcome::run(&original, &compressed, windows, progress)?;
+            findings.extend(wrong);
+            Some(outcome)
+        }
+    };
+    if let Some(outcome) = &outcome {
+        findings.extend(missed(&options.thresholds, outcome));
+    }
+    Ok(Report::new(findings, Some(files), outcome, options.thresholds))
+}
+
+/// Limits that are not kept. A number that is absent keeps no limit.
+fn missed(thresholds: &Thresholds, outcome: &Outcome) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut hold = |what: &str, value: Option<f64>, limit: Option<f64>, kept: fn(f64, f64) -> bool| {
+        let Some(limit) = limit else { return };
+        if !value.is_some_and(|value| kept(value, limit)) {
+            let value = value.map_or("not finite".into(), |value| value.to_string());
+            let detail = format!("{what} is {value}, the limit is {limit}");
+            findings.push(Finding { kind: FindingKind::Threshold, name: None, detail });
+        }
+    };
+    let at_most: fn(f64, f64) -> bool = |value, limit| value <= limit;
+    let logits = outcome.logits;
+    hold("mean KL", logits.map(|l| l.mean_kl), thresholds.max_kl, at_most);
+    let increase = logits.map(|l| l.perplexity_ratio - 1.0);
+    hold("the increase of perplexity", increase, thresholds.max_perplexity_increase, at_most);
+    let agreement = logits.map(|l| l.top1_agreement);
+    hold("top-1 agreement", agreement, thresholds.min_top1, |value, limit| value >= limit);
+    for row in &outcome.layers {
+        let what = format!("the local error of layer {}", row.layer);
+        hold(&what, row.local, thresholds.max_layer_error, at_most);
+    }
+    findings
+}

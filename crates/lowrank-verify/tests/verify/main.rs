@@ -1,0 +1,5 @@
+//! The verifier on checkpoints that are true and on checkpoints that lie.
+
+mod bundled;
+mod checkpoints;
+mod mutations;
