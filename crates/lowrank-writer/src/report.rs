@@ -89,8 +89,8 @@ pub struct Settings {
     pub rank_multiple: usize,
     /// No rank is below this.
     pub rank_min: usize,
-    /// Matrices whose name this matches stay dense.
-    pub keep_dense: Option<String>,
+    /// Matrices whose name any of these matches stay dense.
+    pub keep_dense: Vec<String>,
     /// Number format of the factors.
     pub factor_dtype: Dtype,
     /// A new shard begins before this many bytes of tensors would be exceeded.
@@ -242,7 +242,7 @@ pub(crate) mod tests {
             sensitivity: Sensitivity::Absolute,
             rank_multiple: 1,
             rank_min: 1,
-            keep_dense: None,
+            keep_dense: Vec::new(),
             factor_dtype: Dtype::Bf16,
             shard_bytes_max: 5_000_000_000,
         };
