@@ -21,7 +21,7 @@ const SKETCH_SHORT_SIDE_MIN: usize = 2048;
 /// `auto` sketches only below short side / this.
 const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 /// Below this share of the energy, what is missed is no longer the difference of two sums but computed.
-const MISSED_SHARE_BY_DIFFERENCE: f64 = 1e-4;
+const MISSED_SHARE_BY_DIFFERENCE: f64 = 1e-3;
 
 /// Which route the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -8,9 +8,10 @@
 use lowrank_compute::{Real, Side};
 use lowrank_model::MatrixShape;
 use ndarray::Array2;
+use std::fmt;
 
 /// W ≈ u·v, before rounding to the stored dtype. Row-major.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Factors {
     /// [m, n] of W.
     pub shape: MatrixShape,
@@ -20,6 +21,12 @@ pub struct Factors {
     pub u: Vec<f32>,
     /// [r, n]
     pub v: Vec<f32>,
+}
+
+impl fmt::Debug for Factors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Factors of {} at rank {}", self.shape, self.rank)
+    }
 }
 
 /// Factors and the energy Σ they hold of W.

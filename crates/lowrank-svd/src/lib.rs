@@ -18,6 +18,7 @@
 //!
 //! No threads: callers run one matrix per thread, and the bits do not depend on how many.
 
+pub mod allocate;
 mod error;
 pub mod factor;
 pub mod factors;
@@ -26,6 +27,7 @@ pub mod randomized;
 pub mod spectrum;
 mod survey;
 
+pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;

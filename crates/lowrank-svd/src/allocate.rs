@@ -1,0 +1,288 @@
+//! Which rank each matrix gets: the least total error that fits the budget.
+//!
+//! min Σₖ sₖ·errₖ²(rₖ) subject to Σₖ costₖ(rₖ) ≤ B, where every matrix k may also stay dense (error 0, cost mn).
+//! A multiple-choice knapsack. Its relaxation, in which a matrix may be a mixture of two choices, is solved exactly:
+//! take the lower convex hull of each (cost, error) curve and walk the segments of all hulls by falling slope until the
+//! budget is spent (Sinha and Zoltners, 1979). The relaxed optimum bounds every plan from below; only its last step is
+//! fractional, and is repaired. The plan carries both numbers, so that it proves how far from the optimum it can be.
+//!
+//! Pure: no threads, no clock, no dependence on the order of the input.
+
+mod curve;
+mod fill;
+
+use curve::Curve;
+use fill::{fill, shave};
+use lowrank_model::plan::{Optimality, PlanError, PlannedMatrix, Sensitivity, Size};
+use lowrank_model::{
+    CostModel, MatrixId, MatrixShape, ModelConfig, RankPlan, Spectrum, Target, Unit, params::rank_max_saving,
+};
+use std::collections::BTreeMap;
+
+/// One matrix that may be factored.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Which matrix.
+    pub name: MatrixId,
+    /// [m, n]
+    pub shape: MatrixShape,
+    /// All its singular values.
+    pub spectrum: &'a Spectrum,
+    /// Whether it must stay dense.
+    pub keep_dense: bool,
+}
+
+/// Everything that a plan depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct AllocationRequest<'a> {
+    /// All expert matrices, in any order.
+    pub matrices: &'a [Candidate<'a>],
+    /// How much must go.
+    pub target: Target,
+    /// How cost is counted. Its unit is replaced by the target's.
+    pub cost: CostModel,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// No rank is below this.
+    pub rank_min: usize,
+    /// How errors of different matrices compare.
+    pub sensitivity: Sensitivity,
+    /// The whole checkpoint; contains the matrices.
+    pub before: Size,
+}
+
+/// Why there is no plan.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocateError {
+    /// More than factoring everything can remove.
+    #[error(
+        "cannot remove {asked} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
+         dense, the most that can be removed is {most}"
+    )]
+    Infeasible {
+        /// How much must go.
+        asked: u64,
+        /// How much can go, exactly.
+        most: u64,
+        /// What is counted.
+        unit: Unit,
+        /// Smallest permitted rank.
+        rank_floor: usize,
+        /// Matrices that must stay dense.
+        kept_dense: usize,
+        /// All matrices.
+        matrices: usize,
+    },
+    /// Ranks cannot be multiples of zero.
+    #[error("the rank multiple is 0, expected at least 1")]
+    RankMultiple,
+    /// A matrix was given twice.
+    #[error("{0} is given twice")]
+    Duplicate(MatrixId),
+    /// A spectrum of another matrix.
+    #[error("{name} {shape} was given a spectrum of {values} values")]
+    Spectrum {
+        /// Which matrix.
+        name: MatrixId,
+        /// Its shape.
+        shape: MatrixShape,
+        /// Values in the spectrum.
+        values: usize,
+    },
+    /// Given ranks do not fit the model.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+/// The ranks of least total error that remove at least the target, and less than one step more: afterwards no matrix can
+/// be given the next rank, or be left dense, without missing the target.
+pub fn allocate(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateError> {
+    let problem = Problem::new(request)?;
+    let relaxed = problem.relax();
+    // Stop before the step that is fractional in the relaxation, and fill what is left with smaller steps.
+    let mut below = relaxed.chosen.clone();
+    fill(&problem.curves, &mut below, relaxed.slack);
+    // Or take that step, and take back the least useful ones before it.
+    let mut best = below;
+    if let Some(critical) = relaxed.critical {
+        let mut beyond = relaxed.chosen;
+        let slack = shave(&problem.curves, &mut beyond, relaxed.slack, &relaxed.taken, critical);
+        if let Some(slack) = slack {
+            fill(&problem.curves, &mut beyond, slack);
+            if problem.objective(&beyond) < problem.objective(&best) {
+                best = beyond;
+            }
+        }
+    }
+    Ok(problem.plan(request, &best, relaxed.lower_bound))
+}
+
+/// The baseline: one rank for every matrix that is not kept dense (or its largest saving rank, where that is less), the
+/// largest that meets the target. Its gap is against the same bound as [`allocate`]'s.
+pub fn uniform_plan(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateError> {
+    let problem = Problem::new(request)?;
+    let at = |step: usize| -> Vec<usize> {
+        problem.curves.iter().map(|curve| step.min(curve.ranks().saturating_sub(1))).collect()
+    };
+    // Costs rise with the step, and step 0 fits.
+    let (mut fits, mut beyond) = (0, problem.curves.iter().map(Curve::ranks).max().unwrap_or(1).max(1));
+    while beyond - fits > 1 {
+        let middle = fits + (beyond - fits) / 2;
+        if problem.cost(&at(middle)) <= problem.capacity { fits = middle } else { beyond = middle }
+    }
+    Ok(problem.plan(request, &at(fits), problem.relax().lower_bound))
+}
+
+/// A plan of given ranks; matrices that are not named stay dense.
+pub fn plan_from_ranks(
+    config: &ModelConfig,
+    ranks: &BTreeMap<MatrixId, usize>,
+    cost: CostModel,
+    before: Size,
+) -> Result<RankPlan, AllocateError> {
+    let mut left: BTreeMap<MatrixId, usize> = ranks.clone();
+    let mut rows = Vec::new();
+    for name in config.matrices() {
+        let shape = config.matrix_shape(name.projection);
+        let rank = left.remove(&name);
+        if let Some(rank) = rank {
+            let rank_max = rank_max_saving(shape, cost.storage);
+            if rank == 0 || rank > rank_max {
+                return Err(PlanError::Rank { name, shape, rank, rank_max }.into());
+            }
+        }
+        let relative_error = rank.is_none().then_some(0.0);
+        rows.push(PlannedMatrix { name, shape, rank, relative_error });
+    }
+    if let Some((name, _)) = left.first_key_value() {
+        return Err(PlanError::UnknownMatrix(name.to_string()).into());
+    }
+    Ok(RankPlan::new(None, cost, 1, before, None, rows))
+}
+
+/// The choices of every matrix, in the order of their names, and the cost that may be kept.
+struct Problem {
+    curves: Vec<Curve>,
+    capacity: u64,
+}
+
+/// The optimum when one matrix may be a mixture of two choices.
+struct Relaxed {
+    /// The choice of each matrix where nothing is fractional yet.
+    chosen: Vec<usize>,
+    /// Capacity that is left then.
+    slack: u64,
+    /// Steps taken, by falling slope.
+    taken: Vec<Segment>,
+    /// The step that does not fit as a whole; absent if everything can stay dense.
+    critical: Option<Segment>,
+    lower_bound: f64,
+}
+
+/// A step along the hull of a curve.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    /// Error saved per cost.
+    slope: f64,
+    curve: u32,
+    /// From this vertex of the hull to the next.
+    vertex: u32,
+}
+
+impl Problem {
+    fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
+        let &AllocationRequest { target, rank_multiple, rank_min, sensitivity, .. } = request;
+        if rank_multiple == 0 {
+            return Err(AllocateError::RankMultiple);
+        }
+        let cost = CostModel { unit: target.unit, ..request.cost };
+        let mut matrices: Vec<Candidate<'_>> = request.matrices.to_vec();
+        matrices.sort_unstable_by_key(|matrix| matrix.name);
+        if let Some(pair) = matrices.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(AllocateError::Duplicate(pair[0].name));
+        }
+        let curves = matrices
+            .into_iter()
+            .map(|matrix| Curve::new(matrix, cost, rank_multiple, rank_min, sensitivity))
+            .collect::<Result<Vec<_>, _>>()?;
+        let dense: u64 = curves.iter().map(|curve| curve.cost(curve.dense())).sum();
+        let least: u64 = curves.iter().map(|curve| curve.cost(0)).sum();
+        match dense.checked_sub(target.remove_at_least) {
+            Some(capacity) if capacity >= least => Ok(Self { curves, capacity }),
+            _ => Err(AllocateError::Infeasible {
+                asked: target.remove_at_least,
+                most: dense - least,
+                unit: target.unit,
+                rank_floor: rank_min.max(1).next_multiple_of(rank_multiple),
+                kept_dense: request.matrices.iter().filter(|matrix| matrix.keep_dense).count(),
+                matrices: request.matrices.len(),
+            }),
+        }
+    }
+
+    fn cost(&self, chosen: &[usize]) -> u64 {
+        self.curves.iter().zip(chosen).map(|(curve, &choice)| curve.cost(choice)).sum()
+    }
+
+    fn objective(&self, chosen: &[usize]) -> f64 {
+        self.curves.iter().zip(chosen).map(|(curve, &choice)| curve.error(choice)).sum()
+    }
+
+    fn relax(&self) -> Relaxed {
+        let mut segments: Vec<Segment> = Vec::with_capacity(self.curves.iter().map(|c| c.hull().len()).sum());
+        for (index, curve) in self.curves.iter().enumerate() {
+            segments.extend(curve.hull().windows(2).enumerate().map(|(vertex, ends)| Segment {
+                slope: curve.slope(ends[0] as usize, ends[1] as usize),
+                curve: index as u32,
+                vertex: vertex as u32,
+            }));
+        }
+        // Ties go by name. Slopes of one curve do not rise, so its own steps stay in order.
+        segments.sort_unstable_by(|a, b| {
+            b.slope.total_cmp(&a.slope).then((a.curve, a.vertex).cmp(&(b.curve, b.vertex)))
+        });
+        let mut chosen = vec![0; self.curves.len()];
+        let mut slack = self.capacity - self.cost(&chosen);
+        for (position, &segment) in segments.iter().enumerate() {
+            let curve = &self.curves[segment.curve as usize];
+            let (from, to) = curve.ends(segment.vertex);
+            let step = curve.cost(to) - curve.cost(from);
+            if step > slack {
+                let mut with_it = chosen.clone();
+                with_it[segment.curve as usize] = to;
+                // What the missing part of the step would have saved: a sum of positive terms, so nothing cancels.
+                let lower_bound = self.objective(&with_it) + segment.slope * (step - slack) as f64;
+                segments.truncate(position);
+                return Relaxed { chosen, slack, taken: segments, critical: Some(segment), lower_bound };
+            }
+            chosen[segment.curve as usize] = to;
+            slack -= step;
+        }
+        let lower_bound = self.objective(&chosen);
+        Relaxed { chosen, slack, taken: segments, critical: None, lower_bound }
+    }
+
+    fn plan(&self, request: &AllocationRequest<'_>, chosen: &[usize], lower_bound: f64) -> RankPlan {
+        let objective = self.objective(chosen);
+        // Rounding may put the bound of an exact optimum just above it.
+        let lower_bound = lower_bound.min(objective);
+        let duality_gap = if objective > lower_bound { (objective - lower_bound) / lower_bound } else { 0.0 };
+        let rows = self.curves.iter().zip(chosen).map(|(curve, &choice)| PlannedMatrix {
+            name: curve.name,
+            shape: curve.shape,
+            rank: curve.rank(choice),
+            relative_error: Some(curve.relative_error(choice)),
+        });
+        RankPlan::new(
+            Some(request.target),
+            CostModel { unit: request.target.unit, ..request.cost },
+            request.rank_multiple,
+            request.before,
+            Some(Optimality { sensitivity: request.sensitivity, objective, lower_bound, duality_gap }),
+            rows.collect(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! The choices of one matrix: cost and weighted error of every permitted rank, and of leaving it dense.
+
+use super::{AllocateError, Candidate};
+use lowrank_model::plan::Sensitivity;
+use lowrank_model::{CostModel, MatrixId, MatrixShape, params::rank_max_saving};
+
+/// Choices by rising cost: permitted ranks that are cheaper than the dense matrix, then dense. Errors do not rise.
+pub(super) struct Curve {
+    pub(super) name: MatrixId,
+    pub(super) shape: MatrixShape,
+    cost: CostModel,
+    /// s
+    weight: f64,
+    /// Squared error of every rank.
+    tails: Vec<f64>,
+    rank_first: usize,
+    rank_multiple: usize,
+    ranks: usize,
+    /// Choices on the lower convex hull of (cost, error), by rising cost.
+    hull: Vec<u32>,
+}
+
+impl Curve {
+    pub(super) fn new(
+        matrix: Candidate<'_>,
+        cost: CostModel,
+        rank_multiple: usize,
+        rank_min: usize,
+        sensitivity: Sensitivity,
+    ) -> Result<Self, AllocateError> {
+        let Candidate { name, shape, spectrum, keep_dense } = matrix;
+        if spectrum.sigma().len() != shape.short_side() {
+            return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
+        }
+        let tails = spectrum.tail_energies();
+        let weight = weight(sensitivity, tails[0]);
+        let rank_first = rank_min.max(1).next_multiple_of(rank_multiple);
+        let dense = cost.cost(shape, None);
+        // Costs rise with the rank, so the permitted ranks are the first ones.
+        let permitted = (rank_first..=rank_max_saving(shape, cost.storage)).step_by(rank_multiple);
+        let ranks = match keep_dense {
+            true => 0,
+            false => permitted.take_while(|&rank| cost.cost(shape, Some(rank)) < dense).count(),
+        };
+        let mut curve = Self {
+            name,
+            shape,
+            cost,
+            weight,
+            tails,
+            rank_first,
+            rank_multiple,
+            ranks,
+            hull: Vec::new(),
+        };
+        curve.hull = curve.lower_hull();
+        Ok(curve)
+    }
+
+    /// Number of permitted ranks.
+    pub(super) fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// The last choice: leave it dense.
+    pub(super) fn dense(&self) -> usize {
+        self.ranks
+    }
+
+    pub(super) fn rank(&self, choice: usize) -> Option<usize> {
+        (choice < self.ranks).then(|| self.rank_first + choice * self.rank_multiple)
+    }
+
+    pub(super) fn cost(&self, choice: usize) -> u64 {
+        self.cost.cost(self.shape, self.rank(choice))
+    }
+
+    /// s · ‖W − Ŵ‖²
+    pub(super) fn error(&self, choice: usize) -> f64 {
+        self.rank(choice).map_or(0.0, |rank| self.weight * self.tails[rank])
+    }
+
+    /// ‖W − Ŵ‖ / ‖W‖
+    pub(super) fn relative_error(&self, choice: usize) -> f64 {
+        match self.rank(choice) {
+            Some(rank) if self.tails[0] > 0.0 => (self.tails[rank] / self.tails[0]).sqrt(),
+            _ => 0.0,
+        }
+    }
+
+    /// Error saved per cost between two choices.
+    pub(super) fn slope(&self, from: usize, to: usize) -> f64 {
+        (self.error(from) - self.error(to)) / (self.cost(to) - self.cost(from)) as f64
+    }
+
+    pub(super) fn hull(&self) -> &[u32] {
+        &self.hull
+    }
+
+    /// The choices at both ends of a hull segment.
+    pub(super) fn ends(&self, vertex: u32) -> (usize, usize) {
+        let vertex = vertex as usize;
+        (self.hull[vertex] as usize, self.hull[vertex + 1] as usize)
+    }
+
+    /// The first vertex of the hull beyond a choice.
+    pub(super) fn next_vertex(&self, choice: usize) -> Option<usize> {
+        let beyond = self.hull.partition_point(|&vertex| vertex as usize <= choice);
+        self.hull.get(beyond).map(|&vertex| vertex as usize)
+    }
+
+    /// Slopes along it do not rise, as computed. Points on an edge are kept: smaller steps waste less of the budget.
+    fn lower_hull(&self) -> Vec<u32> {
+        let mut hull: Vec<u32> = Vec::with_capacity(self.ranks + 1);
+        let mut slopes: Vec<f64> = Vec::with_capacity(self.ranks);
+        for choice in 0..=self.dense() {
+            let slope = loop {
+                let Some(&last) = hull.last() else { break None };
+                let slope = self.slope(last as usize, choice);
+                match slopes.last() {
+                    Some(&before) if before < slope => {
+                        hull.pop();
+                        slopes.pop();
+                    }
+                    _ => break Some(slope),
+                }
+            };
+            slopes.extend(slope);
+            hull.push(choice as u32);
+        }
+        hull
+    }
+}
+
+/// The one place where errors of different matrices are made comparable.
+fn weight(sensitivity: Sensitivity, energy: f64) -> f64 {
+    match sensitivity {
+        Sensitivity::Absolute => 1.0,
+        Sensitivity::Relative if energy > 0.0 => 1.0 / energy,
+        Sensitivity::Relative => 0.0,
+    }
+}
