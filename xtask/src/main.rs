@@ -1,1 +1,41 @@
-fn main() {}
+//! `cargo xtask VERB`: everything about this repository that a person or CI runs. One verb, one file under `verbs/`.
+
+mod python;
+mod shell;
+mod verbs;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Compress the bundled model by the share that 10 B is of Mixtral-8x7B, verify it, and say where it lies
+    Demo(verbs::demo::Args),
+    /// Every check: format, clippy, docs, tidiness, tests, second linear-algebra backend, demo, conformance
+    Ci,
+    /// Check the rules of the house that no compiler knows
+    Tidy,
+    /// Load compressed checkpoints in real Hugging Face transformers, an old and a new one
+    Conformance,
+    /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
+    Lapack,
+    /// Make the golden fixtures anew with transformers
+    Fixtures,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().verb {
+        Verb::Demo(args) => verbs::demo::run(&args),
+        Verb::Ci => verbs::ci::run(),
+        Verb::Tidy => verbs::tidy::run(),
+        Verb::Conformance => verbs::conformance::run(),
+        Verb::Lapack => verbs::lapack::run(),
+        Verb::Fixtures => verbs::fixtures::run(),
+    }
+}

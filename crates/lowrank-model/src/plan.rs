@@ -61,6 +61,12 @@ pub struct RankPlan {
     pub cost: CostModel,
     /// Ranks are multiples of this.
     pub rank_multiple: usize,
+    /// No rank that was chosen is below this.
+    #[serde(default = "one")]
+    pub rank_min: usize,
+    /// Matrices whose name matched any of these were kept dense.
+    #[serde(default)]
+    pub keep_dense: Vec<String>,
     /// The whole checkpoint before.
     pub before: Size,
     /// The whole checkpoint after.
@@ -143,7 +149,24 @@ impl RankPlan {
         matrices: Vec<PlannedMatrix>,
     ) -> Self {
         let after = size_after(&cost, before, &matrices);
-        Self { plan_version: PLAN_VERSION, target, cost, rank_multiple, before, after, optimality, matrices }
+        Self {
+            plan_version: PLAN_VERSION,
+            target,
+            cost,
+            rank_multiple,
+            rank_min: 1,
+            keep_dense: Vec::new(),
+            before,
+            after,
+            optimality,
+            matrices,
+        }
+    }
+
+    /// Records the constraints under which the ranks were chosen.
+    #[must_use]
+    pub fn constrained(self, rank_min: usize, keep_dense: Vec<String>) -> Self {
+        Self { rank_min, keep_dense, ..self }
     }
 
     /// Ranks of the factored matrices; a matrix left dense is absent.
@@ -213,6 +236,10 @@ impl RankPlan {
         }
         Ok(())
     }
+}
+
+fn one() -> usize {
+    1
 }
 
 fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Size {

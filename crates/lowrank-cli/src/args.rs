@@ -1,0 +1,184 @@
+//! The command line as it is typed: strings and options, nothing checked yet. [`crate::job`] turns it into values.
+//!
+//! [`JobArgs`] is read twice, from flags by clap and from `--config` by serde, so that the file holds any flag.
+
+use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  lowrank-compress --budget 10B --model mistralai/Mixtral-8x7B-Instruct-v0.1 --out mixtral-36b
+  lowrank-compress plan --budget 20% --model ./mixtral
+  lowrank-compress inspect ./mixtral
+  lowrank-compress verify --original ./mixtral --compressed ./mixtral-36b
+Exit codes: docs/exit-codes.md";
+
+/// Makes a Mixture-of-Experts checkpoint smaller by low-rank factors of its expert matrices, without retraining.
+#[derive(Debug, Parser)]
+#[command(name = "lowrank-compress", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Compress a checkpoint (what the bare command does)
+    Compress(Box<JobArgs>),
+    /// Choose the ranks, print them and write plan.json, but compress nothing
+    Plan(Box<JobArgs>),
+    /// Say what is in a checkpoint: layout, parameters by kind, dtypes, shards
+    Inspect(InspectArgs),
+    /// Multiply factors back to the base's names and shapes, for runtimes that know no factors (saves no memory)
+    Densify(DensifyArgs),
+    /// Check a compressed checkpoint against its original, and measure what it lost
+    Verify(crate::commands::verify::VerifyArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Flags of `compress` and `plan`, and keys of `--config`.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct JobArgs {
+    /// Checkpoint directory, or org/name in the local Hugging Face cache
+    #[arg(long, short, value_name = "DIR|ORG/NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
+    /// Where the compressed checkpoint goes; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) out: Option<PathBuf>,
+    /// Parameters to remove: 10B, 10e9, 10_000_000_000, or a share of the checkpoint: 20%
+    #[arg(long, short, value_name = "N|PERCENT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) budget: Option<String>,
+    /// Parameters to be left: 36.7B
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target_params: Option<String>,
+    /// Bytes of weights to be left: 74GB, 68.9GiB
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) target_size: Option<String>,
+    /// Execute a stored plan
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Take the ranks from a flat JSON map {"module name": rank}
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ranks: Option<PathBuf>,
+    /// Where the plan is written by `plan` and `--dry-run` [default: plan.json]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) plan_out: Option<PathBuf>,
+    /// Plan only, as `plan` does
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) dry_run: bool,
+    /// Ranks are multiples of this; tensor cores like 8, 32 or 64 [default: 8 where the short side is at least 1024, else 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rank_multiple: Option<usize>,
+    /// Smallest rank a factored matrix may get [default: 1]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min_rank: Option<usize>,
+    /// Leave matrices dense whose module name matches; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) keep_dense: Vec<String>,
+    /// How errors of different matrices compare [default: absolute]
+    #[arg(long, value_name = "absolute|relative")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sensitivity: Option<String>,
+    /// How factors are computed [default: auto: randomized only where the rank is a small part of the short side]
+    #[arg(long, value_name = "auto|exact|randomized")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) method: Option<String>,
+    /// Seed of the randomized method [default: 0]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seed: Option<u64>,
+    /// Dtype of the factors [default: that of the matrix]
+    #[arg(long, value_name = "bf16|f16|f32")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dtype: Option<String>,
+    /// Longest shard [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_shard_size: Option<String>,
+    /// Matrices in flight at once [default: one per core, as memory allows]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) workers: Option<usize>,
+    /// Memory for all workers together: 4GiB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<String>,
+    /// TOML file that holds any of these flags; flags win
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) talk: TalkArgs,
+}
+
+/// How much is said, and to whom.
+#[derive(Debug, Clone, Copy, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct TalkArgs {
+    /// Put one machine-readable JSON document on stdout instead of tables
+    #[arg(long)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) json: bool,
+    /// No progress and no tables
+    #[arg(long, short)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) quiet: bool,
+    /// Every matrix in the tables
+    #[arg(long, short)]
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Checkpoint directory, or org/name in the local Hugging Face cache
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) talk: TalkArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DensifyArgs {
+    /// Factored checkpoint
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) model: String,
+    /// Where the dense checkpoint goes; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Dtype of the products [default: that of the factors]
+    #[arg(long, value_name = "bf16|f16|f32")]
+    pub(crate) dtype: Option<String>,
+    /// Longest shard
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub(crate) max_shard_size: String,
+    /// Matrices in flight at once [default: one per core, as memory allows]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub(crate) workers: usize,
+    #[command(flatten)]
+    pub(crate) talk: TalkArgs,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}

@@ -1,0 +1,161 @@
+//! `compress` and `plan`: the main job, and its first half.
+
+use crate::args::{JobArgs, TalkArgs};
+use crate::commands::{open, print_json};
+use crate::exit::Usage;
+use crate::job::{self, Job};
+use crate::progress::Talk;
+use crate::tables::{grouped, human_bytes, percent, table};
+use anyhow::{Context, Result};
+use lowrank_model::plan::PlannedMatrix;
+use lowrank_model::{Progress, Projection, RankPlan, Unit};
+use lowrank_pipeline::compress::{self, Request};
+use lowrank_pipeline::planning;
+use std::path::Path;
+
+/// Runs `compress`, or `plan` with `--dry-run`.
+pub(crate) fn run(args: JobArgs) -> Result<()> {
+    let args = job::with_config(args)?;
+    let talk = args.talk;
+    let job = Job::new(args)?;
+    if job.dry_run {
+        return plan(&job, talk);
+    }
+    let out = job.out.as_deref().ok_or_else(|| Usage::new("--out is missing: where shall the result go?"))?;
+    let checkpoint = open(&job.model)?;
+    let request =
+        Request { model: &job.model, out, plan: &job.plan, factor: &job.factor, resources: job.resources };
+    let done = compress::compress(&checkpoint, request, &Talk::new(talk.quiet))?;
+    if talk.json {
+        return print_json(&with_removed(&done.plan)?);
+    }
+    if !talk.quiet {
+        print_plan(&done.plan, talk.verbose);
+        println!(
+            "{}: {} parameters in {} shards, counted again from the headers that were written.",
+            done.published.path.display(),
+            grouped(done.published.params),
+            done.published.shards
+        );
+    }
+    Ok(())
+}
+
+/// Runs `plan`.
+pub(crate) fn run_plan(args: JobArgs) -> Result<()> {
+    run(JobArgs { dry_run: true, ..args })
+}
+
+fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
+    let checkpoint = open(&job.model)?;
+    let progress: &dyn Progress = &Talk::new(talk.quiet);
+    let plan = planning::plan(&checkpoint, &job.plan, job.resources, progress)?.plan;
+    write_plan(&job.plan_out, &plan)?;
+    if talk.json {
+        return print_json(&with_removed(&plan)?);
+    }
+    if !talk.quiet {
+        print_plan(&plan, talk.verbose);
+        println!("Plan written to {}; `compress --plan {0}` executes it.", job.plan_out.display());
+    }
+    Ok(())
+}
+
+/// Written beside and renamed, so that a plan is whole or absent.
+fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(plan)?;
+    text.push('\n');
+    let beside = path.with_extension("json.partial");
+    std::fs::write(&beside, text)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .map_err(|error| crate::exit::Output::new(format!("{}: {error}", path.display())))
+        .context("the plan was not written")
+}
+
+/// The plan as JSON, with the sums that everybody asks for.
+fn with_removed(plan: &RankPlan) -> Result<serde_json::Value> {
+    let mut value = serde_json::to_value(plan)?;
+    value["removed_params"] = plan.removed_params().into();
+    value["removed_bytes"] = plan.removed_bytes().into();
+    value["overshoot"] = plan.overshoot().into();
+    Ok(value)
+}
+
+fn print_plan(plan: &RankPlan, verbose: bool) {
+    if verbose {
+        println!(
+            "{}",
+            table(&["matrix", "shape", "rank", "predicted error"], plan.matrices.iter().map(matrix_row))
+        );
+    } else {
+        println!(
+            "{}",
+            table(&["layer", "w1 rank", "w2 rank", "w3 rank", "dense", "predicted error"], layer_rows(plan))
+        );
+    }
+    let row = |what: &str, before: u64, after: u64, show: fn(u64) -> String| {
+        let removed = before.saturating_sub(after);
+        vec![what.to_owned(), show(before), show(after), show(removed), percent(removed, before)]
+    };
+    println!(
+        "{}",
+        table(
+            &["", "before", "after", "removed", "share"],
+            [
+                row("parameters", plan.before.params, plan.after.params, grouped),
+                row("weights", plan.before.bytes, plan.after.bytes, human_bytes),
+            ]
+        )
+    );
+    if let (Some(target), Some(overshoot)) = (plan.target, plan.overshoot()) {
+        let show: fn(u64) -> String = if target.unit == Unit::Bytes { human_bytes } else { grouped };
+        println!(
+            "Asked to remove {} {}; {} more were removed.",
+            show(target.remove_at_least),
+            target.unit,
+            grouped(overshoot)
+        );
+    }
+    if let Some(optimality) = plan.optimality {
+        println!(
+            "Predicted error Σ s·‖W−Ŵ‖² = {:.6e}; no plan can be below {:.6e} (duality gap {:.2e}).",
+            optimality.objective, optimality.lower_bound, optimality.duality_gap
+        );
+    }
+}
+
+fn matrix_row(row: &PlannedMatrix) -> Vec<String> {
+    vec![
+        row.name.to_string(),
+        row.shape.to_string(),
+        row.rank.map_or("dense".into(), |rank| rank.to_string()),
+        row.relative_error.map_or("-".into(), |error| format!("{error:.4}")),
+    ]
+}
+
+/// One row per layer: smallest–largest rank of each projection, how many stay dense, the layer's mean error.
+fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
+    let layers = plan.matrices.iter().map(|row| row.name.layer).max().map_or(0, |last| last + 1);
+    (0..layers)
+        .map(|layer| {
+            let rows = || plan.matrices.iter().filter(move |row| row.name.layer == layer);
+            let mut cells = vec![layer.to_string()];
+            for projection in Projection::ALL {
+                let ranks =
+                    || rows().filter(|row| row.name.projection == projection).filter_map(|row| row.rank);
+                cells.push(match (ranks().min(), ranks().max()) {
+                    (Some(low), Some(high)) if low < high => format!("{low}–{high}"),
+                    (Some(rank), _) => rank.to_string(),
+                    _ => "dense".into(),
+                });
+            }
+            cells.push(rows().filter(|row| row.rank.is_none()).count().to_string());
+            let errors: Vec<f64> = rows().filter_map(|row| row.relative_error).collect();
+            cells.push(match errors.len() {
+                0 => "-".into(),
+                count => format!("{:.4}", errors.iter().sum::<f64>() / count as f64),
+            });
+            cells
+        })
+        .collect()
+}

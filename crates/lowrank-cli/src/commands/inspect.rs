@@ -1,0 +1,63 @@
+//! `inspect`: what is in this checkpoint.
+
+use crate::args::InspectArgs;
+use crate::commands::{open, print_json};
+use crate::tables::{grouped, human_bytes, percent, table};
+use anyhow::Result;
+use lowrank_pipeline::inspect::{Inspection, inspect};
+
+/// Runs the command.
+pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    let checkpoint = open(&args.model)?;
+    let found = inspect(&checkpoint);
+    if args.talk.json {
+        return print_json(&found);
+    }
+    print(&found, args.talk.verbose);
+    Ok(())
+}
+
+fn print(found: &Inspection, verbose: bool) {
+    println!("{} · {}", found.family, found.layout);
+    println!(
+        "{} layers × {} experts, {} per token · hidden_size {} · intermediate_size {}",
+        found.num_hidden_layers,
+        found.num_local_experts,
+        found.num_experts_per_tok,
+        found.hidden_size,
+        found.intermediate_size
+    );
+    let rows = found.kinds.iter().map(|kind| {
+        vec![
+            kind.kind.to_owned(),
+            grouped(kind.tensors),
+            grouped(kind.params),
+            percent(kind.params, found.params),
+            human_bytes(kind.bytes),
+        ]
+    });
+    let total =
+        vec!["all".into(), String::new(), grouped(found.params), String::new(), human_bytes(found.bytes)];
+    println!("{}", table(&["kind", "tensors", "parameters", "share", "bytes"], rows.chain([total])));
+    for (dtype, elements) in &found.dtypes {
+        println!("{dtype}: {} parameters", grouped(*elements));
+    }
+    if found.ranks.is_empty() {
+        println!("Low-rank factors can remove at most {} parameters.", grouped(found.params_removable));
+    } else {
+        let (low, high) = (found.ranks.values().min(), found.ranks.values().max());
+        println!(
+            "{} expert matrices are factored, ranks {} to {}.",
+            found.ranks.len(),
+            low.copied().unwrap_or_default(),
+            high.copied().unwrap_or_default()
+        );
+    }
+    println!("{} shards", found.shards.len());
+    if verbose {
+        let shards = found.shards.iter().map(|shard| vec![shard.name.clone(), human_bytes(shard.bytes)]);
+        println!("{}", table(&["shard", "bytes"], shards));
+        let ranks = found.ranks.iter().map(|(id, rank)| vec![id.to_string(), rank.to_string()]);
+        println!("{}", table(&["matrix", "rank"], ranks));
+    }
+}

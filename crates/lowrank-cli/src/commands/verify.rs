@@ -1,0 +1,151 @@
+//! `verify`: is this checkpoint what it claims to be, and how much did it lose?
+
+use crate::args::TalkArgs;
+use crate::commands::{print_json, resolve};
+use crate::exit::{Output, Usage, VerificationMissed};
+use crate::progress::Talk;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use lowrank_verify::{Depth, Report, TextSource, Thresholds, Verdict, VerifyOptions, verify};
+use std::path::{Path, PathBuf};
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The checkpoint that was compressed: a directory, or org/name in the local Hugging Face cache
+    #[arg(long, value_name = "DIR|ORG/NAME")]
+    original: String,
+    /// The checkpoint to verify
+    #[arg(long, value_name = "DIR")]
+    compressed: PathBuf,
+    /// Run both models on this text: .txt, .jsonl with a `text` field, or token ids (.json, .ids)
+    /// [default: a bundled passage]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens of a window; windows do not see each other
+    #[arg(long, value_name = "N", default_value_t = VerifyOptions::default().window)]
+    window: usize,
+    /// Use the first whole windows up to this many tokens [default: all]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// Check files only, run no model
+    #[arg(long)]
+    static_only: bool,
+    /// Where the models run
+    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
+    device: Device,
+    /// Largest mean KL(original ‖ compressed), in nats per token
+    #[arg(long, value_name = "NATS")]
+    max_kl: Option<f64>,
+    /// Largest increase of perplexity: 5%, or 0.05
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    max_perplexity_increase: Option<f64>,
+    /// Least share of positions where both models rank the same token first: 90%, or 0.9
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    min_top1: Option<f64>,
+    /// Largest relative error of any layer's mixture on the original's inputs: 10%, or 0.1
+    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    max_layer_error: Option<f64>,
+    /// Where the report goes [default: verification.json beside the compressed checkpoint, as NAME.verification.json]
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Where the models run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    /// A GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or fail.
+    Cuda,
+}
+
+/// `5%` or `0.05`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, divisor) = match text.trim().strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text.trim(), 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value / divisor),
+        _ => Err(format!("`{text}` is not a share such as 5% or 0.05")),
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
+    if args.window < 2 {
+        return Err(Usage::new("--window is at least 2: one token to see and one to predict").into());
+    }
+    let options = VerifyOptions {
+        depth: if args.static_only { Depth::Static } else { Depth::Full },
+        text: args.text.clone().map_or(TextSource::Passage, TextSource::File),
+        window: args.window,
+        max_tokens: args.max_tokens,
+        thresholds: Thresholds {
+            max_kl: args.max_kl,
+            max_perplexity_increase: args.max_perplexity_increase,
+            min_top1: args.min_top1,
+            max_layer_error: args.max_layer_error,
+        },
+    };
+    if args.device == Device::Cuda {
+        return Err(
+            Usage::new("--device cuda: this build runs models on the CPU only; use --device cpu").into()
+        );
+    }
+    let original = resolve(&args.original)?;
+    let report = verify(&original, &args.compressed, &options, &Talk::new(args.talk.quiet))?;
+    let file = args.report.clone().unwrap_or_else(|| beside(&args.compressed));
+    std::fs::write(&file, report.to_json())
+        .map_err(|error| Output::new(format!("{}: the report was not written: {error}", file.display())))?;
+    if args.talk.json {
+        print_json(&report)?;
+    } else if !args.talk.quiet {
+        print!("{report}");
+        println!("Report: {}", file.display());
+    }
+    judge(&report)
+}
+
+/// `out/name` → `out/name.verification.json`: beside the checkpoint, never inside.
+fn beside(checkpoint: &Path) -> PathBuf {
+    let mut name = checkpoint.file_name().unwrap_or_default().to_owned();
+    name.push(".verification.json");
+    checkpoint.with_file_name(name)
+}
+
+fn judge(report: &Report) -> Result<()> {
+    let Some(first) = report.findings.first().filter(|_| report.verdict != Verdict::Passed) else {
+        return Ok(());
+    };
+    let more = match report.findings.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more findings, see the report)"),
+    };
+    Err(VerificationMissed(format!("verification {}: {first}{more}", report.verdict)).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_read_in_both_spellings() {
+        assert_eq!(share("5%"), Ok(0.05));
+        assert_eq!(share("0.05"), Ok(0.05));
+        for bad in ["", "%", "five", "-1%", "nan", "inf"] {
+            assert!(share(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_report_lies_beside_the_checkpoint() {
+        assert_eq!(beside(Path::new("a/b")), Path::new("a/b.verification.json"));
+        assert_eq!(beside(Path::new("a/b/")), Path::new("a/b.verification.json"));
+    }
+}

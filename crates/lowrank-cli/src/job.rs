@@ -1,0 +1,166 @@
+//! From what was typed to what is meant: flags over `--config`, strings into values, every mistake named here.
+
+use crate::args::JobArgs;
+use crate::exit::Usage;
+use anyhow::{Context, Result};
+use lowrank_model::plan::Sensitivity;
+use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, budget};
+use lowrank_pipeline::workers::Resources;
+use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
+use lowrank_svd::MethodChoice;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A validated compression job.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) model: String,
+    pub(crate) out: Option<PathBuf>,
+    pub(crate) plan_out: PathBuf,
+    pub(crate) dry_run: bool,
+    pub(crate) plan: PlanSettings,
+    pub(crate) factor: FactorSettings,
+    pub(crate) resources: Resources,
+}
+
+/// Flags, with what they leave open taken from `--config`.
+pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
+    let Some(path) = flags.config.clone() else { return Ok(flags) };
+    let text =
+        std::fs::read_to_string(&path).map_err(|error| Usage::new(format!("{}: {error}", path.display())))?;
+    // Read once as the struct, for the sake of errors that name line and key.
+    let _: JobArgs = toml::from_str(&text)
+        .map_err(|error| Usage::new(format!("{}: {}", path.display(), one_line(&error, &text))))?;
+    let mut merged: toml::Table = toml::from_str(&text).context("read twice")?;
+    let typed = toml::Table::try_from(&flags).context("flags are plain values")?;
+    const RANK_SOURCES: [&str; 5] = ["budget", "target-params", "target-size", "plan", "ranks"];
+    if RANK_SOURCES.iter().any(|key| typed.contains_key(*key)) {
+        // A flag that says what to remove replaces the file's way of saying it.
+        RANK_SOURCES.iter().for_each(|key| drop(merged.remove(*key)));
+    }
+    merged.extend(typed);
+    let mut args: JobArgs = merged.try_into().context("both halves were read before")?;
+    args.config = Some(path);
+    Ok(args)
+}
+
+fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+    let message = error.message().lines().next().unwrap_or("cannot be read").to_owned();
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    }
+}
+
+impl Job {
+    /// Checks every value; nothing of the checkpoint is touched yet.
+    pub(crate) fn new(args: JobArgs) -> Result<Self> {
+        let model = args.model.clone().ok_or_else(|| Usage::new("--model is missing: which checkpoint?"))?;
+        let plan = PlanSettings {
+            goal: goal(&args)?,
+            rank_multiple: args.rank_multiple,
+            rank_min: args.min_rank.unwrap_or(1),
+            sensitivity: match args.sensitivity.as_deref() {
+                None | Some("absolute") => Sensitivity::Absolute,
+                Some("relative") => Sensitivity::Relative,
+                Some(other) => return Err(wrong("--sensitivity", other, "absolute or relative")),
+            },
+            keep_dense: patterns(&args.keep_dense)?,
+            factor_dtype: args.dtype.as_deref().map(dtype).transpose()?,
+        };
+        if plan.rank_multiple == Some(0) || plan.rank_min == 0 {
+            return Err(Usage::new("--rank-multiple and --min-rank start at 1").into());
+        }
+        let method = match args.method.as_deref() {
+            None | Some("auto") => MethodChoice::Auto,
+            Some("exact") => MethodChoice::Exact,
+            Some("randomized") => MethodChoice::Randomized,
+            Some(other) => return Err(wrong("--method", other, "auto, exact or randomized")),
+        };
+        let shard_bytes_max = bytes("--max-shard-size", args.max_shard_size.as_deref().unwrap_or("5GB"))?;
+        Ok(Self {
+            model,
+            out: args.out,
+            plan_out: args.plan_out.unwrap_or_else(|| "plan.json".into()),
+            dry_run: args.dry_run,
+            plan,
+            factor: FactorSettings { method, seed: args.seed.unwrap_or(0), shard_bytes_max },
+            resources: Resources {
+                workers: args.workers.unwrap_or(0),
+                memory_bytes: args.memory.as_deref().map(|text| bytes("--memory", text)).transpose()?,
+            },
+        })
+    }
+}
+
+fn goal(args: &JobArgs) -> Result<Goal> {
+    let budget = |flag: &str, parsed: Result<Budget, budget::BudgetError>| {
+        parsed.map(Goal::Budget).map_err(|error| Usage::new(format!("{flag}: {error}")).into())
+    };
+    match (&args.budget, &args.target_params, &args.target_size, &args.plan, &args.ranks) {
+        (Some(text), None, None, None, None) => budget("--budget", Budget::parse_removal(text)),
+        (None, Some(text), None, None, None) => budget("--target-params", Budget::parse_target_params(text)),
+        (None, None, Some(text), None, None) => budget("--target-size", Budget::parse_target_size(text)),
+        (None, None, None, Some(path), None) => Ok(Goal::Plan(Box::new(read_plan(path)?))),
+        (None, None, None, None, Some(path)) => Ok(Goal::Ranks(read_ranks(path)?)),
+        (None, None, None, None, None) => Err(Usage::new(
+            "say what to remove with one of --budget, --target-params, --target-size, --plan, --ranks",
+        )
+        .into()),
+        _ => {
+            Err(Usage::new("--budget, --target-params, --target-size, --plan and --ranks exclude each other")
+                .into())
+        }
+    }
+}
+
+/// Longest plan or rank map that is read: 100,000 matrices with room to spare.
+const JSON_BYTES_MAX: u64 = 64 << 20;
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let broken = |what: String| Usage::new(format!("{}: {what}", path.display()));
+    let length = std::fs::metadata(path).map_err(|error| broken(error.to_string()))?.len();
+    if length > JSON_BYTES_MAX {
+        return Err(broken(format!("{length} bytes is too long for a plan or rank map")).into());
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| broken(error.to_string()))?;
+    Ok(serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?)
+}
+
+fn read_plan(path: &Path) -> Result<RankPlan> {
+    read_json(path)
+}
+
+fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
+    read_json(path)
+}
+
+fn patterns(patterns: &[String]) -> Result<Vec<regex::Regex>> {
+    patterns
+        .iter()
+        .map(|pattern| {
+            regex::Regex::new(pattern).map_err(|error| {
+                let reason = error.to_string();
+                let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
+                Usage::new(format!("--keep-dense `{pattern}`: {reason}")).into()
+            })
+        })
+        .collect()
+}
+
+pub(crate) fn dtype(text: &str) -> Result<Dtype> {
+    Dtype::parse(text).ok_or_else(|| wrong("--dtype", text, "bf16, f16 or f32"))
+}
+
+pub(crate) fn bytes(flag: &str, text: &str) -> Result<u64> {
+    match budget::parse_bytes(text) {
+        Ok(0) => Err(wrong(flag, text, "more than nothing")),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(Usage::new(format!("{flag}: {error}")).into()),
+    }
+}
+
+fn wrong(flag: &str, value: &str, expected: &str) -> anyhow::Error {
+    Usage::new(format!("{flag} is `{value}`, expected {expected}")).into()
+}

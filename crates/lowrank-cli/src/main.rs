@@ -1,0 +1,38 @@
+//! `lowrank-compress`: the command line. Flags, tables, progress bars and exit codes live here and nowhere else;
+//! the jobs are in `lowrank-pipeline`.
+
+mod args;
+mod commands;
+mod exit;
+mod job;
+mod progress;
+mod tables;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", exit::one_line(&error));
+            exit::code(&error)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        None => commands::compress::run(cli.job),
+        Some(Command::Compress(job)) => commands::compress::run(*job),
+        Some(Command::Plan(job)) => commands::compress::run_plan(*job),
+        Some(Command::Inspect(args)) => commands::inspect::run(&args),
+        Some(Command::Densify(args)) => commands::densify::run(&args),
+        Some(Command::Verify(args)) => commands::verify::run(&args),
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Cli::command(), "lowrank-compress", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

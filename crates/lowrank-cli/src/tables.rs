@@ -1,0 +1,62 @@
+//! Tables and numbers for people.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// A table with a header; every column but the first is aligned to the right.
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(header);
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// 46702792704 → `46,702,792,704`.
+pub(crate) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let first = digits.len() % 3;
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && at % 3 == first {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// 93405585408 → `93.41 GB`.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    for (power, unit) in [(12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")] {
+        let size = 10_f64.powi(power);
+        if bytes as f64 >= size {
+            return format!("{:.2} {unit}", bytes as f64 / size);
+        }
+    }
+    format!("{bytes} B")
+}
+
+/// 0.2222 → `22.22 %`.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.2} %", 100.0 * part as f64 / whole as f64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_grouped_by_thousands() {
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (46_702_792_704, "46,702,792,704")] {
+            assert_eq!(grouped(count), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_decimal() {
+        assert_eq!(human_bytes(93_405_585_408), "93.41 GB");
+        assert_eq!(human_bytes(17), "17 B");
+    }
+}

@@ -1,0 +1,100 @@
+//! `densify`: factors multiplied back, W = u·v, under the base's names and shapes.
+//!
+//! For runtimes that know no factors. The result is as large as the base and loses what the factors lost.
+
+use crate::{PipelineError, round::round, workers};
+use lowrank_compute::{Accumulate, Faer, Kernels};
+use lowrank_model::names::{self, Role};
+use lowrank_model::{Dtype, MatrixId, Progress, Tensor};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_writer::{Card, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// What `densify` is told.
+#[derive(Debug, Clone, Copy)]
+pub struct DensifySettings {
+    /// Dtype of the products; `None`: that of the factors.
+    pub dtype: Option<Dtype>,
+    /// Longest shard.
+    pub shard_bytes_max: u64,
+    /// Threads and memory.
+    pub resources: workers::Resources,
+}
+
+/// Writes the dense checkpoint to `out`.
+pub fn densify(
+    checkpoint: &Checkpoint,
+    out: &Path,
+    settings: DensifySettings,
+    progress: &dyn Progress,
+) -> Result<Published, PipelineError> {
+    if checkpoint.ranks().is_empty() {
+        return Err(PipelineError::NotFactored(checkpoint.layout()));
+    }
+    let config = checkpoint.config();
+    let pool = workers::pool(config, settings.resources)?;
+    let specs = names::tensors(config);
+    let output = specs
+        .iter()
+        .map(|spec| OutputTensor {
+            name: spec.name.clone(),
+            dtype: match spec.role {
+                Role::Expert(id) if checkpoint.rank(id).is_some() => {
+                    settings.dtype.unwrap_or_else(|| checkpoint.matrix_dtype(id))
+                }
+                Role::Expert(id) => checkpoint.matrix_dtype(id),
+                _ => checkpoint.dtype(&spec.name).expect("validated when opened"),
+            },
+            shape: spec.shape.clone(),
+        })
+        .collect::<Vec<_>>();
+    let dtype_of_experts = settings.dtype.unwrap_or_else(|| {
+        let first = checkpoint.ranks().keys().next().expect("not empty, checked above");
+        checkpoint.matrix_dtype(*first)
+    });
+    let writer = CheckpointWriter::create(out, ShardLayout::new(output, settings.shard_bytes_max)?)?;
+    progress.start("multiply", specs.len() as u64, "tensors");
+    pool.install(|| {
+        specs.par_iter().try_for_each(|spec| {
+            let tensor = match spec.role {
+                Role::Expert(id) => dense_matrix(checkpoint, id, settings.dtype)?,
+                _ => checkpoint.read_tensor(spec)?,
+            };
+            writer.write(&spec.name, &tensor)?;
+            progress.advance(1);
+            Ok::<(), PipelineError>(())
+        })
+    })?;
+    progress.finish();
+    let documents = Documents::dense(checkpoint.config_json(), dtype_of_experts, &Card::default())?
+        .with_companions(checkpoint.dir(), &checkpoint.companions())?;
+    Ok(writer.finish(documents)?)
+}
+
+fn dense_matrix(
+    checkpoint: &Checkpoint,
+    id: MatrixId,
+    dtype: Option<Dtype>,
+) -> Result<Tensor, PipelineError> {
+    match checkpoint.read_matrix(id)? {
+        StoredMatrix::Dense(tensor) => Ok(tensor),
+        StoredMatrix::Factored { u, v } => {
+            let (m, r, n) = (u.shape()[0], u.shape()[1], v.shape()[1]);
+            let (wide_u, wide_v) = (u.to_f32(), v.to_f32());
+            let view = |rows, cols, values| {
+                ArrayView2::from_shape((rows, cols), values).expect("a tensor's own shape")
+            };
+            let mut w = Array2::<f32>::zeros((m, n));
+            Faer.gemm(view(m, r, &wide_u), view(r, n, &wide_v), w.view_mut(), Accumulate::Replace);
+            let name = format!("{id}.weight");
+            round(
+                &name,
+                vec![m, n],
+                dtype.unwrap_or(u.dtype()),
+                w.as_slice().expect("made in standard order"),
+            )
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Every way in which a job can fail.
+
+use lowrank_model::{Dtype, Layout, MatrixId, budget::BudgetError, plan::PlanError};
+use lowrank_reader::ReadError;
+use lowrank_svd::SvdError;
+use lowrank_svd::allocate::AllocateError;
+use lowrank_writer::WriteError;
+
+/// Why a job ended early. Nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// The input.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The output.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// One matrix' decomposition.
+    #[error("{name}: {source}")]
+    Svd {
+        /// Which matrix.
+        name: MatrixId,
+        /// What went wrong.
+        source: SvdError,
+    },
+    /// The ranks.
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    /// The wish.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// A plan that came from a file.
+    #[error("plan: {0}")]
+    Plan(#[from] PlanError),
+    /// Compressing what is compressed already.
+    #[error("the checkpoint holds {0}; give the original, or `densify` this one first")]
+    AlreadyFactored(Layout),
+    /// Densifying what is dense already.
+    #[error("the checkpoint holds no factors ({0}): there is nothing to densify")]
+    NotFactored(Layout),
+    /// A pattern that matches nothing is a typing error.
+    #[error(
+        "--keep-dense `{0}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
+    )]
+    PatternMatchesNothing(String),
+    /// Rounding to a narrower dtype left its range.
+    #[error("{tensor}: a value does not fit {dtype}; choose another --dtype")]
+    Overflow {
+        /// The tensor that was to be written.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+    },
+    /// Not even one worker fits.
+    #[error(
+        "one matrix needs {needed_bytes} bytes of memory and {allowed_bytes} are allowed; raise --memory"
+    )]
+    TooLittleMemory {
+        /// For one worker.
+        needed_bytes: u64,
+        /// By the flag, or free.
+        allowed_bytes: u64,
+    },
+    /// The system gave no threads.
+    #[error("cannot start worker threads: {source}")]
+    Threads {
+        /// What rayon said.
+        source: rayon::ThreadPoolBuildError,
+    },
+}

@@ -1,0 +1,117 @@
+//! `inspect`: what is in this checkpoint.
+
+use lowrank_model::names::Role;
+use lowrank_model::{Layout, MatrixId, ModelConfig};
+use lowrank_reader::Checkpoint;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Sums over the tensors of one kind.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Kind {
+    /// What the tensors are for.
+    pub kind: &'static str,
+    /// How many, under canonical names; a factored matrix counts as two.
+    pub tensors: u64,
+    /// Their parameters.
+    pub params: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One shard.
+#[derive(Debug, Clone, Serialize)]
+pub struct Shard {
+    /// File name.
+    pub name: String,
+    /// Length of the file.
+    pub bytes: u64,
+}
+
+/// What `inspect` prints.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// Model family.
+    pub family: &'static str,
+    /// How tensors are spelled and packed.
+    pub layout: Layout,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Experts per layer.
+    pub num_local_experts: usize,
+    /// Experts per token.
+    pub num_experts_per_tok: usize,
+    /// H.
+    pub hidden_size: usize,
+    /// F.
+    pub intermediate_size: usize,
+    /// Stored parameters.
+    pub params: u64,
+    /// Bytes of weights.
+    pub bytes: u64,
+    /// The most parameters that u·v factors could ever remove (every matrix at rank 1).
+    pub params_removable: u64,
+    /// By purpose.
+    pub kinds: Vec<Kind>,
+    /// Elements by dtype.
+    pub dtypes: BTreeMap<&'static str, u64>,
+    /// Files that hold weights.
+    pub shards: Vec<Shard>,
+    /// Ranks of matrices that are factored already.
+    pub ranks: BTreeMap<MatrixId, usize>,
+}
+
+/// Counts from headers alone.
+pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
+    let config: &ModelConfig = checkpoint.config();
+    let mut kinds: BTreeMap<&'static str, Kind> = BTreeMap::new();
+    let mut dtypes: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let mut ranks = BTreeMap::new();
+    let mut params_removable = 0;
+    for spec in checkpoint.specs() {
+        let (dtype, tensors, params) = match spec.role {
+            Role::Expert(id) => {
+                let shape = config.matrix_shape(id.projection);
+                let rank = checkpoint.rank(id);
+                let uv = lowrank_model::Storage::Uv;
+                let count = |rank| lowrank_model::params::stored_params(shape, uv, rank);
+                params_removable += count(rank).saturating_sub(count(Some(1)));
+                ranks.extend(rank.map(|rank| (id, rank)));
+                (checkpoint.matrix_dtype(id), if rank.is_some() { 2 } else { 1 }, count(rank))
+            }
+            _ => match checkpoint.dtype(&spec.name) {
+                Some(dtype) => (dtype, 1, spec.elements()),
+                None => continue,
+            },
+        };
+        let kind = kinds.entry(spec.role.label()).or_default();
+        kind.kind = spec.role.label();
+        kind.tensors += tensors;
+        kind.params += params;
+        kind.bytes += params * dtype.size_bytes();
+        *dtypes.entry(dtype.safetensors_name()).or_default() += params;
+    }
+    let mut kinds: Vec<Kind> = kinds.into_values().collect();
+    kinds.sort_by_key(|kind| std::cmp::Reverse(kind.params));
+    let size = checkpoint.size();
+    Inspection {
+        family: "mixtral",
+        layout: checkpoint.layout(),
+        num_hidden_layers: config.num_hidden_layers,
+        num_local_experts: config.num_local_experts,
+        num_experts_per_tok: config.num_experts_per_tok,
+        hidden_size: config.hidden_size,
+        intermediate_size: config.intermediate_size,
+        params: size.params,
+        bytes: size.bytes,
+        params_removable,
+        kinds,
+        dtypes,
+        shards: checkpoint
+            .shards()
+            .iter()
+            .map(|shard| Shard { name: shard.name.clone(), bytes: shard.len_bytes })
+            .collect(),
+        ranks,
+    }
+}

@@ -1,0 +1,45 @@
+//! What a job is told, already validated: domain values, no strings to parse.
+
+use lowrank_model::plan::Sensitivity;
+use lowrank_model::{Budget, Dtype, MatrixId, RankPlan};
+use lowrank_svd::MethodChoice;
+use std::collections::BTreeMap;
+
+/// Where the ranks come from.
+#[derive(Debug, Clone)]
+pub enum Goal {
+    /// Allocate them so that this much goes.
+    Budget(Budget),
+    /// Take them from a map; matrices it does not name stay dense.
+    Ranks(BTreeMap<MatrixId, usize>),
+    /// Execute a stored plan.
+    Plan(Box<RankPlan>),
+}
+
+/// How ranks are chosen.
+#[derive(Debug, Clone)]
+pub struct PlanSettings {
+    /// Where the ranks come from.
+    pub goal: Goal,
+    /// Ranks are multiples of this; `None`: 8 for true-size matrices, 1 for small ones.
+    pub rank_multiple: Option<usize>,
+    /// No factored matrix gets a smaller rank.
+    pub rank_min: usize,
+    /// How errors of different matrices compare.
+    pub sensitivity: Sensitivity,
+    /// Matrices whose module name matches any of these stay dense.
+    pub keep_dense: Vec<regex::Regex>,
+    /// Dtype of the factors; `None`: that of the matrix.
+    pub factor_dtype: Option<Dtype>,
+}
+
+/// How factors are computed and written.
+#[derive(Debug, Clone)]
+pub struct FactorSettings {
+    /// Exact, randomized, or chosen per matrix.
+    pub method: MethodChoice,
+    /// Seed of the randomized route.
+    pub seed: u64,
+    /// Longest shard.
+    pub shard_bytes_max: u64,
+}

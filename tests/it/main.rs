@@ -1,0 +1,11 @@
+//! Drives `lowrank-compress` as a user does. One binary, a module per topic.
+
+/// Running the tool, and copies of the bundled model to break.
+mod support;
+
+/// The main job: what is removed, what is written, that bytes repeat.
+mod compress;
+/// plan.json, rank maps, config files: other ways to say the same.
+mod planning;
+/// Every bad input: one line, its exit code, nothing at `--out`.
+mod refusals;

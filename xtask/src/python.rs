@@ -1,0 +1,88 @@
+//! Python environments under `target/python`: one with torch and the newest transformers, and an overlay with the last
+//! 4.x that shares its torch. Made once per set of pins.
+
+use crate::shell;
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Which transformers a script runs under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transformers {
+    /// The last of 4.x.
+    V4,
+    /// The newest 5.x.
+    V5,
+}
+
+impl Transformers {
+    pub(crate) const ALL: [Self; 2] = [Self::V4, Self::V5];
+
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::V4 => "transformers 4",
+            Self::V5 => "transformers 5",
+        }
+    }
+}
+
+/// A Python that has torch and this transformers, and no way to the network's models.
+pub(crate) fn python(transformers: Transformers) -> Result<Command> {
+    let venv = venv()?;
+    let mut python = shell::command(venv.join("bin/python"));
+    python
+        .env("HF_HUB_OFFLINE", "1")
+        .env("TRANSFORMERS_VERBOSITY", "error")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    // Remote code is cached by the folder's name; a cache of our own never meets a stale copy of someone else's.
+    python.env("HF_HOME", folder().join("hf-home"));
+    if transformers == Transformers::V4 {
+        python.env("PYTHONPATH", overlay()?);
+    }
+    Ok(python)
+}
+
+fn folder() -> PathBuf {
+    shell::target().join("python")
+}
+
+fn pins(name: &str) -> PathBuf {
+    shell::root().join("tests/conformance").join(name)
+}
+
+/// Makes an environment if its pins changed since it was made.
+fn ensure(name: &str, pins: &PathBuf, make: impl FnOnce(&PathBuf) -> Result<()>) -> Result<PathBuf> {
+    let place = folder().join(name);
+    let stamp = folder().join(format!("{name}.pins"));
+    let wanted = std::fs::read_to_string(pins).with_context(|| pins.display().to_string())?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        return Ok(place);
+    }
+    if place.exists() {
+        std::fs::remove_dir_all(&place)?;
+    }
+    std::fs::create_dir_all(folder())?;
+    make(&place)?;
+    std::fs::write(stamp, wanted)?;
+    Ok(place)
+}
+
+fn venv() -> Result<PathBuf> {
+    ensure("venv", &pins("requirements-v5.txt"), |place| {
+        if Command::new("python3").arg("--version").output().is_err() {
+            bail!("python3 is not on PATH: install Python 3.10 or newer with its venv module");
+        }
+        shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+        let mut pip = shell::command(place.join("bin/pip"));
+        shell::run(pip.args(["install", "--quiet", "-r"]).arg(pins("requirements-v5.txt")))
+    })
+}
+
+fn overlay() -> Result<PathBuf> {
+    let venv = venv()?;
+    ensure("transformers-4", &pins("requirements-v4.txt"), |place| {
+        let mut pip = shell::command(venv.join("bin/pip"));
+        pip.args(["install", "--quiet", "--target"]).arg(place).arg("-r").arg(pins("requirements-v4.txt"));
+        shell::run(&mut pip)
+    })
+}

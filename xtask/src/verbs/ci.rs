@@ -1,0 +1,40 @@
+//! `cargo xtask ci`: every check, in the order in which they fail fastest. CI calls exactly this.
+
+use crate::shell::{cargo, run as sh};
+use anyhow::Result;
+use std::time::Instant;
+
+/// Runs all checks; stops at the first that fails.
+fn run_all(steps: &[(&str, &dyn Fn() -> Result<()>)]) -> Result<()> {
+    let mut took = Vec::new();
+    for (name, step) in steps {
+        eprintln!("\n== {name}");
+        let start = Instant::now();
+        step()?;
+        took.push((name, start.elapsed().as_secs()));
+    }
+    eprintln!();
+    for (name, seconds) in took {
+        eprintln!("{seconds:>5} s  {name}");
+    }
+    Ok(())
+}
+
+/// The verb.
+pub(crate) fn run() -> Result<()> {
+    run_all(&[
+        ("format", &|| sh(&mut cargo(&["fmt", "--all", "--check"]))),
+        ("clippy", &|| {
+            sh(&mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+        }),
+        ("tidy", &super::tidy::run),
+        ("tests", &|| sh(&mut cargo(&["test", "--workspace", "--locked"]))),
+        ("docs", &|| {
+            let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
+            sh(doc.env("RUSTDOCFLAGS", "-D warnings"))
+        }),
+        ("second linear-algebra backend", &super::lapack::run),
+        ("demo", &|| super::demo::run(&super::demo::Args::default())),
+        ("conformance with transformers", &super::conformance::run),
+    ])
+}

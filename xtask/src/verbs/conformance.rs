@@ -1,0 +1,46 @@
+//! `cargo xtask conformance`: what we write opens in real Hugging Face transformers, an old and a new one, and gives the
+//! same logits as its dense export; our forward pass agrees with theirs.
+
+use crate::python::{Transformers, python};
+use crate::shell::{command, lowrank_compress, run as sh, target};
+use anyhow::Result;
+use std::path::Path;
+
+/// Budgets that give mixed ranks, dense leftovers, and deep cuts.
+const BUDGETS: [&str; 2] = ["21.412%", "45%"];
+
+/// The verb.
+pub(crate) fn run() -> Result<()> {
+    let tool = lowrank_compress()?;
+    let folder = target().join("conformance");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    for budget in BUDGETS {
+        let name = format!("cut-{}", budget.trim_end_matches('%').replace('.', "-"));
+        let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
+        compress(&tool, budget, &factored)?;
+        sh(command(&tool)
+            .args(["densify", "--quiet", "--dtype", "f32", "--model"])
+            .arg(&factored)
+            .arg("--out")
+            .arg(&dense))?;
+        for transformers in Transformers::ALL {
+            eprintln!("-- {name}, {}", transformers.label());
+            let mut check = python(transformers)?;
+            check.arg("tests/conformance/check_checkpoint.py").arg("--compressed").arg(&factored);
+            sh(check.arg("--dense").arg(&dense))?;
+        }
+    }
+    Ok(())
+}
+
+fn compress(tool: &Path, budget: &str, out: &Path) -> Result<()> {
+    let mut job = command(tool);
+    job.args(["--quiet", "--budget", budget, "--model"])
+        .arg(super::demo::bundled_model())
+        .arg("--out")
+        .arg(out);
+    sh(&mut job)
+}

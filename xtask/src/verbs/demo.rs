@@ -1,0 +1,38 @@
+//! `cargo xtask demo`: the main job on the bundled model, as a new user would run it.
+
+use crate::shell::{command, lowrank_compress, root, run as sh, target};
+use anyhow::Result;
+use std::path::PathBuf;
+
+/// 10,000,000,000 of Mixtral-8x7B's 46,702,792,704 parameters.
+const MIXTRAL_SHARE: &str = "21.412%";
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// What to remove [default: the share that 10 B is of Mixtral-8x7B]
+    #[arg(long)]
+    budget: Option<String>,
+}
+
+/// The bundled model.
+pub(crate) fn bundled_model() -> PathBuf {
+    root().join("tests/fixtures/tiny-mixtral")
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let tool = lowrank_compress()?;
+    let out = target().join("demo/tiny-mixtral-lowrank");
+    if out.exists() {
+        std::fs::remove_dir_all(&out)?;
+    }
+    let budget = args.budget.as_deref().unwrap_or(MIXTRAL_SHARE);
+    let mut compress = command(&tool);
+    compress.args(["--budget", budget, "--model"]).arg(bundled_model()).arg("--out").arg(&out);
+    sh(&mut compress)?;
+    let mut verify = command(&tool);
+    verify.args(["verify", "--original"]).arg(bundled_model()).arg("--compressed").arg(&out);
+    sh(&mut verify)?;
+    println!("\nThe compressed checkpoint: {}", out.display());
+    Ok(())
+}

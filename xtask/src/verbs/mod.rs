@@ -1,0 +1,8 @@
+//! One verb, one file.
+
+pub(crate) mod ci;
+pub(crate) mod conformance;
+pub(crate) mod demo;
+pub(crate) mod fixtures;
+pub(crate) mod lapack;
+pub(crate) mod tidy;
