@@ -82,6 +82,7 @@ def save(path, tensors, settings, file="model.safetensors", settings_file="confi
 def hf_settings(model):
     settings = model.config.to_diff_dict()
     settings |= {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "dtype": "bfloat16"}
+    settings["rope_theta"] = model.config.rope_parameters["rope_theta"]  # where transformers 4 looks for it
     settings |= {key: getattr(model.config, key) for key in (
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok", "max_position_embeddings",

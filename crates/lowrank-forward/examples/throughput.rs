@@ -3,6 +3,7 @@
 //! Prints the time of the layers and of the logits, tokens per second, and the perplexity as a proof of work done.
 
 use lowrank_forward::Forward;
+use lowrank_forward::math::exp;
 use lowrank_reader::Checkpoint;
 use std::error::Error;
 use std::path::Path;
@@ -26,8 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let logits = head.logits(&hidden, sequence);
         logits_s += start.elapsed().as_secs_f64();
         for (row, &next) in logits.chunks_exact(head.vocab_size()).zip(&tokens[1..]) {
-            let total: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
-            loss += total.ln() - f64::from(row[next as usize]);
+            let largest = row.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
+            let total: f64 = row.iter().map(|&logit| f64::from(exp(logit - largest))).sum();
+            loss += total.ln() + f64::from(largest) - f64::from(row[next as usize]);
             predicted += 1;
         }
     }
