@@ -42,17 +42,8 @@ impl Curve {
             true => 0,
             false => permitted.take_while(|&rank| cost.cost(shape, Some(rank)) < dense).count(),
         };
-        let mut curve = Self {
-            name,
-            shape,
-            cost,
-            weight,
-            tails,
-            rank_first,
-            rank_multiple,
-            ranks,
-            hull: Vec::new(),
-        };
+        let mut curve =
+            Self { name, shape, cost, weight, tails, rank_first, rank_multiple, ranks, hull: Vec::new() };
         curve.hull = curve.lower_hull();
         Ok(curve)
     }

@@ -35,8 +35,8 @@ impl Eq for Move {}
 /// Spends `slack` on the moves that save most per cost, until not even the smallest move of any matrix fits.
 pub(super) fn fill(curves: &[Curve], chosen: &mut [usize], mut slack: u64) {
     let mut moves = BinaryHeap::new();
-    for curve in 0..curves.len() {
-        offer(&mut moves, curves, curve, chosen[curve]);
+    for (curve, &from) in chosen.iter().enumerate() {
+        offer(&mut moves, curves, curve, from);
     }
     while let Some(Move { curve, from, to, .. }) = moves.pop() {
         if chosen[curve] != from {

@@ -5,12 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::time::Instant;
 
-const COST: CostModel = CostModel {
-    storage: Storage::Uv,
-    unit: Unit::Params,
-    dense_element_bytes: 2,
-    factor_element_bytes: 2,
-};
+const COST: CostModel =
+    CostModel { storage: Storage::Uv, unit: Unit::Params, dense_element_bytes: 2, factor_element_bytes: 2 };
 
 fn id(k: usize) -> MatrixId {
     MatrixId { layer: k / 6, expert: k / 3 % 2, projection: Projection::ALL[k % 3] }
@@ -65,7 +61,13 @@ impl Instance {
         let (shape, spectrum, keep_dense) = &self.matrices[k];
         let weight = match self.sensitivity {
             Sensitivity::Absolute => 1.0,
-            Sensitivity::Relative => if spectrum.energy() > 0.0 { 1.0 / spectrum.energy() } else { 0.0 },
+            Sensitivity::Relative => {
+                if spectrum.energy() > 0.0 {
+                    1.0 / spectrum.energy()
+                } else {
+                    0.0
+                }
+            }
         };
         let dense = self.cost.cost(*shape, None);
         let mut choices = vec![(None, dense, 0.0)];
@@ -106,21 +108,23 @@ fn instance(matrices: usize) -> impl Strategy<Value = Instance> {
         prop_oneof![Just(Sensitivity::Absolute), Just(Sensitivity::Relative)],
         1..950_u64,
     )
-        .prop_map(|(matrices, storage, (unit, dense, factor), rank_multiple, rank_min, sensitivity, removal)| {
-            Instance {
-                matrices,
-                cost: CostModel {
-                    storage,
-                    unit,
-                    dense_element_bytes: dense,
-                    factor_element_bytes: factor,
-                },
-                rank_multiple,
-                rank_min,
-                sensitivity,
-                removal_permille: removal,
-            }
-        })
+        .prop_map(
+            |(matrices, storage, (unit, dense, factor), rank_multiple, rank_min, sensitivity, removal)| {
+                Instance {
+                    matrices,
+                    cost: CostModel {
+                        storage,
+                        unit,
+                        dense_element_bytes: dense,
+                        factor_element_bytes: factor,
+                    },
+                    rank_multiple,
+                    rank_min,
+                    sensitivity,
+                    removal_permille: removal,
+                }
+            },
+        )
 }
 
 fn removed(plan: &RankPlan) -> u64 {
@@ -321,7 +325,10 @@ fn ten_billion_parameters_of_mixtral_are_planned_within_one_step() {
             (Storage::Uv, _) => assert_eq!(ranks, [2472; 768]),
             (Storage::Pivoted, _) => assert_eq!(ranks, [2952; 768]),
         }
-        println!("{storage:?} multiple {rank_multiple}: {seconds:.3} s, overshoot {:?}, {proof:?}", plan.overshoot());
+        println!(
+            "{storage:?} multiple {rank_multiple}: {seconds:.3} s, overshoot {:?}, {proof:?}",
+            plan.overshoot()
+        );
     }
 }
 
@@ -374,8 +381,12 @@ fn an_impossible_budget_says_exactly_what_is_possible() {
 fn a_zero_matrix_gives_way_before_any_other() {
     let (zero, flat) = (Spectrum::new(vec![0.0; 8]).unwrap(), Spectrum::new(vec![1.0; 8]).unwrap());
     let shape = MatrixShape { rows: 24, cols: 8 };
-    let matrices = [(id(0), &flat), (id(1), &zero), (id(2), &flat)]
-        .map(|(name, spectrum)| Candidate { name, shape, spectrum, keep_dense: false });
+    let matrices = [(id(0), &flat), (id(1), &zero), (id(2), &flat)].map(|(name, spectrum)| Candidate {
+        name,
+        shape,
+        spectrum,
+        keep_dense: false,
+    });
     for sensitivity in [Sensitivity::Absolute, Sensitivity::Relative] {
         let plan = allocate(&AllocationRequest {
             target: Target { unit: Unit::Params, remove_at_least: 100 },
