@@ -16,7 +16,7 @@ use std::path::Path;
 /// Runs `compress`, or `plan` with `--dry-run`.
 pub(crate) fn run(args: JobArgs) -> Result<()> {
     let args = job::with_config(args)?;
-    let talk = args.talk;
+    let talk = args.talk();
     let job = Job::new(args)?;
     if job.dry_run {
         return plan(&job, talk);
