@@ -95,7 +95,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "REGEX")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) keep_dense: Vec<String>,
-    /// How errors of different matrices compare [default: absolute]
+    /// How errors of different matrices compare [default: relative]
     #[arg(long, value_name = "absolute|relative")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sensitivity: Option<String>,

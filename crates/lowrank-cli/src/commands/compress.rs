@@ -32,10 +32,11 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     if !talk.quiet {
         print_plan(&done.plan, talk.verbose);
         println!(
-            "{}: {} parameters in {} shards, counted again from the headers that were written.",
+            "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
             done.published.path.display(),
             grouped(done.published.params),
-            done.published.shards
+            done.published.shards,
+            if done.published.shards == 1 { "" } else { "s" }
         );
     }
     Ok(())
