@@ -6,7 +6,8 @@ use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, Real};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use ndarray_linalg::{
-    EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO, error::LinalgError,
+    EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO,
+    error::LinalgError,
 };
 
 /// The system's LAPACK.
