@@ -25,6 +25,8 @@ enum Verb {
     Conformance,
     /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
     Lapack,
+    /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
+    Torture(verbs::torture::Args),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -36,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
+        Verb::Torture(args) => verbs::torture::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }
