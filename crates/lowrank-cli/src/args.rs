@@ -97,7 +97,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "REGEX")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) keep_dense: Vec<String>,
-    /// How errors of different matrices compare [default: absolute]
+    /// How errors of different matrices compare [default: relative]
     #[arg(long, value_name = "absolute|relative")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sensitivity: Option<String>,
@@ -137,15 +137,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub(crate) talk: TalkArgs,
-}
-
-/// How much is said, and to whom.
-#[derive(Debug, Clone, Copy, Default, Args, Serialize, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
-pub(crate) struct TalkArgs {
+    // Not a flattened `TalkArgs`: serde's flattening loses the line of a misspelt key.
     /// Put one machine-readable JSON document on stdout instead of tables
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
@@ -157,6 +149,27 @@ pub(crate) struct TalkArgs {
     /// Every matrix in the tables
     #[arg(long, short)]
     #[serde(skip_serializing_if = "is_false")]
+    pub(crate) verbose: bool,
+}
+
+impl JobArgs {
+    /// How much is said.
+    pub(crate) fn talk(&self) -> TalkArgs {
+        TalkArgs { json: self.json, quiet: self.quiet, verbose: self.verbose }
+    }
+}
+
+/// How much is said, and to whom.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TalkArgs {
+    /// Put one machine-readable JSON document on stdout instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress and no tables
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Every matrix, shard and rank in the tables
+    #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 

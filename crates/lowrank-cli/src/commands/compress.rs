@@ -17,7 +17,7 @@ use std::path::Path;
 /// Runs `compress`, or `plan` with `--dry-run`.
 pub(crate) fn run(args: JobArgs) -> Result<()> {
     let args = job::with_config(args)?;
-    let talk = args.talk;
+    let talk = args.talk();
     let job = Job::new(args)?;
     if job.dry_run {
         return plan(&job, talk);
@@ -42,10 +42,11 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     if !talk.quiet {
         print_plan(&done.plan, talk.verbose);
         println!(
-            "{}: {} parameters in {} shards, counted again from the headers that were written.",
+            "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
             done.published.path.display(),
             grouped(done.published.params),
-            done.published.shards
+            done.published.shards,
+            if done.published.shards == 1 { "" } else { "s" }
         );
     }
     Ok(())
