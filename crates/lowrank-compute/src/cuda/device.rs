@@ -62,7 +62,10 @@ impl CudaDevice {
     pub fn describe(&self) -> String {
         let (major, minor) = self.capability;
         let gib = self.memory_bytes as f64 / f64::from(1 << 30);
-        format!("{}, compute capability {major}.{minor}, {gib:.0} GiB, libraries from {}", self.name, self.libraries)
+        format!(
+            "{}, compute capability {major}.{minor}, {gib:.0} GiB, libraries from {}",
+            self.name, self.libraries
+        )
     }
 
     /// A stream with its own cuBLAS and cuSOLVER handles.

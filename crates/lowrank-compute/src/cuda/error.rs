@@ -64,7 +64,9 @@ impl<T> During<T> for Result<T, DriverError> {
 impl<T> During<T> for Result<T, CublasError> {
     fn during(self, context: &'static str) -> Result<T, CudaError> {
         self.map_err(|error| match error.0 {
-            cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => CudaError::OutOfMemory { context },
+            cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => {
+                CudaError::OutOfMemory { context }
+            }
             code => CudaError::Library { context, message: format!("{code:?}") },
         })
     }

@@ -105,7 +105,7 @@ impl Lane {
     }
 
     /// A stored tensor, widened on the device: its bytes travel as they are stored.
-    pub fn upload_widened<T: Element>(&self, tensor: &Tensor) -> Result<Buffer<T>, CudaError> {
+    pub(super) fn upload_widened<T: Element>(&self, tensor: &Tensor) -> Result<Buffer<T>, CudaError> {
         let stored = self.upload(tensor.bytes())?;
         let mut wide = self.zeros(tensor.elements())?;
         let function = T::widen(&self.device.functions, tensor.dtype());
@@ -126,6 +126,11 @@ impl Lane {
         // numbers, of which none is then read); any bits are a u16.
         let slice = unsafe { self.stream.upgrade_device_ptr(pointer, len) };
         Ok(Buffer { slice, len })
+    }
+
+    /// Makes the device current on the calling thread, which calls to cuBLAS and cuSOLVER take for granted.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        self.stream.context().bind_to_thread().during("choosing the device")
     }
 
     pub(super) fn read<T>(&self, buffer: &Buffer<T>) -> Arg {
@@ -153,7 +158,12 @@ impl Lane {
     ///
     /// # Safety
     /// The arguments are those of the kernel, in number, order and type, and what they point to is large enough.
-    pub(super) unsafe fn launch(&self, function: &CudaFunction, work: Work, args: &[Arg]) -> Result<(), CudaError> {
+    pub(super) unsafe fn launch(
+        &self,
+        function: &CudaFunction,
+        work: Work,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
         let blocks = match work {
             Work::Elements(elements) => elements.div_ceil(THREADS as usize).min(ELEMENT_BLOCKS_MAX),
             Work::Rows(rows) => rows,

@@ -54,9 +54,7 @@ fn search() -> Result<String, NoCuda> {
         let folder = PathBuf::from(folder);
         return match open_all(Some(&folder)) {
             Ok(()) => Ok(folder.display().to_string()),
-            Err(missing) => {
-                Err(NoCuda { why: format!("{VARIABLE}={} has no {missing}", folder.display()) })
-            }
+            Err(missing) => Err(NoCuda { why: format!("{VARIABLE}={} has no {missing}", folder.display()) }),
         };
     }
     let mut missing = match open_all(None) {
@@ -125,7 +123,8 @@ fn builtins(folder: &Path) -> Vec<PathBuf> {
 /// Where pip puts CUDA 13 for the `python3` on PATH.
 fn python_wheels() -> Option<PathBuf> {
     let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
-    let output = Command::new("python3").args(["-c", script]).output().ok().filter(|run| run.status.success())?;
+    let output =
+        Command::new("python3").args(["-c", script]).output().ok().filter(|run| run.status.success())?;
     let packages = String::from_utf8(output.stdout).ok()?;
     Some(Path::new(packages.trim()).join("nvidia/cu13/lib"))
 }
@@ -134,7 +133,8 @@ fn python_wheels() -> Option<PathBuf> {
 pub(super) fn load_compiler(folder: &Path) -> Result<(), NoCuda> {
     let mut opened: Vec<Library> = builtins(folder).iter().filter_map(|path| open(path)).collect();
     let (name, versions, _) = LIBRARIES[0];
-    let Some(nvrtc) = versions.iter().find_map(|version| open(&folder.join(format!("{name}.{version}")))) else {
+    let Some(nvrtc) = versions.iter().find_map(|version| open(&folder.join(format!("{name}.{version}"))))
+    else {
         return Err(NoCuda { why: format!("{} has no {name}.{}", folder.display(), versions[0]) });
     };
     opened.push(nvrtc);

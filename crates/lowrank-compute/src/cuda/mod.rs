@@ -34,5 +34,4 @@ pub use device::{CudaDevice, available};
 pub use error::{CudaError, NoCuda};
 pub use kernels::compile_for_inspection;
 pub use lane::{Buffer, Lane};
-pub use operations::{DeviceLinear, DeviceMatrix, Scores, WeightProducts};
-pub use products::Operand;
+pub use operations::{DeviceLinear, DeviceMatrix, Positions, Rows, Scores, WeightProducts};

@@ -5,27 +5,29 @@
 
 use super::device::Functions;
 use super::error::{CudaError, During};
-use super::lane::{Buffer, Lane};
+use super::lane::{Arg, Buffer, Lane};
 use cudarc::cublas::result;
-use cudarc::cublas::sys::{self, cublasComputeType_t, cublasFillMode_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t};
+use cudarc::cublas::sys::{
+    self, cublasComputeType_t, cublasFillMode_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
+};
 use cudarc::cusolver::sys as solver;
 use cudarc::driver::{CudaFunction, DeviceRepr, ValidAsZeroBits};
 use lowrank_model::Dtype;
 
 /// A number that is computed in.
-pub trait Element: DeviceRepr + ValidAsZeroBits + Default + Clone + Input<Sum = Self> + std::fmt::Debug {
+pub(super) trait Element:
+    DeviceRepr + ValidAsZeroBits + Default + Clone + Input<Sum = Self> + std::fmt::Debug
+{
     /// Its type to cuSOLVER.
     const SOLVER: solver::cudaDataType;
 
-    #[doc(hidden)]
     fn widen(functions: &Functions, from: Dtype) -> &CudaFunction;
-    #[doc(hidden)]
     fn mirror_lower(functions: &Functions) -> &CudaFunction;
+    fn to_f32(functions: &Functions) -> &CudaFunction;
     /// C += A Aᵀ or AᵀA in columns, one triangle.
     ///
     /// # Safety
     /// As `cublasSsyrk`.
-    #[doc(hidden)]
     unsafe fn syrk(
         handle: sys::cublasHandle_t,
         uplo: cublasFillMode_t,
@@ -37,7 +39,7 @@ pub trait Element: DeviceRepr + ValidAsZeroBits + Default + Clone + Input<Sum = 
 }
 
 /// A number that products take in.
-pub trait Input: DeviceRepr {
+pub(super) trait Input: DeviceRepr {
     /// What products of it are summed in.
     type Sum: Element;
     /// Its type to cuBLAS.
@@ -45,7 +47,6 @@ pub trait Input: DeviceRepr {
     /// How cuBLAS computes with it.
     const COMPUTE: cublasComputeType_t;
     /// 1 and 0 of the sums.
-    #[doc(hidden)]
     const SCALES: [Self::Sum; 2];
 }
 
@@ -68,7 +69,7 @@ inputs! {
 }
 
 macro_rules! elements {
-    ($($real:ty, $kind:ident, $syrk:ident, $f32:ident, $f16:ident, $bf16:ident, $mirror:ident;)*) => {$(
+    ($($real:ty, $kind:ident, $syrk:ident, $f32:ident, $f16:ident, $bf16:ident, $mirror:ident, $to_f32:ident;)*) => {$(
         impl Element for $real {
             const SOLVER: solver::cudaDataType = solver::cudaDataType_t::$kind;
 
@@ -82,6 +83,10 @@ macro_rules! elements {
 
             fn mirror_lower(functions: &Functions) -> &CudaFunction {
                 &functions.$mirror
+            }
+
+            fn to_f32(functions: &Functions) -> &CudaFunction {
+                &functions.$to_f32
             }
 
             unsafe fn syrk(
@@ -101,31 +106,31 @@ macro_rules! elements {
 }
 
 elements! {
-    f32, CUDA_R_32F, cublasSsyrk_v2, widen_f32_f32, widen_f16_f32, widen_bf16_f32, mirror_lower_f32;
-    f64, CUDA_R_64F, cublasDsyrk_v2, widen_f32_f64, widen_f16_f64, widen_bf16_f64, mirror_lower_f64;
+    f32, CUDA_R_32F, cublasSsyrk_v2, widen_f32_f32, widen_f16_f32, widen_bf16_f32, mirror_lower_f32, widen_f32_f32;
+    f64, CUDA_R_64F, cublasDsyrk_v2, widen_f32_f64, widen_f16_f64, widen_bf16_f64, mirror_lower_f64, narrow_f64_f32;
 }
 
 /// Where a row-major matrix lies in its buffer, and how it enters a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Operand {
+pub(super) struct Operand {
     /// Index of its first element.
-    pub first: usize,
+    pub(super) first: usize,
     /// Elements from one stored row to the next.
-    pub leading: usize,
+    pub(super) leading: usize,
     /// Whether the product takes its transpose.
-    pub transposed: bool,
+    pub(super) transposed: bool,
     /// Elements from one matrix of a batch to the next.
-    pub stride: usize,
+    pub(super) stride: usize,
 }
 
 impl Operand {
     /// Rows of `cols` numbers from the start of a buffer.
-    pub fn rows(cols: usize) -> Self {
+    pub(super) fn rows(cols: usize) -> Self {
         Self { first: 0, leading: cols, transposed: false, stride: 0 }
     }
 
     /// The transpose of such rows.
-    pub fn transposed(cols: usize) -> Self {
+    pub(super) fn transposed(cols: usize) -> Self {
         Self { transposed: true, ..Self::rows(cols) }
     }
 
@@ -148,7 +153,7 @@ fn int(value: usize) -> i32 {
 
 impl Lane {
     /// C = A B for each of a batch: [m, k] × [k, n] → [m, n]. C replaces what was there.
-    pub fn product<I: Input>(
+    pub(super) fn product<I: Input>(
         &self,
         (m, n, k): (usize, usize, usize),
         (a, at): (&Buffer<I>, Operand),
@@ -159,11 +164,18 @@ impl Lane {
         if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
-        assert!(k > 0 && !ct.transposed && (batch == 1 || ct.stride >= (m - 1) * ct.leading + n.min(ct.leading) || interleaved(ct, n, batch)));
+        assert!(k > 0 && !ct.transposed);
+        assert!(
+            batch == 1 || apart(ct, (m, n)) || interleaved(ct, n, batch),
+            "the results of a batch overlap"
+        );
         at.assert_within((m, k), batch, a.len());
         bt.assert_within((k, n), batch, b.len());
         ct.assert_within((m, n), batch, c.len());
-        let pointer = |base: u64, operand: Operand, size: usize| (base + (operand.first * size) as u64) as *mut std::ffi::c_void;
+        self.bind()?;
+        let pointer = |base: u64, operand: Operand, size: usize| {
+            (base + (operand.first * size) as u64) as *mut std::ffi::c_void
+        };
         let (size_in, size_out) = (size_of::<I>(), size_of::<I::Sum>());
         let [one, zero] = I::SCALES;
         // SAFETY: the three matrices lie within their buffers, as was just asserted, in the types that are named; the
@@ -199,7 +211,7 @@ impl Lane {
     }
 
     /// The lower triangle of XᵀX for X [rows, cols], or of X Xᵀ; zero above.
-    pub fn gram<T: Element>(
+    pub(super) fn gram<T: Element>(
         &self,
         x: &Buffer<T>,
         (rows, cols): (usize, usize),
@@ -212,7 +224,8 @@ impl Lane {
             Outer::Rows => (rows, cols, cublasOperation_t::CUBLAS_OP_T),
         };
         let mut gram = self.zeros::<T>(size * size)?;
-        let target = self.pointer(&gram) as *mut T;
+        self.bind()?;
+        let Arg::Pointer(target) = self.write(&mut gram) else { unreachable!("a buffer is a pointer") };
         // SAFETY: x holds cols × rows numbers in columns of `cols`, the result size × size; both are of this lane.
         unsafe {
             T::syrk(
@@ -221,23 +234,27 @@ impl Lane {
                 flag,
                 (int(size), int(summed)),
                 (self.pointer(x) as *const T, int(cols)),
-                (target, int(size)),
+                (target as *mut T, int(size)),
             )
         }
         .result()
         .during("a Gram matrix")?;
-        let _ = &mut gram;
         Ok(gram)
     }
 }
 
 /// Which side of a matrix keeps its dimension in a Gram matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outer {
+pub(super) enum Outer {
     /// X Xᵀ.
     Rows,
     /// XᵀX.
     Cols,
+}
+
+/// Whether each matrix of a batch begins where the one before has ended.
+fn apart(c: Operand, (m, n): (usize, usize)) -> bool {
+    c.stride >= (m - 1) * c.leading + n
 }
 
 /// Whether the matrices of a batch lie side by side in the same rows.

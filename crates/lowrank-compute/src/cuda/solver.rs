@@ -26,42 +26,67 @@ impl Lane {
         let args = [self.write(a), Arg::Int(size as i64)];
         // SAFETY: mirror_lower_*(T* a, i64 size); a is [size, size].
         unsafe { self.launch(T::mirror_lower(&self.device.functions), Work::Elements(size * size), &args) }?;
-        let mut values = self.zeros::<T>(size)?;
-        let mut info = self.zeros::<i32>(1)?;
+        let values = self.zeros::<T>(size)?;
+        let info = self.zeros::<i32>(1)?;
         let mode = match wanted {
             Wanted::Values => cusolverEigMode_t::CUSOLVER_EIG_MODE_NOVECTOR,
             Wanted::Vectors => cusolverEigMode_t::CUSOLVER_EIG_MODE_VECTOR,
         };
         // The matrix is symmetric now, so that either triangle does.
         let triangle = cublasFillMode_t::CUBLAS_FILL_MODE_LOWER;
+        self.bind()?;
         let params = Params::new()?;
         let (handle, n) = (self.solver.cu(), size as i64);
-        let (matrix, target) = (self.pointer(a) as *mut std::ffi::c_void, self.pointer(&values) as *mut std::ffi::c_void);
+        let (matrix, target) =
+            (self.pointer(a) as *mut std::ffi::c_void, self.pointer(&values) as *mut std::ffi::c_void);
         let (mut device_bytes, mut host_bytes) = (0_usize, 0_usize);
         // SAFETY: matrix and values are buffers of this lane of n × n and n numbers of type T.
         unsafe {
             sys::cusolverDnXsyevd_bufferSize(
-                handle, params.0, mode, triangle, n, T::SOLVER, matrix, n, T::SOLVER, target, T::SOLVER,
-                &mut device_bytes, &mut host_bytes,
+                handle,
+                params.0,
+                mode,
+                triangle,
+                n,
+                T::SOLVER,
+                matrix,
+                n,
+                T::SOLVER,
+                target,
+                T::SOLVER,
+                &mut device_bytes,
+                &mut host_bytes,
             )
         }
         .result()
         .during("sizing an eigenproblem")?;
-        let mut on_device = self.zeros::<u8>(device_bytes)?;
+        let on_device = self.zeros::<u8>(device_bytes)?;
         let mut on_host = vec![0_u64; host_bytes.div_ceil(8)];
         // SAFETY: as above, and both workspaces have the sizes that were asked for; they and `params` live until the
         // stream has been waited for, below.
         let started = unsafe {
             sys::cusolverDnXsyevd(
-                handle, params.0, mode, triangle, n, T::SOLVER, matrix, n, T::SOLVER, target, T::SOLVER,
-                self.pointer(&on_device) as *mut std::ffi::c_void, device_bytes,
-                on_host.as_mut_ptr().cast(), host_bytes, self.pointer(&info) as *mut i32,
+                handle,
+                params.0,
+                mode,
+                triangle,
+                n,
+                T::SOLVER,
+                matrix,
+                n,
+                T::SOLVER,
+                target,
+                T::SOLVER,
+                self.pointer(&on_device) as *mut std::ffi::c_void,
+                device_bytes,
+                on_host.as_mut_ptr().cast(),
+                host_bytes,
+                self.pointer(&info) as *mut i32,
             )
         }
         .result();
         let code = self.download(&info, 0, 1)?[0];
         started.during("an eigenproblem")?;
-        let _ = (&mut values, &mut info, &mut on_device);
         match code {
             0 => Ok(values),
             info => Err(CudaError::NoConvergence { context: "an eigenproblem", info }),
@@ -69,10 +94,15 @@ impl Lane {
     }
 
     /// Y [rows, cols], stored column after column, becomes the Q of its thin QR, stored likewise. rows ≥ cols.
-    pub(super) fn thin_q<T: Qr>(&self, y: &mut Buffer<T>, (rows, cols): (usize, usize)) -> Result<(), CudaError> {
+    pub(super) fn thin_q<T: Qr>(
+        &self,
+        y: &mut Buffer<T>,
+        (rows, cols): (usize, usize),
+    ) -> Result<(), CudaError> {
         assert!(y.len() == rows * cols && rows >= cols);
         let int = |value: usize| i32::try_from(value).expect("dimensions of a QR are below 2³¹");
         let (m, n, handle) = (int(rows), int(cols), self.solver.cu());
+        self.bind()?;
         let tau = self.zeros::<T>(cols)?;
         let info = self.zeros::<i32>(2)?;
         let (a, t) = (self.pointer(y) as *mut T, self.pointer(&tau) as *mut T);
@@ -124,15 +154,35 @@ type Status = sys::cusolverStatus_t;
 ///
 /// # Safety
 /// As cuSOLVER's functions of these names.
-#[expect(missing_docs, reason = "cuSOLVER's names")]
 pub(super) trait Qr: Element {
     unsafe fn geqrf_size(handle: Handle, m: i32, n: i32, a: *mut Self, size: &mut i32) -> Status;
-    unsafe fn orgqr_size(handle: Handle, m: i32, n: i32, a: *const Self, tau: *const Self, size: &mut i32) -> Status;
+    unsafe fn orgqr_size(
+        handle: Handle,
+        m: i32,
+        n: i32,
+        a: *const Self,
+        tau: *const Self,
+        size: &mut i32,
+    ) -> Status;
     unsafe fn geqrf(
-        handle: Handle, m: i32, n: i32, a: *mut Self, tau: *mut Self, work: *mut Self, size: i32, info: *mut i32,
+        handle: Handle,
+        m: i32,
+        n: i32,
+        a: *mut Self,
+        tau: *mut Self,
+        work: *mut Self,
+        size: i32,
+        info: *mut i32,
     ) -> Status;
     unsafe fn orgqr(
-        handle: Handle, m: i32, n: i32, a: *mut Self, tau: *const Self, work: *mut Self, size: i32, info: *mut i32,
+        handle: Handle,
+        m: i32,
+        n: i32,
+        a: *mut Self,
+        tau: *const Self,
+        work: *mut Self,
+        size: i32,
+        info: *mut i32,
     ) -> Status;
 }
 
