@@ -90,7 +90,8 @@ fn reproduce(out: &Path, model: &Path, words: &[&str]) -> crate::support::Outcom
 fn an_output_is_reproduced_with_any_number_of_workers() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
-    compress(&tiny_mixtral(), &out, &["--budget", "20%", "--keep-dense", "layers.1.*w1", "--min-rank", "3"]).ok();
+    compress(&tiny_mixtral(), &out, &["--budget", "20%", "--keep-dense", "layers.1.*w1", "--min-rank", "3"])
+        .ok();
     for workers in ["1", "2", "8"] {
         reproduce(&out, &tiny_mixtral(), &["--workers", workers]).ok();
     }

@@ -13,7 +13,6 @@ use std::io;
 /// A place where something may go wrong.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
-#[expect(clippy::unnecessary_wraps, reason = "fails only in test builds")]
 pub(crate) fn hit() -> io::Result<()> {
     Ok(())
 }
