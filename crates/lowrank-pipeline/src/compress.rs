@@ -1,18 +1,20 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+use crate::spectra::Course;
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, PipelineError, PlanSettings, base, planning, round::round};
+use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning, round::round};
 use lowrank_compute::Faer;
 use lowrank_model::names::{Role, TensorSpec, factor_names};
-use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
+use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{FactorOptions, Factored};
-use lowrank_writer::report::{Outcome, Settings};
+use lowrank_svd::{FactorOptions, Factored, Route};
+use lowrank_writer::report::{BaseModel, Outcome, Settings};
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, Report, ShardLayout, check_out,
-    check_space,
+    Card, ChatTemplate, CheckpointWriter, Documents, JobKey, Leftover, OutputTensor, Published, Report,
+    ShardLayout, StagingDir, check_out, check_space, held_bytes,
 };
 use rayon::prelude::*;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -29,6 +31,12 @@ pub struct Request<'a> {
     pub factor: &'a FactorSettings,
     /// Threads and memory.
     pub resources: Resources,
+    /// What to do with an earlier run's unfinished work.
+    pub leftover: Leftover,
+    /// Asked before each unit of work.
+    pub interrupt: &'a Interrupt,
+    /// Name and revision of the base, where they are known better than `model` says.
+    pub provenance: Option<&'a BaseModel>,
 }
 
 /// What was done.
@@ -50,12 +58,39 @@ pub fn compress(
     check_out(request.out)?;
     let parent =
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_space(parent, bytes_at_most(checkpoint, request.plan)?)?;
+    let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
+    check_space(parent, still_needed)?;
+    if !checkpoint.ranks().is_empty() {
+        return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
+    }
     let pool = workers::pool(checkpoint.config(), request.resources)?;
-    let planned = planning::plan(checkpoint, request.plan, request.resources, progress)?;
-    let plan = planned.plan;
-    let base_model = base::identify(checkpoint, request.model, &pool, progress)?;
+    let mut base_model = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
+    if let Some(BaseModel { id, revision, .. }) = request.provenance {
+        (base_model.id, base_model.revision) = (id.clone(), revision.clone());
+    }
+    let key = job_key(checkpoint, &base_model, &request);
+    let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
+    if let Some(partial) = staging.resumable() {
+        progress.note(&format!(
+            "going on from {}: {} tensors are finished, and checked as they are met",
+            partial.display(),
+            staging.units_finished()
+        ));
+    }
 
+    let course = Course { staging: Some(&staging), interrupt: request.interrupt };
+    let planned = planning::plan_on_course(checkpoint, request.plan, request.resources, progress, course);
+    let planned = match planned {
+        Ok(planned) => planned,
+        Err(error) => {
+            let partial = staging.resumable().map(Path::to_owned);
+            if settle(&error, partial.as_deref(), progress) == Settled::Discard {
+                staging.discard();
+            }
+            return Err(error);
+        }
+    };
+    let plan = planned.plan;
     let work = Work {
         checkpoint,
         plan: &plan,
@@ -64,30 +99,78 @@ pub fn compress(
         spectra: &planned.spectra,
         request,
     };
-    let writer = CheckpointWriter::create(request.out, work.layout()?)?;
-    let outcomes = work.write_tensors(&writer, &pool, progress)?;
-
-    let report = Report::new(&plan, &outcomes, base_model, work.settings());
-    let chat_template = ChatTemplate::find(checkpoint.dir());
-    let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
-    let card = Card {
-        base_model: report.base_model.id.as_deref(),
-        license: lowrank_writer::card::license_of(&own_card),
-        chat_template: chat_template.as_ref(),
+    let partial = staging.resumable().map(Path::to_owned);
+    let mut writer = CheckpointWriter::grow(staging, work.layout()?)
+        .map_err(PipelineError::from)
+        .inspect_err(|error| {
+            settle(error, partial.as_deref(), progress);
+        })?;
+    let documents = work
+        .write_tensors(&writer, &pool, progress)
+        .and_then(|outcomes| work.documents(&outcomes, base_model));
+    let documents = match documents {
+        Ok(documents) => documents,
+        Err(error) => {
+            let partial = writer.resumable().map(Path::to_owned);
+            if settle(&error, partial.as_deref(), progress) == Settled::Discard {
+                writer.discard();
+            }
+            return Err(error);
+        }
     };
-    let documents = Documents::factored(
-        checkpoint.config_json(),
-        &work.ranks,
-        plan.cost.storage,
-        work.factor_dtype(),
-        &report,
-        &card,
-    )?
-    .with_companions(checkpoint.dir(), &checkpoint.companions())?;
     progress.start("publish", 1, "directory");
-    let published = writer.finish(documents)?;
+    let partial = writer.resumable().map(Path::to_owned);
+    let published = writer.finish(documents).map_err(PipelineError::from).inspect_err(|error| {
+        settle(error, partial.as_deref(), progress);
+    })?;
     progress.finish();
     Ok(Compressed { plan, published })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Settled {
+    Keep,
+    Discard,
+}
+
+/// After a failure: is the finished work worth keeping? If so, says where it is.
+fn settle(error: &PipelineError, partial: Option<&Path>, progress: &dyn Progress) -> Settled {
+    if !error.is_passing() {
+        return Settled::Discard;
+    }
+    if let Some(partial) = partial {
+        progress.note(&format!(
+            "finished work is kept in {}; the same command goes on from there, --restart begins anew",
+            partial.display()
+        ));
+    }
+    Settled::Keep
+}
+
+/// Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
+fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> JobKey {
+    let Request { plan, factor, .. } = request;
+    let goal = match &plan.goal {
+        crate::Goal::Budget(budget) => json!({ "budget": format!("{budget:?}") }),
+        crate::Goal::Ranks(ranks) => json!({ "ranks": ranks }),
+        crate::Goal::Plan(plan) => json!({ "plan": plan }),
+    };
+    JobKey::of(&json!({
+        "job": "compress",
+        "version": env!("CARGO_PKG_VERSION"),
+        "architecture": std::env::consts::ARCH,
+        "files": base.files,
+        "config": checkpoint.config_json(),
+        "goal": goal,
+        "rank_multiple": plan.rank_multiple,
+        "rank_min": plan.rank_min,
+        "sensitivity": plan.sensitivity,
+        "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "factor_dtype": plan.factor_dtype,
+        "method": factor.method,
+        "seed": factor.seed,
+        "shard_bytes_max": factor.shard_bytes_max,
+    }))
 }
 
 /// An upper bound of the output's weights, known before any spectrum is.
@@ -174,9 +257,18 @@ impl Work<'_> {
                 .par_iter()
                 .with_max_len(1)
                 .map(|spec| {
-                    let outcome = match self.rank_of(spec) {
-                        Some((id, rank)) => Some((id, self.factor(writer, id, rank)?)),
-                        None => self.copy(writer, spec).map(|()| None)?,
+                    let unit = self.rank_of(spec);
+                    let outcome = match (unit, writer.finished(&spec.name)?) {
+                        (Some((id, _)), Some(note)) => Some((id, outcome_of(note, id)?)),
+                        (None, Some(_)) => None,
+                        (Some((id, rank)), None) => {
+                            self.request.interrupt.check()?;
+                            Some((id, self.factor(writer, spec, id, rank)?))
+                        }
+                        (None, None) => {
+                            self.request.interrupt.check()?;
+                            self.copy(writer, spec).map(|()| None)?
+                        }
                     };
                     progress.advance(1);
                     Ok(outcome)
@@ -190,29 +282,57 @@ impl Work<'_> {
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
         let tensor = self.checkpoint.read_tensor(spec)?;
         self.checkpoint.check_finite(&spec.name, &tensor)?;
-        Ok(writer.write(&spec.name, &tensor)?)
+        Ok(writer.write_unit(&spec.name, &[(&spec.name, &tensor)], String::new())?)
     }
 
-    fn factor(&self, writer: &CheckpointWriter, id: MatrixId, rank: usize) -> Result<Outcome, PipelineError> {
+    fn factor(
+        &self,
+        writer: &CheckpointWriter,
+        spec: &TensorSpec,
+        id: MatrixId,
+        rank: usize,
+    ) -> Result<Outcome, PipelineError> {
         let StoredMatrix::Dense(matrix) = self.checkpoint.read_matrix(id)? else {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let FactorSettings { method, seed, .. } = *self.request.factor;
-        let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
-        let Factored { factors, route, relative_error, .. } =
-            lowrank_svd::factor(&Faer, &matrix, rank, &options, self.spectra.get(&id))
-                .map_err(|source| PipelineError::Svd { name: id, source })?;
-        let shape = self.checkpoint.config().matrix_shape(id.projection);
-        let (u_name, v_name) = factor_names(id);
-        let dtype = self.factor_dtype();
-        writer.write(&u_name, &round(&u_name, vec![shape.rows, rank], dtype, &factors.u)?)?;
-        writer.write(&v_name, &round(&v_name, vec![rank, shape.cols], dtype, &factors.v)?)?;
-        Ok(Outcome {
+        let spectrum = self.spectra.get(&id);
+        let Remade { u, v, route, relative_error } =
+            remake(&matrix, id, rank, self.request.factor, self.factor_dtype(), spectrum)?;
+        let outcome = Outcome {
             relative_error,
             excess_over_optimum: excess(relative_error, self.optimum[&id]),
             route: route.to_string(),
-        })
+        };
+        let (u_name, v_name) = factor_names(id);
+        let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
+        writer.write_unit(&spec.name, &[(&u_name, &u), (&v_name, &v)], note)?;
+        Ok(outcome)
+    }
+
+    fn documents(
+        &self,
+        outcomes: &BTreeMap<MatrixId, Outcome>,
+        base_model: BaseModel,
+    ) -> Result<Documents, PipelineError> {
+        let checkpoint = self.checkpoint;
+        let report = Report::new(self.plan, outcomes, base_model, self.settings());
+        let chat_template = ChatTemplate::find(checkpoint.dir());
+        let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
+        let card = Card {
+            base_model: report.base_model.id.as_deref(),
+            license: lowrank_writer::card::license_of(&own_card),
+            chat_template: chat_template.as_ref(),
+        };
+        let documents = Documents::factored(
+            checkpoint.config_json(),
+            &self.ranks,
+            self.plan.cost.storage,
+            self.factor_dtype(),
+            &report,
+            &card,
+        )?;
+        Ok(documents.with_companions(checkpoint.dir(), &checkpoint.companions())?)
     }
 
     fn settings(&self) -> Settings {
@@ -232,8 +352,45 @@ impl Work<'_> {
     }
 }
 
+/// The factors of one matrix as they are stored, and how they came about.
+pub(crate) struct Remade {
+    pub(crate) u: Tensor,
+    pub(crate) v: Tensor,
+    pub(crate) route: Route,
+    pub(crate) relative_error: f64,
+}
+
+/// Factors one matrix: a function of its arguments alone.
+pub(crate) fn remake(
+    matrix: &Tensor,
+    id: MatrixId,
+    rank: usize,
+    settings: &FactorSettings,
+    dtype: Dtype,
+    spectrum: Option<&Spectrum>,
+) -> Result<Remade, PipelineError> {
+    let FactorSettings { method, seed, .. } = *settings;
+    let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
+    let Factored { factors, route, relative_error, .. } =
+        lowrank_svd::factor(&Faer, matrix, rank, &options, spectrum)
+            .map_err(|source| PipelineError::Svd { name: id, source })?;
+    let (u_name, v_name) = factor_names(id);
+    let (rows, cols) = (matrix.shape()[0], matrix.shape()[1]);
+    let u = round(&u_name, vec![rows, rank], dtype, &factors.u)?;
+    let v = round(&v_name, vec![rank, cols], dtype, &factors.v)?;
+    Ok(Remade { u, v, route, relative_error })
+}
+
 /// How far factors are from the best of their rank. Below f32's resolution both errors are rounding.
 fn excess(relative_error: f64, optimum: Option<f64>) -> Option<f64> {
     let optimum = optimum.filter(|&optimum| optimum > f64::from(f32::EPSILON))?;
     Some((relative_error / optimum - 1.0).max(0.0))
+}
+
+/// What an earlier run found. Its journal's lines are hashed, so only another version could have written another form.
+fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
+    serde_json::from_str(note).map_err(|error| PipelineError::Unrepeatable {
+        path: "journal".into(),
+        what: format!("{id}: {error}; begin anew with --restart"),
+    })
 }
