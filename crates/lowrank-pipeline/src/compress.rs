@@ -3,10 +3,13 @@
 use crate::workers::{self, Resources};
 use crate::{FactorSettings, PipelineError, PlanSettings, base, planning, round::round};
 use lowrank_compute::Faer;
-use lowrank_model::names::{Role, TensorSpec, factor_names};
-use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
+use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
+use lowrank_model::pivots::factor_shapes;
+use lowrank_model::{
+    Budget, Dtype, ElementType, MatrixId, Progress, RankPlan, Spectrum, Storage, Tensor,
+};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{FactorOptions, Factored};
+use lowrank_svd::{FactorOptions, Factored, Factors};
 use lowrank_writer::report::{Outcome, Settings};
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, Report, ShardLayout, check_out,
@@ -145,15 +148,28 @@ impl Work<'_> {
         for spec in self.checkpoint.specs() {
             match self.rank_of(spec) {
                 Some((id, r)) => {
-                    let (u, v) = factor_names(id);
                     let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    let dtype = self.factor_dtype();
-                    output.push(OutputTensor { name: u, dtype, shape: vec![shape.rows, r] });
-                    output.push(OutputTensor { name: v, dtype, shape: vec![r, shape.cols] });
+                    let dtype = ElementType::from(self.factor_dtype());
+                    match self.plan.cost.storage {
+                        Storage::Uv => {
+                            let (u, v) = factor_names(id);
+                            output.push(OutputTensor { name: u, dtype, shape: vec![shape.rows, r] });
+                            output.push(OutputTensor { name: v, dtype, shape: vec![r, shape.cols] });
+                        }
+                        Storage::Pivoted => {
+                            let (basis, coefficients, order) = pivoted_names(id);
+                            let shapes = factor_shapes(shape, r).map(Vec::from);
+                            for (name, shape) in [basis, coefficients].into_iter().zip(shapes) {
+                                output.push(OutputTensor { name, dtype, shape });
+                            }
+                            let (dtype, shape) = (ElementType::Index, vec![shape.short_side()]);
+                            output.push(OutputTensor { name: order, dtype, shape });
+                        }
+                    }
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
-                    dtype: self.stored_dtype(spec),
+                    dtype: self.stored_dtype(spec).into(),
                     shape: spec.shape.clone(),
                 }),
             }
@@ -203,16 +219,61 @@ impl Work<'_> {
         let Factored { factors, route, relative_error, .. } =
             lowrank_svd::factor(&Faer, &matrix, rank, &options, self.spectra.get(&id))
                 .map_err(|source| PipelineError::Svd { name: id, source })?;
-        let shape = self.checkpoint.config().matrix_shape(id.projection);
-        let (u_name, v_name) = factor_names(id);
-        let dtype = self.factor_dtype();
-        writer.write(&u_name, &round(&u_name, vec![shape.rows, rank], dtype, &factors.u)?)?;
-        writer.write(&v_name, &round(&v_name, vec![rank, shape.cols], dtype, &factors.v)?)?;
+        drop(matrix);
+        let (largest_coefficient, round_trip_error) = match self.plan.cost.storage {
+            Storage::Uv => {
+                self.write_factors(writer, id, &factors)?;
+                (None, None)
+            }
+            Storage::Pivoted => {
+                let (largest, error) = self.write_pivoted(writer, id, &factors)?;
+                (Some(largest), Some(error))
+            }
+        };
         Ok(Outcome {
             relative_error,
             excess_over_optimum: excess(relative_error, self.optimum[&id]),
             route: route.to_string(),
+            largest_coefficient,
+            round_trip_error,
         })
+    }
+
+    fn write_factors(
+        &self,
+        writer: &CheckpointWriter,
+        id: MatrixId,
+        factors: &Factors,
+    ) -> Result<(), PipelineError> {
+        let Factors { shape, rank, u, v } = factors;
+        let (u_name, v_name) = factor_names(id);
+        let dtype = self.factor_dtype();
+        writer.write(&u_name, &round(&u_name, vec![shape.rows, *rank], dtype, u)?)?;
+        writer.write(&v_name, &round(&v_name, vec![*rank, shape.cols], dtype, v)?)?;
+        Ok(())
+    }
+
+    /// Stores u·v by its pivots. → largest coefficient, error of the rounding.
+    fn write_pivoted(
+        &self,
+        writer: &CheckpointWriter,
+        id: MatrixId,
+        factors: &Factors,
+    ) -> Result<(f64, f64), PipelineError> {
+        let pivoted = lowrank_svd::pivot(&Faer, factors)
+            .map_err(|source| PipelineError::Svd { name: id, source })?;
+        let (basis_name, coefficients_name, order_name) = pivoted_names(id);
+        let [basis_shape, coefficients_shape] = factor_shapes(factors.shape, factors.rank);
+        let rounded = |name: &str, shape: [usize; 2], values: &[f32]| -> Result<Tensor, PipelineError> {
+            round(name, shape.to_vec(), self.factor_dtype(), values)
+        };
+        let basis = rounded(&basis_name, basis_shape, &pivoted.basis)?;
+        let coefficients = rounded(&coefficients_name, coefficients_shape, &pivoted.coefficients)?;
+        writer.write(&basis_name, &basis)?;
+        writer.write(&coefficients_name, &coefficients)?;
+        writer.write_order(&order_name, &pivoted.order)?;
+        let error = pivoted.round_trip_error(&Faer, factors, &basis, &coefficients);
+        Ok((pivoted.largest_coefficient, error))
     }
 
     fn settings(&self) -> Settings {

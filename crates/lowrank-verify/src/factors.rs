@@ -1,9 +1,12 @@
-//! ‖W − Ŵ‖ / ‖W‖ recomputed from stored bytes: Ŵ = u·v multiplied out in f64, block of rows by block of rows.
+//! ‖W − Ŵ‖ / ‖W‖ recomputed from stored bytes: Ŵ multiplied out in f64, block of rows by block of rows.
+//!
+//! Pivoted storage is turned into a product here, apart from the writer's and the forward pass's use of it: columns as
+//! basis · C with C = [I T] Π [r, n], rows as R · basis with R = Πᵀ [I; T] [m, r].
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::Tensor;
+use lowrank_model::{PivotOrder, PivotSide, Tensor};
 use lowrank_reader::StoredMatrix;
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 /// Rows of W that one task holds in f64.
@@ -33,6 +36,7 @@ pub fn relative_error(original: &StoredMatrix, compressed: &StoredMatrix) -> f64
 enum Rows<'a> {
     Dense(&'a Tensor),
     Factored { u: &'a Tensor, v: Array2<f64> }, // v [r, n]
+    Expanded { r: Array2<f64>, basis: Array2<f64> }, // [m, r], [r, n]
 }
 
 impl<'a> Rows<'a> {
@@ -40,12 +44,25 @@ impl<'a> Rows<'a> {
         match stored {
             StoredMatrix::Dense(w) => Self::Dense(w),
             StoredMatrix::Factored { u, v } => Self::Factored { u, v: widened(v, 0, v.shape()[0]) },
+            StoredMatrix::Pivoted { side, basis, coefficients, order } => {
+                let table = widened(coefficients, 0, coefficients.shape()[0]);
+                match side {
+                    PivotSide::Inputs => {
+                        Self::Factored { u: basis, v: expanded(table.view(), order) }
+                    }
+                    PivotSide::Outputs => Self::Expanded {
+                        r: expanded(table.t(), order).reversed_axes(),
+                        basis: widened(basis, 0, basis.shape()[0]),
+                    },
+                }
+            }
         }
     }
 
     fn rows(&self) -> usize {
         match self {
             Self::Dense(tensor) | Self::Factored { u: tensor, .. } => tensor.shape()[0],
+            Self::Expanded { r, .. } => r.nrows(),
         }
     }
 
@@ -53,6 +70,12 @@ impl<'a> Rows<'a> {
     fn block(&self, first: usize, count: usize) -> Array2<f64> {
         match self {
             Self::Dense(w) => widened(w, first, count),
+            Self::Expanded { r, basis } => {
+                let rows = r.slice(s![first..first + count, ..]);
+                let mut product = Array2::zeros((count, basis.ncols()));
+                Faer.gemm(rows, basis.view(), product.view_mut(), Accumulate::Replace);
+                product
+            }
             Self::Factored { u, v } => {
                 let u = widened(u, first, count); // [count, r]
                 let mut product = Array2::zeros((count, v.ncols()));
@@ -62,6 +85,46 @@ impl<'a> Rows<'a> {
             }
         }
     }
+}
+
+/// [I T] Π [r, d] from T [r, d − r].
+fn expanded(table: ArrayView2<'_, f64>, order: &PivotOrder) -> Array2<f64> {
+    let mut full = Array2::zeros((order.rank(), order.all().len()));
+    order.pivots().enumerate().for_each(|(k, pivot)| full[[k, pivot]] = 1.0);
+    for (column, place) in table.columns().into_iter().zip(order.others()) {
+        full.column_mut(place).assign(&column);
+    }
+    full
+}
+
+/// How much of ‖Ŵ‖² the rounding of a pivoted matrix to numbers of unit roundoff u may have changed, beside its first
+/// order in the error: each stored number is off by at most u of itself, independently of the others, so
+/// u²‖B‖² at the pivots and 2u² Σₖ ‖bₖ‖²‖tₖ‖² elsewhere. `None` for other storage.
+pub fn rounding_energy(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64> {
+    let StoredMatrix::Pivoted { side, basis, coefficients, .. } = stored else { return None };
+    let (basis, table) = (widened(basis, 0, basis.shape()[0]), widened(coefficients, 0, coefficients.shape()[0]));
+    // Columns of the basis meet rows of T, or the other way round.
+    let (basis, table) = match side {
+        PivotSide::Inputs => (basis.t(), table.view()),
+        PivotSide::Outputs => (basis.view(), table.t()),
+    };
+    let energies = |of: ArrayView2<'_, f64>| -> Vec<f64> {
+        of.rows().into_iter().map(|row| row.iter().map(|value| value * value).sum()).collect()
+    };
+    let sum: f64 = energies(basis).iter().zip(energies(table)).map(|(b, t)| b * (1.0 + 2.0 * t)).sum();
+    Some(unit_roundoff * unit_roundoff * sum)
+}
+
+/// ‖W‖²
+pub fn energy(stored: &StoredMatrix) -> f64 {
+    let rows = Rows::new(stored);
+    (0..rows.rows())
+        .step_by(BLOCK_ROWS)
+        .map(|first| {
+            let block = rows.block(first, BLOCK_ROWS.min(rows.rows() - first));
+            block.iter().map(|w| w * w).sum::<f64>()
+        })
+        .sum()
 }
 
 fn widened(tensor: &Tensor, first: usize, count: usize) -> Array2<f64> {

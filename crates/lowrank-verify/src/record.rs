@@ -4,7 +4,7 @@
 //! later versions.
 
 use lowrank_model::plan::Size;
-use lowrank_model::{Dtype, Storage, Unit, format};
+use lowrank_model::{Storage, Unit, format};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -81,9 +81,6 @@ pub fn read_record(dir: &Path) -> Result<Record, String> {
             record.report_version
         ));
     }
-    if record.storage != Storage::Uv {
-        return Err("`storage` is not one that this program can recompute".into());
-    }
     Ok(record)
 }
 
@@ -108,9 +105,9 @@ pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
 ///
 /// The recorded error e is that of the factors before they were rounded to their dtype of unit roundoff u. Rounding
 /// both factors adds δu·v + u·δv. At the optimum the residual is orthogonal to both terms, and with independent
-/// relative errors of at most u their squares sum to at most 2u²‖u·v‖² ≤ 2u²‖W‖². The rest is the arithmetic of the
+/// relative errors of at most u their squares sum to at most 2u²‖u·v‖² ≤ 2u²‖W‖²: the `rounding` of u·v. That of pivoted
+/// storage is [`crate::factors::rounding_energy`], as a share of ‖W‖². The rest is the arithmetic of the
 /// recorded number: 1e-4 of e² (it may come from a spectrum), and 1e-10 where e is itself rounding.
-pub fn squared_error_tolerance(recorded: f64, factors: Dtype) -> f64 {
-    let u = factors.unit_roundoff();
-    2.0 * u * u + 1e-4 * recorded * recorded + 1e-10
+pub fn squared_error_tolerance(recorded: f64, rounding: f64) -> f64 {
+    rounding + 1e-4 * recorded * recorded + 1e-10
 }

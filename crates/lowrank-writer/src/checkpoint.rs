@@ -6,7 +6,7 @@ use crate::{
     recount::recount,
     staging::{self, StagingDir},
 };
-use lowrank_model::{Tensor, format};
+use lowrank_model::{ElementType, PivotOrder, Tensor, format};
 use std::{
     collections::BTreeMap,
     fs::OpenOptions,
@@ -74,33 +74,53 @@ impl CheckpointWriter {
 
     /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
-        let (shard, placed) = self.place(name, tensor)?;
+        self.write_bytes(name, tensor.dtype().into(), tensor.shape(), tensor.bytes())
+    }
+
+    /// Writes the index of a pivoted matrix.
+    pub fn write_order(&self, name: &str, order: &PivotOrder) -> Result<(), WriteError> {
+        self.write_bytes(name, ElementType::Index, &[order.all().len()], &order.to_le_bytes())
+    }
+
+    fn write_bytes(
+        &self,
+        name: &str,
+        dtype: ElementType,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<(), WriteError> {
+        let (shard, placed) = self.place(name, dtype, shape)?;
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
         // Opened for each tensor: no limit on open files is met, however many shards there are.
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
-        file.write_all_at(tensor.bytes(), shard.header.len() as u64 + placed.begin)
+        file.write_all_at(bytes, shard.header.len() as u64 + placed.begin)
             .map_err(WriteError::io(&path, "write"))
     }
 
-    fn place(&self, name: &str, tensor: &Tensor) -> Result<(&Shard, &PlacedTensor), WriteError> {
+    fn place(
+        &self,
+        name: &str,
+        dtype: ElementType,
+        shape: &[usize],
+    ) -> Result<(&Shard, &PlacedTensor), WriteError> {
         let (shard, placed) =
             self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
         let planned = &placed.tensor;
-        if planned.shape != tensor.shape() {
+        if planned.shape != shape {
             return Err(WriteError::Shape {
                 name: name.into(),
                 planned: planned.shape.clone(),
-                found: tensor.shape().to_vec(),
+                found: shape.to_vec(),
             });
         }
-        if planned.dtype != tensor.dtype() {
+        if planned.dtype != dtype {
             return Err(WriteError::Dtype {
                 name: name.into(),
                 planned: planned.dtype,
-                found: tensor.dtype(),
+                found: dtype,
             });
         }
         Ok((shard, placed))
