@@ -1,6 +1,6 @@
 //! The main job: what is removed, what is written, that bytes repeat.
 
-use crate::support::{compress, files, run, tensors, tiny_mixtral};
+use crate::support::{compress, data_range, files, run, tensors, tiny_mixtral};
 use lowrank_model::{MatrixId, MatrixShape, Projection};
 use std::collections::BTreeMap;
 use tempfile::tempdir;
@@ -210,7 +210,7 @@ fn a_pivoted_checkpoint_is_inspected_verified_and_densified() {
         original.as_os_str(),
         "--compressed".as_ref(),
         out.as_os_str(),
-        "--static".as_ref(),
+        "--static-only".as_ref(),
     ])
     .ok();
     run([
@@ -263,4 +263,51 @@ fn a_plan_for_other_storage_is_refused() {
     run(["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"]).ok();
     let words = ["--plan", plan, "--layout", "pivoted", "--quiet"];
     compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout pivoted", "uv"]);
+}
+
+#[test]
+fn an_edited_index_of_pivots_is_caught_by_name() {
+    let folder = tempdir().unwrap();
+    let out = pivoted(&folder, "out", &[]);
+    let module = "model.layers.1.block_sparse_moe.experts.2.w2";
+    let name = format!("{module}.order");
+    let index: serde_json::Value =
+        serde_json::from_slice(&files(&out)["model.safetensors.index.json"]).unwrap();
+    let shard = out.join(index["weight_map"][&name].as_str().unwrap());
+    let whole = std::fs::read(&shard).unwrap();
+    let range = data_range(&whole, &name);
+    let order: Vec<i64> =
+        whole[range.clone()].as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+    let verify = |order: &[i64]| {
+        let mut edited = whole.clone();
+        edited[range.clone()]
+            .copy_from_slice(&order.iter().flat_map(|index| index.to_le_bytes()).collect::<Vec<_>>());
+        std::fs::write(&shard, edited).unwrap();
+        let original = tiny_mixtral();
+        run([
+            "verify".as_ref(),
+            "--original".as_ref(),
+            original.as_os_str(),
+            "--compressed".as_ref(),
+            out.as_os_str(),
+            "--static-only".as_ref(),
+        ])
+    };
+    assert_eq!(verify(&order).code, 0);
+
+    // One entry: no permutation any more.
+    let mut edited = order.clone();
+    edited[3] = edited[4];
+    let said = verify(&edited);
+    assert!(said.code != 0 && format!("{said:?}").contains(&name), "{said:#?}");
+
+    // A pivot and its neighbour that is none change places: a permutation still, but another matrix.
+    let mut edited = order.clone();
+    let rank = order.windows(2).position(|pair| pair[1] < pair[0]).unwrap() + 1;
+    let (pivot, other) = (0..rank)
+        .find_map(|k| Some((k, rank + order[rank..].iter().position(|&other| other == order[k] + 1)?)))
+        .unwrap();
+    edited.swap(pivot, other);
+    let said = verify(&edited);
+    assert!(said.code != 0 && format!("{said:?}").contains(module), "{said:#?}");
 }

@@ -164,6 +164,35 @@ mod tests {
     }
 
     #[test]
+    fn the_error_of_pivoted_storage_equals_the_plain_sums() {
+        let tensor =
+            |rows, cols, values: &[f32]| Tensor::from_f32(vec![rows, cols], Dtype::F32, values).unwrap();
+        // Columns 1 and 2 are pivots of a [3, 3]; column 0 is 2 c₁ − c₂.
+        let basis = [1.0, 2.0, 0.0, -1.0, 3.0, 1.0];
+        let approximation = [0.0, 1.0, 2.0, 1.0, 0.0, -1.0, 5.0, 3.0, 1.0];
+        let mut w = approximation;
+        w[4] = 0.5;
+        let energy: f64 = w.iter().map(|&w| f64::from(w).powi(2)).sum();
+        let transposed = |values: &[f32]| -> Vec<f32> { (0..9).map(|e| values[e % 3 * 3 + e / 3]).collect() };
+        let stored = |side, basis, coefficients| StoredMatrix::Pivoted {
+            side,
+            basis,
+            coefficients,
+            order: PivotOrder::of_pivots(&[1, 2], 3),
+        };
+        let columns = stored(PivotSide::Inputs, tensor(3, 2, &basis), tensor(2, 1, &[2.0, -1.0]));
+        let turned = [1.0, 0.0, 3.0, 2.0, -1.0, 1.0];
+        let rows = stored(PivotSide::Outputs, tensor(2, 3, &turned), tensor(1, 2, &[2.0, -1.0]));
+        for (pivoted, w) in [(columns, w.to_vec()), (rows, transposed(&w))] {
+            let got = relative_error(&StoredMatrix::Dense(tensor(3, 3, &w)), &pivoted);
+            assert!((got - (0.25 / energy).sqrt()).abs() < 1e-12, "{got}");
+            // ‖B‖² + 2 Σ ‖bₖ‖²‖tₖ‖², with ‖b₁‖² = 10, ‖b₂‖² = 6.
+            let rounding = rounding_energy(&pivoted, 0.5).unwrap();
+            assert!((rounding - 0.25 * (16.0 + 2.0 * (10.0 * 4.0 + 6.0))).abs() < 1e-12, "{rounding}");
+        }
+    }
+
+    #[test]
     fn a_nan_is_not_an_error_of_zero() {
         let tensor =
             |value| StoredMatrix::Dense(Tensor::from_f32(vec![1, 2], Dtype::F32, &[1.0, value]).unwrap());
