@@ -139,7 +139,12 @@ fn completions_name_the_commands() {
 /// Pivoted storage of the bundled model at the usual budget.
 fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path::PathBuf {
     let out = folder.path().join(name);
-    compress(&tiny_mixtral(), &out, &[&["--budget", SHARE, "--layout", "pivoted", "--quiet"], words].concat()).ok();
+    compress(
+        &tiny_mixtral(),
+        &out,
+        &[&["--budget", SHARE, "--layout", "pivoted", "--quiet"], words].concat(),
+    )
+    .ok();
     out
 }
 
@@ -228,7 +233,12 @@ fn a_pivoted_checkpoint_is_inspected_verified_and_densified() {
     let module = "model.layers.0.block_sparse_moe.experts.0.w1";
     let bf16 = |name: String| -> Vec<f32> {
         let (_, _, bytes) = &stored[&name];
-        bytes.as_chunks::<2>().0.iter().map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)).collect()
+        bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+            .collect()
     };
     let (basis, table) =
         (bf16(format!("{module}.basis.weight")), bf16(format!("{module}.coefficients.weight")));

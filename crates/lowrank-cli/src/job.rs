@@ -45,7 +45,9 @@ pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
 }
 
 fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let line = error.span().map(|span| 1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count());
+    let line = error.span().map(|span| {
+        1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
+    });
     let message = error.message().lines().next().unwrap_or("cannot be read").to_owned();
     match line {
         Some(line) => format!("line {line}: {message}"),

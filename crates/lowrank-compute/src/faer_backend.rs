@@ -154,8 +154,13 @@ impl<T: Real + RealField> Kernels<T> for Faer {
         let mut coefficients = Mat::<T>::zeros(block, size);
         let (mut permutation, mut inverse) = (vec![0_usize; cols], vec![0_usize; cols]);
         let params = Default::default();
-        let mut memory =
-            MemBuffer::new(col_pivoting::qr_in_place_scratch::<usize, T>(rows, cols, block, Par::Seq, params));
+        let mut memory = MemBuffer::new(col_pivoting::qr_in_place_scratch::<usize, T>(
+            rows,
+            cols,
+            block,
+            Par::Seq,
+            params,
+        ));
         col_pivoting::qr_in_place(
             reflectors.as_mut(),
             coefficients.as_mut(),
@@ -165,9 +170,8 @@ impl<T: Real + RealField> Kernels<T> for Faer {
             MemStack::new(&mut memory),
             params,
         );
-        let r = Array2::from_shape_fn((size, cols), |(i, j)| {
-            if i <= j { reflectors[(i, j)] } else { T::zero() }
-        });
+        let r =
+            Array2::from_shape_fn((size, cols), |(i, j)| if i <= j { reflectors[(i, j)] } else { T::zero() });
         Ok(PivotedQr { r, permutation })
     }
 }

@@ -6,7 +6,8 @@ use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real};
 use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use ndarray_linalg::{
-    EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO, error::LinalgError,
+    EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO,
+    error::LinalgError,
 };
 
 /// The system's LAPACK.
@@ -71,11 +72,15 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
         let mut permutation: Vec<usize> = (0..cols).collect();
         for step in 0..size {
             let energies = a.slice(s![step.., step..]).map_axis(Axis(0), |column| column.dot(&column));
-            let farthest = (0..energies.len()).fold(0, |best, j| if energies[j] > energies[best] { j } else { best });
+            let farthest =
+                (0..energies.len()).fold(0, |best, j| if energies[j] > energies[best] { j } else { best });
             if farthest > 0 {
                 permutation.swap(step, step + farthest);
                 let (mut head, mut tail) = a.view_mut().split_at(Axis(1), step + farthest);
-                head.column_mut(step).iter_mut().zip(tail.column_mut(0)).for_each(|(x, y)| std::mem::swap(x, y));
+                head.column_mut(step)
+                    .iter_mut()
+                    .zip(tail.column_mut(0))
+                    .for_each(|(x, y)| std::mem::swap(x, y));
             }
             // The reflection I − τ v vᵀ, v = x ± ‖x‖ e₁, takes x to ∓‖x‖ e₁.
             let mut v: Array1<T> = a.slice(s![step.., step]).to_owned();

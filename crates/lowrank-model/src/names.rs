@@ -366,7 +366,8 @@ mod tests {
         let config = tiny();
         let mut covered = std::collections::BTreeMap::<String, Vec<(u64, u64)>>::new();
         for id in config.matrices() {
-            let MatrixLocation::Dense(slice) = locate_matrix(Layout::HfFused, &config, id, Storage::Uv, None) else {
+            let MatrixLocation::Dense(slice) = locate_matrix(Layout::HfFused, &config, id, Storage::Uv, None)
+            else {
                 panic!("fused experts are dense");
             };
             let elements: u64 = slice.shape.iter().map(|&d| d as u64).product();

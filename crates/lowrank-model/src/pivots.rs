@@ -92,7 +92,8 @@ impl PivotOrder {
             assert!(!std::mem::replace(&mut is_pivot[pivot], true), "pivot {pivot} stands twice");
         }
         let others = (0..len).filter(|&index| !is_pivot[index]);
-        let order = (0..len).filter(|&index| is_pivot[index]).chain(others).map(|index| index as u32).collect();
+        let order =
+            (0..len).filter(|&index| is_pivot[index]).chain(others).map(|index| index as u32).collect();
         Self { order, rank: pivots.len() }
     }
 

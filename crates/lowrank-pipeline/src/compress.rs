@@ -5,9 +5,7 @@ use crate::{FactorSettings, PipelineError, PlanSettings, base, planning, round::
 use lowrank_compute::Faer;
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
-use lowrank_model::{
-    Budget, Dtype, ElementType, MatrixId, Progress, RankPlan, Spectrum, Storage, Tensor,
-};
+use lowrank_model::{Budget, Dtype, ElementType, MatrixId, Progress, RankPlan, Spectrum, Storage, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::{FactorOptions, Factored, Factors};
 use lowrank_writer::report::{Outcome, Settings};
@@ -260,8 +258,8 @@ impl Work<'_> {
         id: MatrixId,
         factors: &Factors,
     ) -> Result<(f64, f64), PipelineError> {
-        let pivoted = lowrank_svd::pivot(&Faer, factors)
-            .map_err(|source| PipelineError::Svd { name: id, source })?;
+        let pivoted =
+            lowrank_svd::pivot(&Faer, factors).map_err(|source| PipelineError::Svd { name: id, source })?;
         let (basis_name, coefficients_name, order_name) = pivoted_names(id);
         let [basis_shape, coefficients_shape] = factor_shapes(factors.shape, factors.rank);
         let rounded = |name: &str, shape: [usize; 2], values: &[f32]| -> Result<Tensor, PipelineError> {

@@ -98,10 +98,9 @@ fn dense_matrix(
             };
             let mut others = Array2::<f32>::zeros((basis_f32.nrows(), table.ncols()));
             Faer.gemm(basis_f32, table, others.view_mut(), Accumulate::Replace);
-            for (source, places) in [
-                (basis_f32, order.pivots().collect::<Vec<_>>()),
-                (others.view(), order.others().collect()),
-            ] {
+            for (source, places) in
+                [(basis_f32, order.pivots().collect::<Vec<_>>()), (others.view(), order.others().collect())]
+            {
                 for (column, place) in source.columns().into_iter().zip(places) {
                     columns.column_mut(place).assign(&column);
                 }

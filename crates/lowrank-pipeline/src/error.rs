@@ -33,7 +33,9 @@ pub enum PipelineError {
     #[error("plan: {0}")]
     Plan(#[from] PlanError),
     /// A plan for another way to store factors.
-    #[error("--layout {asked}: the plan was made for {planned}, which costs other parameters; make a new plan")]
+    #[error(
+        "--layout {asked}: the plan was made for {planned}, which costs other parameters; make a new plan"
+    )]
     PlanStorage {
         /// By the flag.
         asked: Storage,

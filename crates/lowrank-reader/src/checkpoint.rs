@@ -509,8 +509,11 @@ impl Claims<'_> {
         let mut bytes = vec![0; entry.len_bytes as usize];
         shard.read_exact(entry.begin, &mut bytes, tensor)?;
         self.claimed.insert(name());
-        PivotOrder::from_le_bytes(&bytes, rank, len)
-            .map_err(|source| ReadError::BadPivots { path: path(), tensor: name(), source })
+        PivotOrder::from_le_bytes(&bytes, rank, len).map_err(|source| ReadError::BadPivots {
+            path: path(),
+            tensor: name(),
+            source,
+        })
     }
 
     /// A missing weight beside a quantised one is a quantised checkpoint, which is the more helpful thing to say.

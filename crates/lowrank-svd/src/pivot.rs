@@ -105,8 +105,7 @@ pub fn pivot(backend: &dyn Backend, factors: &Factors) -> Result<Pivoted, SvdErr
     }
     let kernels: &dyn Kernels<f64> = backend;
     let seen = Seen::new(factors);
-    let Interpolation { order, coefficients, exchanges } =
-        interpolate(kernels, seen.near.mapv(f64::from))?;
+    let Interpolation { order, coefficients, exchanges } = interpolate(kernels, seen.near.mapv(f64::from))?;
     let largest_coefficient = coefficients.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
 
     let [basis_shape, coefficients_shape] = factor_shapes(shape, rank);
@@ -326,7 +325,8 @@ mod tests {
         if energy == 0.0 { square(a).sqrt() } else { (square(&(a - b)) / energy).sqrt() }
     }
 
-    const SHAPES: [(usize, usize); 7] = [(60, 24), (24, 60), (30, 30), (2, 9), (9, 2), (1100, 40), (40, 1100)];
+    const SHAPES: [(usize, usize); 7] =
+        [(60, 24), (24, 60), (30, 30), (2, 9), (9, 2), (1100, 40), (40, 1100)];
 
     #[test]
     fn the_interpolation_is_exact_in_f64() {
@@ -396,7 +396,13 @@ mod tests {
         let sine = (1.0 - cosine * cosine).sqrt();
         let kahan = Array2::from_shape_fn((size, size), |(i, j)| {
             // Slightly rising columns keep the pivoting from reordering them.
-            let entry = if i == j { 1.0 } else if j > i { -cosine } else { 0.0 };
+            let entry = if i == j {
+                1.0
+            } else if j > i {
+                -cosine
+            } else {
+                0.0
+            };
             sine.powi(i as i32) * entry * (1.0 + 1e-7 * (size - j) as f64)
         });
         let rank = size - 1;

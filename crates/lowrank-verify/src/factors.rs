@@ -35,7 +35,7 @@ pub fn relative_error(original: &StoredMatrix, compressed: &StoredMatrix) -> f64
 /// Gives blocks of rows in f64, whatever the storage.
 enum Rows<'a> {
     Dense(&'a Tensor),
-    Factored { u: &'a Tensor, v: Array2<f64> }, // v [r, n]
+    Factored { u: &'a Tensor, v: Array2<f64> },      // v [r, n]
     Expanded { r: Array2<f64>, basis: Array2<f64> }, // [m, r], [r, n]
 }
 
@@ -47,9 +47,7 @@ impl<'a> Rows<'a> {
             StoredMatrix::Pivoted { side, basis, coefficients, order } => {
                 let table = widened(coefficients, 0, coefficients.shape()[0]);
                 match side {
-                    PivotSide::Inputs => {
-                        Self::Factored { u: basis, v: expanded(table.view(), order) }
-                    }
+                    PivotSide::Inputs => Self::Factored { u: basis, v: expanded(table.view(), order) },
                     PivotSide::Outputs => Self::Expanded {
                         r: expanded(table.t(), order).reversed_axes(),
                         basis: widened(basis, 0, basis.shape()[0]),
@@ -102,7 +100,8 @@ fn expanded(table: ArrayView2<'_, f64>, order: &PivotOrder) -> Array2<f64> {
 /// u²‖B‖² at the pivots and 2u² Σₖ ‖bₖ‖²‖tₖ‖² elsewhere. `None` for other storage.
 pub fn rounding_energy(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64> {
     let StoredMatrix::Pivoted { side, basis, coefficients, .. } = stored else { return None };
-    let (basis, table) = (widened(basis, 0, basis.shape()[0]), widened(coefficients, 0, coefficients.shape()[0]));
+    let (basis, table) =
+        (widened(basis, 0, basis.shape()[0]), widened(coefficients, 0, coefficients.shape()[0]));
     // Columns of the basis meet rows of T, or the other way round.
     let (basis, table) = match side {
         PivotSide::Inputs => (basis.t(), table.view()),

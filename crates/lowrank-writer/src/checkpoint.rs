@@ -117,11 +117,7 @@ impl CheckpointWriter {
             });
         }
         if planned.dtype != dtype {
-            return Err(WriteError::Dtype {
-                name: name.into(),
-                planned: planned.dtype,
-                found: dtype,
-            });
+            return Err(WriteError::Dtype { name: name.into(), planned: planned.dtype, found: dtype });
         }
         Ok((shard, placed))
     }

@@ -258,7 +258,8 @@ impl Draft {
     /// The tiny model with w1 [12, 8] of the first expert stored by three pivot columns.
     pub(crate) fn pivoted(order: [i64; 8]) -> (Self, Tensor, Tensor) {
         let mut draft = Self::of(Layout::LowRank);
-        let (basis, table) = (random_tensor(7, &[12, 3], Dtype::Bf16), random_tensor(8, &[3, 5], Dtype::Bf16));
+        let (basis, table) =
+            (random_tensor(7, &[12, 3], Dtype::Bf16), random_tensor(8, &[3, 5], Dtype::Bf16));
         draft.remove(&format!("{W1}.weight"));
         draft.add(SHARD_1, Raw::new(&format!("{W1}.basis.weight"), &basis));
         draft.add(SHARD_2, Raw::new(&format!("{W1}.coefficients.weight"), &table));

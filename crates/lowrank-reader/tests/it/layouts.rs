@@ -1,5 +1,5 @@
 use crate::draft::{Draft, Raw, SHARD_2, W1, Weights, random_tensor, tiny_config};
-use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Tensor, PivotOrder, PivotSide, Storage};
+use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use proptest::prelude::*;
 
