@@ -77,12 +77,9 @@ fn kept_matrices_stay_dense_and_ranks_are_multiples() {
     let printed = plan(&folder.path().join("plan.json"), &words).ok().json();
     for row in printed["matrices"].as_array().unwrap() {
         let name = row["name"].as_str().unwrap();
-        match row["rank"].as_u64() {
-            Some(rank) => {
-                assert_eq!(rank % 8, 0);
-                assert!(!name.contains("layers.0.") && !name.ends_with(".w2"), "{name}");
-            }
-            None => {}
+        if let Some(rank) = row["rank"].as_u64() {
+            assert_eq!(rank % 8, 0);
+            assert!(!name.contains("layers.0.") && !name.ends_with(".w2"), "{name}");
         }
     }
 }

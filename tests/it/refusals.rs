@@ -219,7 +219,8 @@ fn a_plan_that_was_edited() {
     let words = ["--budget", "20%", "--dry-run", "--quiet", "--plan-out", plan.to_str().unwrap()];
     compress(&model, &out, &words).ok();
     let good = std::fs::read(&plan).unwrap();
-    let edits: [(fn(&mut serde_json::Value), &str); 4] = [
+    type Edit = fn(&mut serde_json::Value);
+    let edits: [(Edit, &str); 4] = [
         (|plan| plan["plan_version"] = 2.into(), "plan_version"),
         (|plan| plan["after"]["params"] = 1.into(), "parameters"),
         (|plan| drop(plan["matrices"].as_array_mut().unwrap().pop()), "w3"),

@@ -5,6 +5,7 @@ mod shell;
 mod verbs;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
@@ -29,8 +30,18 @@ enum Verb {
     Fixtures,
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
         Verb::Demo(args) => verbs::demo::run(&args),
         Verb::Ci => verbs::ci::run(),
         Verb::Tidy => verbs::tidy::run(),

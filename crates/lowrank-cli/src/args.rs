@@ -99,7 +99,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "uv|pivoted")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) layout: Option<String>,
-    /// How errors of different matrices compare [default: absolute]
+    /// How errors of different matrices compare [default: relative]
     #[arg(long, value_name = "absolute|relative")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sensitivity: Option<String>,
@@ -131,15 +131,7 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub(crate) talk: TalkArgs,
-}
-
-/// How much is said, and to whom.
-#[derive(Debug, Clone, Copy, Default, Args, Serialize, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
-pub(crate) struct TalkArgs {
+    // Not a flattened `TalkArgs`: serde's flattening loses the line of a misspelt key.
     /// Put one machine-readable JSON document on stdout instead of tables
     #[arg(long)]
     #[serde(skip_serializing_if = "is_false")]
@@ -151,6 +143,27 @@ pub(crate) struct TalkArgs {
     /// Every matrix in the tables
     #[arg(long, short)]
     #[serde(skip_serializing_if = "is_false")]
+    pub(crate) verbose: bool,
+}
+
+impl JobArgs {
+    /// How much is said.
+    pub(crate) fn talk(&self) -> TalkArgs {
+        TalkArgs { json: self.json, quiet: self.quiet, verbose: self.verbose }
+    }
+}
+
+/// How much is said, and to whom.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct TalkArgs {
+    /// Put one machine-readable JSON document on stdout instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress and no tables
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// Every matrix, shard and rank in the tables
+    #[arg(long, short)]
     pub(crate) verbose: bool,
 }
 

@@ -64,7 +64,8 @@ impl Job {
             rank_multiple: args.rank_multiple,
             rank_min: args.min_rank.unwrap_or(1),
             sensitivity: match args.sensitivity.as_deref() {
-                None | Some("absolute") => Sensitivity::Absolute,
+                None => Sensitivity::default(),
+                Some("absolute") => Sensitivity::Absolute,
                 Some("relative") => Sensitivity::Relative,
                 Some(other) => return Err(wrong("--sensitivity", other, "absolute or relative")),
             },

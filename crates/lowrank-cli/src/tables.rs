@@ -13,20 +13,6 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     table
 }
 
-/// 46702792704 → `46,702,792,704`.
-pub(crate) fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let first = digits.len() % 3;
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && at % 3 == first {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// 93405585408 → `93.41 GB`.
 pub(crate) fn human_bytes(bytes: u64) -> String {
     for (power, unit) in [(12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")] {
@@ -46,13 +32,6 @@ pub(crate) fn percent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn counts_are_grouped_by_thousands() {
-        for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (46_702_792_704, "46,702,792,704")] {
-            assert_eq!(grouped(count), text);
-        }
-    }
 
     #[test]
     fn sizes_are_decimal() {

@@ -6,7 +6,7 @@
 //! | Kernel | Computes | Shapes |
 //! |---|---|---|
 //! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
-//! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ [d], V [d, k] |
+//! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ \[d\], V [d, k] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
 //! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
@@ -17,9 +17,13 @@
 //! A is a stored matrix W [m, n] seen from one [`Side`]: W itself, or Wᵀ. It is never widened as a whole.
 //!
 //! The default backend, [`Faer`], computes each matrix on the calling thread: its bits do not depend on how many
-//! matrices are computed at once. With the feature `lapack` there is a second, `Lapack`, that shares no code with it.
+//! matrices are computed at once. With the feature `lapack` there is a second, `Lapack`, that shares no code with it. With
+//! the feature `cuda` (default) there is a third, [`cuda::Cuda`], that needs a device when it is asked for and nothing
+//! before.
 
 pub mod blocks;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod faer_backend;
 mod kernels;

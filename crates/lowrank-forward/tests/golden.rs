@@ -76,7 +76,7 @@ fn the_bundled_model_equals_transformers() {
 }
 
 #[test]
-fn bits_do_not_depend_on_the_number_of_threads_nor_on_the_other_sequences() {
+fn bits_do_not_depend_on_the_number_of_threads() {
     let golden = golden("tiny-mixtral");
     let checkpoint = Checkpoint::open(&fixtures().join("tiny-mixtral")).unwrap();
     let forward = Forward::new(&checkpoint);

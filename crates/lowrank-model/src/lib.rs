@@ -14,10 +14,12 @@
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
 //! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
+//! | [`display`] | how counts are shown |
 //! | [`format`] | keys and version of the factored checkpoint format |
 
 pub mod budget;
 pub mod config;
+pub mod display;
 pub mod dtype;
 pub mod format;
 pub mod matrix;

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 #[serde(rename_all = "lowercase")]
 pub enum Sensitivity {
     /// s = 1: ‖W − Ŵ‖².
-    #[default]
     Absolute,
     /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses.
+    #[default]
     Relative,
 }
 

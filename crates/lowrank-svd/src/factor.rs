@@ -18,7 +18,8 @@ use std::fmt;
 
 /// `auto` sketches only matrices whose short side is at least this.
 const SKETCH_SHORT_SIDE_MIN: usize = 2048;
-/// `auto` sketches only below short side / this.
+/// `auto` sketches only ranks up to short side / this. Measured at 14336×4096 with the default options: at 1/64 eleven
+/// times faster than exact with an excess of 0.13 %, at 1/20 three times and 0.33 %, at 1/10 no faster and 0.46 %.
 const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 /// Below this share of the energy, what is missed is no longer the difference of two sums but computed.
 const MISSED_SHARE_BY_DIFFERENCE: f64 = 1e-3;
@@ -240,7 +241,7 @@ impl Task<'_> {
         let (found, sigma) = match self.sketch {
             None => {
                 let eigen = kernels.eigh(kernels.gram(self.w, self.side), self.rank)?;
-                let sigma = sigma_from_eigenvalues(&eigen.values)?;
+                let sigma = sigma_from_eigenvalues(&eigen.values, 0.0)?;
                 (Found { x: eigen.vectors, image: None }, sigma)
             }
             Some(sketch) => {

@@ -47,7 +47,7 @@ pub(crate) fn subspace<T: Real>(
     let mut gram = Array2::zeros((sketch.columns, sketch.columns));
     kernels.gram_add(&mut gram, b.view());
     let eigen = kernels.eigh(gram, rank)?;
-    let sigma = sigma_from_eigenvalues(&eigen.values)?;
+    let sigma = sigma_from_eigenvalues(&eigen.values, 0.0)?;
     let mut best = Array2::zeros((width, rank));
     kernels.gemm(x.view(), eigen.vectors.view(), best.view_mut(), Accumulate::Replace);
     drop(x);

@@ -276,7 +276,7 @@ impl Claims<'_> {
             let dtype = self.compressed.matrix_dtype(id);
             let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
                 Some(rounding) => rounding / energy(ours),
-                None => 2.0 * dtype.unit_roundoff().powi(2),
+                None => dtype.unit_roundoff().powi(2),
             };
             let tolerance = squared_error_tolerance(recorded, rounding);
             let distance = (measured * measured - recorded * recorded).abs();

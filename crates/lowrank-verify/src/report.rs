@@ -2,6 +2,7 @@
 
 use crate::options::Thresholds;
 use crate::text::TextInfo;
+use lowrank_model::display::grouped;
 use lowrank_model::plan::Size;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -299,19 +300,6 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// 46,702,792,704
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,12 +312,5 @@ mod tests {
         assert_eq!(verdict(vec![finding(FindingKind::Threshold)]), Verdict::ThresholdMissed);
         let both = vec![finding(FindingKind::Threshold), finding(FindingKind::NonFinite)];
         assert_eq!(verdict(both), Verdict::Failed);
-    }
-
-    #[test]
-    fn counts_are_grouped_by_thousands() {
-        assert_eq!(grouped(46_702_792_704), "46,702,792,704");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1000), "1,000");
     }
 }

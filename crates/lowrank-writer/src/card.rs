@@ -1,7 +1,7 @@
 //! `README.md`: the model card, filled into the text assets beside this crate's sources.
 
 use crate::report::{MatrixReport, Report};
-use lowrank_model::{Projection, Storage, format, plan::Size};
+use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
@@ -203,19 +203,6 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
         }
     }
     out + rest
-}
-
-/// `46,702,792,704`
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn share(part: u64, whole: u64) -> String {

@@ -2,9 +2,9 @@
 //! same logits as its dense export; our forward pass agrees with theirs.
 
 use crate::python::{Transformers, python};
-use crate::shell::{command, lowrank_compress, run as sh, target};
+use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Budgets that give mixed ranks, dense leftovers, and deep cuts.
 const BUDGETS: [&str; 2] = ["21.412%", "45%"];
@@ -17,6 +17,10 @@ pub(crate) fn run() -> Result<()> {
         std::fs::remove_dir_all(&folder)?;
     }
     std::fs::create_dir_all(&folder)?;
+    let features =
+        ["tied", "sliding-window", "head-dim"].map(|name| root().join("tests/fixtures/golden").join(name));
+    let mut live = vec![super::demo::bundled_model()];
+    live.extend(features);
     for budget in BUDGETS {
         let name = format!("cut-{}", budget.trim_end_matches('%').replace('.', "-"));
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
@@ -32,6 +36,19 @@ pub(crate) fn run() -> Result<()> {
             check.arg("tests/conformance/check_checkpoint.py").arg("--compressed").arg(&factored);
             sh(check.arg("--dense").arg(&dense))?;
         }
+        live.push(factored);
+    }
+    forward_agrees(&live)
+}
+
+/// Our logits against theirs, at every position of random sequences.
+fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
+    sh(&mut cargo(&["build", "--release", "--package", "lowrank-forward", "--example", "logits"]))?;
+    let program = target().join("release/examples/logits");
+    for transformers in Transformers::ALL {
+        eprintln!("-- forward pass, {}", transformers.label());
+        let mut check = python(transformers)?;
+        sh(check.arg("tests/golden/check_live.py").arg("--logits-program").arg(&program).args(checkpoints))?;
     }
     Ok(())
 }

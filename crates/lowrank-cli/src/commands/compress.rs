@@ -5,8 +5,9 @@ use crate::commands::{open, print_json};
 use crate::exit::Usage;
 use crate::job::{self, Job};
 use crate::progress::Talk;
-use crate::tables::{grouped, human_bytes, percent, table};
+use crate::tables::{human_bytes, percent, table};
 use anyhow::{Context, Result};
+use lowrank_model::display::grouped;
 use lowrank_model::plan::PlannedMatrix;
 use lowrank_model::{Progress, Projection, RankPlan, Unit};
 use lowrank_pipeline::compress::{self, Request};
@@ -16,7 +17,7 @@ use std::path::Path;
 /// Runs `compress`, or `plan` with `--dry-run`.
 pub(crate) fn run(args: JobArgs) -> Result<()> {
     let args = job::with_config(args)?;
-    let talk = args.talk;
+    let talk = args.talk();
     let job = Job::new(args)?;
     if job.dry_run {
         return plan(&job, talk);
@@ -32,10 +33,11 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     if !talk.quiet {
         print_plan(&done.plan, talk.verbose);
         println!(
-            "{}: {} parameters in {} shards, counted again from the headers that were written.",
+            "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
             done.published.path.display(),
             grouped(done.published.params),
-            done.published.shards
+            done.published.shards,
+            if done.published.shards == 1 { "" } else { "s" }
         );
     }
     Ok(())

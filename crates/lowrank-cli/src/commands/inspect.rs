@@ -2,8 +2,9 @@
 
 use crate::args::InspectArgs;
 use crate::commands::{open, print_json};
-use crate::tables::{grouped, human_bytes, percent, table};
+use crate::tables::{human_bytes, percent, table};
 use anyhow::Result;
+use lowrank_model::display::grouped;
 use lowrank_pipeline::inspect::{Inspection, inspect};
 
 /// Runs the command.

@@ -1,3 +1,5 @@
+//! config.json, params.json and rank maps that lie.
+
 use crate::draft::{Draft, W1, assert_refused, ranks};
 use lowrank_model::Layout;
 use lowrank_model::config::ConfigError;

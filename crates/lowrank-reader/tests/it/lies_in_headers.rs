@@ -1,3 +1,5 @@
+//! Headers that lie, and the format's own parser as a second opinion.
+
 use crate::draft::{Raw, random_tensor, shard_bytes, with_header};
 use lowrank_model::Dtype;
 use lowrank_reader::{ReadError, header};

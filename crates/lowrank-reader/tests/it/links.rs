@@ -1,3 +1,5 @@
+//! Symbolic links, special files, and files that change while they are open.
+
 use crate::draft::{Draft, INDEX, SHARD_1, SHARD_2, Weights, assert_refused, tiny_config};
 use lowrank_model::{Dtype, Layout};
 use lowrank_reader::{Checkpoint, ReadError};

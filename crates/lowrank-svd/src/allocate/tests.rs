@@ -1,3 +1,5 @@
+//! Properties of every plan, and the true shape of Mixtral-8x7B.
+
 use super::*;
 use lowrank_model::{Projection, Storage};
 use proptest::prelude::*;

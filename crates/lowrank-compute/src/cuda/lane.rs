@@ -1,0 +1,202 @@
+//! One stream of work on a device, and the memory it works on.
+
+use super::error::{CudaError, During};
+use super::kernels::THREADS;
+use super::{CudaDevice, products::Element};
+use cudarc::cublas::CudaBlas;
+use cudarc::cusolver::DnHandle;
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits,
+};
+use lowrank_model::{Dtype, Tensor};
+use std::sync::Arc;
+
+/// A stream with its own cuBLAS and cuSOLVER handles: what is asked of it happens in order. Used by one thread at a time.
+#[derive(Debug)]
+pub struct Lane {
+    pub(super) device: Arc<CudaDevice>,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) blas: CudaBlas,
+    pub(super) solver: DnHandle,
+    /// cuBLAS's handle must not be used by two threads at once.
+    _one_thread: std::marker::PhantomData<std::cell::Cell<()>>,
+}
+
+/// Numbers on a device, of the lane that made them.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    slice: CudaSlice<T>,
+    len: usize,
+}
+
+/// An argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Arg {
+    Pointer(u64),
+    Int(i64),
+    Float(f32),
+}
+
+/// How much work a kernel has.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Work {
+    /// A thread per element, or fewer.
+    Elements(usize),
+    /// A block per row.
+    Rows(usize),
+}
+
+/// Blocks of a kernel over elements, at most: each thread then takes several.
+const ELEMENT_BLOCKS_MAX: usize = 1 << 16;
+
+impl Lane {
+    pub(super) fn new(device: &Arc<CudaDevice>) -> Result<Self, CudaError> {
+        // An explicit stream: Xsyevd has a bug on the per-thread default stream.
+        let stream = device.context.new_stream().during("making a stream")?;
+        let blas = CudaBlas::new(stream.clone()).during("starting cuBLAS")?;
+        let solver = DnHandle::new(stream.clone()).during("starting cuSOLVER")?;
+        Ok(Self { device: device.clone(), stream, blas, solver, _one_thread: std::marker::PhantomData })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<CudaDevice> {
+        &self.device
+    }
+
+    /// `len` zeros.
+    pub fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        // An allocation of nothing is an error to CUDA.
+        let slice = self.stream.alloc_zeros(len.max(1)).during("allocating")?;
+        Ok(Buffer { slice, len })
+    }
+
+    /// Copies to the device.
+    pub fn upload<T: DeviceRepr + ValidAsZeroBits>(&self, values: &[T]) -> Result<Buffer<T>, CudaError> {
+        let mut buffer = self.zeros(values.len())?;
+        if !values.is_empty() {
+            self.stream.memcpy_htod(values, &mut buffer.slice).during("copying to the device")?;
+            // The caller may change or free `values` as soon as this returns.
+            self.wait()?;
+        }
+        Ok(buffer)
+    }
+
+    /// Copies `len` numbers from `first` on to the host, when everything before is done.
+    pub fn download<T: DeviceRepr + ValidAsZeroBits + Default + Clone>(
+        &self,
+        buffer: &Buffer<T>,
+        first: usize,
+        len: usize,
+    ) -> Result<Vec<T>, CudaError> {
+        assert!(first + len <= buffer.len, "{first} + {len} of {} numbers", buffer.len);
+        self.assert_own(&buffer.slice);
+        let mut values = vec![T::default(); len];
+        if len > 0 {
+            let view = buffer.slice.slice(first..first + len);
+            self.stream.memcpy_dtoh(&view, &mut values).during("copying from the device")?;
+        }
+        self.wait()?;
+        Ok(values)
+    }
+
+    /// Waits until everything that was asked for is done.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().during("waiting for the device")
+    }
+
+    /// A stored tensor, widened on the device: its bytes travel as they are stored.
+    pub(super) fn upload_widened<T: Element>(&self, tensor: &Tensor) -> Result<Buffer<T>, CudaError> {
+        let stored = self.upload(tensor.bytes())?;
+        let mut wide = self.zeros(tensor.elements())?;
+        let function = T::widen(&self.device.functions, tensor.dtype());
+        let elements = tensor.elements();
+        let args = [self.write(&mut wide), self.read(&stored), Arg::Int(elements as i64)];
+        // SAFETY: widen_*(T* out, const stored* in, i64 elements); both hold `elements` numbers of their types.
+        unsafe { self.launch(function, Work::Elements(elements), &args) }?;
+        Ok(wide)
+    }
+
+    /// The bit patterns of a stored bf16 tensor.
+    pub(super) fn upload_bf16(&self, tensor: &Tensor) -> Result<Buffer<u16>, CudaError> {
+        assert_eq!(tensor.dtype(), Dtype::Bf16);
+        let bytes = self.upload(tensor.bytes())?;
+        let len = bytes.len / 2;
+        let pointer = bytes.slice.leak();
+        // SAFETY: the pointer was just taken from its owner, lies on this stream and holds 2 · len bytes (or one, for no
+        // numbers, of which none is then read); any bits are a u16.
+        let slice = unsafe { self.stream.upgrade_device_ptr(pointer, len) };
+        Ok(Buffer { slice, len })
+    }
+
+    /// Makes the device current on the calling thread, which calls to cuBLAS and cuSOLVER take for granted.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        self.stream.context().bind_to_thread().during("choosing the device")
+    }
+
+    pub(super) fn read<T>(&self, buffer: &Buffer<T>) -> Arg {
+        Arg::Pointer(self.pointer(buffer))
+    }
+
+    pub(super) fn write<T>(&self, buffer: &mut Buffer<T>) -> Arg {
+        Arg::Pointer(self.pointer(buffer))
+    }
+
+    /// The address of a buffer of this lane.
+    pub(super) fn pointer<T>(&self, buffer: &Buffer<T>) -> u64 {
+        self.assert_own(&buffer.slice);
+        let (pointer, guard) = buffer.slice.device_ptr(&self.stream);
+        // With event tracking off it has nothing to record.
+        drop(guard);
+        pointer
+    }
+
+    fn assert_own<T>(&self, slice: &CudaSlice<T>) {
+        assert!(slice.stream() == &self.stream, "a buffer is used on the lane that made it");
+    }
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, in number, order and type, and what they point to is large enough.
+    pub(super) unsafe fn launch(
+        &self,
+        function: &CudaFunction,
+        work: Work,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
+        let blocks = match work {
+            Work::Elements(elements) => elements.div_ceil(THREADS as usize).min(ELEMENT_BLOCKS_MAX),
+            Work::Rows(rows) => rows,
+        };
+        if blocks == 0 {
+            return Ok(());
+        }
+        let blocks = u32::try_from(blocks).ok().filter(|&blocks| blocks <= i32::MAX as u32);
+        let blocks = blocks.expect("a grid has fewer than 2³¹ blocks");
+        let mut launch = self.stream.launch_builder(function);
+        for arg in args {
+            match arg {
+                Arg::Pointer(value) => launch.arg(value),
+                Arg::Int(value) => launch.arg(value),
+                Arg::Float(value) => launch.arg(value),
+            };
+        }
+        let config =
+            LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { launch.launch(config) }.during("starting a kernel")?;
+        Ok(())
+    }
+}
+
+impl<T> Buffer<T> {
+    /// Numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
