@@ -1,6 +1,6 @@
 //! The main job: what is removed, what is written, that bytes repeat.
 
-use crate::support::{compress, files, run, tensors, tiny_mixtral};
+use crate::support::{compress, data_range, files, run, tensors, tiny_mixtral};
 use lowrank_model::{MatrixId, MatrixShape, Projection};
 use std::collections::BTreeMap;
 use tempfile::tempdir;
@@ -134,4 +134,190 @@ fn inspect_counts_parameters_by_kind() {
 #[test]
 fn completions_name_the_commands() {
     assert!(run(["completions", "bash"]).ok().stdout.contains("densify"));
+}
+
+/// Pivoted storage of the bundled model at the usual budget.
+fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path::PathBuf {
+    let out = folder.path().join(name);
+    compress(
+        &tiny_mixtral(),
+        &out,
+        &[&["--budget", SHARE, "--layout", "pivoted", "--quiet"], words].concat(),
+    )
+    .ok();
+    out
+}
+
+#[test]
+fn pivoted_storage_buys_more_rank_for_the_same_budget() {
+    let folder = tempdir().unwrap();
+    let (uv, out) = (folder.path().join("uv"), pivoted(&folder, "pivoted", &[]));
+    compress(&tiny_mixtral(), &uv, &["--budget", SHARE, "--quiet"]).ok();
+    let json = |dir, file: &str| -> serde_json::Value { serde_json::from_slice(&files(dir)[file]).unwrap() };
+    let config = json(&out, "config.json");
+    assert_eq!(config["lowrank_config"]["storage"], "pivoted");
+
+    // Counted from the tensors: indices are bytes, not parameters.
+    let all = tensors(&out);
+    let (indices, weights): (Vec<_>, Vec<_>) =
+        all.values().partition(|(dtype, _, _)| *dtype == safetensors::Dtype::I64);
+    let stored: u64 =
+        weights.iter().map(|(_, shape, _)| shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+    let bytes: usize = all.values().map(|(_, _, bytes)| bytes.len()).sum();
+    let (index, report) = (json(&out, "model.safetensors.index.json"), json(&out, "lowrank_report.json"));
+    assert_eq!(index["metadata"]["total_parameters"], stored);
+    assert_eq!(index["metadata"]["total_size"], bytes);
+    assert_eq!((&report["after"]["params"], &report["after"]["bytes"]), (&stored.into(), &bytes.into()));
+    let removed = PARAMS - stored;
+    assert_eq!(report["budget"]["removed"], removed);
+    assert!(removed >= REMOVED_AT_LEAST && removed - REMOVED_AT_LEAST < 576, "{removed}");
+
+    let ranks: BTreeMap<MatrixId, usize> =
+        serde_json::from_value(config["lowrank_config"]["ranks"].clone()).unwrap();
+    assert_eq!(indices.len(), ranks.len());
+    let planned: u64 = ranks.values().map(|&r| (r * (448 + 128 - r)) as u64).sum();
+    let factors: u64 = all
+        .iter()
+        .filter(|(name, _)| name.contains(".basis.") || name.contains(".coefficients."))
+        .map(|(_, (_, shape, _))| (shape[0] * shape[1]) as u64)
+        .sum();
+    assert_eq!(factors, planned);
+    for row in report["matrices"].as_array().unwrap().iter().filter(|row| !row["rank"].is_null()) {
+        let (largest, error) = (&row["largest_coefficient"], &row["round_trip_error"]);
+        assert!(largest.as_f64().unwrap() <= 1.5, "{row}");
+        assert!((1e-4..2e-2).contains(&error.as_f64().unwrap()), "{row}");
+    }
+
+    // More rank, less error.
+    let lost = |report: &serde_json::Value| -> f64 { report["optimality"]["objective"].as_f64().unwrap() };
+    assert!(lost(&report) < 0.8 * lost(&json(&uv, "lowrank_report.json")));
+}
+
+#[test]
+fn pivoted_bytes_are_the_same_for_any_number_of_workers() {
+    let folder = tempdir().unwrap();
+    let one = files(&pivoted(&folder, "one", &["--workers", "1"]));
+    assert!(one == files(&pivoted(&folder, "two", &["--workers", "2"])));
+}
+
+#[test]
+fn a_pivoted_checkpoint_is_inspected_verified_and_densified() {
+    let folder = tempdir().unwrap();
+    let (out, dense) = (pivoted(&folder, "out", &[]), folder.path().join("dense"));
+    let found = run(["inspect".as_ref(), out.as_os_str(), "--json".as_ref()]).ok().json();
+    let kinds: u64 =
+        found["kinds"].as_array().unwrap().iter().map(|kind| kind["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(found["bytes"], kinds);
+    let original = tiny_mixtral();
+    run([
+        "verify".as_ref(),
+        "--original".as_ref(),
+        original.as_os_str(),
+        "--compressed".as_ref(),
+        out.as_os_str(),
+        "--static-only".as_ref(),
+    ])
+    .ok();
+    run([
+        "densify".as_ref(),
+        "--model".as_ref(),
+        out.as_os_str(),
+        "--out".as_ref(),
+        dense.as_os_str(),
+        "--dtype".as_ref(),
+        "f32".as_ref(),
+    ])
+    .ok();
+    // By its definition, from the stored numbers: W = basis [I T] Π.
+    let (stored, dense) = (tensors(&out), tensors(&dense));
+    let module = "model.layers.0.block_sparse_moe.experts.0.w1";
+    let bf16 = |name: String| -> Vec<f32> {
+        let (_, _, bytes) = &stored[&name];
+        bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+            .collect()
+    };
+    let (basis, table) =
+        (bf16(format!("{module}.basis.weight")), bf16(format!("{module}.coefficients.weight")));
+    let order: Vec<usize> = stored[&format!("{module}.order")]
+        .2
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&bytes| i64::from_le_bytes(bytes) as usize)
+        .collect();
+    let (r, rest) = (basis.len() / 448, 128 - basis.len() / 448);
+    let w = dense[&format!("{module}.weight")].2.as_chunks::<4>().0;
+    for i in [0, 7, 447] {
+        for (position, &place) in order.iter().enumerate() {
+            let column = |k: usize| f64::from(basis[i * r + k]);
+            let expected = match position.checked_sub(r) {
+                None => column(position),
+                Some(j) => (0..r).map(|k| column(k) * f64::from(table[k * rest + j])).sum(),
+            };
+            let got = f64::from(f32::from_le_bytes(w[i * 128 + place]));
+            assert!((got - expected).abs() < 1e-5, "{i} {place}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_for_other_storage_is_refused() {
+    let folder = tempdir().unwrap();
+    let plan = folder.path().join("plan.json");
+    let plan = plan.to_str().unwrap();
+    let model = tiny_mixtral();
+    run(["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"]).ok();
+    let words = ["--plan", plan, "--layout", "pivoted", "--quiet"];
+    compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout pivoted", "uv"]);
+}
+
+#[test]
+fn an_edited_index_of_pivots_is_caught_by_name() {
+    let folder = tempdir().unwrap();
+    let out = pivoted(&folder, "out", &[]);
+    let module = "model.layers.1.block_sparse_moe.experts.2.w2";
+    let name = format!("{module}.order");
+    let index: serde_json::Value =
+        serde_json::from_slice(&files(&out)["model.safetensors.index.json"]).unwrap();
+    let shard = out.join(index["weight_map"][&name].as_str().unwrap());
+    let whole = std::fs::read(&shard).unwrap();
+    let range = data_range(&whole, &name);
+    let order: Vec<i64> =
+        whole[range.clone()].as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect();
+    let verify = |order: &[i64]| {
+        let mut edited = whole.clone();
+        edited[range.clone()]
+            .copy_from_slice(&order.iter().flat_map(|index| index.to_le_bytes()).collect::<Vec<_>>());
+        std::fs::write(&shard, edited).unwrap();
+        let original = tiny_mixtral();
+        run([
+            "verify".as_ref(),
+            "--original".as_ref(),
+            original.as_os_str(),
+            "--compressed".as_ref(),
+            out.as_os_str(),
+            "--static-only".as_ref(),
+        ])
+    };
+    assert_eq!(verify(&order).code, 0);
+
+    // One entry: no permutation any more.
+    let mut edited = order.clone();
+    edited[3] = edited[4];
+    let said = verify(&edited);
+    assert!(said.code != 0 && format!("{said:?}").contains(&name), "{said:#?}");
+
+    // A pivot and its neighbour that is none change places: a permutation still, but another matrix.
+    let mut edited = order.clone();
+    let rank = order.windows(2).position(|pair| pair[1] < pair[0]).unwrap() + 1;
+    let (pivot, other) = (0..rank)
+        .find_map(|k| Some((k, rank + order[rank..].iter().position(|&other| other == order[k] + 1)?)))
+        .unwrap();
+    edited.swap(pivot, other);
+    let said = verify(&edited);
+    assert!(said.code != 0 && format!("{said:?}").contains(module), "{said:#?}");
 }

@@ -97,6 +97,10 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "REGEX")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) keep_dense: Vec<String>,
+    /// How factors are stored: u·v, or the same matrices by pivots in fewer parameters [default: uv]
+    #[arg(long, value_name = "uv|pivoted")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) layout: Option<String>,
     /// How errors of different matrices compare [default: relative]
     #[arg(long, value_name = "absolute|relative")]
     #[serde(skip_serializing_if = "Option::is_none")]

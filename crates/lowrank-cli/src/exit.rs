@@ -142,7 +142,9 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Allocate(error) => of_allocate(error),
         PipelineError::Budget(BudgetError::Syntax { .. } | BudgetError::Zero) => Failure::Usage,
         PipelineError::Budget(BudgetError::NothingToDo { .. }) => Failure::BudgetImpossible,
-        PipelineError::Plan(_) | PipelineError::PatternMatchesNothing(_) => Failure::Usage,
+        PipelineError::Plan(_)
+        | PipelineError::PatternMatchesNothing(_)
+        | PipelineError::PlanStorage { .. } => Failure::Usage,
         PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,
         PipelineError::Overflow { .. } => Failure::BadNumbers,
         PipelineError::Interrupted { signal: 15 } => Failure::Terminated,
@@ -164,6 +166,7 @@ fn of_read(error: &ReadError) -> Failure {
         E::Config { source: ConfigError::UnknownFamily(_) | ConfigError::Quantised(_), .. }
         | E::ForeignFormat { .. }
         | E::FormatVersion { .. }
+        | E::UnknownStorage { .. }
         | E::UnknownDtype { .. }
         | E::WrongDtype { .. }
         | E::Quantised { .. } => Failure::Unsupported,

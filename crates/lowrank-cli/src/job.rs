@@ -4,7 +4,7 @@ use crate::args::JobArgs;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use lowrank_model::plan::Sensitivity;
-use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, budget};
+use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget};
 use lowrank_pipeline::workers::Resources;
 use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
@@ -73,6 +73,12 @@ impl Job {
                 Some(other) => return Err(wrong("--sensitivity", other, "absolute or relative")),
             },
             keep_dense: patterns(&args.keep_dense)?,
+            storage: match args.layout.as_deref() {
+                None => None,
+                Some(text) => {
+                    Some(Storage::parse(text).ok_or_else(|| wrong("--layout", text, "uv or pivoted"))?)
+                }
+            },
             factor_dtype: args.dtype.as_deref().map(dtype).transpose()?,
         };
         if plan.rank_multiple == Some(0) || plan.rank_min == 0 {

@@ -3,7 +3,7 @@
 //! Always `Par::Seq`: faer's eigensolver and QR give other bits on another number of threads. Parallelism belongs to
 //! the caller, over matrices.
 
-use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, Real};
+use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
 use faer::linalg::evd::{
@@ -15,6 +15,7 @@ use faer::linalg::householder::{
 };
 use faer::linalg::matmul::triangular::BlockStructure;
 use faer::linalg::matmul::{matmul, triangular};
+use faer::linalg::qr::col_pivoting::factor as col_pivoting;
 use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::linalg::temp_mat_scratch;
@@ -159,6 +160,40 @@ impl<T: Real + RealField> Kernels<T> for Faer {
             stack,
         );
         Ok(Array2::from_shape_vec((rows, cols).f(), q).expect("q was made in this shape"))
+    }
+
+    fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError> {
+        let (rows, cols) = a.dim();
+        let size = rows.min(cols);
+        // faer divides by the largest column.
+        if a.iter().all(|value| *value == T::zero()) {
+            return Ok(PivotedQr { r: Array2::zeros((size, cols)), permutation: (0..cols).collect() });
+        }
+        let mut reflectors = Mat::<T>::from_fn(rows, cols, |i, j| a[[i, j]]);
+        drop(a);
+        let block = col_pivoting::recommended_block_size::<T>(rows, cols);
+        let mut coefficients = Mat::<T>::zeros(block, size);
+        let (mut permutation, mut inverse) = (vec![0_usize; cols], vec![0_usize; cols]);
+        let params = Default::default();
+        let mut memory = MemBuffer::new(col_pivoting::qr_in_place_scratch::<usize, T>(
+            rows,
+            cols,
+            block,
+            Par::Seq,
+            params,
+        ));
+        col_pivoting::qr_in_place(
+            reflectors.as_mut(),
+            coefficients.as_mut(),
+            &mut permutation,
+            &mut inverse,
+            Par::Seq,
+            MemStack::new(&mut memory),
+            params,
+        );
+        let r =
+            Array2::from_shape_fn((size, cols), |(i, j)| if i <= j { reflectors[(i, j)] } else { T::zero() });
+        Ok(PivotedQr { r, permutation })
     }
 }
 

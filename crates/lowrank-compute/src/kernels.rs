@@ -23,9 +23,18 @@ pub struct Eigen<T> {
     pub vectors: Array2<T>,
 }
 
+/// A Π = Q R with column pivoting; Q is not kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PivotedQr<T> {
+    /// Upper triangular or trapezoidal, [min(l, k), k]; the diagonal does not grow in size.
+    pub r: Array2<T>,
+    /// Column j of A Π is column `permutation[j]` of A.
+    pub permutation: Vec<usize>,
+}
+
 /// Linear algebra in one precision.
 ///
-/// A backend must have the first six; the others follow from them block by block, and a device overrides them to keep
+/// A backend must have the first seven; the others follow from them block by block, and a device overrides them to keep
 /// a matrix where it computes.
 pub trait Kernels<T: Real> {
     /// C = A B or C += A B: [m, k] × [k, n] → [m, n].
@@ -52,6 +61,10 @@ pub trait Kernels<T: Real> {
 
     /// Q [l, k] with orthonormal columns that span those of Y [l, k], l ≥ k.
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError>;
+
+    /// QR of A [l, k] with column pivoting: the next column is the one that is farthest from those before (Businger and
+    /// Golub, 1965).
+    fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError>;
 
     /// The lower triangle of AᵀA [d, d]; zero above.
     fn gram(&self, w: &Tensor, side: Side) -> Array2<T> {

@@ -2,9 +2,9 @@
 //!
 //! OpenBLAS may use threads of its own, and its bits depend on them and on the CPU: not for reproducible output.
 
-use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, Real};
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real};
+use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use ndarray_linalg::{
     EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO,
     error::LinalgError,
@@ -63,6 +63,42 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
 
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         y.qr().map(|(q, _)| q).map_err(refusal)
+    }
+
+    // ndarray reaches no geqp3: Householder reflections by hand over BLAS, the norms taken anew at every step.
+    fn qr_pivoted(&self, mut a: Array2<T>) -> Result<PivotedQr<T>, ComputeError> {
+        let (rows, cols) = a.dim();
+        let size = rows.min(cols);
+        let mut permutation: Vec<usize> = (0..cols).collect();
+        for step in 0..size {
+            let energies = a.slice(s![step.., step..]).map_axis(Axis(0), |column| column.dot(&column));
+            let farthest =
+                (0..energies.len()).fold(0, |best, j| if energies[j] > energies[best] { j } else { best });
+            if farthest > 0 {
+                permutation.swap(step, step + farthest);
+                let (mut head, mut tail) = a.view_mut().split_at(Axis(1), step + farthest);
+                head.column_mut(step)
+                    .iter_mut()
+                    .zip(tail.column_mut(0))
+                    .for_each(|(x, y)| std::mem::swap(x, y));
+            }
+            // The reflection I − τ v vᵀ, v = x ± ‖x‖ e₁, takes x to ∓‖x‖ e₁.
+            let mut v: Array1<T> = a.slice(s![step.., step]).to_owned();
+            let norm = v.dot(&v).sqrt();
+            if norm.is_zero() {
+                continue;
+            }
+            v[0] += if v[0] < T::zero() { -norm } else { norm };
+            let tau = (T::one() + T::one()) / v.dot(&v);
+            let mut rest = a.slice_mut(s![step.., step..]);
+            let mut images = Array1::zeros(cols - step);
+            general_mat_vec_mul(tau, &rest.t(), &v, T::zero(), &mut images);
+            for (mut row, &weight) in rest.rows_mut().into_iter().zip(&v) {
+                row.scaled_add(-weight, &images);
+            }
+        }
+        let r = Array2::from_shape_fn((size, cols), |(i, j)| if i <= j { a[[i, j]] } else { T::zero() });
+        Ok(PivotedQr { r, permutation })
     }
 }
 

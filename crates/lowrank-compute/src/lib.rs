@@ -11,6 +11,7 @@
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
 //! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
 //! | [`Kernels::thin_qr`] | the Q of Y = QR | [l, k] → [l, k] |
+//! | [`Kernels::qr_pivoted`] | R and Π of A Π = QR | [l, k] → [min(l, k), k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!
 //! A is a stored matrix W [m, n] seen from one [`Side`]: W itself, or Wᵀ. It is never widened as a whole.
@@ -35,7 +36,7 @@ mod suite;
 pub use blocks::Side;
 pub use error::ComputeError;
 pub use faer_backend::Faer;
-pub use kernels::{Accumulate, Backend, Eigen, Kernels};
+pub use kernels::{Accumulate, Backend, Eigen, Kernels, PivotedQr};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
 pub use real::Real;

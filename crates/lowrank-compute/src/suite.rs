@@ -1,6 +1,6 @@
 //! One suite, every backend, in both precisions. References are plain loops in f64.
 
-use crate::{Accumulate, Kernels, Real, Side};
+use crate::{Accumulate, Kernels, PivotedQr, Real, Side};
 use lowrank_model::{Dtype, MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2, ShapeBuilder, array, s};
 use rand_chacha::ChaCha8Rng;
@@ -158,6 +158,39 @@ fn thin_q_is_orthonormal_and_spans_the_columns<T: Real>(kernels: &dyn Kernels<T>
     }
 }
 
+fn pivoted_qr_rebuilds_the_matrix_and_its_diagonal_falls<T: Real>(kernels: &dyn Kernels<T>) {
+    for (rows, cols, rank) in
+        [(1, 1, 1), (1, 6, 1), (6, 1, 1), (7, 7, 7), (90, 30, 30), (30, 90, 30), (40, 60, 9), (60, 40, 9)]
+    {
+        let a = product(random(rows, rank, 10).view(), random(rank, cols, 11).view());
+        let PivotedQr { r, permutation } = kernels.qr_pivoted(to::<T>(&a)).unwrap();
+        let mut sorted = permutation.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..cols).collect::<Vec<_>>());
+        let r = r.mapv(T::as_f64);
+        assert_eq!(r.dim(), (rows.min(cols), cols));
+        assert!(r.indexed_iter().all(|((i, j), &value)| i <= j || value == 0.0));
+        let permuted = a.select(ndarray::Axis(1), &permutation);
+        assert_close(
+            &product(r.t(), r.view()).mapv(T::of_f64),
+            &product(permuted.t(), permuted.view()),
+            16 * rows,
+        );
+        let scale = r[[0, 0]].abs();
+        let tolerance = 64.0 * T::EPSILON.as_f64() * scale;
+        for j in 1..rows.min(cols) {
+            assert!(r[[j, j]].abs() <= r[[j - 1, j - 1]].abs() + tolerance, "{j}");
+        }
+        // Where the rank ends, nothing is left.
+        if rank < rows.min(cols) {
+            assert!(r[[rank - 1, rank - 1]].abs() > 1e-2 * scale / (rows * cols) as f64);
+            assert!(r.slice(s![rank.., ..]).iter().all(|value| value.abs() <= tolerance * 16.0));
+        }
+    }
+    let PivotedQr { r, .. } = kernels.qr_pivoted(Array2::zeros((3, 4))).unwrap();
+    assert!(r.iter().all(|value| value.is_zero()));
+}
+
 macro_rules! suite {
     ($backend:expr; $($case:ident),* $(,)?) => {
         $(
@@ -185,6 +218,7 @@ macro_rules! suites {
                     eigenvalues_known_in_closed_form_are_found,
                     a_direct_svd_agrees_with_the_eigenvalues_of_the_gram_matrix,
                     thin_q_is_orthonormal_and_spans_the_columns,
+                    pivoted_qr_rebuilds_the_matrix_and_its_diagonal_falls,
                 );
             }
         )*

@@ -1,7 +1,7 @@
-//! A linear map, stored dense or as two factors.
+//! A linear map, stored dense, as two factors, or as pivots and coefficients.
 
 use crate::product::tokens_times_weight;
-use lowrank_model::Tensor;
+use lowrank_model::{PivotSide, Tensor};
 use lowrank_reader::StoredMatrix;
 use rayon::prelude::*;
 
@@ -52,6 +52,17 @@ pub enum Linear {
         /// [r, n]
         v: Matrix,
     },
+    /// W = basis [I T] Π, or Πᵀ [I; T] basis.
+    Pivoted {
+        /// Which of the two.
+        side: PivotSide,
+        /// [m, r] or [r, n]
+        basis: Matrix,
+        /// T: [r, n − r] or [m − r, r]
+        coefficients: Matrix,
+        /// Π, pivots first.
+        order: Vec<usize>,
+    },
 }
 
 impl Linear {
@@ -60,6 +71,8 @@ impl Linear {
         match self {
             Self::Dense(w) => w.rows,
             Self::Factored { u, .. } => u.rows,
+            Self::Pivoted { side: PivotSide::Inputs, basis, .. } => basis.rows,
+            Self::Pivoted { side: PivotSide::Outputs, order, .. } => order.len(),
         }
     }
 
@@ -68,10 +81,13 @@ impl Linear {
         match self {
             Self::Dense(w) => w.cols,
             Self::Factored { v, .. } => v.cols,
+            Self::Pivoted { side: PivotSide::Inputs, order, .. } => order.len(),
+            Self::Pivoted { side: PivotSide::Outputs, basis, .. } => basis.cols,
         }
     }
 
-    /// Y [N, m] = X [N, n] Wᵀ; factored: (X vᵀ) uᵀ.
+    /// Y [N, m] = X [N, n] Wᵀ; factored: (X vᵀ) uᵀ; pivoted: (X_J + X_rest Tᵀ) basisᵀ, or Y_J = X basisᵀ and
+    /// Y_rest = Y_J Tᵀ.
     pub fn apply(&self, x: &[f32], y: &mut [f32]) {
         match self {
             Self::Dense(w) => w.apply(x, y),
@@ -80,8 +96,37 @@ impl Linear {
                 v.apply(x, &mut inner);
                 u.apply(&inner, y);
             }
+            Self::Pivoted { side: PivotSide::Inputs, basis, coefficients, order } => {
+                let (pivots, others) = order.split_at(basis.cols);
+                let tokens = x.len() / order.len();
+                let mut inner = vec![0.0; tokens * pivots.len()]; // [N, r]
+                coefficients.apply(&gathered(x, order.len(), others), &mut inner);
+                for (inner, x) in inner.chunks_exact_mut(pivots.len()).zip(x.chunks_exact(order.len())) {
+                    inner.iter_mut().zip(pivots).for_each(|(inner, &pivot)| *inner += x[pivot]);
+                }
+                basis.apply(&inner, y);
+            }
+            Self::Pivoted { side: PivotSide::Outputs, basis, coefficients, order } => {
+                let (pivots, others) = order.split_at(basis.rows);
+                let tokens = x.len() / basis.cols;
+                let mut at_pivots = vec![0.0; tokens * pivots.len()]; // [N, r]
+                basis.apply(x, &mut at_pivots);
+                let mut elsewhere = vec![0.0; tokens * others.len()]; // [N, m − r]
+                coefficients.apply(&at_pivots, &mut elsewhere);
+                for (token, y) in y.chunks_exact_mut(order.len()).enumerate() {
+                    for (places, values) in [(pivots, &at_pivots), (others, &elsewhere)] {
+                        let values = &values[token * places.len()..][..places.len()];
+                        places.iter().zip(values).for_each(|(&place, &value)| y[place] = value);
+                    }
+                }
+            }
         }
     }
+}
+
+/// Some features of every token, [N, places].
+fn gathered(x: &[f32], features: usize, places: &[usize]) -> Vec<f32> {
+    x.chunks_exact(features).flat_map(|x| places.iter().map(|&place| x[place])).collect()
 }
 
 impl From<&StoredMatrix> for Linear {
@@ -91,6 +136,12 @@ impl From<&StoredMatrix> for Linear {
             StoredMatrix::Factored { u, v } => {
                 Self::Factored { u: Matrix::widened(u), v: Matrix::widened(v) }
             }
+            StoredMatrix::Pivoted { side, basis, coefficients, order } => Self::Pivoted {
+                side: *side,
+                basis: Matrix::widened(basis),
+                coefficients: Matrix::widened(coefficients),
+                order: order.all().collect(),
+            },
         }
     }
 }
@@ -98,7 +149,7 @@ impl From<&StoredMatrix> for Linear {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_model::Dtype;
+    use lowrank_model::{Dtype, PivotOrder};
 
     #[test]
     fn a_factored_matrix_acts_like_its_product() {
@@ -119,5 +170,38 @@ mod tests {
         let expected = [45.0, 21.0, 60.0, 14.5, 7.75, 24.25];
         assert_eq!(run(StoredMatrix::Dense(w)), expected);
         assert_eq!(run(StoredMatrix::Factored { u, v }), expected);
+    }
+    #[test]
+    fn a_pivoted_matrix_acts_like_what_it_stands_for() {
+        let tensor = |shape: [usize; 2], values: &[f32]| {
+            Tensor::from_f32(shape.to_vec(), Dtype::Bf16, values).unwrap()
+        };
+        let order = |pivots: &[usize], len| PivotOrder::of_pivots(pivots, len);
+        // W = [c₀ c₁ c₂] with c₁ = 2 c₀ − c₂, and its transpose.
+        let wide = tensor([3, 4], &[1.0, 0.0, 2.0, 3.0, 2.0, 5.0, 0.0, 4.0, 0.0, -5.0, 4.0, 2.0]);
+        let tall = tensor([4, 3], &[1.0, 2.0, 0.0, 0.0, 5.0, -5.0, 2.0, 0.0, 4.0, 3.0, 4.0, 2.0]);
+        let pivoted_tall = StoredMatrix::Pivoted {
+            side: PivotSide::Inputs,
+            basis: tensor([4, 2], &[1.0, 0.0, 0.0, -5.0, 2.0, 4.0, 3.0, 2.0]),
+            coefficients: tensor([2, 1], &[2.0, -1.0]),
+            order: order(&[0, 2], 3),
+        };
+        let pivoted_wide = StoredMatrix::Pivoted {
+            side: PivotSide::Outputs,
+            basis: tensor([2, 4], &[1.0, 0.0, 2.0, 3.0, 0.0, -5.0, 4.0, 2.0]),
+            coefficients: tensor([1, 2], &[2.0, -1.0]),
+            order: order(&[0, 2], 3),
+        };
+        let x = [1.0, 2.0, 3.0, 4.0, 0.5, -0.5, 0.25, 2.0, -3.0, 1.0, 0.0, 8.0];
+        for (dense, pivoted) in [(tall, pivoted_tall), (wide, pivoted_wide)] {
+            let (dense, pivoted) = (Linear::from(&StoredMatrix::Dense(dense)), Linear::from(&pivoted));
+            assert_eq!((dense.inputs(), dense.outputs()), (pivoted.inputs(), pivoted.outputs()));
+            let run = |linear: &Linear| {
+                let mut y = vec![f32::NAN; x.len() / linear.inputs() * linear.outputs()];
+                linear.apply(&x, &mut y);
+                y
+            };
+            assert_eq!(run(&dense), run(&pivoted));
+        }
     }
 }

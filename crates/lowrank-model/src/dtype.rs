@@ -68,6 +68,50 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// What the elements of a stored tensor are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ElementType {
+    /// Weights: each is a parameter.
+    Weight(Dtype),
+    /// Integers that say where weights belong: bytes, but no parameters.
+    Index,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub const fn size_bytes(self) -> u64 {
+        match self {
+            Self::Weight(dtype) => dtype.size_bytes(),
+            Self::Index => crate::params::INDEX_ELEMENT_BYTES,
+        }
+    }
+
+    /// The spelling in safetensors headers.
+    pub const fn safetensors_name(self) -> &'static str {
+        match self {
+            Self::Weight(dtype) => dtype.safetensors_name(),
+            Self::Index => "I64",
+        }
+    }
+
+    /// Whether elements count as parameters.
+    pub const fn is_weight(self) -> bool {
+        matches!(self, Self::Weight(_))
+    }
+}
+
+impl From<Dtype> for ElementType {
+    fn from(dtype: Dtype) -> Self {
+        Self::Weight(dtype)
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.safetensors_name())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

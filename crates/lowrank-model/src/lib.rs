@@ -8,6 +8,7 @@
 //! | [`config`] | the dimensions of a model, read from `config.json` or `params.json` |
 //! | [`names`] | how tensors are spelled, per family and per on-disk layout |
 //! | [`params`] | how many parameters a matrix costs, dense or at a rank |
+//! | [`pivots`] | shapes and index of pivoted storage |
 //! | [`budget`] | what the user asked to remove, in exact integers |
 //! | [`spectrum`] | the error of every rank |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
@@ -24,6 +25,7 @@ pub mod format;
 pub mod matrix;
 pub mod names;
 pub mod params;
+pub mod pivots;
 pub mod plan;
 pub mod progress;
 pub mod spectrum;
@@ -31,10 +33,11 @@ pub mod tensor;
 
 pub use budget::{Budget, Target, Unit};
 pub use config::ModelConfig;
-pub use dtype::Dtype;
+pub use dtype::{Dtype, ElementType};
 pub use matrix::{MatrixId, MatrixShape, Projection};
 pub use names::Layout;
 pub use params::{CostModel, Storage};
+pub use pivots::{PivotOrder, PivotSide};
 pub use plan::RankPlan;
 pub use progress::Progress;
 pub use spectrum::Spectrum;

@@ -4,7 +4,7 @@
 //! tensor lies in a checkpoint of a given layout, and [`locate_matrix`] does the same for an expert matrix that may be
 //! factored. To add a family, add its table here.
 
-use crate::{MatrixId, MatrixShape, ModelConfig, Projection};
+use crate::{MatrixId, MatrixShape, ModelConfig, Projection, Storage, pivots::factor_shapes};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -18,7 +18,8 @@ pub enum Layout {
     HfFused,
     /// Mistral's own: `layers.0.feed_forward.experts.0.w1.weight`, queries and keys in interleaved rotary order.
     Consolidated,
-    /// Our own output: `….w1.u.weight`, `….w1.v.weight` where a rank is given, else as `HfPerExpert`.
+    /// Our own output: `….w1.u.weight`, `….w1.v.weight` (or `basis`, `coefficients`, `order`) where a rank is given,
+    /// else as `HfPerExpert`.
     LowRank,
     /// minixtral's: `….w1.0.weight` (v), `….w1.1.weight` (u) where a rank is given.
     Minixtral,
@@ -124,6 +125,15 @@ pub enum MatrixLocation {
         /// [r, n]
         v: Slice,
     },
+    /// Pivots and what makes the rest of them, see [`crate::pivots`].
+    Pivoted {
+        /// [m, r] or [r, n]
+        basis: Slice,
+        /// [r, n − r] or [m − r, r]
+        coefficients: Slice,
+        /// Name of the index, [min(m, n)].
+        order: String,
+    },
 }
 
 /// Canonical name of an expert matrix' module.
@@ -147,6 +157,12 @@ pub fn parse_expert_module(name: &str) -> Option<MatrixId> {
 pub fn factor_names(id: MatrixId) -> (String, String) {
     let module = expert_module(id);
     (format!("{module}.u.weight"), format!("{module}.v.weight"))
+}
+
+/// Names of the tensors of a pivoted matrix in our own output: (basis, coefficients, order).
+pub fn pivoted_names(id: MatrixId) -> (String, String, String) {
+    let module = expert_module(id);
+    (format!("{module}.basis.weight"), format!("{module}.coefficients.weight"), format!("{module}.order"))
 }
 
 /// Canonical name of a layer's tensor, e.g. `layer_tensor(3, "input_layernorm")`.
@@ -224,14 +240,16 @@ pub fn locate(layout: Layout, config: &ModelConfig, spec: &TensorSpec) -> Slice 
     }
 }
 
-/// Where an expert matrix lies: dense without a rank, else its two factors.
+/// Where an expert matrix lies: dense without a rank, else its factors. Only our own layout has a choice of storage.
 pub fn locate_matrix(
     layout: Layout,
     config: &ModelConfig,
     id: MatrixId,
+    storage: Storage,
     rank: Option<usize>,
 ) -> MatrixLocation {
-    let MatrixShape { rows, cols } = config.matrix_shape(id.projection);
+    let matrix = config.matrix_shape(id.projection);
+    let MatrixShape { rows, cols } = matrix;
     let module = id.module_name();
     let factor = |suffix: &str, shape: [usize; 2]| Slice {
         tensor: format!("{module}.{suffix}.weight"),
@@ -241,6 +259,14 @@ pub fn locate_matrix(
         row_order: RowOrder::Canonical,
     };
     match (layout, rank) {
+        (Layout::LowRank, Some(r)) if storage == Storage::Pivoted => {
+            let [basis, coefficients] = factor_shapes(matrix, r);
+            MatrixLocation::Pivoted {
+                basis: factor("basis", basis),
+                coefficients: factor("coefficients", coefficients),
+                order: pivoted_names(id).2,
+            }
+        }
         (Layout::LowRank, Some(r)) => {
             MatrixLocation::Factored { u: factor("u", [rows, r]), v: factor("v", [r, cols]) }
         }
@@ -340,7 +366,8 @@ mod tests {
         let config = tiny();
         let mut covered = std::collections::BTreeMap::<String, Vec<(u64, u64)>>::new();
         for id in config.matrices() {
-            let MatrixLocation::Dense(slice) = locate_matrix(Layout::HfFused, &config, id, None) else {
+            let MatrixLocation::Dense(slice) = locate_matrix(Layout::HfFused, &config, id, Storage::Uv, None)
+            else {
                 panic!("fused experts are dense");
             };
             let elements: u64 = slice.shape.iter().map(|&d| d as u64).product();

@@ -2,6 +2,7 @@
 
 use crate::{MatrixShape, Unit};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How a matrix W [m, n] of rank r is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -12,6 +13,48 @@ pub enum Storage {
     Uv,
     /// r independent columns or rows and the coefficients of the others: r·(m + n − r) parameters.
     Pivoted,
+}
+
+impl Storage {
+    /// The spelling in `lowrank_config.storage` and in flags.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Uv => "uv",
+            Self::Pivoted => "pivoted",
+        }
+    }
+
+    /// Reads it back.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Uv, Self::Pivoted].into_iter().find(|storage| storage.as_str() == text)
+    }
+
+    /// The largest rank that a matrix can be stored at.
+    pub const fn rank_max(self, shape: MatrixShape) -> usize {
+        let short = if shape.rows < shape.cols { shape.rows } else { shape.cols };
+        match self {
+            Self::Uv => short,
+            // At full rank nothing is left to be made of pivots.
+            Self::Pivoted => short - 1,
+        }
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Bytes of one entry of the index of a pivoted matrix: i64, the only integer that every version of torch indexes with.
+pub const INDEX_ELEMENT_BYTES: u64 = 8;
+
+/// Bytes of a matrix' index. It says where weights belong and holds none: it counts as bytes, not as parameters.
+pub fn index_bytes(shape: MatrixShape, storage: Storage, rank: Option<usize>) -> u64 {
+    match (storage, rank) {
+        (Storage::Pivoted, Some(_)) => shape.short_side() as u64 * INDEX_ELEMENT_BYTES,
+        _ => 0,
+    }
 }
 
 /// Parameters of a matrix stored dense (`rank` absent) or at a rank. Exact; cannot overflow for checked dimensions.
@@ -55,7 +98,9 @@ impl CostModel {
         match (self.unit, rank) {
             (Unit::Params, _) => params,
             (Unit::Bytes, None) => params * self.dense_element_bytes,
-            (Unit::Bytes, Some(_)) => params * self.factor_element_bytes,
+            (Unit::Bytes, Some(_)) => {
+                params * self.factor_element_bytes + index_bytes(shape, self.storage, rank)
+            }
         }
     }
 }

@@ -1,17 +1,16 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
 use crate::spectra::Course;
+use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning, round::round};
-use lowrank_compute::Faer;
-use lowrank_model::names::{Role, TensorSpec, factor_names};
-use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum, Tensor};
+use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning};
+use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{FactorOptions, Factored, Route};
 use lowrank_writer::report::{BaseModel, Outcome, Settings};
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, Documents, JobKey, Leftover, OutputTensor, Published, Report,
-    ShardLayout, StagingDir, check_out, check_space, held_bytes,
+    Card, ChatTemplate, CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published,
+    Report, ShardLayout, StagingDir, check_out, check_space, held_bytes,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -167,6 +166,7 @@ fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> 
         "sensitivity": plan.sensitivity,
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "factor_dtype": plan.factor_dtype,
+        "storage": plan.storage,
         "method": factor.method,
         "seed": factor.seed,
         "shard_bytes_max": factor.shard_bytes_max,
@@ -208,6 +208,10 @@ impl Work<'_> {
         self.request.plan.factor_dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
     }
 
+    fn form(&self) -> Form {
+        Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() }
+    }
+
     fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
         match spec.role {
             Role::Expert(id) => Some((id, *self.ranks.get(&id)?)),
@@ -228,15 +232,12 @@ impl Work<'_> {
         for spec in self.checkpoint.specs() {
             match self.rank_of(spec) {
                 Some((id, r)) => {
-                    let (u, v) = factor_names(id);
                     let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    let dtype = self.factor_dtype();
-                    output.push(OutputTensor { name: u, dtype, shape: vec![shape.rows, r] });
-                    output.push(OutputTensor { name: v, dtype, shape: vec![r, shape.cols] });
+                    output.extend(self.form().output_tensors(id, shape, r));
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
-                    dtype: self.stored_dtype(spec),
+                    dtype: self.stored_dtype(spec).into(),
                     shape: spec.shape.clone(),
                 }),
             }
@@ -282,7 +283,7 @@ impl Work<'_> {
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
         let tensor = self.checkpoint.read_tensor(spec)?;
         self.checkpoint.check_finite(&spec.name, &tensor)?;
-        Ok(writer.write_unit(&spec.name, &[(&spec.name, &tensor)], String::new())?)
+        Ok(writer.write_unit(&spec.name, &[(&spec.name, Content::Weights(&tensor))], String::new())?)
     }
 
     fn factor(
@@ -296,17 +297,19 @@ impl Work<'_> {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let spectrum = self.spectra.get(&id);
-        let Remade { u, v, route, relative_error } =
-            remake(&matrix, id, rank, self.request.factor, self.factor_dtype(), spectrum)?;
+        let Remade { pieces, route, relative_error, largest_coefficient, round_trip_error } =
+            self.form().remake(matrix, id, rank, self.request.factor, self.spectra.get(&id))?;
         let outcome = Outcome {
             relative_error,
             excess_over_optimum: excess(relative_error, self.optimum[&id]),
             route: route.to_string(),
+            largest_coefficient,
+            round_trip_error,
         };
-        let (u_name, v_name) = factor_names(id);
+        let contents: Vec<(&str, Content<'_>)> =
+            pieces.iter().map(|(name, piece)| (name.as_str(), piece.content())).collect();
         let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
-        writer.write_unit(&spec.name, &[(&u_name, &u), (&v_name, &v)], note)?;
+        writer.write_unit(&spec.name, &contents, note)?;
         Ok(outcome)
     }
 
@@ -350,35 +353,6 @@ impl Work<'_> {
             shard_bytes_max,
         }
     }
-}
-
-/// The factors of one matrix as they are stored, and how they came about.
-pub(crate) struct Remade {
-    pub(crate) u: Tensor,
-    pub(crate) v: Tensor,
-    pub(crate) route: Route,
-    pub(crate) relative_error: f64,
-}
-
-/// Factors one matrix: a function of its arguments alone.
-pub(crate) fn remake(
-    matrix: &Tensor,
-    id: MatrixId,
-    rank: usize,
-    settings: &FactorSettings,
-    dtype: Dtype,
-    spectrum: Option<&Spectrum>,
-) -> Result<Remade, PipelineError> {
-    let FactorSettings { method, seed, .. } = *settings;
-    let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
-    let Factored { factors, route, relative_error, .. } =
-        lowrank_svd::factor(&Faer, matrix, rank, &options, spectrum)
-            .map_err(|source| PipelineError::Svd { name: id, source })?;
-    let (u_name, v_name) = factor_names(id);
-    let (rows, cols) = (matrix.shape()[0], matrix.shape()[1]);
-    let u = round(&u_name, vec![rows, rank], dtype, &factors.u)?;
-    let v = round(&v_name, vec![rank, cols], dtype, &factors.v)?;
-    Ok(Remade { u, v, route, relative_error })
 }
 
 /// How far factors are from the best of their rank. Below f32's resolution both errors are rounding.

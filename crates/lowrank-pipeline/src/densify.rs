@@ -1,14 +1,14 @@
-//! `densify`: factors multiplied back, W = u·v, under the base's names and shapes.
+//! `densify`: factors multiplied back, u·v or [I T] on its basis, under the base's names and shapes.
 //!
 //! For runtimes that know no factors. The result is as large as the base and loses what the factors lost.
 
 use crate::{PipelineError, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::{self, Role};
-use lowrank_model::{Dtype, MatrixId, Progress, Tensor};
+use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_writer::{Card, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -40,13 +40,13 @@ pub fn densify(
         .iter()
         .map(|spec| OutputTensor {
             name: spec.name.clone(),
-            dtype: match spec.role {
+            dtype: ElementType::from(match spec.role {
                 Role::Expert(id) if checkpoint.rank(id).is_some() => {
                     settings.dtype.unwrap_or_else(|| checkpoint.matrix_dtype(id))
                 }
                 Role::Expert(id) => checkpoint.matrix_dtype(id),
                 _ => checkpoint.dtype(&spec.name).expect("validated when opened"),
-            },
+            }),
             shape: spec.shape.clone(),
         })
         .collect::<Vec<_>>();
@@ -80,6 +80,35 @@ fn dense_matrix(
 ) -> Result<Tensor, PipelineError> {
     match checkpoint.read_matrix(id)? {
         StoredMatrix::Dense(tensor) => Ok(tensor),
+        StoredMatrix::Pivoted { side, basis, coefficients, order } => {
+            let (stored_basis, stored_table) = (basis.to_f32(), coefficients.to_f32());
+            let wide = |tensor: &Tensor, values| {
+                ArrayView2::from_shape((tensor.shape()[0], tensor.shape()[1]), values)
+                    .expect("a tensor's own shape")
+            };
+            let (basis_f32, table) = (wide(&basis, &stored_basis), wide(&coefficients, &stored_table));
+            let shape = checkpoint.config().matrix_shape(id.projection);
+            let mut w = Array2::<f32>::zeros((shape.rows, shape.cols));
+            // From the side of the pivots everything is columns.
+            let (basis_f32, table, mut columns): (_, _, ArrayViewMut2<'_, f32>) = match side {
+                PivotSide::Inputs => (basis_f32, table, w.view_mut()),
+                PivotSide::Outputs => {
+                    (basis_f32.reversed_axes(), table.reversed_axes(), w.view_mut().reversed_axes())
+                }
+            };
+            let mut others = Array2::<f32>::zeros((basis_f32.nrows(), table.ncols()));
+            Faer.gemm(basis_f32, table, others.view_mut(), Accumulate::Replace);
+            for (source, places) in
+                [(basis_f32, order.pivots().collect::<Vec<_>>()), (others.view(), order.others().collect())]
+            {
+                for (column, place) in source.columns().into_iter().zip(places) {
+                    columns.column_mut(place).assign(&column);
+                }
+            }
+            let name = format!("{id}.weight");
+            let dtype = dtype.unwrap_or(basis.dtype());
+            round(&name, vec![shape.rows, shape.cols], dtype, w.as_slice().expect("made in standard order"))
+        }
         StoredMatrix::Factored { u, v } => {
             let (m, r, n) = (u.shape()[0], u.shape()[1], v.shape()[1]);
             let (wide_u, wide_v) = (u.to_f32(), v.to_f32());

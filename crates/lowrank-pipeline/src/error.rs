@@ -1,6 +1,6 @@
 //! Every way in which a job can fail.
 
-use lowrank_model::{Dtype, Layout, MatrixId, budget::BudgetError, plan::PlanError};
+use lowrank_model::{Dtype, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
 use lowrank_svd::allocate::AllocateError;
@@ -32,6 +32,16 @@ pub enum PipelineError {
     /// A plan that came from a file.
     #[error("plan: {0}")]
     Plan(#[from] PlanError),
+    /// A plan for another way to store factors.
+    #[error(
+        "--layout {asked}: the plan was made for {planned}, which costs other parameters; make a new plan"
+    )]
+    PlanStorage {
+        /// By the flag.
+        asked: Storage,
+        /// By the plan.
+        planned: Storage,
+    },
     /// Compressing what is compressed already.
     #[error("the checkpoint holds {0}; give the original, or `densify` this one first")]
     AlreadyFactored(Layout),

@@ -1,7 +1,7 @@
 //! `inspect`: what is in this checkpoint.
 
 use lowrank_model::names::Role;
-use lowrank_model::{Layout, MatrixId, ModelConfig};
+use lowrank_model::{Layout, MatrixId, ModelConfig, Storage};
 use lowrank_reader::Checkpoint;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub struct Kind {
     /// What the tensors are for.
     pub kind: &'static str,
-    /// How many, under canonical names; a factored matrix counts as two.
+    /// How many, under canonical names; a factored matrix counts as two, a pivoted one as three.
     pub tensors: u64,
     /// Their parameters.
     pub params: u64,
@@ -49,7 +49,7 @@ pub struct Inspection {
     pub params: u64,
     /// Bytes of weights.
     pub bytes: u64,
-    /// The most parameters that u·v factors could ever remove (every matrix at rank 1).
+    /// The most parameters that factors could ever remove (every matrix at rank 1).
     pub params_removable: u64,
     /// By purpose.
     pub kinds: Vec<Kind>,
@@ -69,15 +69,22 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let mut ranks = BTreeMap::new();
     let mut params_removable = 0;
     for spec in checkpoint.specs() {
+        let mut index_bytes = 0;
         let (dtype, tensors, params) = match spec.role {
             Role::Expert(id) => {
                 let shape = config.matrix_shape(id.projection);
                 let rank = checkpoint.rank(id);
-                let uv = lowrank_model::Storage::Uv;
-                let count = |rank| lowrank_model::params::stored_params(shape, uv, rank);
+                let storage = checkpoint.storage();
+                let count = |rank| lowrank_model::params::stored_params(shape, storage, rank);
                 params_removable += count(rank).saturating_sub(count(Some(1)));
                 ranks.extend(rank.map(|rank| (id, rank)));
-                (checkpoint.matrix_dtype(id), if rank.is_some() { 2 } else { 1 }, count(rank))
+                let tensors = match (rank, storage) {
+                    (None, _) => 1,
+                    (Some(_), Storage::Uv) => 2,
+                    (Some(_), Storage::Pivoted) => 3,
+                };
+                index_bytes = lowrank_model::params::index_bytes(shape, storage, rank);
+                (checkpoint.matrix_dtype(id), tensors, count(rank))
             }
             _ => match checkpoint.dtype(&spec.name) {
                 Some(dtype) => (dtype, 1, spec.elements()),
@@ -88,7 +95,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
         kind.kind = spec.role.label();
         kind.tensors += tensors;
         kind.params += params;
-        kind.bytes += params * dtype.size_bytes();
+        kind.bytes += params * dtype.size_bytes() + index_bytes;
         *dtypes.entry(dtype.safetensors_name()).or_default() += params;
     }
     let mut kinds: Vec<Kind> = kinds.into_values().collect();

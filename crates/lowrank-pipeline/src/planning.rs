@@ -3,7 +3,7 @@
 use crate::spectra::{Course, spectra_on_course};
 use crate::workers::{self, Resources};
 use crate::{Goal, Interrupt, PipelineError, PlanSettings};
-use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Storage, Unit};
+use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, plan_from_ranks};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,6 +49,9 @@ pub fn plan_on_course(
     let rank_multiple = settings.rank_multiple.unwrap_or_else(|| default_rank_multiple(checkpoint));
     match &settings.goal {
         Goal::Plan(plan) => {
+            if let Some(asked) = settings.storage.filter(|&asked| asked != plan.cost.storage) {
+                return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
+            }
             plan.validate(config, before)?;
             Ok(Planned { plan: (**plan).clone(), spectra: BTreeMap::new() })
         }
@@ -96,7 +99,7 @@ fn cost_model(checkpoint: &Checkpoint, settings: &PlanSettings, unit: Unit) -> C
     let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
     let dense = checkpoint.matrix_dtype(first);
     CostModel {
-        storage: Storage::Uv,
+        storage: settings.storage.unwrap_or_default(),
         unit,
         dense_element_bytes: dense.size_bytes(),
         factor_element_bytes: settings.factor_dtype.unwrap_or(dense).size_bytes(),

@@ -3,7 +3,8 @@
 //! Everything that decided the bytes is in `lowrank_report.json`: the base's hashes, the budget or the ranks, the
 //! settings. The second run grows beside the first, and is removed when it has been compared.
 
-use crate::compress::{self, Remade, Request, remake};
+use crate::compress::{self, Request};
+use crate::stored::{Form, Piece, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings, base};
 use lowrank_compute::Faer;
@@ -171,6 +172,7 @@ fn plan_settings(report: &Report, path: &Path) -> Result<PlanSettings, PipelineE
         sensitivity: *sensitivity,
         keep_dense,
         factor_dtype: Some(*factor_dtype),
+        storage: Some(report.storage),
     })
 }
 
@@ -349,6 +351,13 @@ fn tensor_difference(was: &Tensor, is: &Tensor) -> Option<String> {
     Some(format!("{numbers} of {} numbers differ, by {largest:.3e} at most", was.elements()))
 }
 
+fn piece_difference(was: &Piece, is: &Piece) -> Option<String> {
+    match (was, is) {
+        (Piece::Weights(was), Piece::Weights(is)) => tensor_difference(was, is),
+        _ => (was != is).then(|| "other pivots".to_owned()),
+    }
+}
+
 /// Makes a few matrices again; returns how many.
 fn sampled(
     base: &Checkpoint,
@@ -361,6 +370,7 @@ fn sampled(
 ) -> Result<usize, PipelineError> {
     let out = Checkpoint::open(job.out)?;
     let factor = factor_settings(&report.settings, &job.out.join(format::REPORT_FILE))?;
+    let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
     let ids = draw(out.ranks().keys().copied(), sample);
     progress.start("make again", ids.len() as u64, "matrices");
     let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
@@ -368,7 +378,6 @@ fn sampled(
             .with_max_len(1)
             .map(|&id| {
                 job.interrupt.check()?;
-                let StoredMatrix::Factored { u, v } = out.read_matrix(id)? else { return Ok(Vec::new()) };
                 let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(base.layout()));
                 };
@@ -378,16 +387,14 @@ fn sampled(
                     .map(|_| lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto))
                     .transpose()
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
-                let rank = u.shape()[1];
-                let dtype = report.settings.factor_dtype;
-                let Remade { u: new_u, v: new_v, .. } =
-                    remake(&matrix, id, rank, &factor, dtype, spectrum.as_ref())?;
+                let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
+                let again = form.remake(matrix, id, rank, &factor, spectrum.as_ref())?;
                 progress.advance(1);
-                let pairs = [("u", u, new_u), ("v", v, new_v)];
-                let differing = pairs.into_iter().filter_map(|(which, was, is)| {
-                    let what = tensor_difference(&was, &is)?;
-                    let tensor = Some(format!("{id}.{which}.weight"));
-                    Some(Difference { file: job.out.display().to_string(), tensor, what })
+                let was = pieces_of(id, out.read_matrix(id)?);
+                let pairs = was.into_iter().zip(again.pieces);
+                let differing = pairs.filter_map(|((tensor, was), (_, is))| {
+                    let what = piece_difference(&was, &is)?;
+                    Some(Difference { file: job.out.display().to_string(), tensor: Some(tensor), what })
                 });
                 Ok(differing.collect())
             })

@@ -1,7 +1,7 @@
 //! What a job is told, already validated: domain values, no strings to parse.
 
 use lowrank_model::plan::Sensitivity;
-use lowrank_model::{Budget, Dtype, MatrixId, RankPlan};
+use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage};
 use lowrank_svd::MethodChoice;
 use std::collections::BTreeMap;
 
@@ -29,6 +29,8 @@ pub struct PlanSettings {
     pub sensitivity: Sensitivity,
     /// Matrices whose module name matches any of these stay dense.
     pub keep_dense: Vec<regex::Regex>,
+    /// How factors are stored; `None`: as u·v, or as a given plan says.
+    pub storage: Option<Storage>,
     /// Dtype of the factors; `None`: that of the matrix.
     pub factor_dtype: Option<Dtype>,
 }

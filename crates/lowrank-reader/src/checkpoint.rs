@@ -6,6 +6,7 @@
 //! | fused `gate_up_proj [E, 2F, H]`, `down_proj [E, H, F]` | a contiguous run of rows |
 //! | Mistral `wq [heads·d, H]`, `wk` | rows reordered within each head |
 //! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
+//! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
 
 use crate::error::ReadError;
 use crate::family::{self, Spelling};
@@ -16,7 +17,9 @@ use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
 use lowrank_model::names::{self, MatrixLocation, Role, RowOrder, Slice, TensorSpec};
 use lowrank_model::plan::Size;
-use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Tensor};
+use lowrank_model::{
+    Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,13 +33,16 @@ pub struct Checkpoint {
     config_json: Value,
     layout: Layout,
     ranks: BTreeMap<MatrixId, usize>,
+    storage: Storage,
     specs: Vec<TensorSpec>,
     shards: Vec<Shard>,
     infos: Vec<ShardInfo>,
     /// Dense tensors by canonical name.
     dense: BTreeMap<String, Run>,
-    /// (u, v) of the factored matrices.
+    /// (u, v), or (basis, coefficients), of the factored matrices.
     factored: BTreeMap<MatrixId, (Run, Run)>,
+    /// Indices of the pivoted ones.
+    orders: BTreeMap<MatrixId, PivotOrder>,
     ignored: Vec<IgnoredTensor>,
     companions: Vec<PathBuf>,
     size: Size,
@@ -73,6 +79,17 @@ pub enum StoredMatrix {
         u: Tensor,
         /// [r, n]
         v: Tensor,
+    },
+    /// W ≈ basis · [I T] Π, or Πᵀ [I; T] · basis: see [`lowrank_model::pivots`].
+    Pivoted {
+        /// Which of the two.
+        side: PivotSide,
+        /// [m, r] or [r, n]
+        basis: Tensor,
+        /// T: [r, n − r] or [m − r, r]
+        coefficients: Tensor,
+        /// Π
+        order: PivotOrder,
     },
 }
 
@@ -111,21 +128,34 @@ impl Checkpoint {
             Spelling::HuggingFace => Layout::HfPerExpert,
         };
 
-        let (config, ranks) = (family.config, family.ranks);
+        let (config, ranks, storage) = (family.config, family.ranks, family.storage);
         let specs = names::tensors(&config);
         let mut claims = Claims { catalog: &catalog, claimed: BTreeSet::new() };
         let mut dense = BTreeMap::new();
         let mut factored = BTreeMap::new();
+        let mut orders = BTreeMap::new();
         for spec in &specs {
             let location = match spec.role {
-                Role::Expert(id) => names::locate_matrix(layout, &config, id, ranks.get(&id).copied()),
+                Role::Expert(id) => {
+                    names::locate_matrix(layout, &config, id, storage, ranks.get(&id).copied())
+                }
                 _ => MatrixLocation::Dense(names::locate(layout, &config, spec)),
             };
             match (location, spec.role) {
                 (MatrixLocation::Factored { u, v }, Role::Expert(id)) => {
                     factored.insert(id, claims.factors(&u, &v)?);
                 }
-                (MatrixLocation::Factored { u: slice, .. } | MatrixLocation::Dense(slice), _) => {
+                (MatrixLocation::Pivoted { basis, coefficients, order }, Role::Expert(id)) => {
+                    factored.insert(id, claims.factors(&basis, &coefficients)?);
+                    let len = config.matrix_shape(id.projection).short_side();
+                    orders.insert(id, claims.order(&order, ranks[&id], len)?);
+                }
+                (
+                    MatrixLocation::Factored { u: slice, .. }
+                    | MatrixLocation::Pivoted { basis: slice, .. }
+                    | MatrixLocation::Dense(slice),
+                    _,
+                ) => {
                     dense.insert(spec.name.clone(), claims.claim(&slice)?);
                 }
             }
@@ -135,7 +165,9 @@ impl Checkpoint {
         let all = || dense.values().chain(factored.values().flat_map(|(u, v)| [u, v]));
         let size = Size {
             params: all().map(Run::elements).sum(),
-            bytes: all().map(|run| run.elements() * run.dtype.size_bytes()).sum(),
+            bytes: all().map(|run| run.elements() * run.dtype.size_bytes()).sum::<u64>()
+                + orders.values().map(|order| order.all().len() as u64).sum::<u64>()
+                    * ElementType::Index.size_bytes(),
         };
         let config_json = family.config_json.unwrap_or_else(|| {
             let mut json = config.to_hf_json();
@@ -156,11 +188,13 @@ impl Checkpoint {
             config_json,
             layout,
             ranks,
+            storage,
             specs,
             shards,
             infos,
             dense,
             factored,
+            orders,
             ignored,
             size,
         })
@@ -201,6 +235,11 @@ impl Checkpoint {
         self.ranks.get(&id).copied()
     }
 
+    /// How factored matrices are stored.
+    pub fn storage(&self) -> Storage {
+        self.storage
+    }
+
     /// Ranks of all factored matrices.
     pub fn ranks(&self) -> &BTreeMap<MatrixId, usize> {
         &self.ranks
@@ -238,7 +277,16 @@ impl Checkpoint {
     /// Reads an expert matrix as it is stored.
     pub fn read_matrix(&self, id: MatrixId) -> Result<StoredMatrix, ReadError> {
         if let Some((u, v)) = self.factored.get(&id) {
-            return Ok(StoredMatrix::Factored { u: self.read(u)?, v: self.read(v)? });
+            let (first, second) = (self.read(u)?, self.read(v)?);
+            return Ok(match self.orders.get(&id) {
+                None => StoredMatrix::Factored { u: first, v: second },
+                Some(order) => StoredMatrix::Pivoted {
+                    side: PivotSide::of(self.config.matrix_shape(id.projection)),
+                    basis: first,
+                    coefficients: second,
+                    order: order.clone(),
+                },
+            });
         }
         let name = matrix_name(id);
         match self.dense.get(&name) {
@@ -446,6 +494,26 @@ impl Claims<'_> {
             });
         }
         Ok((u, v))
+    }
+
+    /// Reads and checks an index of pivots: a few kilobytes that no header can vouch for.
+    fn order(&mut self, tensor: &str, rank: usize, len: usize) -> Result<PivotOrder, ReadError> {
+        let catalog = self.catalog;
+        let Some((shard, entry)) = catalog.entries.get(tensor) else { return Err(self.missing(tensor)) };
+        let shard = &catalog.shards[*shard];
+        let (path, name) = (|| shard.path.clone(), || tensor.to_owned());
+        if entry.dtype != safetensors::Dtype::I64 || entry.shape != [len as u64] {
+            let found = format!("{} {:?}", entry.dtype, entry.shape);
+            return Err(ReadError::NotAnIndex { path: path(), tensor: name(), found, len });
+        }
+        let mut bytes = vec![0; entry.len_bytes as usize];
+        shard.read_exact(entry.begin, &mut bytes, tensor)?;
+        self.claimed.insert(name());
+        PivotOrder::from_le_bytes(&bytes, rank, len).map_err(|source| ReadError::BadPivots {
+            path: path(),
+            tensor: name(),
+            source,
+        })
     }
 
     /// A missing weight beside a quantised one is a quantised checkpoint, which is the more helpful thing to say.

@@ -1,6 +1,7 @@
 //! Every way in which a checkpoint can lie: one variant each, naming the file and the tensor.
 
 use lowrank_model::config::ConfigError;
+use lowrank_model::pivots::PivotError;
 use std::path::PathBuf;
 
 /// Why a checkpoint was refused. Every message is one line.
@@ -131,6 +132,14 @@ pub enum ReadError {
         found: String,
         /// What is known.
         known: u64,
+    },
+    /// Factors that this program cannot put together.
+    #[error("{}: `lowrank_config.storage` is {found}, this program reads \"uv\" and \"pivoted\"", path.display())]
+    UnknownStorage {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
     },
     /// The rank map is absent or no map.
     #[error("{}: `{key}` is not a map from module names to ranks", path.display())]
@@ -437,6 +446,28 @@ pub enum ReadError {
         tensor: String,
         /// In the header.
         found: String,
+    },
+    /// An index of pivots with the wrong dtype or shape.
+    #[error("{}: `{tensor}` is {found}, expected an index: I64 [{len}]", path.display())]
+    NotAnIndex {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+        /// In the header.
+        found: String,
+        /// Short side of the matrix.
+        len: usize,
+    },
+    /// An index that puts weights nowhere, or two in one place.
+    #[error("{}: `{tensor}`: {source}", path.display())]
+    BadPivots {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+        /// What is wrong.
+        source: PivotError,
     },
     /// u and v of one matrix differ in dtype.
     #[error("{}: `{tensor}` is {found}, the matrix' other factor is {expected}", path.display())]

@@ -3,7 +3,7 @@
 use crate::error::{ReadError, clip};
 use crate::folder::Folder;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Layout, MatrixId, ModelConfig, format};
+use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, format};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub(crate) struct Family {
     pub(crate) spelling: Spelling,
     /// Ranks of the factored matrices.
     pub(crate) ranks: BTreeMap<MatrixId, usize>,
+    /// How factors are stored.
+    pub(crate) storage: Storage,
 }
 
 /// What the config knows of the layout.
@@ -44,27 +46,28 @@ pub(crate) fn read(folder: &Folder) -> Result<Family, ReadError> {
         source: printable(source),
     })?;
     let spelling = Spelling::Known(Layout::Consolidated);
-    Ok(Family { config, config_json: None, spelling, ranks: BTreeMap::new() })
+    Ok(Family { config, config_json: None, spelling, ranks: BTreeMap::new(), storage: Storage::Uv })
 }
 
 fn from_hugging_face(path: &Path, json: Value) -> Result<Family, ReadError> {
     let config = ModelConfig::from_hf_json(&json)
         .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
     let model_type = json.get("model_type").and_then(Value::as_str);
-    let (spelling, ranks) = if model_type == Some(format::MODEL_TYPE) {
+    let (spelling, ranks, storage) = if model_type == Some(format::MODEL_TYPE) {
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
-        check_format(path, lowrank)?;
-        let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config)?;
-        (Spelling::Known(Layout::LowRank), ranks)
+        let storage = check_format(path, lowrank)?;
+        let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config, storage)?;
+        (Spelling::Known(Layout::LowRank), ranks, storage)
     } else if let Some(ranks) = json.get("ranks").filter(|ranks| !ranks.is_null()) {
-        (Spelling::Known(Layout::Minixtral), read_ranks(path, "ranks", Some(ranks), &config)?)
+        let ranks = read_ranks(path, "ranks", Some(ranks), &config, Storage::Uv)?;
+        (Spelling::Known(Layout::Minixtral), ranks, Storage::Uv)
     } else {
-        (Spelling::HuggingFace, BTreeMap::new())
+        (Spelling::HuggingFace, BTreeMap::new(), Storage::Uv)
     };
-    Ok(Family { config, config_json: Some(json), spelling, ranks })
+    Ok(Family { config, config_json: Some(json), spelling, ranks, storage })
 }
 
-fn check_format(path: &Path, lowrank: &Value) -> Result<(), ReadError> {
+fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
     let shown = |key: &str| lowrank.get(key).map_or("missing".into(), |found| clip(&found.to_string()));
     if lowrank.get("format").and_then(Value::as_str) != Some(format::FORMAT) {
         return Err(ReadError::ForeignFormat { path: path.into(), found: shown("format") });
@@ -73,7 +76,13 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<(), ReadError> {
         let found = shown("format_version");
         return Err(ReadError::FormatVersion { path: path.into(), found, known: format::FORMAT_VERSION });
     }
-    Ok(())
+    match lowrank.get("storage") {
+        None => Ok(Storage::Uv),
+        Some(storage) => storage
+            .as_str()
+            .and_then(Storage::parse)
+            .ok_or_else(|| ReadError::UnknownStorage { path: path.into(), found: shown("storage") }),
+    }
 }
 
 fn read_ranks(
@@ -81,6 +90,7 @@ fn read_ranks(
     key: &'static str,
     map: Option<&Value>,
     config: &ModelConfig,
+    storage: Storage,
 ) -> Result<BTreeMap<MatrixId, usize>, ReadError> {
     let Some(map) = map.and_then(Value::as_object) else {
         return Err(ReadError::NoRankMap { path: path.into(), key });
@@ -92,7 +102,7 @@ fn read_ranks(
         let Some(id) = known else {
             return Err(ReadError::RankOfUnknownMatrix { path: path.into(), module: clip(module) });
         };
-        let rank_max = config.matrix_shape(id.projection).short_side();
+        let rank_max = storage.rank_max(config.matrix_shape(id.projection));
         match rank.as_u64() {
             Some(rank) if (1..=rank_max as u64).contains(&rank) => ranks.insert(id, rank as usize),
             _ => {

@@ -13,6 +13,7 @@
 //! | [`mod@spectrum`] | singular values from a Gram matrix |
 //! | [`mod@factor`] | the route to the factors, and what they miss |
 //! | [`factors`] | splitting a subspace into u and v |
+//! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
 //!
@@ -22,6 +23,7 @@ pub mod allocate;
 mod error;
 pub mod factor;
 pub mod factors;
+pub mod pivot;
 pub mod precision;
 pub mod randomized;
 pub mod spectrum;
@@ -31,5 +33,6 @@ pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_f
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;
+pub use pivot::{Pivoted, pivot};
 pub use precision::{Precision, PrecisionChoice};
 pub use spectrum::spectrum;

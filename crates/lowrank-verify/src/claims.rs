@@ -4,10 +4,10 @@
 //! factored one must have the rank and the error that its record says; counts in metadata must be those of the headers.
 
 use crate::error::VerifyError;
-use crate::factors::relative_error;
+use crate::factors::{energy, relative_error, rounding_energy};
 use crate::record::{Record, Row, read_index_totals, read_record, squared_error_tolerance};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
-use lowrank_model::names::{Role, TensorSpec, factor_names};
+use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::{Layout, MatrixId, Progress, Tensor, Unit, format};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use std::collections::BTreeMap;
@@ -254,18 +254,31 @@ impl Claims<'_> {
         theirs: &StoredMatrix,
         row: Option<&Row>,
     ) -> FactoredMatrix {
-        if let StoredMatrix::Factored { u, v } = theirs {
-            let (u_name, v_name) = factor_names(id);
-            for (name, factor) in [(u_name, u), (v_name, v)] {
-                if let Some(element) = factor.first_non_finite() {
-                    self.find(FindingKind::NonFinite, name, format!("element {element} is NaN or infinite"));
-                }
+        let factors = match theirs {
+            StoredMatrix::Dense(_) => Vec::new(),
+            StoredMatrix::Factored { u, v } => {
+                let (u_name, v_name) = factor_names(id);
+                vec![(u_name, u), (v_name, v)]
+            }
+            StoredMatrix::Pivoted { basis, coefficients, .. } => {
+                let (basis_name, coefficients_name, _) = pivoted_names(id);
+                vec![(basis_name, basis), (coefficients_name, coefficients)]
+            }
+        };
+        for (name, factor) in factors {
+            if let Some(element) = factor.first_non_finite() {
+                self.find(FindingKind::NonFinite, name, format!("element {element} is NaN or infinite"));
             }
         }
         let measured = relative_error(ours, theirs);
         let recorded = row.map(|row| row.relative_error);
         if let Some(recorded) = recorded {
-            let tolerance = squared_error_tolerance(recorded, self.compressed.matrix_dtype(id));
+            let dtype = self.compressed.matrix_dtype(id);
+            let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
+                Some(rounding) => rounding / energy(ours),
+                None => dtype.unit_roundoff().powi(2),
+            };
+            let tolerance = squared_error_tolerance(recorded, rounding);
             let distance = (measured * measured - recorded * recorded).abs();
             // Written so that a NaN on either side is a finding.
             let holds = distance <= tolerance;

@@ -4,7 +4,7 @@
 //! later versions.
 
 use lowrank_model::plan::Size;
-use lowrank_model::{Dtype, Storage, Unit, format};
+use lowrank_model::{Storage, Unit, format};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -81,9 +81,6 @@ pub fn read_record(dir: &Path) -> Result<Record, String> {
             record.report_version
         ));
     }
-    if record.storage != Storage::Uv {
-        return Err("`storage` is not one that this program can recompute".into());
-    }
     Ok(record)
 }
 
@@ -109,9 +106,9 @@ pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
 /// The recorded error e is that of the factors before they were rounded to their dtype of unit roundoff u. Rounding
 /// adds δu·v + u·δv. At the optimum the residual is orthogonal to both, so the squares add; an element's rounding
 /// error is spread evenly over at most ±u of it, so each term has at most u²/3 of ‖u·v‖² ≤ ‖W‖². Together 2u²/3;
-/// u² leaves room for chance. (Seen for bf16 on trained weights: 0.36 u².) The rest is the arithmetic of the recorded
-/// number: 1e-5 of e², as it may come from an f32 spectrum, and 1e-10 where e itself is rounding.
-pub fn squared_error_tolerance(recorded: f64, factors: Dtype) -> f64 {
-    let u = factors.unit_roundoff();
-    u * u + 1e-5 * recorded * recorded + 1e-10
+/// `rounding` = u² leaves room for chance. (Seen for bf16 on trained weights: 0.36 u².) That of pivoted storage is
+/// [`crate::factors::rounding_energy`] as a share of ‖W‖². The rest is the arithmetic of the recorded number: 1e-5 of e²,
+/// as it may come from an f32 spectrum, and 1e-10 where e itself is rounding.
+pub fn squared_error_tolerance(recorded: f64, rounding: f64) -> f64 {
+    rounding + 1e-5 * recorded * recorded + 1e-10
 }

@@ -6,14 +6,15 @@
     {"format": "lowrank-compress", "format_version": 1, "storage": "uv",
      "ranks": {"model.layers.0.block_sparse_moe.experts.0.w1": 2464, ...}}
 
-A matrix without a rank is dense. Everything else is a plain Mixtral configuration.
+`storage` is "uv" (two factors u @ v) or "pivoted" (some of the matrix's own columns or rows, and coefficients that make
+the others of them). A matrix without a rank is dense. Everything else is a plain Mixtral configuration.
 """
 
 from transformers import MixtralConfig
 
 FORMAT = "lowrank-compress"
 FORMAT_VERSIONS = (1,)
-STORAGES = ("uv",)
+STORAGES = ("uv", "pivoted")
 
 
 def checked_ranks(config):
@@ -27,6 +28,11 @@ def checked_ranks(config):
     if storage not in STORAGES:
         raise ValueError(f"`lowrank_config.storage` is {storage!r}, this code knows {STORAGES}")
     return lowrank["ranks"]
+
+
+def storage_of(config):
+    """How factors are stored, of a config that `checked_ranks` accepts."""
+    return config.lowrank_config.get("storage", "uv")
 
 
 class LowRankMixtralConfig(MixtralConfig):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Mixtral with low-rank expert matrices: W [out, in] ~= u [out, r] @ v [r, in].
+"""Mixtral with low-rank expert matrices: W [out, in] ~= u [out, r] @ v [r, in], or the same by pivots.
 
 Attention, norms, router, embedding and head are transformers' own; only the experts are replaced. The module tree has
-the names of the checkpoint in every version of transformers, `model.layers.L.block_sparse_moe.experts.E.w1.{u,v}.weight`,
-so no conversion of weights takes place. Two generations are served:
+the names of the checkpoint in every version of transformers, `model.layers.L.block_sparse_moe.experts.E.w1.{u,v}.weight`
+(`{basis,coefficients}.weight` and `order` if pivoted), so no conversion of weights takes place. Two generations are served:
 
     v4   layer.block_sparse_moe, its forward returns (hidden states, router logits)
     v5   layer.mlp, experts fused in 3-D tensors, its forward returns hidden states
@@ -17,7 +17,7 @@ from transformers import MixtralForCausalLM, MixtralModel
 from transformers.activations import ACT2FN
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from .configuration_lowrank_mixtral import LowRankMixtralConfig, checked_ranks
+from .configuration_lowrank_mixtral import LowRankMixtralConfig, checked_ranks, storage_of
 
 
 class LowRankLinear(nn.Module):
@@ -33,11 +33,45 @@ class LowRankLinear(nn.Module):
         return self.u(self.v(x))
 
 
-def make_linear(in_features, out_features, rank):
+class PivotedLinear(nn.Module):
+    """A matrix of rank r as r of its own columns (rows) and the coefficients T that make the others of them.
+
+    The pivots lie on the short side. `order` holds every index of that side once, pivots first:
+
+        in <= out    x -> basis (x_pivots + T x_others)                     basis [out, r], T [r, in - r]
+        in > out     y_pivots = basis x, y_others = T y_pivots              basis [r, in],  T [out - r, r]
+    """
+
+    def __init__(self, in_features, out_features, rank):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.pivots_on_inputs = in_features <= out_features
+        if self.pivots_on_inputs:
+            self.coefficients = nn.Linear(in_features - rank, rank, bias=False)
+            self.basis = nn.Linear(rank, out_features, bias=False)
+        else:
+            self.basis = nn.Linear(in_features, rank, bias=False)
+            self.coefficients = nn.Linear(rank, out_features - rank, bias=False)
+        # A buffer of integers: it is saved, moved and never rounded, and it is no parameter.
+        self.register_buffer("order", torch.arange(min(in_features, out_features)))
+
+    def forward(self, x):
+        if self.pivots_on_inputs:
+            x = x.index_select(-1, self.order)
+            return self.basis(x[..., : self.rank] + self.coefficients(x[..., self.rank :]))
+        at_pivots = self.basis(x)
+        y = torch.cat((at_pivots, self.coefficients(at_pivots)), dim=-1)
+        return torch.empty_like(y).index_copy(-1, self.order, y)
+
+
+LINEARS = {"uv": LowRankLinear, "pivoted": PivotedLinear}
+
+
+def make_linear(in_features, out_features, rank, storage):
     """Factors for a rank; without one the matrix is dense and its tensor has the base model's name."""
     if rank is None:
         return nn.Linear(in_features, out_features, bias=False)
-    return LowRankLinear(in_features, out_features, rank)
+    return LINEARS[storage](in_features, out_features, rank)
 
 
 class LowRankExpert(nn.Module):
@@ -45,10 +79,10 @@ class LowRankExpert(nn.Module):
 
     def __init__(self, config, ranks, path):
         super().__init__()
-        hidden, inner = config.hidden_size, config.intermediate_size
-        self.w1 = make_linear(hidden, inner, ranks.get(f"{path}.w1"))  # gate
-        self.w2 = make_linear(inner, hidden, ranks.get(f"{path}.w2"))  # down
-        self.w3 = make_linear(hidden, inner, ranks.get(f"{path}.w3"))  # up
+        hidden, inner, storage = config.hidden_size, config.intermediate_size, storage_of(config)
+        self.w1 = make_linear(hidden, inner, ranks.get(f"{path}.w1"), storage)  # gate
+        self.w2 = make_linear(inner, hidden, ranks.get(f"{path}.w2"), storage)  # down
+        self.w3 = make_linear(hidden, inner, ranks.get(f"{path}.w3"), storage)  # up
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x):

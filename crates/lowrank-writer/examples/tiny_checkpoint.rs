@@ -62,7 +62,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         let missed: f64 = w.iter().zip(&product).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let energy: f64 = w.iter().map(|&a| f64::from(a).powi(2)).sum();
         let relative_error = (missed / energy).sqrt();
-        let outcome = Outcome { relative_error, excess_over_optimum: None, route: "subspace".into() };
+        let outcome = Outcome {
+            relative_error,
+            excess_over_optimum: None,
+            route: "subspace".into(),
+            largest_coefficient: None,
+            round_trip_error: None,
+        };
         outcomes.insert(id, outcome);
         let (u_name, v_name) = names::factor_names(id);
         small.insert(u_name, u);
@@ -95,7 +101,7 @@ fn outputs(tensors: &BTreeMap<String, Tensor>) -> Vec<OutputTensor> {
         .iter()
         .map(|(name, tensor)| OutputTensor {
             name: name.clone(),
-            dtype: tensor.dtype(),
+            dtype: tensor.dtype().into(),
             shape: tensor.shape().to_vec(),
         })
         .collect()

@@ -1,7 +1,7 @@
 //! `README.md`: the model card, filled into the text assets beside this crate's sources.
 
 use crate::report::{MatrixReport, Report};
-use lowrank_model::{Projection, display::grouped, format, plan::Size};
+use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
@@ -77,6 +77,7 @@ impl Card<'_> {
             FACTORED,
             &[
                 ("front_matter", &self.front_matter(&["mixtral", "moe", "low-rank", "svd", "custom_code"])),
+                ("storage_sentence", storage_sentence(report.storage)),
                 ("title", &format!("{} with low-rank experts", self.short_name())),
                 ("base_sentence", &self.base_sentence()),
                 ("params_before", &grouped(before.params)),
@@ -154,6 +155,17 @@ impl Card<'_> {
             INSTRUCTION,
             &[("template_file", file), ("fence", &fence), ("template", text.trim_end_matches('\n'))],
         )
+    }
+}
+
+/// What became of a matrix.
+const fn storage_sentence(storage: Storage) -> &'static str {
+    match storage {
+        Storage::Uv => "each `W [m, n]` became `u [m, r] · v [r, n]`",
+        Storage::Pivoted => {
+            "each `W [m, n]` became a matrix of rank r, stored as r of its own columns (or rows) and the coefficients that make \
+             the others of them: `r · (m + n − r)` numbers"
+        }
     }
 }
 
@@ -241,7 +253,7 @@ fn error_section(report: &Report) -> String {
     let factored = || report.matrices.iter().filter(|row| row.rank.is_some());
     let count = factored().count();
     let mut text = format!(
-        "{count} of {} expert matrices are factored. Their relative error `‖W − u·v‖ / ‖W‖` before rounding to the stored \
+        "{count} of {} expert matrices are factored. Their relative error `‖W − Ŵ‖ / ‖W‖` before rounding to the stored \
          number format: {:.4} (root mean square), {:.4} at most.",
         report.matrices.len(),
         rms(factored().map(|row| row.relative_error)),

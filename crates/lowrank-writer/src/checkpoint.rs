@@ -10,8 +10,9 @@ use crate::{
     recount::recount,
     staging::{self, StagingDir},
 };
-use lowrank_model::{Tensor, format};
+use lowrank_model::{ElementType, PivotOrder, Tensor, format};
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
@@ -39,6 +40,38 @@ pub struct Published {
     pub bytes: u64,
     /// Files of weights.
     pub shards: usize,
+}
+
+/// What a tensor of the output holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// Numbers of the model.
+    Weights(&'a Tensor),
+    /// The index of a pivoted matrix.
+    Order(&'a PivotOrder),
+}
+
+impl Content<'_> {
+    fn dtype(self) -> ElementType {
+        match self {
+            Self::Weights(tensor) => tensor.dtype().into(),
+            Self::Order(_) => ElementType::Index,
+        }
+    }
+
+    fn shape(self) -> Vec<usize> {
+        match self {
+            Self::Weights(tensor) => tensor.shape().to_vec(),
+            Self::Order(order) => vec![order.all().len()],
+        }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Weights(tensor) => Cow::Borrowed(tensor.bytes()),
+            Self::Order(order) => Cow::Owned(order.to_le_bytes()),
+        }
+    }
 }
 
 impl CheckpointWriter {
@@ -110,15 +143,15 @@ impl CheckpointWriter {
     pub fn write_unit(
         &self,
         unit: &str,
-        tensors: &[(&str, &Tensor)],
+        tensors: &[(&str, Content<'_>)],
         note: String,
     ) -> Result<(), WriteError> {
-        for (name, tensor) in tensors {
-            self.write(name, tensor)?;
+        for &(name, content) in tensors {
+            self.write_content(name, content)?;
         }
-        let hashed = |&(name, tensor): &(&str, &Tensor)| WrittenTensor {
+        let hashed = |&(name, content): &(&str, Content<'_>)| WrittenTensor {
             name: name.to_owned(),
-            blake3: blake3::hash(tensor.bytes()).to_hex().to_string(),
+            blake3: blake3::hash(&content.bytes()).to_hex().to_string(),
         };
         let tensors = tensors.iter().map(hashed).collect();
         self.staging.record_unit(Unit { name: unit.to_owned(), tensors, note })
@@ -136,7 +169,11 @@ impl CheckpointWriter {
 
     /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
-        let (shard, placed) = self.place(name, tensor)?;
+        self.write_content(name, Content::Weights(tensor))
+    }
+
+    fn write_content(&self, name: &str, content: Content<'_>) -> Result<(), WriteError> {
+        let (shard, placed) = self.place(name, content.dtype(), &content.shape())?;
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
@@ -144,27 +181,28 @@ impl CheckpointWriter {
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
         failpoint::hit().map_err(WriteError::io(&path, "write"))?;
-        file.write_all_at(tensor.bytes(), shard.header.len() as u64 + placed.begin)
+        file.write_all_at(&content.bytes(), shard.header.len() as u64 + placed.begin)
             .map_err(WriteError::io(&path, "write"))
     }
 
-    fn place(&self, name: &str, tensor: &Tensor) -> Result<(&Shard, &PlacedTensor), WriteError> {
+    fn place(
+        &self,
+        name: &str,
+        dtype: ElementType,
+        shape: &[usize],
+    ) -> Result<(&Shard, &PlacedTensor), WriteError> {
         let (shard, placed) =
             self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
         let planned = &placed.tensor;
-        if planned.shape != tensor.shape() {
+        if planned.shape != shape {
             return Err(WriteError::Shape {
                 name: name.into(),
                 planned: planned.shape.clone(),
-                found: tensor.shape().to_vec(),
+                found: shape.to_vec(),
             });
         }
-        if planned.dtype != tensor.dtype() {
-            return Err(WriteError::Dtype {
-                name: name.into(),
-                planned: planned.dtype,
-                found: tensor.dtype(),
-            });
+        if planned.dtype != dtype {
+            return Err(WriteError::Dtype { name: name.into(), planned: planned.dtype, found: dtype });
         }
         Ok((shard, placed))
     }

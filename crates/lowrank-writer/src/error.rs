@@ -1,6 +1,6 @@
 //! Every way in which writing can fail.
 
-use lowrank_model::Dtype;
+use lowrank_model::ElementType;
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint was not written. Each is one line that says what, where and what to do.
@@ -124,9 +124,9 @@ pub enum WriteError {
         /// The name.
         name: String,
         /// In the layout.
-        planned: Dtype,
+        planned: ElementType,
         /// As given.
-        found: Dtype,
+        found: ElementType,
     },
     /// A tensor given twice.
     #[error("tensor `{name}`: was written before")]

@@ -4,7 +4,7 @@
 //! `{"format":"pt"}` as its only metadata. Bytes follow from the list of tensors alone.
 
 use crate::WriteError;
-use lowrank_model::{Dtype, format, plan::Size};
+use lowrank_model::{ElementType, format, plan::Size};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub struct OutputTensor {
     /// Name in the checkpoint.
     pub name: String,
     /// Number format.
-    pub dtype: Dtype,
+    pub dtype: ElementType,
     /// Dimensions.
     pub shape: Vec<usize>,
 }
@@ -140,11 +140,14 @@ impl ShardLayout {
         Some((shard, &shard.tensors[tensor]))
     }
 
-    /// Parameters and bytes of all tensors.
+    /// Parameters and bytes of all tensors. An index is bytes only.
     pub fn size(&self) -> Size {
         let placed = || self.shards.iter().flat_map(|shard| &shard.tensors);
         Size {
-            params: placed().map(|p| (p.end - p.begin) / p.tensor.dtype.size_bytes()).sum(),
+            params: placed()
+                .filter(|p| p.tensor.dtype.is_weight())
+                .map(|p| (p.end - p.begin) / p.tensor.dtype.size_bytes())
+                .sum(),
             bytes: placed().map(|p| p.end - p.begin).sum(),
         }
     }
@@ -206,9 +209,10 @@ fn shard(name: String, mut tensors: Vec<OutputTensor>) -> Result<Shard, WriteErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_model::Dtype;
 
     fn tensor(name: &str, dtype: Dtype, shape: &[usize]) -> OutputTensor {
-        OutputTensor { name: name.into(), dtype, shape: shape.into() }
+        OutputTensor { name: name.into(), dtype: dtype.into(), shape: shape.into() }
     }
 
     #[test]

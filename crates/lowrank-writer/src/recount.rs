@@ -58,7 +58,10 @@ fn recount_shard(path: &Path, shard: &Shard) -> Result<Size, WriteError> {
         if !same || end - begin != params * placed.tensor.dtype.size_bytes() {
             return Err(differs(format!("`{name}` is {dtype} {shape:?} at {begin}..{end}")));
         }
-        size.params += params;
+        // Integers are an index: bytes, but no parameters.
+        if dtype != "I64" {
+            size.params += params;
+        }
         size.bytes += end - begin;
     }
     if let Some(name) = header.keys().next() {

@@ -113,6 +113,12 @@ pub struct MatrixReport {
     pub excess_over_optimum: Option<f64>,
     /// How the factors were found, `dense` for a matrix left dense.
     pub route: String,
+    /// max |T| of a pivoted matrix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest_coefficient: Option<f64>,
+    /// ‖Ŵ_stored − u·v‖ / ‖u·v‖ of a pivoted matrix: what rounding to the stored dtype cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round_trip_error: Option<f64>,
 }
 
 /// What factoring one matrix gave.
@@ -124,6 +130,10 @@ pub struct Outcome {
     pub excess_over_optimum: Option<f64>,
     /// See [`MatrixReport::route`].
     pub route: String,
+    /// See [`MatrixReport::largest_coefficient`].
+    pub largest_coefficient: Option<f64>,
+    /// See [`MatrixReport::round_trip_error`].
+    pub round_trip_error: Option<f64>,
 }
 
 impl Report {
@@ -152,6 +162,8 @@ impl Report {
                     relative_error: 0.0,
                     excess_over_optimum: None,
                     route: "dense".into(),
+                    largest_coefficient: None,
+                    round_trip_error: None,
                 });
                 let MatrixShape { rows, cols } = row.shape;
                 MatrixReport {
@@ -161,6 +173,8 @@ impl Report {
                     relative_error: outcome.relative_error,
                     excess_over_optimum: outcome.excess_over_optimum,
                     route: outcome.route,
+                    largest_coefficient: outcome.largest_coefficient,
+                    round_trip_error: outcome.round_trip_error,
                 }
             })
             .collect();
@@ -209,6 +223,8 @@ pub(crate) mod tests {
                             relative_error: 0.25,
                             excess_over_optimum: Some(1e-7),
                             route: "exact".into(),
+                            largest_coefficient: None,
+                            round_trip_error: None,
                         };
                         outcomes.insert(name, outcome);
                     }

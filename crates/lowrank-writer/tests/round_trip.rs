@@ -29,7 +29,7 @@ fn layout(tensors: &[(String, Tensor)], shard_bytes_max: u64) -> ShardLayout {
         .iter()
         .map(|(name, tensor)| OutputTensor {
             name: name.clone(),
-            dtype: tensor.dtype(),
+            dtype: tensor.dtype().into(),
             shape: tensor.shape().to_vec(),
         })
         .collect();

@@ -11,7 +11,7 @@ use super::products::{Element, Operand, Outer};
 use super::solver::{Qr, Wanted};
 use super::{CudaDevice, NoCuda};
 use crate::blocks::matrix_shape;
-use crate::{Accumulate, Backend, ComputeError, Eigen, Faer, Kernels, Real, Side};
+use crate::{Accumulate, Backend, ComputeError, Eigen, Faer, Kernels, PivotedQr, Real, Side};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder, s};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,6 +156,11 @@ where
     /// On the CPU: a reference, which must not share its errors with what it checks.
     fn singular_values(&self, a: Array2<T>) -> Result<Vec<T>, ComputeError> {
         self.cpu.singular_values(a)
+    }
+
+    // cuSOLVER has no QR with column pivoting.
+    fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError> {
+        self.cpu.qr_pivoted(a)
     }
 
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {

@@ -255,6 +255,24 @@ impl Draft {
         (draft, u, v)
     }
 
+    /// The tiny model with w1 [12, 8] of the first expert stored by three pivot columns.
+    pub(crate) fn pivoted(order: [i64; 8]) -> (Self, Tensor, Tensor) {
+        let mut draft = Self::of(Layout::LowRank);
+        let (basis, table) =
+            (random_tensor(7, &[12, 3], Dtype::Bf16), random_tensor(8, &[3, 5], Dtype::Bf16));
+        draft.remove(&format!("{W1}.weight"));
+        draft.add(SHARD_1, Raw::new(&format!("{W1}.basis.weight"), &basis));
+        draft.add(SHARD_2, Raw::new(&format!("{W1}.coefficients.weight"), &table));
+        let bytes = order.iter().flat_map(|index| index.to_le_bytes()).collect();
+        let order = Raw { name: format!("{W1}.order"), dtype: "I64".into(), shape: vec![8], bytes };
+        draft.add(SHARD_2, order);
+        draft.edit_config(|config| {
+            ranks(config)[W1] = json!(3);
+            config["lowrank_config"]["storage"] = json!("pivoted");
+        });
+        (draft, basis, table)
+    }
+
     /// Adds a tensor to a shard and to the index.
     pub(crate) fn add(&mut self, shard: &str, raw: Raw) {
         self.index.push((raw.name.clone(), shard.into()));

@@ -1,7 +1,7 @@
 //! Every layout gives the same canonical bytes.
 
 use crate::draft::{Draft, Raw, SHARD_2, W1, Weights, random_tensor, tiny_config};
-use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Tensor};
+use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use proptest::prelude::*;
 
@@ -126,6 +126,22 @@ fn factors_are_read_as_u_and_v() {
         assert_eq!(checkpoint.size().params, dense.size().params - 12 * 8 + 3 * (12 + 8));
         assert_eq!(checkpoint.size().bytes, 2 * checkpoint.size().params);
     }
+}
+
+#[test]
+fn pivots_are_read_with_their_order() {
+    let (draft, basis, coefficients) = Draft::pivoted([1, 4, 7, 0, 2, 3, 5, 6]);
+    let folder = draft.write();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.storage(), Storage::Pivoted);
+    let order = PivotOrder::of_pivots(&[1, 4, 7], 8);
+    let expected = StoredMatrix::Pivoted { side: PivotSide::Inputs, basis, coefficients, order };
+    assert_eq!(checkpoint.read_matrix(MatrixId::parse(W1).unwrap()).unwrap(), expected);
+    let dense_folder = Draft::of(Layout::HfPerExpert).write();
+    let dense = Checkpoint::open(dense_folder.path()).unwrap();
+    assert_eq!(checkpoint.size().params, dense.size().params - 12 * 8 + 3 * (12 + 8 - 3));
+    // The index is bytes and no parameters.
+    assert_eq!(checkpoint.size().bytes, 2 * checkpoint.size().params + 8 * 8);
 }
 
 #[test]

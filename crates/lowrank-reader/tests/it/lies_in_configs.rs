@@ -148,3 +148,40 @@ fn a_rank_that_cannot_be() {
         assert_refused!(draft, ReadError::BadRank { .. }, "config.json", W1, "from 1 to 8");
     }
 }
+
+#[test]
+fn an_unknown_storage() {
+    for storage in [json!("unheard-of"), json!(null), json!(1)] {
+        let (mut draft, _, _) = Draft::factored(Layout::LowRank);
+        draft.edit_config(|config| config["lowrank_config"]["storage"] = storage);
+        assert_refused!(draft, ReadError::UnknownStorage { .. }, "config.json", "storage");
+    }
+}
+
+#[test]
+fn a_pivoted_matrix_of_full_rank() {
+    let (mut draft, _, _) = Draft::pivoted([1, 4, 7, 0, 2, 3, 5, 6]);
+    draft.edit_config(|config| ranks(config)[W1] = json!(8));
+    assert_refused!(draft, ReadError::BadRank { .. }, W1, "from 1 to 7");
+}
+
+#[test]
+fn an_index_of_pivots_that_is_none() {
+    for (order, words) in [
+        ([1, 4, 8, 0, 2, 3, 5, 6], "beyond"),
+        ([1, 4, -1, 0, 2, 3, 5, 6], "beyond"),
+        ([1, 4, 4, 0, 2, 3, 5, 6], "twice"),
+        ([1, 7, 4, 0, 2, 3, 5, 6], "not above"),
+        ([1, 4, 7, 0, 3, 2, 5, 6], "not above"),
+    ] {
+        let (draft, _, _) = Draft::pivoted(order);
+        assert_refused!(draft, ReadError::BadPivots { .. }, &format!("{W1}.order"), words);
+    }
+    let name = format!("{W1}.order");
+    let (mut draft, _, _) = Draft::pivoted([1, 4, 7, 0, 2, 3, 5, 6]);
+    draft.tensor(&name).dtype = "F64".into();
+    assert_refused!(draft, ReadError::NotAnIndex { .. }, &name, "I64 [8]");
+    let (mut draft, _, _) = Draft::pivoted([1, 4, 7, 0, 2, 3, 5, 6]);
+    draft.remove(&name);
+    assert_refused!(draft, ReadError::MissingTensor { .. }, &name);
+}
