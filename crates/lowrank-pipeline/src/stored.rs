@@ -31,7 +31,7 @@ impl Piece {
 
 /// A factored matrix, and how it came about.
 pub(crate) struct Remade {
-    /// By name, in the order of [`output_tensors`].
+    /// By name, in the order of [`Form::output_tensors`].
     pub(crate) pieces: Vec<(String, Piece)>,
     pub(crate) route: Route,
     pub(crate) relative_error: f64,
