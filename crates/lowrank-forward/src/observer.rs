@@ -7,9 +7,9 @@ pub struct ExpertBatch<'a> {
     pub layer: usize,
     /// Expert of that layer.
     pub expert: usize,
-    /// [n]: which of the N tokens.
+    /// `[n]`: which of the N tokens.
     pub tokens: &'a [usize],
-    /// [n]: the router's weight of each.
+    /// `[n]`: the router's weight of each.
     pub weights: &'a [f32],
     /// [n, H]: inputs of w1 and w3.
     pub x: &'a [f32],
