@@ -9,3 +9,5 @@ mod compress;
 mod planning;
 /// Every bad input: one line, its exit code, nothing at `--out`.
 mod refusals;
+/// Runs that end early and go on; outputs that are made again.
+mod resume;

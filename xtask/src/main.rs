@@ -26,6 +26,8 @@ enum Verb {
     Conformance,
     /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
     Lapack,
+    /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
+    Torture(verbs::torture::Args),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -47,6 +49,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
+        Verb::Torture(args) => verbs::torture::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Densify(DensifyArgs),
     /// Check a compressed checkpoint against its original, and measure what it lost
     Verify(crate::commands::verify::VerifyArgs),
+    /// Make a compressed checkpoint again from its own metadata, and compare every byte
+    Reproduce(crate::commands::reproduce::ReproduceArgs),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -127,6 +129,14 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<String>,
+    /// Go on where an earlier run of the same job stopped (this is what happens anyway)
+    #[arg(long, conflicts_with = "restart")]
+    #[serde(skip)]
+    pub(crate) resume: bool,
+    /// Discard what an earlier run left unfinished and begin anew
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) restart: bool,
     /// TOML file that holds any of these flags; flags win
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]

@@ -26,6 +26,9 @@ enum Failure {
     NoRoom = 9,
     InputOutput = 10,
     VerificationMissed = 11,
+    NotReproduced = 12,
+    Interrupted = 130,
+    Terminated = 143,
 }
 
 /// A flag, a config key or a file named by one cannot be.
@@ -40,6 +43,10 @@ pub(crate) struct Output(String);
 #[derive(Debug)]
 pub(crate) struct VerificationMissed(pub(crate) String);
 
+/// A second run gave other bytes.
+#[derive(Debug)]
+pub(crate) struct NotReproduced(pub(crate) String);
+
 macro_rules! message_error {
     ($($name:ident),*) => {$(
         impl std::fmt::Display for $name {
@@ -50,7 +57,7 @@ macro_rules! message_error {
         impl std::error::Error for $name {}
     )*};
 }
-message_error!(Usage, Output, VerificationMissed);
+message_error!(Usage, Output, VerificationMissed, NotReproduced);
 
 impl Usage {
     pub(crate) fn new(message: impl Into<String>) -> Self {
@@ -87,6 +94,8 @@ fn failure(error: &anyhow::Error) -> Failure {
         Failure::Output
     } else if error.is::<VerificationMissed>() {
         Failure::VerificationMissed
+    } else if error.is::<NotReproduced>() {
+        Failure::NotReproduced
     } else if let Some(error) = error.downcast_ref::<PipelineError>() {
         of_pipeline(error)
     } else if let Some(error) = error.downcast_ref::<ReadError>() {
@@ -138,6 +147,9 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         | PipelineError::PlanStorage { .. } => Failure::Usage,
         PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,
         PipelineError::Overflow { .. } => Failure::BadNumbers,
+        PipelineError::Interrupted { signal: 15 } => Failure::Terminated,
+        PipelineError::Interrupted { .. } => Failure::Interrupted,
+        PipelineError::Unrepeatable { .. } => Failure::BrokenCheckpoint,
         PipelineError::TooLittleMemory { .. } | PipelineError::Threads { .. } => Failure::NoRoom,
     }
 }
@@ -172,7 +184,8 @@ fn of_write(error: &WriteError) -> Failure {
         | E::OutName { .. }
         | E::NoParent { .. }
         | E::Busy { .. }
-        | E::StagingName { .. } => Failure::Output,
+        | E::StagingName { .. }
+        | E::OtherJob { .. } => Failure::Output,
         E::NoSpace { .. } => Failure::NoRoom,
         E::Io { source, .. } => match source.kind() {
             std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Failure::Output,

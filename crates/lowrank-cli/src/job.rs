@@ -8,6 +8,7 @@ use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget};
 use lowrank_pipeline::workers::Resources;
 use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
+use lowrank_writer::Leftover;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ pub(crate) struct Job {
     pub(crate) plan: PlanSettings,
     pub(crate) factor: FactorSettings,
     pub(crate) resources: Resources,
+    pub(crate) leftover: Leftover,
 }
 
 /// Flags, with what they leave open taken from `--config`.
@@ -41,6 +43,7 @@ pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
     merged.extend(typed);
     let mut args: JobArgs = merged.try_into().context("both halves were read before")?;
     args.config = Some(path);
+    (args.resume, args.restart) = (flags.resume, flags.restart);
     Ok(args)
 }
 
@@ -94,6 +97,7 @@ impl Job {
             plan_out: args.plan_out.unwrap_or_else(|| "plan.json".into()),
             dry_run: args.dry_run,
             plan,
+            leftover: if args.restart { Leftover::Discard } else { Leftover::Resume },
             factor: FactorSettings { method, seed: args.seed.unwrap_or(0), shard_bytes_max },
             resources: Resources {
                 workers: args.workers.unwrap_or(0),

@@ -6,6 +6,7 @@ mod commands;
 mod exit;
 mod job;
 mod progress;
+mod signals;
 mod tables;
 
 use args::{Cli, Command};
@@ -30,6 +31,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Densify(args)) => commands::densify::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
+        Some(Command::Reproduce(args)) => commands::reproduce::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "lowrank-compress", &mut std::io::stdout());
             Ok(())

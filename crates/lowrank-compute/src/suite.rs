@@ -192,25 +192,26 @@ fn pivoted_qr_rebuilds_the_matrix_and_its_diagonal_falls<T: Real>(kernels: &dyn 
 }
 
 macro_rules! suite {
-    ($backend:ident: $($case:ident),* $(,)?) => {
+    ($backend:expr; $($case:ident),* $(,)?) => {
         $(
             #[test]
             fn $case() {
-                let backend: &dyn Backend = &crate::$backend;
-                super::$case::<f32>(backend);
-                super::$case::<f64>(backend);
+                let Some(backend) = $backend else { return };
+                super::$case::<f32>(&backend);
+                super::$case::<f64>(&backend);
+                check(&backend);
             }
         )*
     };
 }
 
 macro_rules! suites {
-    ($($(#[$gate:meta])? $module:ident $backend:ident),*) => {
+    ($($(#[$gate:meta])? $module:ident: $backend:expr, $check:item)*) => {
         $(
             $(#[$gate])?
             mod $module {
-                use crate::Backend;
-                suite!($backend:
+                $check
+                suite!($backend;
                     products_agree_with_plain_loops,
                     gram_and_products_of_a_stored_matrix_agree_with_plain_loops,
                     eigenvectors_are_orthonormal_and_rebuild_the_matrix,
@@ -224,4 +225,19 @@ macro_rules! suites {
     };
 }
 
-suites!(on_faer Faer, #[cfg(feature = "lapack")] on_lapack Lapack);
+suites! {
+    on_faer: Some(crate::Faer), fn check(_: &crate::Faer) {}
+    #[cfg(feature = "lapack")]
+    on_lapack: Some(crate::Lapack), fn check(_: &crate::Lapack) {}
+    #[cfg(feature = "cuda")]
+    on_cuda: super::cuda(), fn check(cuda: &crate::cuda::Cuda) {
+        // The CPU must not have done the device's work.
+        assert_eq!(cuda.fallbacks(), crate::cuda::Fallbacks::default());
+    }
+}
+
+/// The device, or nothing, saying why.
+#[cfg(feature = "cuda")]
+fn cuda() -> Option<crate::cuda::Cuda> {
+    crate::cuda::Cuda::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
+}

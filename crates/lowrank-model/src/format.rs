@@ -13,6 +13,8 @@ pub const FORMAT: &str = "lowrank-compress";
 pub const FORMAT_VERSION: u64 = 1;
 /// Provenance and rank metadata; loaders do not read it.
 pub const REPORT_FILE: &str = "lowrank_report.json";
+/// Length and BLAKE3 of every other file.
+pub const MANIFEST_FILE: &str = "lowrank_manifest.json";
 /// The index that names the shards.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Name of the only shard of a checkpoint that has no index.

@@ -1,6 +1,6 @@
 //! Who the base model is: its public name if it was given by one, and the content of its shards.
 
-use crate::PipelineError;
+use crate::{Interrupt, PipelineError};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::{BaseModel, InputFile};
@@ -12,6 +12,7 @@ pub fn identify(
     given: &str,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
+    interrupt: &Interrupt,
 ) -> Result<BaseModel, PipelineError> {
     let shards = checkpoint.shards();
     progress.start("hash inputs", shards.iter().map(|shard| shard.len_bytes).sum(), "bytes");
@@ -19,6 +20,7 @@ pub fn identify(
         shards
             .par_iter()
             .map(|shard| {
+                interrupt.check()?;
                 let sha256 = checkpoint.shard_sha256(&shard.name, &mut |bytes| progress.advance(bytes))?;
                 Ok(InputFile { name: shard.name.clone(), bytes: shard.len_bytes, sha256 })
             })

@@ -1,19 +1,23 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+use crate::spectra::Course;
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, PipelineError, PlanSettings, base, planning, round::round};
+use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning, round::round};
 use lowrank_compute::Faer;
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
-use lowrank_model::{Budget, Dtype, ElementType, MatrixId, Progress, RankPlan, Spectrum, Storage, Tensor};
+use lowrank_model::{
+    Budget, Dtype, ElementType, MatrixId, PivotSide, Progress, RankPlan, Spectrum, Storage, Tensor, params,
+};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{FactorOptions, Factored, Factors};
-use lowrank_writer::report::{Outcome, Settings};
+use lowrank_svd::{FactorOptions, Factored, Factors, Pivoted, Route};
+use lowrank_writer::report::{BaseModel, Outcome, Settings};
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, Report, ShardLayout, check_out,
-    check_space,
+    Card, ChatTemplate, CheckpointWriter, Documents, JobKey, Leftover, OutputTensor, Published, Report,
+    ShardLayout, StagingDir, StoredTensor, check_out, check_space, held_bytes,
 };
 use rayon::prelude::*;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -30,6 +34,12 @@ pub struct Request<'a> {
     pub factor: &'a FactorSettings,
     /// Threads and memory.
     pub resources: Resources,
+    /// What to do with an earlier run's unfinished work.
+    pub leftover: Leftover,
+    /// Asked before each unit of work.
+    pub interrupt: &'a Interrupt,
+    /// Name and revision of the base, where they are known better than `model` says.
+    pub provenance: Option<&'a BaseModel>,
 }
 
 /// What was done.
@@ -51,12 +61,39 @@ pub fn compress(
     check_out(request.out)?;
     let parent =
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    check_space(parent, bytes_at_most(checkpoint, request.plan)?)?;
+    let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
+    check_space(parent, still_needed)?;
+    if !checkpoint.ranks().is_empty() {
+        return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
+    }
     let pool = workers::pool(checkpoint.config(), request.resources)?;
-    let planned = planning::plan(checkpoint, request.plan, request.resources, progress)?;
-    let plan = planned.plan;
-    let base_model = base::identify(checkpoint, request.model, &pool, progress)?;
+    let mut base_model = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
+    if let Some(BaseModel { id, revision, .. }) = request.provenance {
+        (base_model.id, base_model.revision) = (id.clone(), revision.clone());
+    }
+    let key = job_key(checkpoint, &base_model, &request);
+    let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
+    if let Some(partial) = staging.resumable() {
+        progress.note(&format!(
+            "going on from {}: {} tensors are finished, and checked as they are met",
+            partial.display(),
+            staging.units_finished()
+        ));
+    }
 
+    let course = Course { staging: Some(&staging), interrupt: request.interrupt };
+    let planned = planning::plan_on_course(checkpoint, request.plan, request.resources, progress, course);
+    let planned = match planned {
+        Ok(planned) => planned,
+        Err(error) => {
+            let partial = staging.resumable().map(Path::to_owned);
+            if settle(&error, partial.as_deref(), progress) == Settled::Discard {
+                staging.discard();
+            }
+            return Err(error);
+        }
+    };
+    let plan = planned.plan;
     let work = Work {
         checkpoint,
         plan: &plan,
@@ -65,30 +102,79 @@ pub fn compress(
         spectra: &planned.spectra,
         request,
     };
-    let writer = CheckpointWriter::create(request.out, work.layout()?)?;
-    let outcomes = work.write_tensors(&writer, &pool, progress)?;
-
-    let report = Report::new(&plan, &outcomes, base_model, work.settings());
-    let chat_template = ChatTemplate::find(checkpoint.dir());
-    let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
-    let card = Card {
-        base_model: report.base_model.id.as_deref(),
-        license: lowrank_writer::card::license_of(&own_card),
-        chat_template: chat_template.as_ref(),
+    let partial = staging.resumable().map(Path::to_owned);
+    let mut writer = CheckpointWriter::grow(staging, work.layout()?)
+        .map_err(PipelineError::from)
+        .inspect_err(|error| {
+            settle(error, partial.as_deref(), progress);
+        })?;
+    let documents = work
+        .write_tensors(&writer, &pool, progress)
+        .and_then(|outcomes| work.documents(&outcomes, base_model));
+    let documents = match documents {
+        Ok(documents) => documents,
+        Err(error) => {
+            let partial = writer.resumable().map(Path::to_owned);
+            if settle(&error, partial.as_deref(), progress) == Settled::Discard {
+                writer.discard();
+            }
+            return Err(error);
+        }
     };
-    let documents = Documents::factored(
-        checkpoint.config_json(),
-        &work.ranks,
-        plan.cost.storage,
-        work.factor_dtype(),
-        &report,
-        &card,
-    )?
-    .with_companions(checkpoint.dir(), &checkpoint.companions())?;
     progress.start("publish", 1, "directory");
-    let published = writer.finish(documents)?;
+    let partial = writer.resumable().map(Path::to_owned);
+    let published = writer.finish(documents).map_err(PipelineError::from).inspect_err(|error| {
+        settle(error, partial.as_deref(), progress);
+    })?;
     progress.finish();
     Ok(Compressed { plan, published })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Settled {
+    Keep,
+    Discard,
+}
+
+/// After a failure: is the finished work worth keeping? If so, says where it is.
+fn settle(error: &PipelineError, partial: Option<&Path>, progress: &dyn Progress) -> Settled {
+    if !error.is_passing() {
+        return Settled::Discard;
+    }
+    if let Some(partial) = partial {
+        progress.note(&format!(
+            "finished work is kept in {}; the same command goes on from there, --restart begins anew",
+            partial.display()
+        ));
+    }
+    Settled::Keep
+}
+
+/// Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
+fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> JobKey {
+    let Request { plan, factor, .. } = request;
+    let goal = match &plan.goal {
+        crate::Goal::Budget(budget) => json!({ "budget": format!("{budget:?}") }),
+        crate::Goal::Ranks(ranks) => json!({ "ranks": ranks }),
+        crate::Goal::Plan(plan) => json!({ "plan": plan }),
+    };
+    JobKey::of(&json!({
+        "job": "compress",
+        "version": env!("CARGO_PKG_VERSION"),
+        "architecture": std::env::consts::ARCH,
+        "files": base.files,
+        "config": checkpoint.config_json(),
+        "goal": goal,
+        "rank_multiple": plan.rank_multiple,
+        "rank_min": plan.rank_min,
+        "sensitivity": plan.sensitivity,
+        "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "storage": plan.storage,
+        "factor_dtype": plan.factor_dtype,
+        "method": factor.method,
+        "seed": factor.seed,
+        "shard_bytes_max": factor.shard_bytes_max,
+    }))
 }
 
 /// An upper bound of the output's weights, known before any spectrum is.
@@ -106,7 +192,11 @@ fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<u64
         crate::Goal::Plan(plan) => before.bytes.saturating_sub(plan.after.bytes),
         crate::Goal::Ranks(_) => 0,
     };
-    Ok(before.bytes - removed)
+    let indices = checkpoint.config().matrices().map(|id| {
+        let shape = checkpoint.config().matrix_shape(id.projection);
+        params::index_bytes(shape, settings.storage.unwrap_or_default(), Some(1))
+    });
+    Ok(before.bytes - removed + indices.sum::<u64>())
 }
 
 /// One compression under way.
@@ -188,9 +278,18 @@ impl Work<'_> {
                 .par_iter()
                 .with_max_len(1)
                 .map(|spec| {
-                    let outcome = match self.rank_of(spec) {
-                        Some((id, rank)) => Some((id, self.factor(writer, id, rank)?)),
-                        None => self.copy(writer, spec).map(|()| None)?,
+                    let unit = self.rank_of(spec);
+                    let outcome = match (unit, writer.finished(&spec.name)?) {
+                        (Some((id, _)), Some(note)) => Some((id, outcome_of(note, id)?)),
+                        (None, Some(_)) => None,
+                        (Some((id, rank)), None) => {
+                            self.request.interrupt.check()?;
+                            Some((id, self.factor(writer, spec, id, rank)?))
+                        }
+                        (None, None) => {
+                            self.request.interrupt.check()?;
+                            self.copy(writer, spec).map(|()| None)?
+                        }
                     };
                     progress.advance(1);
                     Ok(outcome)
@@ -204,74 +303,59 @@ impl Work<'_> {
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
         let tensor = self.checkpoint.read_tensor(spec)?;
         self.checkpoint.check_finite(&spec.name, &tensor)?;
-        Ok(writer.write(&spec.name, &tensor)?)
+        Ok(writer.write_unit(&spec.name, &[(spec.name.clone(), (&tensor).into())], String::new())?)
     }
 
-    fn factor(&self, writer: &CheckpointWriter, id: MatrixId, rank: usize) -> Result<Outcome, PipelineError> {
+    fn factor(
+        &self,
+        writer: &CheckpointWriter,
+        spec: &TensorSpec,
+        id: MatrixId,
+        rank: usize,
+    ) -> Result<Outcome, PipelineError> {
         let StoredMatrix::Dense(matrix) = self.checkpoint.read_matrix(id)? else {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let FactorSettings { method, seed, .. } = *self.request.factor;
-        let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
-        let Factored { factors, route, relative_error, .. } =
-            lowrank_svd::factor(&Faer, &matrix, rank, &options, self.spectra.get(&id))
-                .map_err(|source| PipelineError::Svd { name: id, source })?;
-        drop(matrix);
-        let (largest_coefficient, round_trip_error) = match self.plan.cost.storage {
-            Storage::Uv => {
-                self.write_factors(writer, id, &factors)?;
-                (None, None)
-            }
-            Storage::Pivoted => {
-                let (largest, error) = self.write_pivoted(writer, id, &factors)?;
-                (Some(largest), Some(error))
-            }
-        };
-        Ok(Outcome {
+        let spectrum = self.spectra.get(&id);
+        let form = Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() };
+        let Remade { stored, route, relative_error, largest_coefficient, round_trip_error } =
+            remake(matrix, id, rank, self.request.factor, form, spectrum)?;
+        let outcome = Outcome {
             relative_error,
             excess_over_optimum: excess(relative_error, self.optimum[&id]),
             route: route.to_string(),
             largest_coefficient,
             round_trip_error,
-        })
-    }
-
-    fn write_factors(
-        &self,
-        writer: &CheckpointWriter,
-        id: MatrixId,
-        factors: &Factors,
-    ) -> Result<(), PipelineError> {
-        let Factors { shape, rank, u, v } = factors;
-        let (u_name, v_name) = factor_names(id);
-        let dtype = self.factor_dtype();
-        writer.write(&u_name, &round(&u_name, vec![shape.rows, *rank], dtype, u)?)?;
-        writer.write(&v_name, &round(&v_name, vec![*rank, shape.cols], dtype, v)?)?;
-        Ok(())
-    }
-
-    /// Stores u·v by its pivots. → largest coefficient, error of the rounding.
-    fn write_pivoted(
-        &self,
-        writer: &CheckpointWriter,
-        id: MatrixId,
-        factors: &Factors,
-    ) -> Result<(f64, f64), PipelineError> {
-        let pivoted =
-            lowrank_svd::pivot(&Faer, factors).map_err(|source| PipelineError::Svd { name: id, source })?;
-        let (basis_name, coefficients_name, order_name) = pivoted_names(id);
-        let [basis_shape, coefficients_shape] = factor_shapes(factors.shape, factors.rank);
-        let rounded = |name: &str, shape: [usize; 2], values: &[f32]| -> Result<Tensor, PipelineError> {
-            round(name, shape.to_vec(), self.factor_dtype(), values)
         };
-        let basis = rounded(&basis_name, basis_shape, &pivoted.basis)?;
-        let coefficients = rounded(&coefficients_name, coefficients_shape, &pivoted.coefficients)?;
-        writer.write(&basis_name, &basis)?;
-        writer.write(&coefficients_name, &coefficients)?;
-        writer.write_order(&order_name, &pivoted.order)?;
-        let error = pivoted.round_trip_error(&Faer, factors, &basis, &coefficients);
-        Ok((pivoted.largest_coefficient, error))
+        let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
+        writer.write_unit(&spec.name, &pieces(id, &stored), note)?;
+        Ok(outcome)
+    }
+
+    fn documents(
+        &self,
+        outcomes: &BTreeMap<MatrixId, Outcome>,
+        base_model: BaseModel,
+    ) -> Result<Documents, PipelineError> {
+        let checkpoint = self.checkpoint;
+        let report = Report::new(self.plan, outcomes, base_model, self.settings());
+        let chat_template = ChatTemplate::find(checkpoint.dir());
+        let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
+        let card = Card {
+            base_model: report.base_model.id.as_deref(),
+            license: lowrank_writer::card::license_of(&own_card),
+            chat_template: chat_template.as_ref(),
+        };
+        let documents = Documents::factored(
+            checkpoint.config_json(),
+            &self.ranks,
+            self.plan.cost.storage,
+            self.factor_dtype(),
+            &report,
+            &card,
+        )?;
+        Ok(documents.with_companions(checkpoint.dir(), &checkpoint.companions())?)
     }
 
     fn settings(&self) -> Settings {
@@ -291,8 +375,94 @@ impl Work<'_> {
     }
 }
 
+/// How a matrix is stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    pub(crate) storage: Storage,
+    pub(crate) dtype: Dtype,
+}
+
+/// One matrix as it is stored, and how it came about.
+pub(crate) struct Remade {
+    pub(crate) stored: StoredMatrix,
+    pub(crate) route: Route,
+    pub(crate) relative_error: f64,
+    /// Of pivoted storage.
+    pub(crate) largest_coefficient: Option<f64>,
+    /// Of pivoted storage.
+    pub(crate) round_trip_error: Option<f64>,
+}
+
+/// Factors one matrix: a function of its arguments alone.
+pub(crate) fn remake(
+    matrix: Tensor,
+    id: MatrixId,
+    rank: usize,
+    settings: &FactorSettings,
+    form: Form,
+    spectrum: Option<&Spectrum>,
+) -> Result<Remade, PipelineError> {
+    let FactorSettings { method, seed, .. } = *settings;
+    let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
+    let Factored { factors, route, relative_error, .. } =
+        lowrank_svd::factor(&Faer, &matrix, rank, &options, spectrum)
+            .map_err(|source| PipelineError::Svd { name: id, source })?;
+    drop(matrix);
+    let Form { storage, dtype } = form;
+    let (stored, largest_coefficient, round_trip_error) = match storage {
+        Storage::Uv => {
+            let Factors { shape, rank, u, v } = &factors;
+            let (u_name, v_name) = factor_names(id);
+            let u = round(&u_name, vec![shape.rows, *rank], dtype, u)?;
+            let v = round(&v_name, vec![*rank, shape.cols], dtype, v)?;
+            (StoredMatrix::Factored { u, v }, None, None)
+        }
+        Storage::Pivoted => {
+            let pivoted = lowrank_svd::pivot(&Faer, &factors)
+                .map_err(|source| PipelineError::Svd { name: id, source })?;
+            let (basis_name, coefficients_name, _) = pivoted_names(id);
+            let [basis_shape, coefficients_shape] = factor_shapes(factors.shape, rank).map(Vec::from);
+            let basis = round(&basis_name, basis_shape, dtype, &pivoted.basis)?;
+            let coefficients = round(&coefficients_name, coefficients_shape, dtype, &pivoted.coefficients)?;
+            let error = pivoted.round_trip_error(&Faer, &factors, &basis, &coefficients);
+            let Pivoted { order, largest_coefficient, .. } = pivoted;
+            let side = PivotSide::of(factors.shape);
+            let stored = StoredMatrix::Pivoted { side, basis, coefficients, order };
+            (stored, Some(largest_coefficient), Some(error))
+        }
+    };
+    Ok(Remade { stored, route, relative_error, largest_coefficient, round_trip_error })
+}
+
+/// The tensors of a stored matrix, by name.
+pub(crate) fn pieces(id: MatrixId, stored: &StoredMatrix) -> Vec<(String, StoredTensor<'_>)> {
+    match stored {
+        StoredMatrix::Dense(w) => vec![(format!("{id}.weight"), w.into())],
+        StoredMatrix::Factored { u, v } => {
+            let (u_name, v_name) = factor_names(id);
+            vec![(u_name, u.into()), (v_name, v.into())]
+        }
+        StoredMatrix::Pivoted { basis, coefficients, order, .. } => {
+            let (basis_name, coefficients_name, order_name) = pivoted_names(id);
+            vec![
+                (basis_name, basis.into()),
+                (coefficients_name, coefficients.into()),
+                (order_name, order.into()),
+            ]
+        }
+    }
+}
+
 /// How far factors are from the best of their rank. Below f32's resolution both errors are rounding.
 fn excess(relative_error: f64, optimum: Option<f64>) -> Option<f64> {
     let optimum = optimum.filter(|&optimum| optimum > f64::from(f32::EPSILON))?;
     Some((relative_error / optimum - 1.0).max(0.0))
+}
+
+/// What an earlier run found. Its journal's lines are hashed, so only another version could have written another form.
+fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
+    serde_json::from_str(note).map_err(|error| PipelineError::Unrepeatable {
+        path: "journal".into(),
+        what: format!("{id}: {error}; begin anew with --restart"),
+    })
 }

@@ -71,10 +71,37 @@ pub enum PipelineError {
         /// By the flag, or free.
         allowed_bytes: u64,
     },
+    /// Asked to stop.
+    #[error("stopped by signal {signal} ({}) before the end; nothing was published", if *.signal == 2 { "SIGINT" } else { "SIGTERM" })]
+    Interrupted {
+        /// Its number.
+        signal: usize,
+    },
+    /// Metadata from which a run cannot be repeated.
+    #[error("{}: {what}", path.display())]
+    Unrepeatable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The system gave no threads.
     #[error("cannot start worker threads: {source}")]
     Threads {
         /// What rayon said.
         source: rayon::ThreadPoolBuildError,
     },
+}
+
+impl PipelineError {
+    /// Whether the same run may succeed later, so that its finished work is worth keeping: it was stopped, or a disk
+    /// failed it. A refused input is not.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Interrupted { .. } => true,
+            Self::Write(error) => matches!(error, WriteError::Io { .. } | WriteError::NoSpace { .. }),
+            Self::Read(error) => matches!(error, ReadError::Io { .. } | ReadError::TensorIo { .. }),
+            _ => false,
+        }
+    }
 }

@@ -14,11 +14,14 @@ pub mod compress;
 pub mod densify;
 pub mod error;
 pub mod inspect;
+pub mod interrupt;
 pub mod planning;
+pub mod reproduce;
 pub mod round;
 pub mod settings;
 pub mod spectra;
 pub mod workers;
 
 pub use error::PipelineError;
+pub use interrupt::Interrupt;
 pub use settings::{FactorSettings, Goal, PlanSettings};

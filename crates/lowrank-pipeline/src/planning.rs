@@ -1,7 +1,8 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
+use crate::spectra::{Course, spectra_on_course};
 use crate::workers::{self, Resources};
-use crate::{Goal, PipelineError, PlanSettings, spectra::spectra};
+use crate::{Goal, Interrupt, PipelineError, PlanSettings};
 use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, plan_from_ranks};
@@ -28,6 +29,18 @@ pub fn plan(
     resources: Resources,
     progress: &dyn Progress,
 ) -> Result<Planned, PipelineError> {
+    let course = Course { staging: None, interrupt: &Interrupt::default() };
+    plan_on_course(checkpoint, settings, resources, progress, course)
+}
+
+/// As [`plan`], taking spectra that are finished from a staging directory and leaving there what gets finished.
+pub fn plan_on_course(
+    checkpoint: &Checkpoint,
+    settings: &PlanSettings,
+    resources: Resources,
+    progress: &dyn Progress,
+    course: Course<'_>,
+) -> Result<Planned, PipelineError> {
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
     }
@@ -51,7 +64,7 @@ pub fn plan(
             let target = budget.resolve(before.params, before.bytes)?;
             let dense = kept_dense(checkpoint, settings)?;
             let pool = workers::pool(config, resources)?;
-            let spectra = spectra(checkpoint, &pool, progress)?;
+            let spectra = spectra_on_course(checkpoint, &pool, progress, course)?;
             let candidates: Vec<Candidate<'_>> = spectra
                 .iter()
                 .map(|(name, spectrum)| Candidate {

@@ -1,17 +1,38 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
-use crate::PipelineError;
+use crate::{Interrupt, PipelineError};
 use lowrank_compute::Faer;
 use lowrank_model::{MatrixId, Progress, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
+use lowrank_writer::StagingDir;
 use rayon::prelude::*;
+
+/// Where finished work lies, and whether to stop.
+#[derive(Debug, Clone, Copy)]
+pub struct Course<'a> {
+    /// Spectra of an earlier run, and the place for this run's.
+    pub staging: Option<&'a StagingDir>,
+    /// Asked before each unit.
+    pub interrupt: &'a Interrupt,
+}
 
 /// Spectra of all expert matrices, in stored order. 12.6 MB of singular values for Mixtral-8x7B.
 pub fn spectra(
     checkpoint: &Checkpoint,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
+) -> Result<Vec<(MatrixId, Spectrum)>, PipelineError> {
+    let course = Course { staging: None, interrupt: &Interrupt::default() };
+    spectra_on_course(checkpoint, pool, progress, course)
+}
+
+/// As [`spectra`], taking what is finished from a staging directory and leaving there what gets finished.
+pub fn spectra_on_course(
+    checkpoint: &Checkpoint,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    course: Course<'_>,
 ) -> Result<Vec<(MatrixId, Spectrum)>, PipelineError> {
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
@@ -22,12 +43,22 @@ pub fn spectra(
         ids.par_iter()
             .with_max_len(1)
             .map(|&id| {
+                let note = format!("spectrum of {id}");
+                if let Some(spectrum) = course.staging.and_then(|staging| known(staging, &note)) {
+                    progress.advance(1);
+                    return Ok((id, spectrum));
+                }
+                course.interrupt.check()?;
                 let StoredMatrix::Dense(matrix) = checkpoint.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
                 let spectrum = lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto)
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
+                if let Some(staging) = course.staging {
+                    let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
+                    staging.note(&note, text)?;
+                }
                 progress.advance(1);
                 Ok((id, spectrum))
             })
@@ -35,4 +66,10 @@ pub fn spectra(
     });
     progress.finish();
     spectra
+}
+
+/// JSON numbers read back to the same bits; a spectrum that is none is computed again.
+fn known(staging: &StagingDir, note: &str) -> Option<Spectrum> {
+    let sigma: Vec<f64> = serde_json::from_str(staging.noted(note)?).ok()?;
+    Spectrum::new(sigma).ok()
 }

@@ -1,19 +1,46 @@
 //! [`CheckpointWriter`]: tensors in any order from any thread, then one publication.
 
 use crate::{
-    Documents, ShardLayout, WriteError, check_out, check_space,
+    Documents, ShardLayout, WriteError, check_space,
+    documents::pretty,
+    failpoint,
+    journal::{Unit, WrittenTensor},
     layout::{PlacedTensor, Shard},
+    manifest::Manifest,
     recount::recount,
     staging::{self, StagingDir},
 };
 use lowrank_model::{ElementType, PivotOrder, Tensor, format};
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
+
+/// What is written to one place: weights, or the index of a pivoted matrix.
+#[derive(Debug, Clone)]
+pub struct StoredTensor<'a> {
+    dtype: ElementType,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> From<&'a Tensor> for StoredTensor<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        let bytes = tensor.bytes().into();
+        Self { dtype: tensor.dtype().into(), shape: tensor.shape().to_vec(), bytes }
+    }
+}
+
+impl From<&PivotOrder> for StoredTensor<'_> {
+    fn from(order: &PivotOrder) -> Self {
+        let bytes = order.to_le_bytes().into();
+        Self { dtype: ElementType::Index, shape: vec![order.all().len()], bytes }
+    }
+}
 
 /// A checkpoint that grows in a hidden sibling of its final name.
 #[derive(Debug)]
@@ -40,12 +67,19 @@ pub struct Published {
 impl CheckpointWriter {
     /// Refuses an output that exists or a disk that is too full, then makes the shards at full length, headers included.
     pub fn create(out: &Path, layout: ShardLayout) -> Result<Self, WriteError> {
-        check_out(out)?;
-        let staging = StagingDir::create(out)?;
-        check_space(staging.path(), layout.disk_bytes())?;
+        Self::grow(StagingDir::create(out)?, layout)
+    }
+
+    /// Goes on in a directory that may hold work of an earlier run of the same job.
+    pub fn grow(staging: StagingDir, layout: ShardLayout) -> Result<Self, WriteError> {
+        let is_shard = |name: &str| layout.shards().iter().any(|shard| shard.name == name);
+        staging.settle(&fingerprint(&layout), is_shard)?;
+        let held = staging::held_bytes_in(staging.path());
+        check_space(staging.path(), layout.disk_bytes().saturating_sub(held))?;
         for shard in layout.shards() {
             let file = staging.allocate(&shard.name, shard.file_bytes())?;
             let path = staging.path().join(&shard.name);
+            failpoint::hit().map_err(WriteError::io(&path, "write"))?;
             file.write_all_at(&shard.header, 0).map_err(WriteError::io(&path, "write"))?;
         }
         let written = layout
@@ -62,6 +96,57 @@ impl CheckpointWriter {
         self.staging.keep();
     }
 
+    /// See [`StagingDir::discard`].
+    pub fn discard(&mut self) {
+        self.staging.discard();
+    }
+
+    /// See [`StagingDir::resumable`].
+    pub fn resumable(&self) -> Option<&Path> {
+        self.staging.resumable()
+    }
+
+    /// What an earlier run of this job noted with this unit, if the bytes that it wrote are still those it wrote.
+    /// Then its tensors count as written.
+    pub fn finished(&self, unit: &str) -> Result<Option<&str>, WriteError> {
+        let Some(unit) = self.staging.unit(unit) else { return Ok(None) };
+        for WrittenTensor { name, blake3 } in &unit.tensors {
+            let Some((shard, placed)) = self.layout.find(name) else { return Ok(None) };
+            let path = self.staging.path().join(&shard.name);
+            let file = File::open(&path).map_err(WriteError::io(&path, "open"))?;
+            let mut bytes = vec![0; (placed.end - placed.begin) as usize];
+            file.read_exact_at(&mut bytes, shard.header.len() as u64 + placed.begin)
+                .map_err(WriteError::io(&path, "read"))?;
+            if blake3::hash(&bytes).to_hex().as_str() != blake3 {
+                return Ok(None);
+            }
+        }
+        for WrittenTensor { name, .. } in &unit.tensors {
+            if self.written[name].swap(true, Ordering::AcqRel) {
+                return Err(WriteError::WrittenTwice { name: name.clone() });
+            }
+        }
+        Ok(Some(&unit.note))
+    }
+
+    /// Writes tensors that belong together, and only then notes them as finished.
+    pub fn write_unit(
+        &self,
+        unit: &str,
+        tensors: &[(String, StoredTensor<'_>)],
+        note: String,
+    ) -> Result<(), WriteError> {
+        for (name, tensor) in tensors {
+            self.write_stored(name, tensor)?;
+        }
+        let hashed = |(name, tensor): &(String, StoredTensor<'_>)| WrittenTensor {
+            name: name.clone(),
+            blake3: blake3::hash(&tensor.bytes).to_hex().to_string(),
+        };
+        let tensors = tensors.iter().map(hashed).collect();
+        self.staging.record_unit(Unit { name: unit.to_owned(), tensors, note })
+    }
+
     /// Where every tensor goes.
     pub fn layout(&self) -> &ShardLayout {
         &self.layout
@@ -74,28 +159,19 @@ impl CheckpointWriter {
 
     /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
-        self.write_bytes(name, tensor.dtype().into(), tensor.shape(), tensor.bytes())
+        self.write_stored(name, &tensor.into())
     }
 
-    /// Writes the index of a pivoted matrix.
-    pub fn write_order(&self, name: &str, order: &PivotOrder) -> Result<(), WriteError> {
-        self.write_bytes(name, ElementType::Index, &[order.all().len()], &order.to_le_bytes())
-    }
-
-    fn write_bytes(
-        &self,
-        name: &str,
-        dtype: ElementType,
-        shape: &[usize],
-        bytes: &[u8],
-    ) -> Result<(), WriteError> {
-        let (shard, placed) = self.place(name, dtype, shape)?;
+    fn write_stored(&self, name: &str, tensor: &StoredTensor<'_>) -> Result<(), WriteError> {
+        let StoredTensor { dtype, shape, bytes } = tensor;
+        let (shard, placed) = self.place(name, *dtype, shape)?;
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
         // Opened for each tensor: no limit on open files is met, however many shards there are.
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
+        failpoint::hit().map_err(WriteError::io(&path, "write"))?;
         file.write_all_at(bytes, shard.header.len() as u64 + placed.begin)
             .map_err(WriteError::io(&path, "write"))
     }
@@ -130,6 +206,7 @@ impl CheckpointWriter {
             return Err(WriteError::MissingTensor { name: name.clone(), missing: 1 + missing.count() });
         }
         for shard in layout.shards() {
+            failpoint::hit().map_err(WriteError::io(staging.path(), "flush to disk"))?;
             staging::sync(&staging.path().join(&shard.name))?;
         }
         let size = recount(staging.path(), &layout)?;
@@ -144,7 +221,18 @@ impl CheckpointWriter {
         }
         staging.write_file(Path::new(format::INDEX_FILE), &mut layout.index_json().as_slice())?;
         documents.write(&staging)?;
+        let manifest = Manifest::of(staging.path())?;
+        staging.write_file(Path::new(format::MANIFEST_FILE), &mut pretty(&manifest).as_slice())?;
         let path = staging.publish()?;
         Ok(Published { path, params: size.params, bytes: size.bytes, shards: layout.shards().len() })
     }
+}
+
+/// Which bytes go where.
+fn fingerprint(layout: &ShardLayout) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for shard in layout.shards() {
+        hasher.update(shard.name.as_bytes()).update(&shard.header);
+    }
+    hasher.finalize().to_hex().to_string()
 }

@@ -36,6 +36,15 @@ pub enum WriteError {
         /// The staging directory.
         path: PathBuf,
     },
+    /// The unfinished work of another job.
+    #[error(
+        "{}: holds unfinished work of other inputs, settings or version; repeat that run to go on with it, or discard it with --restart",
+        path.display()
+    )]
+    OtherJob {
+        /// The staging directory.
+        path: PathBuf,
+    },
     /// Not enough free disk.
     #[error(
         "{}: {free_bytes} bytes are free and {needed_bytes} are needed; free some space, or choose another --out",

@@ -16,6 +16,8 @@
 //! |---|---|
 //! | [`layout`] | which tensor goes where: shards, headers, index |
 //! | [`staging`] | the hidden sibling directory, its lock, free space, the rename |
+//! | [`journal`] | what an unfinished run has finished, so that another can go on |
+//! | [`manifest`] | `lowrank_manifest.json` |
 //! | [`checkpoint`] | [`CheckpointWriter`] |
 //! | [`recount`] | the written headers, read back from disk |
 //! | [`documents`] | everything beside the shards: config, code, report, card, companions |
@@ -30,15 +32,20 @@ pub mod checkpoint;
 pub mod config;
 pub mod documents;
 pub mod error;
+mod failpoint;
+pub mod journal;
 pub mod layout;
+pub mod manifest;
 pub mod recount;
 pub mod report;
 pub mod staging;
 
 pub use card::{Card, ChatTemplate};
-pub use checkpoint::{CheckpointWriter, Published};
+pub use checkpoint::{CheckpointWriter, Published, StoredTensor};
 pub use documents::Documents;
 pub use error::WriteError;
+pub use journal::JobKey;
 pub use layout::{OutputTensor, ShardLayout};
+pub use manifest::Manifest;
 pub use report::Report;
-pub use staging::{check_out, check_space};
+pub use staging::{Leftover, StagingDir, check_out, check_space, held_bytes};

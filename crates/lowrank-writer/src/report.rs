@@ -122,7 +122,7 @@ pub struct MatrixReport {
 }
 
 /// What factoring one matrix gave.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// See [`MatrixReport::relative_error`].
     pub relative_error: f64,

@@ -3,8 +3,14 @@
 //! `NAME` grows in `.NAME.lowrank-partial` beside it: the same file system, so the last step is a rename, and a reader
 //! sees either nothing or everything. The directory itself carries an advisory lock: of two processes that write the
 //! same output, the second is refused.
+//!
+//! ```text
+//! .NAME.lowrank-partial/journal   what is finished, and of which job
+//! .NAME.lowrank-partial/out/      becomes NAME
+//! ```
 
-use crate::WriteError;
+use crate::journal::{Finished, JobKey, Journal, Unit};
+use crate::{WriteError, failpoint};
 use rustix::{
     fs::{CWD, FallocateFlags, RenameFlags},
     io::Errno,
@@ -14,6 +20,7 @@ use std::{
     io::{self, ErrorKind, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// Free space asked for beyond the shards: documents, tokenizer, directory blocks.
@@ -58,21 +65,45 @@ fn split(out: &Path) -> Result<(PathBuf, String), WriteError> {
     Ok((parent, file_name.to_owned()))
 }
 
-/// A directory that grows out of sight. Dropped before [`StagingDir::publish`], it is removed.
+const JOURNAL: &str = "journal";
+const CONTENT: &str = "out";
+
+/// A directory that grows out of sight. Dropped before [`StagingDir::publish`], it is removed, unless it belongs to a
+/// job of which something is finished.
 #[derive(Debug)]
 pub struct StagingDir {
     out: PathBuf,
     parent: PathBuf,
-    path: PathBuf,
-    /// Holds the lock; the directory keeps it through the rename.
+    /// The hidden sibling.
+    partial: PathBuf,
+    /// What will be renamed.
+    content: PathBuf,
+    /// Held on the hidden sibling.
     lock: File,
     on_drop: OnDrop,
+    /// Absent: nobody will go on from here.
+    journal: Option<Journal>,
+    /// By an earlier run of the same job.
+    finished: Finished,
+    /// By this run.
+    anything_new: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OnDrop {
     Remove,
     Leave,
+    LeaveIfBegun,
+}
+
+/// What to do with the work of an earlier run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Leftover {
+    /// Go on from it if it belongs to the same job, else refuse.
+    #[default]
+    Resume,
+    /// Begin anew.
+    Discard,
 }
 
 impl StagingDir {
@@ -82,24 +113,57 @@ impl StagingDir {
         Ok(parent.join(format!(".{name}.lowrank-partial")))
     }
 
-    /// Makes the directory, takes its lock, and empties it of what a killed run left behind.
+    /// For work that nobody goes on from: takes the lock and empties the directory of what a killed run left behind,
+    /// unless that is a job that can be resumed.
     pub fn create(out: &Path) -> Result<Self, WriteError> {
-        let staging = Self::open(out)?;
-        for entry in fs::read_dir(&staging.path).map_err(WriteError::io(&staging.path, "list"))? {
-            let entry = entry.map_err(WriteError::io(&staging.path, "list"))?;
-            let path = entry.path();
-            let is_dir = entry.file_type().map_err(WriteError::io(&path, "look at"))?.is_dir();
-            let removed = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(WriteError::io(&path, "remove what an earlier run left"))?;
+        let staging = Self::lock(out)?;
+        if Finished::read(&staging.partial.join(JOURNAL))?.key.is_some() {
+            return Err(WriteError::OtherJob { path: staging.partial.clone() });
+        }
+        staging.emptied()
+    }
+
+    /// For a job that another run may go on from, or that goes on itself.
+    pub fn for_job(out: &Path, key: &JobKey, leftover: Leftover) -> Result<Self, WriteError> {
+        let mut staging = Self::lock(out)?;
+        let journal = staging.partial.join(JOURNAL);
+        let finished = Finished::read(&journal)?;
+        match &finished.key {
+            Some(found) if found == key && leftover == Leftover::Resume => {
+                let content = &staging.content;
+                fs::create_dir_all(content).map_err(WriteError::io(content, "create"))?;
+                staging.journal = Some(Journal::append_to(journal, &finished)?);
+                staging.finished = finished;
+                staging.on_drop = OnDrop::LeaveIfBegun;
+            }
+            Some(_) if leftover == Leftover::Resume => {
+                return Err(WriteError::OtherJob { path: staging.partial.clone() });
+            }
+            _ => {
+                staging = staging.emptied()?;
+                let new = Journal::append_to(journal, &Finished::default())?;
+                new.job(key)?;
+                staging.journal = Some(new);
+                staging.on_drop = OnDrop::LeaveIfBegun;
+            }
         }
         Ok(staging)
     }
 
+    fn emptied(mut self) -> Result<Self, WriteError> {
+        clear(&self.partial, |_| false)?;
+        self.on_drop = OnDrop::Remove;
+        failpoint::hit().map_err(WriteError::io(&self.content, "create"))?;
+        fs::create_dir(&self.content).map_err(WriteError::io(&self.content, "create"))?;
+        Ok(self)
+    }
+
     /// Makes or finds the directory and takes its lock; what lies in it stays.
-    pub fn open(out: &Path) -> Result<Self, WriteError> {
+    fn lock(out: &Path) -> Result<Self, WriteError> {
         check_out(out)?;
         let (parent, _) = split(out)?;
         let path = Self::path_for(out)?;
+        failpoint::hit().map_err(WriteError::io(&path, "create"))?;
         match fs::create_dir(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             made => made.map_err(WriteError::io(&path, "create"))?,
@@ -126,27 +190,103 @@ impl StagingDir {
             Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => {}
             _ => return Err(WriteError::Busy { path }),
         }
-        Ok(Self { out: out.to_owned(), parent, path, lock, on_drop: OnDrop::Remove })
+        Ok(Self {
+            out: out.to_owned(),
+            parent,
+            content: path.join(CONTENT),
+            partial: path,
+            lock,
+            on_drop: OnDrop::Leave,
+            journal: None,
+            finished: Finished::default(),
+            anything_new: AtomicBool::new(false),
+        })
     }
 
     /// Where the files are for now.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.content
     }
 
-    /// Leaves the directory where it is when dropped: for looking into, or for going on later.
+    /// Leaves the directory where it is when dropped, for looking into.
     pub fn keep(&mut self) {
         self.on_drop = OnDrop::Leave;
     }
 
-    /// Makes a file of this length and takes its space from the disk, so that a full disk shows now.
+    /// Removes the directory when dropped, whatever is finished: nobody can go on from it.
+    pub fn discard(&mut self) {
+        self.on_drop = OnDrop::Remove;
+    }
+
+    /// The hidden directory, if dropping this leaves work that a later run goes on from.
+    pub fn resumable(&self) -> Option<&Path> {
+        (self.on_drop == OnDrop::LeaveIfBegun && self.has_begun()).then_some(&self.partial)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.anything_new.load(Ordering::Relaxed)
+            || !self.finished.notes.is_empty()
+            || !self.finished.units.is_empty()
+    }
+
+    /// What an earlier run of this job noted under this name.
+    pub fn noted(&self, name: &str) -> Option<&str> {
+        self.finished.notes.get(name).map(String::as_str)
+    }
+
+    /// How many tensors' worth of work, factored or copied, an earlier run finished.
+    pub fn units_finished(&self) -> usize {
+        self.finished.units.len()
+    }
+
+    /// Keeps a result for a later run of this job.
+    pub fn note(&self, name: &str, text: String) -> Result<(), WriteError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.note(name, text)?;
+        self.anything_new.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn unit(&self, name: &str) -> Option<&Unit> {
+        self.finished.units.get(name)
+    }
+
+    pub(crate) fn record_unit(&self, unit: Unit) -> Result<(), WriteError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        journal.unit(unit)?;
+        self.anything_new.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes sure that the bytes finished so far lie where this run would put them, and clears away what else there is.
+    pub(crate) fn settle(&self, layout: &str, is_shard: impl Fn(&str) -> bool) -> Result<(), WriteError> {
+        clear(&self.content, is_shard)?;
+        match (&self.journal, &self.finished.layout) {
+            (Some(_), Some(found)) if found != layout => {
+                Err(WriteError::OtherJob { path: self.partial.clone() })
+            }
+            (Some(journal), None) => journal.layout(layout),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a file of this length and takes its space from the disk, so that a full disk shows now. What an earlier
+    /// run wrote into it stays.
     pub fn allocate(&self, name: &str, bytes: u64) -> Result<File, WriteError> {
-        let path = self.path.join(name);
+        let path = self.content.join(name);
+        failpoint::hit().map_err(WriteError::io(&path, "create"))?;
         let file = OpenOptions::new()
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
             .open(&path)
             .map_err(WriteError::io(&path, "create"))?;
+        let found = file.metadata().map_err(WriteError::io(&path, "look at"))?.len();
+        if found > bytes {
+            file.set_len(0).map_err(WriteError::io(&path, "set the length"))?;
+        }
+        failpoint::hit().map_err(WriteError::io(&path, "take space for"))?;
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 file.set_len(bytes).map_err(WriteError::io(&path, "set the length"))?;
@@ -163,7 +303,7 @@ impl StagingDir {
         if !plain || name.as_os_str().is_empty() {
             return Err(WriteError::FileName { name: name.to_owned() });
         }
-        let path = self.path.join(name);
+        let path = self.content.join(name);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(WriteError::io(folder, "create"))?;
         }
@@ -174,28 +314,65 @@ impl StagingDir {
                 _ => WriteError::io(&path, "create")(source),
             }
         })?;
+        failpoint::hit().map_err(WriteError::io(&path, "write"))?;
         io::copy(content, &mut file).map_err(WriteError::io(&path, "write"))?;
+        failpoint::hit().map_err(WriteError::io(&path, "flush to disk"))?;
         file.flush().and_then(|()| file.sync_all()).map_err(WriteError::io(&path, "flush to disk"))
     }
 
     /// Flushes every folder, then renames to the output's name. The one moment at which the output appears.
     pub fn publish(mut self) -> Result<PathBuf, WriteError> {
-        sync_folders(&self.path)?;
-        rename_new(&self.path, &self.out)?;
-        self.on_drop = OnDrop::Leave;
+        sync_folders(&self.content)?;
+        failpoint::hit().map_err(WriteError::io(&self.out, "rename the finished output to"))?;
+        rename_new(&self.content, &self.out)?;
+        // Published: whatever happens from here on, the journal is of no more use.
+        self.on_drop = OnDrop::Remove;
+        failpoint::hit().map_err(WriteError::io(&self.parent, "flush to disk"))?;
         sync(&self.parent)?;
+        failpoint::published();
         Ok(self.out.clone())
     }
 }
 
 impl Drop for StagingDir {
     fn drop(&mut self) {
-        if self.on_drop == OnDrop::Remove {
+        let remove = match self.on_drop {
+            OnDrop::Remove => true,
+            OnDrop::Leave => false,
+            OnDrop::LeaveIfBegun => !self.has_begun(),
+        };
+        if remove {
             // While the lock is held. Nothing can be said from here; a leftover is emptied by the next run.
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = fs::remove_dir_all(&self.partial);
         }
         let _ = self.lock.unlock();
     }
+}
+
+/// Bytes of disk that an unfinished run of this output holds already.
+pub fn held_bytes(out: &Path) -> u64 {
+    let Ok(partial) = StagingDir::path_for(out) else { return 0 };
+    held_bytes_in(&partial.join(CONTENT))
+}
+
+pub(crate) fn held_bytes_in(content: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(content) else { return 0 };
+    entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512)).sum()
+}
+
+/// Removes what is in a folder, except files whose name is to stay.
+fn clear(folder: &Path, stays: impl Fn(&str) -> bool) -> Result<(), WriteError> {
+    for entry in fs::read_dir(folder).map_err(WriteError::io(folder, "list"))? {
+        let entry = entry.map_err(WriteError::io(folder, "list"))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(WriteError::io(&path, "look at"))?;
+        if kind.is_file() && entry.file_name().to_str().is_some_and(&stays) {
+            continue;
+        }
+        let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(WriteError::io(&path, "remove what an earlier run left"))?;
+    }
+    Ok(())
 }
 
 /// Renames without ever replacing: a plain rename would swallow an empty directory that appeared meanwhile.
@@ -278,6 +455,33 @@ mod tests {
         fs::write(&partial, "a file").unwrap();
         assert!(matches!(StagingDir::create(&out), Err(WriteError::StagingName { .. })));
         assert_eq!(fs::read(&partial).unwrap(), b"a file");
+    }
+
+    #[test]
+    fn a_job_is_gone_on_with_and_another_is_refused_until_it_is_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let (mine, other) = (JobKey::of(&"mine"), JobKey::of(&"other"));
+        let partial = dir.path().join(".out.lowrank-partial");
+        // Nothing finished: nothing is left.
+        drop(StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap());
+        assert!(!partial.exists());
+        let staging = StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap();
+        staging.note("a", "1".into()).unwrap();
+        drop(staging);
+        for refused in [StagingDir::for_job(&out, &other, Leftover::Resume), StagingDir::create(&out)] {
+            assert!(matches!(refused, Err(WriteError::OtherJob { .. })));
+        }
+        let resumed = StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap();
+        assert_eq!(resumed.noted("a"), Some("1"));
+        assert_eq!(resumed.resumable(), Some(partial.as_path()));
+        drop(resumed);
+        let fresh = StagingDir::for_job(&out, &mine, Leftover::Discard).unwrap();
+        assert_eq!(fresh.noted("a"), None);
+        fresh.note("b", "2".into()).unwrap();
+        let published = fresh.publish().unwrap();
+        assert_eq!(fs::read_dir(published).unwrap().count(), 0);
+        assert!(!partial.exists());
     }
 
     #[test]

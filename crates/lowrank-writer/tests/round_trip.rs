@@ -171,7 +171,7 @@ fn an_unfinished_checkpoint_can_be_kept() {
     writer.keep();
     drop(writer);
     assert!(!out.exists());
-    assert!(dir.path().join(".out.lowrank-partial/model-00001-of-00001.safetensors").exists());
+    assert!(dir.path().join(".out.lowrank-partial/out/model-00001-of-00001.safetensors").exists());
 }
 
 #[test]

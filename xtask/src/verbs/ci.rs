@@ -34,6 +34,7 @@ pub(crate) fn run() -> Result<()> {
             sh(doc.env("RUSTDOCFLAGS", "-D warnings"))
         }),
         ("second linear-algebra backend", &super::lapack::run),
+        ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
         ("conformance with transformers", &super::conformance::run),
     ])

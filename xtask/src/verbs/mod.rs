@@ -6,3 +6,4 @@ pub(crate) mod demo;
 pub(crate) mod fixtures;
 pub(crate) mod lapack;
 pub(crate) mod tidy;
+pub(crate) mod torture;

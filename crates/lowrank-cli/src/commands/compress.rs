@@ -5,6 +5,7 @@ use crate::commands::{open, print_json};
 use crate::exit::Usage;
 use crate::job::{self, Job};
 use crate::progress::Talk;
+use crate::signals;
 use crate::tables::{human_bytes, percent, table};
 use anyhow::{Context, Result};
 use lowrank_model::display::grouped;
@@ -24,8 +25,17 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     }
     let out = job.out.as_deref().ok_or_else(|| Usage::new("--out is missing: where shall the result go?"))?;
     let checkpoint = open(&job.model)?;
-    let request =
-        Request { model: &job.model, out, plan: &job.plan, factor: &job.factor, resources: job.resources };
+    let interrupt = signals::watch()?;
+    let request = Request {
+        model: &job.model,
+        out,
+        plan: &job.plan,
+        factor: &job.factor,
+        resources: job.resources,
+        leftover: job.leftover,
+        interrupt: &interrupt,
+        provenance: None,
+    };
     let done = compress::compress(&checkpoint, request, &Talk::new(talk.quiet))?;
     if talk.json {
         return print_json(&with_removed(&done.plan)?);

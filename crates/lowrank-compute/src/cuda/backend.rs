@@ -53,7 +53,7 @@ impl Cuda {
     }
 
     /// Tries on the device; `None` when the CPU must.
-    fn try_on_device<R>(&self, run: impl FnOnce(&Lane) -> Result<R, CudaError>) -> Option<R> {
+    pub(super) fn try_on_device<R>(&self, run: impl FnOnce(&Lane) -> Result<R, CudaError>) -> Option<R> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let lane = idle.map_or_else(|| self.device.lane(), Ok);
         let result = lane.and_then(|lane| {

@@ -1,0 +1,78 @@
+//! `reproduce`: does a second run give the same bytes?
+
+use crate::args::TalkArgs;
+use crate::commands::{open, print_json};
+use crate::exit::NotReproduced;
+use crate::progress::Talk;
+use crate::signals;
+use anyhow::Result;
+use clap::Args;
+use lowrank_pipeline::reproduce::{Reproduce, Sample, reproduce};
+use lowrank_pipeline::workers::Resources;
+use std::path::PathBuf;
+
+/// Flags of `reproduce`.
+#[derive(Debug, Args)]
+pub(crate) struct ReproduceArgs {
+    /// The compressed checkpoint
+    out: PathBuf,
+    /// What it was made from: a directory, or org/name in the local Hugging Face cache
+    #[arg(long, short, value_name = "DIR|ORG/NAME")]
+    model: String,
+    /// Make only a few matrices again; every file is still compared with the manifest
+    #[arg(long)]
+    quick: bool,
+    /// How many matrices --quick makes
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "quick")]
+    sample: usize,
+    /// Which matrices --quick makes
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "quick")]
+    sample_seed: u64,
+    /// Matrices in flight at once [default: one per core, as memory allows]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    workers: usize,
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Differences that are printed before "and N more".
+const SHOWN: usize = 20;
+
+/// Runs the command.
+pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
+    let base = open(&args.model)?;
+    let interrupt = signals::watch()?;
+    let job = Reproduce {
+        out: &args.out,
+        model: &args.model,
+        sample: args.quick.then_some(Sample { count: args.sample, seed: args.sample_seed }),
+        resources: Resources { workers: args.workers, memory_bytes: None },
+        interrupt: &interrupt,
+    };
+    let done = reproduce(&base, job, &Talk::new(args.talk.quiet))?;
+    if args.talk.json {
+        print_json(&done)?;
+    } else if !args.talk.quiet {
+        for difference in done.differences.iter().take(SHOWN) {
+            println!("{difference}");
+        }
+        if done.differences.len() > SHOWN {
+            println!("and {} more", done.differences.len() - SHOWN);
+        }
+    }
+    // The most telling first: a tensor, if one differs.
+    let differing = done.differences.iter();
+    if let Some(first) = differing.clone().find(|one| one.tensor.is_some()).or(done.differences.first()) {
+        return Err(NotReproduced(format!(
+            "{}: not reproduced, {} differences; {first}",
+            args.out.display(),
+            done.differences.len()
+        ))
+        .into());
+    }
+    if !args.talk.json && !args.talk.quiet {
+        let scope = if args.quick { "agree with the manifest" } else { "are the same, byte for byte" };
+        println!("Reproduced: {} files {scope}; {} matrices were made again.", done.files, done.matrices);
+    }
+    Ok(())
+}

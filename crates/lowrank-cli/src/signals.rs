@@ -1,0 +1,25 @@
+//! SIGINT and SIGTERM: the first lets the matrix in flight be finished, the second ends the process at once.
+
+use anyhow::{Context, Result};
+use lowrank_pipeline::Interrupt;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Exit codes of a process that ended by a signal, as shells count.
+const BASE: i32 = 128;
+
+/// From here on, a signal is a wish.
+pub(crate) fn watch() -> Result<Interrupt> {
+    let interrupt = Interrupt::default();
+    let once = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds `once` unset.
+        flag::register_conditional_shutdown(signal, BASE + signal, Arc::clone(&once))
+            .and_then(|_| flag::register(signal, Arc::clone(&once)))
+            .and_then(|_| flag::register_usize(signal, interrupt.handle(), signal as usize))
+            .context("cannot listen to signals")?;
+    }
+    Ok(interrupt)
+}

@@ -1,0 +1,430 @@
+//! `reproduce`: makes an output again from its own metadata and compares every file; or, quickly, a few matrices.
+//!
+//! Everything that decided the bytes is in `lowrank_report.json`: the base's hashes, the budget or the ranks, the
+//! settings. The second run grows beside the first, and is removed when it has been compared.
+
+use crate::compress::{self, Form, Remade, Request, remake};
+use crate::workers::{self, Resources};
+use crate::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings, base};
+use lowrank_compute::Faer;
+use lowrank_model::names::{factor_names, pivoted_names};
+use lowrank_model::{Budget, Dtype, MatrixId, Progress, Tensor, Unit, format};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_svd::PrecisionChoice;
+use lowrank_writer::report::{BaseModel, Settings};
+use lowrank_writer::{Leftover, Manifest, Report};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What to make again.
+#[derive(Debug, Clone, Copy)]
+pub struct Reproduce<'a> {
+    /// The output under test.
+    pub out: &'a Path,
+    /// Its base, as the user named it.
+    pub model: &'a str,
+    /// Only so many factored matrices, drawn with a seed; `None`: everything.
+    pub sample: Option<Sample>,
+    /// Threads and memory.
+    pub resources: Resources,
+    /// Asked before each unit.
+    pub interrupt: &'a Interrupt,
+}
+
+/// A few matrices.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// How many.
+    pub count: usize,
+    /// Which.
+    pub seed: u64,
+}
+
+/// Something that is not as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// Relative to the output, or a file of the base.
+    pub file: String,
+    /// Which tensor of it, if that can be said.
+    pub tensor: Option<String>,
+    /// How it differs, and how much.
+    pub what: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.tensor {
+            Some(tensor) => write!(f, "{}: tensor `{tensor}`: {}", self.file, self.what),
+            None => write!(f, "{}: {}", self.file, self.what),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reproduction {
+    /// Files compared byte by byte.
+    pub files: usize,
+    /// Matrices made again.
+    pub matrices: usize,
+    /// Empty: reproduced.
+    pub differences: Vec<Difference>,
+}
+
+/// Makes it again and compares.
+pub fn reproduce(
+    base: &Checkpoint,
+    job: Reproduce<'_>,
+    progress: &dyn Progress,
+) -> Result<Reproduction, PipelineError> {
+    let report_path = job.out.join(format::REPORT_FILE);
+    let report: Report = read_json(&report_path)?;
+    if report.version != env!("CARGO_PKG_VERSION") {
+        progress.note(&format!("{} was written by version {}", report_path.display(), report.version));
+    }
+    let pool = workers::pool(base.config(), job.resources)?;
+    let given = base::identify(base, job.model, &pool, progress, job.interrupt)?;
+    let mut differences = inputs(&report.base_model, &given);
+    let found = Manifest::of(job.out)?;
+    differences.extend(against_own_manifest(job.out, &found));
+
+    let (files, matrices) = match job.sample {
+        Some(sample) => {
+            let remade = sampled(base, &report, job, sample, &pool, progress, &mut differences)?;
+            (found.files.len(), remade)
+        }
+        None => {
+            let again = Again::new(job.out);
+            let plan = plan_settings(&report, &report_path)?;
+            let factor = factor_settings(&report.settings, &report_path)?;
+            let request = Request {
+                model: job.model,
+                out: &again.0,
+                plan: &plan,
+                factor: &factor,
+                resources: job.resources,
+                leftover: Leftover::Discard,
+                interrupt: job.interrupt,
+                provenance: Some(&report.base_model),
+            };
+            let made = compress::compress(base, request, progress)?;
+            differences.extend(compare(job.out, &found, &again.0)?);
+            (found.files.len() + 1, made.plan.ranks().len())
+        }
+    };
+    Ok(Reproduction { files, matrices, differences })
+}
+
+/// The second output, removed when it is of no more use.
+struct Again(PathBuf);
+
+impl Again {
+    fn new(out: &Path) -> Self {
+        let name = out.file_name().unwrap_or_default().to_string_lossy();
+        let again = Self(out.with_file_name(format!(".{name}.lowrank-reproduced")));
+        again.remove();
+        again
+    }
+
+    fn remove(&self) {
+        // Absent is as good as removed; what stays for another reason is met, and named, when it is written to.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Again {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineError> {
+    let broken = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
+    let bytes = fs::read(path).map_err(|error| broken(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
+}
+
+fn plan_settings(report: &Report, path: &Path) -> Result<PlanSettings, PipelineError> {
+    let Settings { sensitivity, rank_multiple, rank_min, keep_dense, factor_dtype, .. } = &report.settings;
+    let goal = match report.budget {
+        None => {
+            let ranks = report.matrices.iter().filter_map(|row| Some((row.name, row.rank?)));
+            Goal::Ranks(ranks.collect())
+        }
+        Some(budget) => Goal::Budget(match budget.unit {
+            Unit::Params => Budget::RemoveParams(budget.asked),
+            Unit::Bytes => Budget::TargetBytes(report.before.bytes.saturating_sub(budget.asked)),
+        }),
+    };
+    let patterns: Result<Vec<regex::Regex>, _> =
+        keep_dense.iter().map(|pattern| regex::Regex::new(pattern)).collect();
+    let keep_dense = patterns.map_err(|error| PipelineError::Unrepeatable {
+        path: path.to_owned(),
+        what: format!("settings.keep_dense: {error}"),
+    })?;
+    Ok(PlanSettings {
+        goal,
+        rank_multiple: Some((*rank_multiple).max(1)),
+        rank_min: (*rank_min).max(1),
+        sensitivity: *sensitivity,
+        keep_dense,
+        storage: Some(report.storage),
+        factor_dtype: Some(*factor_dtype),
+    })
+}
+
+fn factor_settings(settings: &Settings, path: &Path) -> Result<FactorSettings, PipelineError> {
+    let method =
+        serde_json::from_value(settings.method.clone().into()).map_err(|_| PipelineError::Unrepeatable {
+            path: path.to_owned(),
+            what: format!("settings.method is `{}`, which this version does not know", settings.method),
+        })?;
+    Ok(FactorSettings { method, seed: settings.seed, shard_bytes_max: settings.shard_bytes_max })
+}
+
+/// The base that was given against the base that the report names.
+fn inputs(recorded: &BaseModel, given: &BaseModel) -> Vec<Difference> {
+    let by_name = |base: &BaseModel| -> BTreeMap<String, (u64, String)> {
+        base.files.iter().map(|file| (file.name.clone(), (file.bytes, file.sha256.clone()))).collect()
+    };
+    let (recorded, given) = (by_name(recorded), by_name(given));
+    let names = recorded.keys().chain(given.keys()).collect::<std::collections::BTreeSet<_>>();
+    let differs =
+        |file: &String, what: String| Difference { file: format!("base {file}"), tensor: None, what };
+    names
+        .into_iter()
+        .filter_map(|name| match (recorded.get(name), given.get(name)) {
+            (Some(recorded), Some(given)) if recorded == given => None,
+            (Some((was, _)), Some((is, _))) => Some(differs(
+                name,
+                format!("is not the file that was compressed ({was} bytes then, {is} now)"),
+            )),
+            (Some(_), None) => Some(differs(name, "was compressed and is not there".into())),
+            _ => Some(differs(name, "is there and was not compressed".into())),
+        })
+        .collect()
+}
+
+/// Files that changed since they were published. An output without a manifest is an older version's.
+fn against_own_manifest(out: &Path, found: &Manifest) -> Vec<Difference> {
+    let file = format::MANIFEST_FILE;
+    let manifest: Manifest = match read_json(&out.join(file)) {
+        Ok(manifest) => manifest,
+        Err(error) => return vec![Difference { file: file.into(), tensor: None, what: error.to_string() }],
+    };
+    let differs = |name: &str, what: &str| Difference { file: name.into(), tensor: None, what: what.into() };
+    let mut differences = Vec::new();
+    for listed in &manifest.files {
+        match found.files.iter().find(|file| file.name == listed.name) {
+            None => differences.push(differs(&listed.name, "is in the manifest and not there")),
+            Some(file) if file != listed => {
+                differences.push(differs(&listed.name, "changed since it was published, says the manifest"));
+            }
+            Some(_) => {}
+        }
+    }
+    for file in &found.files {
+        if !manifest.files.iter().any(|listed| listed.name == file.name) {
+            differences.push(differs(&file.name, "is there and not in the manifest"));
+        }
+    }
+    differences
+}
+
+/// File against file.
+fn compare(out: &Path, found: &Manifest, again: &Path) -> Result<Vec<Difference>, PipelineError> {
+    let remade = Manifest::of(again)?;
+    let mut differences = Vec::new();
+    let differs = |file: &str, what: &str| Difference { file: file.into(), tensor: None, what: what.into() };
+    for file in &found.files {
+        match remade.files.iter().find(|other| other.name == file.name) {
+            None => differences.push(differs(&file.name, "is not made by a second run")),
+            Some(other) if other == file => {}
+            Some(_) if file.name.ends_with(".safetensors") => {
+                differences.extend(compare_shards(&file.name, out, again)?);
+            }
+            Some(_) => {
+                let what = first_difference(&read(&out.join(&file.name))?, &read(&again.join(&file.name))?);
+                differences.push(differs(&file.name, &what));
+            }
+        }
+    }
+    for other in &remade.files {
+        if !found.files.iter().any(|file| file.name == other.name) {
+            differences.push(differs(&other.name, "is made by a second run and not there"));
+        }
+    }
+    let manifests = [out, again].map(|dir| fs::read(dir.join(format::MANIFEST_FILE)).unwrap_or_default());
+    if manifests[0] != manifests[1] {
+        differences.push(differs(format::MANIFEST_FILE, &first_difference(&manifests[0], &manifests[1])));
+    }
+    Ok(differences)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, PipelineError> {
+    fs::read(path).map_err(|error| PipelineError::Unrepeatable { path: path.into(), what: error.to_string() })
+}
+
+fn first_difference(was: &[u8], is: &[u8]) -> String {
+    let at = was.iter().zip(is).position(|(a, b)| a != b).unwrap_or(was.len().min(is.len()));
+    let line = 1 + was[..at].iter().filter(|&&byte| byte == b'\n').count();
+    format!("differs from byte {at} on (line {line}); {} bytes, a second run gives {}", was.len(), is.len())
+}
+
+/// A tensor's place: dtype, shape and range of bytes in the file.
+#[derive(Debug, PartialEq)]
+struct Place {
+    dtype: String,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// The header of a shard, if it is one.
+fn places(bytes: &[u8]) -> Option<BTreeMap<String, Place>> {
+    let length = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
+    let start = length.checked_add(8)?;
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(bytes.get(8..start)?).ok()?;
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    tensors
+        .map(|(name, entry)| {
+            let (begin, end): (usize, usize) = serde_json::from_value(entry["data_offsets"].clone()).ok()?;
+            let range = start.checked_add(begin)?..start.checked_add(end)?;
+            bytes.get(range.clone())?;
+            let dtype = entry["dtype"].as_str()?.to_owned();
+            Some((name, Place { dtype, shape: serde_json::from_value(entry["shape"].clone()).ok()?, range }))
+        })
+        .collect()
+}
+
+fn compare_shards(name: &str, out: &Path, again: &Path) -> Result<Vec<Difference>, PipelineError> {
+    let (was, is) = (read(&out.join(name))?, read(&again.join(name))?);
+    let whole = || Difference { file: name.into(), tensor: None, what: first_difference(&was, &is) };
+    let (Some(was_places), Some(is_places)) = (places(&was), places(&is)) else { return Ok(vec![whole()]) };
+    let mut differences = Vec::new();
+    for (tensor, place) in &was_places {
+        let what = match is_places.get(tensor) {
+            None => "is not made by a second run".into(),
+            Some(other) if (&other.dtype, &other.shape) != (&place.dtype, &place.shape) => {
+                format!(
+                    "{} {:?}; a second run gives {} {:?}",
+                    place.dtype, place.shape, other.dtype, other.shape
+                )
+            }
+            Some(other) => {
+                match size_of_difference(place, &was[place.range.clone()], &is[other.range.clone()]) {
+                    None => continue,
+                    Some(what) => what,
+                }
+            }
+        };
+        differences.push(Difference { file: name.into(), tensor: Some(tensor.clone()), what });
+    }
+    for tensor in is_places.keys().filter(|tensor| !was_places.contains_key(*tensor)) {
+        let what = "is made by a second run and not there".into();
+        differences.push(Difference { file: name.into(), tensor: Some(tensor.clone()), what });
+    }
+    if differences.is_empty() {
+        differences.push(whole());
+    }
+    Ok(differences)
+}
+
+fn size_of_difference(place: &Place, was: &[u8], is: &[u8]) -> Option<String> {
+    let dtype = Dtype::parse(&place.dtype.to_ascii_lowercase())?;
+    let wide = |bytes: &[u8]| Tensor::new(place.shape.clone(), dtype, bytes.to_vec()).ok();
+    tensor_difference(&wide(was)?, &wide(is)?)
+}
+
+/// How many numbers differ, and by how much at most; `None`: same bytes.
+fn tensor_difference(was: &Tensor, is: &Tensor) -> Option<String> {
+    if was == is {
+        return None;
+    }
+    let element = was.dtype().size_bytes() as usize;
+    let numbers = was.bytes().chunks(element).zip(is.bytes().chunks(element)).filter(|(a, b)| a != b).count();
+    let gap = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
+    let largest = was.to_f32().iter().zip(&is.to_f32()).map(gap).fold(0.0, f64::max);
+    Some(format!("{numbers} of {} numbers differ, by {largest:.3e} at most", was.elements()))
+}
+
+/// The tensors of two stored forms of a matrix that differ, and how.
+fn matrix_differences(id: MatrixId, was: &StoredMatrix, is: &StoredMatrix) -> Vec<(String, String)> {
+    let pairs = match (was, is) {
+        (StoredMatrix::Factored { u, v }, StoredMatrix::Factored { u: new_u, v: new_v }) => {
+            let (u_name, v_name) = factor_names(id);
+            vec![(u_name, tensor_difference(u, new_u)), (v_name, tensor_difference(v, new_v))]
+        }
+        (
+            StoredMatrix::Pivoted { basis, coefficients, order, .. },
+            StoredMatrix::Pivoted {
+                basis: new_basis, coefficients: new_coefficients, order: new_order, ..
+            },
+        ) => {
+            let (basis_name, coefficients_name, order_name) = pivoted_names(id);
+            let other_order = (order != new_order).then(|| "other pivots".to_owned());
+            vec![
+                (basis_name, tensor_difference(basis, new_basis)),
+                (coefficients_name, tensor_difference(coefficients, new_coefficients)),
+                (order_name, other_order),
+            ]
+        }
+        _ => vec![(id.module_name(), Some("is stored in another way".to_owned()))],
+    };
+    pairs.into_iter().filter_map(|(name, what)| Some((name, what?))).collect()
+}
+
+/// Makes a few matrices again; returns how many.
+fn sampled(
+    base: &Checkpoint,
+    report: &Report,
+    job: Reproduce<'_>,
+    sample: Sample,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    differences: &mut Vec<Difference>,
+) -> Result<usize, PipelineError> {
+    let out = Checkpoint::open(job.out)?;
+    let factor = factor_settings(&report.settings, &job.out.join(format::REPORT_FILE))?;
+    let ids = draw(out.ranks().keys().copied(), sample);
+    progress.start("make again", ids.len() as u64, "matrices");
+    let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
+        ids.par_iter()
+            .with_max_len(1)
+            .map(|&id| {
+                job.interrupt.check()?;
+                let (was, rank) = (out.read_matrix(id)?, out.ranks()[&id]);
+                let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
+                    return Err(PipelineError::AlreadyFactored(base.layout()));
+                };
+                // A spectrum decides precision, so it is taken where the first run had it.
+                let spectrum = report
+                    .budget
+                    .map(|_| lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto))
+                    .transpose()
+                    .map_err(|source| PipelineError::Svd { name: id, source })?;
+                let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
+                let Remade { stored, .. } = remake(matrix, id, rank, &factor, form, spectrum.as_ref())?;
+                progress.advance(1);
+                let differing = matrix_differences(id, &was, &stored).into_iter().map(|(tensor, what)| {
+                    Difference { file: job.out.display().to_string(), tensor: Some(tensor), what }
+                });
+                Ok(differing.collect())
+            })
+            .collect()
+    });
+    progress.finish();
+    differences.extend(found?.into_iter().flatten());
+    Ok(ids.len())
+}
+
+/// The matrices whose hashes with the seed are smallest.
+fn draw(ids: impl Iterator<Item = MatrixId>, sample: Sample) -> Vec<MatrixId> {
+    let mut keyed: Vec<_> =
+        ids.map(|id| (*blake3::hash(format!("{} {id}", sample.seed).as_bytes()).as_bytes(), id)).collect();
+    keyed.sort();
+    keyed.into_iter().take(sample.count).map(|(_, id)| id).collect()
+}

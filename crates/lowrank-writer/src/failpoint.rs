@@ -1,0 +1,71 @@
+//! Places where a test may make a run die, stop, or find its disk full. Compiled to nothing without the feature
+//! `failpoints`; with it, `LOWRANK_FAILPOINT=ACTION:N` acts at the N-th place that the process reaches.
+//!
+//! | Action | What happens |
+//! |---|---|
+//! | `kill` | SIGKILL, as the kernel's out-of-memory killer would |
+//! | `stop` | SIGSTOP; the harness changes something and sends SIGCONT |
+//! | `full` | this place and all later ones fail with "no space left on device" |
+//! | `count` | nothing; the number of places is printed to stderr after publication |
+
+use std::io;
+
+/// A place where something may go wrong.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) fn hit() -> io::Result<()> {
+    Ok(())
+}
+
+/// Told after publication.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) fn published() {}
+
+#[cfg(feature = "failpoints")]
+pub(crate) use armed::{hit, published};
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use super::io;
+    use rustix::process::{Signal, getpid, kill_process};
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static REACHED: AtomicU64 = AtomicU64::new(0);
+
+    /// Action and place.
+    fn wanted() -> &'static (String, u64) {
+        static WANTED: OnceLock<(String, u64)> = OnceLock::new();
+        WANTED.get_or_init(|| {
+            let text = std::env::var("LOWRANK_FAILPOINT").unwrap_or_default();
+            let (action, place) = text.split_once(':').unwrap_or((&text, "0"));
+            (action.to_owned(), place.parse().unwrap_or(0))
+        })
+    }
+
+    pub(crate) fn hit() -> io::Result<()> {
+        let reached = 1 + REACHED.fetch_add(1, Ordering::SeqCst);
+        let (action, place) = wanted();
+        match action.as_str() {
+            "kill" if reached == *place => {
+                let _ = kill_process(getpid(), Signal::KILL);
+                loop {
+                    std::thread::park();
+                }
+            }
+            "stop" if reached == *place => {
+                let _ = kill_process(getpid(), Signal::STOP);
+                Ok(())
+            }
+            "full" if reached >= *place => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn published() {
+        if wanted().0 == "count" {
+            eprintln!("fail points: {}", REACHED.load(Ordering::SeqCst));
+        }
+    }
+}

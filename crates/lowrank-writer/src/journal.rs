@@ -1,0 +1,193 @@
+//! What an unfinished run has finished, so that another can go on: one line per record, appended, never rewritten.
+//!
+//! A line is `BLAKE3 JSON`, the hash being that of the JSON. Reading ends at the first line that does not hold: a line
+//! torn by a kill, and whatever follows it, never happened. Nothing is flushed to disk here, because nothing is believed
+//! without a look at the bytes it speaks of: after a power cut the worst is work done twice.
+
+use crate::{WriteError, failpoint};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Content of everything that decides the bytes of an output, as a hash. Two runs with the same key may share work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobKey(String);
+
+impl JobKey {
+    /// The key of a job that is described by this value.
+    pub fn of(description: &impl Serialize) -> Self {
+        let text = serde_json::to_vec(description).expect("string keys and finite depth always serialise");
+        Self(blake3::hash(&text).to_hex().to_string())
+    }
+}
+
+/// A tensor that lies in its shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WrittenTensor {
+    pub(crate) name: String,
+    pub(crate) blake3: String,
+}
+
+/// Tensors that are made and written together, and what else is known of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Unit {
+    pub(crate) name: String,
+    pub(crate) tensors: Vec<WrittenTensor>,
+    pub(crate) note: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Record {
+    /// The first line.
+    Job(JobKey),
+    /// Which bytes go where; known once the plan is.
+    Layout(String),
+    /// Anything else worth keeping.
+    Note {
+        name: String,
+        text: String,
+    },
+    Unit(Unit),
+}
+
+/// What a journal holds.
+#[derive(Debug, Default)]
+pub(crate) struct Finished {
+    pub(crate) key: Option<JobKey>,
+    pub(crate) layout: Option<String>,
+    pub(crate) notes: BTreeMap<String, String>,
+    pub(crate) units: BTreeMap<String, Unit>,
+    /// Length of the lines that hold.
+    good_bytes: u64,
+}
+
+impl Finished {
+    /// Reads as far as lines hold; an absent journal is an empty one.
+    pub(crate) fn read(path: &Path) -> Result<Self, WriteError> {
+        let bytes = match fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            read => read.map_err(WriteError::io(path, "read"))?,
+        };
+        let mut finished = Self::default();
+        for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+            let Some(record) = parse(line) else { break };
+            finished.good_bytes += line.len() as u64;
+            match record {
+                Record::Job(key) => finished.key = Some(key),
+                Record::Layout(layout) => finished.layout = Some(layout),
+                Record::Note { name, text } => drop(finished.notes.insert(name, text)),
+                Record::Unit(unit) => drop(finished.units.insert(unit.name.clone(), unit)),
+            }
+        }
+        Ok(finished)
+    }
+}
+
+fn parse(line: &[u8]) -> Option<Record> {
+    let line = line.strip_suffix(b"\n")?;
+    let (hash, json) = line.split_at_checked(blake3::OUT_LEN * 2)?;
+    let json = json.strip_prefix(b" ")?;
+    (blake3::hash(json).to_hex().as_bytes() == hash).then(|| serde_json::from_slice(json).ok())?
+}
+
+/// The journal of this run, open for appending.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+impl Journal {
+    /// Goes on after the last line that holds.
+    pub(crate) fn append_to(path: PathBuf, finished: &Finished) -> Result<Self, WriteError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(WriteError::io(&path, "open"))?;
+        file.set_len(finished.good_bytes).map_err(WriteError::io(&path, "cut a torn line off"))?;
+        Ok(Self { path, file: Mutex::new(file) })
+    }
+
+    pub(crate) fn job(&self, key: &JobKey) -> Result<(), WriteError> {
+        self.append(&Record::Job(key.clone()))
+    }
+
+    pub(crate) fn layout(&self, layout: &str) -> Result<(), WriteError> {
+        self.append(&Record::Layout(layout.to_owned()))
+    }
+
+    pub(crate) fn note(&self, name: &str, text: String) -> Result<(), WriteError> {
+        self.append(&Record::Note { name: name.to_owned(), text })
+    }
+
+    pub(crate) fn unit(&self, unit: Unit) -> Result<(), WriteError> {
+        self.append(&Record::Unit(unit))
+    }
+
+    fn append(&self, record: &Record) -> Result<(), WriteError> {
+        let json = serde_json::to_string(record).expect("records have string keys");
+        let line = format!("{} {json}\n", blake3::hash(json.as_bytes()).to_hex());
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        write_in_two(&mut file, line.as_bytes()).map_err(WriteError::io(&self.path, "write"))
+    }
+}
+
+/// In halves, so that a test can tear a line. Outside of tests one more system call per matrix is nothing.
+fn write_in_two(file: &mut File, line: &[u8]) -> io::Result<()> {
+    let (head, tail) = line.split_at(line.len() / 2);
+    failpoint::hit()?;
+    file.write_all(head)?;
+    failpoint::hit()?;
+    file.write_all(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str) -> Unit {
+        let tensors = vec![WrittenTensor { name: format!("{name}.weight"), blake3: "00".into() }];
+        Unit { name: name.into(), tensors, note: "seen".into() }
+    }
+
+    #[test]
+    fn a_torn_or_changed_line_and_all_after_it_never_happened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let key = JobKey::of(&"a job");
+        let journal = Journal::append_to(path.clone(), &Finished::default()).unwrap();
+        journal.job(&key).unwrap();
+        journal.note("spectrum", "[1.5]".into()).unwrap();
+        let before_last = fs::metadata(&path).unwrap().len();
+        journal.unit(unit("a")).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for cut in before_last as usize..whole.len() {
+            fs::write(&path, &whole[..cut]).unwrap();
+            let finished = Finished::read(&path).unwrap();
+            assert_eq!((finished.key.as_ref(), finished.units.len()), (Some(&key), 0), "cut at {cut}");
+            assert_eq!(finished.good_bytes, before_last);
+        }
+        let finished = Finished::read(&path).unwrap();
+        Journal::append_to(path.clone(), &finished).unwrap().unit(unit("b")).unwrap();
+        let finished = Finished::read(&path).unwrap();
+        assert_eq!(finished.units.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(finished.notes["spectrum"], "[1.5]");
+
+        let mut changed = whole;
+        changed[100] ^= 1;
+        fs::write(&path, changed).unwrap();
+        assert!(Finished::read(&path).unwrap().units.is_empty());
+    }
+
+    #[test]
+    fn keys_follow_content() {
+        assert_eq!(JobKey::of(&("a", 1)), JobKey::of(&("a", 1)));
+        assert_ne!(JobKey::of(&("a", 1)), JobKey::of(&("a", 2)));
+    }
+}
