@@ -15,7 +15,7 @@
 //! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`display`] | how counts are shown |
-//! | [`format`] | keys and version of the factored checkpoint format |
+//! | [`mod@format`] | keys and version of the factored checkpoint format |
 
 pub mod budget;
 pub mod config;

@@ -1,20 +1,16 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
 use crate::spectra::Course;
+use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning, round::round};
-use lowrank_compute::Faer;
-use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
-use lowrank_model::pivots::factor_shapes;
-use lowrank_model::{
-    Budget, Dtype, ElementType, MatrixId, PivotSide, Progress, RankPlan, Spectrum, Storage, Tensor, params,
-};
+use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning};
+use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{FactorOptions, Factored, Factors, Pivoted, Route};
 use lowrank_writer::report::{BaseModel, Outcome, Settings};
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, Documents, JobKey, Leftover, OutputTensor, Published, Report,
-    ShardLayout, StagingDir, StoredTensor, check_out, check_space, held_bytes,
+    Card, ChatTemplate, CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published,
+    Report, ShardLayout, StagingDir, check_out, check_space, held_bytes,
 };
 use rayon::prelude::*;
 use serde_json::json;
@@ -169,8 +165,8 @@ fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> 
         "rank_min": plan.rank_min,
         "sensitivity": plan.sensitivity,
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "storage": plan.storage,
         "factor_dtype": plan.factor_dtype,
+        "storage": plan.storage,
         "method": factor.method,
         "seed": factor.seed,
         "shard_bytes_max": factor.shard_bytes_max,
@@ -192,11 +188,7 @@ fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<u64
         crate::Goal::Plan(plan) => before.bytes.saturating_sub(plan.after.bytes),
         crate::Goal::Ranks(_) => 0,
     };
-    let indices = checkpoint.config().matrices().map(|id| {
-        let shape = checkpoint.config().matrix_shape(id.projection);
-        params::index_bytes(shape, settings.storage.unwrap_or_default(), Some(1))
-    });
-    Ok(before.bytes - removed + indices.sum::<u64>())
+    Ok(before.bytes - removed)
 }
 
 /// One compression under way.
@@ -214,6 +206,10 @@ impl Work<'_> {
     fn factor_dtype(&self) -> Dtype {
         let first = self.plan.matrices[0].name;
         self.request.plan.factor_dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
+    }
+
+    fn form(&self) -> Form {
+        Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() }
     }
 
     fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
@@ -237,23 +233,7 @@ impl Work<'_> {
             match self.rank_of(spec) {
                 Some((id, r)) => {
                     let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    let dtype = ElementType::from(self.factor_dtype());
-                    match self.plan.cost.storage {
-                        Storage::Uv => {
-                            let (u, v) = factor_names(id);
-                            output.push(OutputTensor { name: u, dtype, shape: vec![shape.rows, r] });
-                            output.push(OutputTensor { name: v, dtype, shape: vec![r, shape.cols] });
-                        }
-                        Storage::Pivoted => {
-                            let (basis, coefficients, order) = pivoted_names(id);
-                            let shapes = factor_shapes(shape, r).map(Vec::from);
-                            for (name, shape) in [basis, coefficients].into_iter().zip(shapes) {
-                                output.push(OutputTensor { name, dtype, shape });
-                            }
-                            let (dtype, shape) = (ElementType::Index, vec![shape.short_side()]);
-                            output.push(OutputTensor { name: order, dtype, shape });
-                        }
-                    }
+                    output.extend(self.form().output_tensors(id, shape, r));
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
@@ -303,7 +283,7 @@ impl Work<'_> {
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
         let tensor = self.checkpoint.read_tensor(spec)?;
         self.checkpoint.check_finite(&spec.name, &tensor)?;
-        Ok(writer.write_unit(&spec.name, &[(spec.name.clone(), (&tensor).into())], String::new())?)
+        Ok(writer.write_unit(&spec.name, &[(&spec.name, Content::Weights(&tensor))], String::new())?)
     }
 
     fn factor(
@@ -317,10 +297,8 @@ impl Work<'_> {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let spectrum = self.spectra.get(&id);
-        let form = Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() };
-        let Remade { stored, route, relative_error, largest_coefficient, round_trip_error } =
-            remake(matrix, id, rank, self.request.factor, form, spectrum)?;
+        let Remade { pieces, route, relative_error, largest_coefficient, round_trip_error } =
+            self.form().remake(matrix, id, rank, self.request.factor, self.spectra.get(&id))?;
         let outcome = Outcome {
             relative_error,
             excess_over_optimum: excess(relative_error, self.optimum[&id]),
@@ -328,8 +306,10 @@ impl Work<'_> {
             largest_coefficient,
             round_trip_error,
         };
+        let contents: Vec<(&str, Content<'_>)> =
+            pieces.iter().map(|(name, piece)| (name.as_str(), piece.content())).collect();
         let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
-        writer.write_unit(&spec.name, &pieces(id, &stored), note)?;
+        writer.write_unit(&spec.name, &contents, note)?;
         Ok(outcome)
     }
 
@@ -371,84 +351,6 @@ impl Work<'_> {
             keep_dense: self.plan.keep_dense.clone(),
             factor_dtype: self.factor_dtype(),
             shard_bytes_max,
-        }
-    }
-}
-
-/// How a matrix is stored.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Form {
-    pub(crate) storage: Storage,
-    pub(crate) dtype: Dtype,
-}
-
-/// One matrix as it is stored, and how it came about.
-pub(crate) struct Remade {
-    pub(crate) stored: StoredMatrix,
-    pub(crate) route: Route,
-    pub(crate) relative_error: f64,
-    /// Of pivoted storage.
-    pub(crate) largest_coefficient: Option<f64>,
-    /// Of pivoted storage.
-    pub(crate) round_trip_error: Option<f64>,
-}
-
-/// Factors one matrix: a function of its arguments alone.
-pub(crate) fn remake(
-    matrix: Tensor,
-    id: MatrixId,
-    rank: usize,
-    settings: &FactorSettings,
-    form: Form,
-    spectrum: Option<&Spectrum>,
-) -> Result<Remade, PipelineError> {
-    let FactorSettings { method, seed, .. } = *settings;
-    let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
-    let Factored { factors, route, relative_error, .. } =
-        lowrank_svd::factor(&Faer, &matrix, rank, &options, spectrum)
-            .map_err(|source| PipelineError::Svd { name: id, source })?;
-    drop(matrix);
-    let Form { storage, dtype } = form;
-    let (stored, largest_coefficient, round_trip_error) = match storage {
-        Storage::Uv => {
-            let Factors { shape, rank, u, v } = &factors;
-            let (u_name, v_name) = factor_names(id);
-            let u = round(&u_name, vec![shape.rows, *rank], dtype, u)?;
-            let v = round(&v_name, vec![*rank, shape.cols], dtype, v)?;
-            (StoredMatrix::Factored { u, v }, None, None)
-        }
-        Storage::Pivoted => {
-            let pivoted = lowrank_svd::pivot(&Faer, &factors)
-                .map_err(|source| PipelineError::Svd { name: id, source })?;
-            let (basis_name, coefficients_name, _) = pivoted_names(id);
-            let [basis_shape, coefficients_shape] = factor_shapes(factors.shape, rank).map(Vec::from);
-            let basis = round(&basis_name, basis_shape, dtype, &pivoted.basis)?;
-            let coefficients = round(&coefficients_name, coefficients_shape, dtype, &pivoted.coefficients)?;
-            let error = pivoted.round_trip_error(&Faer, &factors, &basis, &coefficients);
-            let Pivoted { order, largest_coefficient, .. } = pivoted;
-            let side = PivotSide::of(factors.shape);
-            let stored = StoredMatrix::Pivoted { side, basis, coefficients, order };
-            (stored, Some(largest_coefficient), Some(error))
-        }
-    };
-    Ok(Remade { stored, route, relative_error, largest_coefficient, round_trip_error })
-}
-
-/// The tensors of a stored matrix, by name.
-pub(crate) fn pieces(id: MatrixId, stored: &StoredMatrix) -> Vec<(String, StoredTensor<'_>)> {
-    match stored {
-        StoredMatrix::Dense(w) => vec![(format!("{id}.weight"), w.into())],
-        StoredMatrix::Factored { u, v } => {
-            let (u_name, v_name) = factor_names(id);
-            vec![(u_name, u.into()), (v_name, v.into())]
-        }
-        StoredMatrix::Pivoted { basis, coefficients, order, .. } => {
-            let (basis_name, coefficients_name, order_name) = pivoted_names(id);
-            vec![
-                (basis_name, basis.into()),
-                (coefficients_name, coefficients.into()),
-                (order_name, order.into()),
-            ]
         }
     }
 }

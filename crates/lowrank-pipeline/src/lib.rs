@@ -20,6 +20,7 @@ pub mod reproduce;
 pub mod round;
 pub mod settings;
 pub mod spectra;
+mod stored;
 pub mod workers;
 
 pub use error::PipelineError;

@@ -3,11 +3,11 @@
 //! Everything that decided the bytes is in `lowrank_report.json`: the base's hashes, the budget or the ranks, the
 //! settings. The second run grows beside the first, and is removed when it has been compared.
 
-use crate::compress::{self, Form, Remade, Request, remake};
+use crate::compress::{self, Request};
+use crate::stored::{Form, Piece, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings, base};
 use lowrank_compute::Faer;
-use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, Tensor, Unit, format};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
@@ -171,8 +171,8 @@ fn plan_settings(report: &Report, path: &Path) -> Result<PlanSettings, PipelineE
         rank_min: (*rank_min).max(1),
         sensitivity: *sensitivity,
         keep_dense,
-        storage: Some(report.storage),
         factor_dtype: Some(*factor_dtype),
+        storage: Some(report.storage),
     })
 }
 
@@ -351,30 +351,11 @@ fn tensor_difference(was: &Tensor, is: &Tensor) -> Option<String> {
     Some(format!("{numbers} of {} numbers differ, by {largest:.3e} at most", was.elements()))
 }
 
-/// The tensors of two stored forms of a matrix that differ, and how.
-fn matrix_differences(id: MatrixId, was: &StoredMatrix, is: &StoredMatrix) -> Vec<(String, String)> {
-    let pairs = match (was, is) {
-        (StoredMatrix::Factored { u, v }, StoredMatrix::Factored { u: new_u, v: new_v }) => {
-            let (u_name, v_name) = factor_names(id);
-            vec![(u_name, tensor_difference(u, new_u)), (v_name, tensor_difference(v, new_v))]
-        }
-        (
-            StoredMatrix::Pivoted { basis, coefficients, order, .. },
-            StoredMatrix::Pivoted {
-                basis: new_basis, coefficients: new_coefficients, order: new_order, ..
-            },
-        ) => {
-            let (basis_name, coefficients_name, order_name) = pivoted_names(id);
-            let other_order = (order != new_order).then(|| "other pivots".to_owned());
-            vec![
-                (basis_name, tensor_difference(basis, new_basis)),
-                (coefficients_name, tensor_difference(coefficients, new_coefficients)),
-                (order_name, other_order),
-            ]
-        }
-        _ => vec![(id.module_name(), Some("is stored in another way".to_owned()))],
-    };
-    pairs.into_iter().filter_map(|(name, what)| Some((name, what?))).collect()
+fn piece_difference(was: &Piece, is: &Piece) -> Option<String> {
+    match (was, is) {
+        (Piece::Weights(was), Piece::Weights(is)) => tensor_difference(was, is),
+        _ => (was != is).then(|| "other pivots".to_owned()),
+    }
 }
 
 /// Makes a few matrices again; returns how many.
@@ -389,6 +370,7 @@ fn sampled(
 ) -> Result<usize, PipelineError> {
     let out = Checkpoint::open(job.out)?;
     let factor = factor_settings(&report.settings, &job.out.join(format::REPORT_FILE))?;
+    let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
     let ids = draw(out.ranks().keys().copied(), sample);
     progress.start("make again", ids.len() as u64, "matrices");
     let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
@@ -396,7 +378,6 @@ fn sampled(
             .with_max_len(1)
             .map(|&id| {
                 job.interrupt.check()?;
-                let (was, rank) = (out.read_matrix(id)?, out.ranks()[&id]);
                 let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(base.layout()));
                 };
@@ -406,11 +387,14 @@ fn sampled(
                     .map(|_| lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto))
                     .transpose()
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
-                let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
-                let Remade { stored, .. } = remake(matrix, id, rank, &factor, form, spectrum.as_ref())?;
+                let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
+                let again = form.remake(matrix, id, rank, &factor, spectrum.as_ref())?;
                 progress.advance(1);
-                let differing = matrix_differences(id, &was, &stored).into_iter().map(|(tensor, what)| {
-                    Difference { file: job.out.display().to_string(), tensor: Some(tensor), what }
+                let was = pieces_of(id, out.read_matrix(id)?);
+                let pairs = was.into_iter().zip(again.pieces);
+                let differing = pairs.filter_map(|((tensor, was), (_, is))| {
+                    let what = piece_difference(&was, &is)?;
+                    Some(Difference { file: job.out.display().to_string(), tensor: Some(tensor), what })
                 });
                 Ok(differing.collect())
             })

@@ -16,7 +16,7 @@ pub struct Position {
     pub losses: Option<(f64, f64)>,
 }
 
-/// Compares original and compressed logits [V] of one position. Not finite if any logit is not.
+/// Compares original and compressed logits `[V]` of one position. Not finite if any logit is not.
 pub fn compare(original: &[f32], compressed: &[f32], next: Option<u32>) -> Position {
     let (top_p, top_q) = (first_largest(original), first_largest(compressed));
     let (max_p, max_q) = (original[top_p], compressed[top_q]);

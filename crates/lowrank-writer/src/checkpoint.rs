@@ -20,28 +20,6 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// What is written to one place: weights, or the index of a pivoted matrix.
-#[derive(Debug, Clone)]
-pub struct StoredTensor<'a> {
-    dtype: ElementType,
-    shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
-}
-
-impl<'a> From<&'a Tensor> for StoredTensor<'a> {
-    fn from(tensor: &'a Tensor) -> Self {
-        let bytes = tensor.bytes().into();
-        Self { dtype: tensor.dtype().into(), shape: tensor.shape().to_vec(), bytes }
-    }
-}
-
-impl From<&PivotOrder> for StoredTensor<'_> {
-    fn from(order: &PivotOrder) -> Self {
-        let bytes = order.to_le_bytes().into();
-        Self { dtype: ElementType::Index, shape: vec![order.all().len()], bytes }
-    }
-}
-
 /// A checkpoint that grows in a hidden sibling of its final name.
 #[derive(Debug)]
 pub struct CheckpointWriter {
@@ -62,6 +40,38 @@ pub struct Published {
     pub bytes: u64,
     /// Files of weights.
     pub shards: usize,
+}
+
+/// What a tensor of the output holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Content<'a> {
+    /// Numbers of the model.
+    Weights(&'a Tensor),
+    /// The index of a pivoted matrix.
+    Order(&'a PivotOrder),
+}
+
+impl Content<'_> {
+    fn dtype(self) -> ElementType {
+        match self {
+            Self::Weights(tensor) => tensor.dtype().into(),
+            Self::Order(_) => ElementType::Index,
+        }
+    }
+
+    fn shape(self) -> Vec<usize> {
+        match self {
+            Self::Weights(tensor) => tensor.shape().to_vec(),
+            Self::Order(order) => vec![order.all().len()],
+        }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Weights(tensor) => Cow::Borrowed(tensor.bytes()),
+            Self::Order(order) => Cow::Owned(order.to_le_bytes()),
+        }
+    }
 }
 
 impl CheckpointWriter {
@@ -133,15 +143,15 @@ impl CheckpointWriter {
     pub fn write_unit(
         &self,
         unit: &str,
-        tensors: &[(String, StoredTensor<'_>)],
+        tensors: &[(&str, Content<'_>)],
         note: String,
     ) -> Result<(), WriteError> {
-        for (name, tensor) in tensors {
-            self.write_stored(name, tensor)?;
+        for &(name, content) in tensors {
+            self.write_content(name, content)?;
         }
-        let hashed = |(name, tensor): &(String, StoredTensor<'_>)| WrittenTensor {
-            name: name.clone(),
-            blake3: blake3::hash(&tensor.bytes).to_hex().to_string(),
+        let hashed = |&(name, content): &(&str, Content<'_>)| WrittenTensor {
+            name: name.to_owned(),
+            blake3: blake3::hash(&content.bytes()).to_hex().to_string(),
         };
         let tensors = tensors.iter().map(hashed).collect();
         self.staging.record_unit(Unit { name: unit.to_owned(), tensors, note })
@@ -159,12 +169,11 @@ impl CheckpointWriter {
 
     /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
-        self.write_stored(name, &tensor.into())
+        self.write_content(name, Content::Weights(tensor))
     }
 
-    fn write_stored(&self, name: &str, tensor: &StoredTensor<'_>) -> Result<(), WriteError> {
-        let StoredTensor { dtype, shape, bytes } = tensor;
-        let (shard, placed) = self.place(name, *dtype, shape)?;
+    fn write_content(&self, name: &str, content: Content<'_>) -> Result<(), WriteError> {
+        let (shard, placed) = self.place(name, content.dtype(), &content.shape())?;
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
@@ -172,7 +181,7 @@ impl CheckpointWriter {
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
         failpoint::hit().map_err(WriteError::io(&path, "write"))?;
-        file.write_all_at(bytes, shard.header.len() as u64 + placed.begin)
+        file.write_all_at(&content.bytes(), shard.header.len() as u64 + placed.begin)
             .map_err(WriteError::io(&path, "write"))
     }
 

@@ -41,7 +41,7 @@ pub mod report;
 pub mod staging;
 
 pub use card::{Card, ChatTemplate};
-pub use checkpoint::{CheckpointWriter, Published, StoredTensor};
+pub use checkpoint::{CheckpointWriter, Content, Published};
 pub use documents::Documents;
 pub use error::WriteError;
 pub use journal::JobKey;

@@ -135,7 +135,7 @@ impl Lane {
         }
     }
 
-    /// x / √(mean(x²) + ε) ∘ weight for every row of x [N, width], weight [width].
+    /// x / √(mean(x²) + ε) ∘ weight for every row of x `[N, width]`, weight `[width]`.
     pub fn rms_norm(
         &self,
         x: &Buffer<f32>,
@@ -314,7 +314,7 @@ impl Lane {
         Ok(out)
     }
 
-    /// out[rows[r]] += weights[r] · y[r]: y [n, width], out [N, width].
+    /// `out[rows[r]] += weights[r] · y[r]`: y `[n, width]`, out `[N, width]`.
     pub fn scatter_add(
         &self,
         out: &mut Buffer<f32>,

@@ -1,0 +1,131 @@
+//! One factored matrix as it is stored: which tensors, of which shape, and how they are made from the matrix.
+//!
+//! A function of its arguments alone, so that a second run, or a sample of one, makes the same bytes.
+
+use crate::{FactorSettings, PipelineError, round::round};
+use lowrank_compute::Faer;
+use lowrank_model::names::{factor_names, pivoted_names};
+use lowrank_model::pivots::factor_shapes;
+use lowrank_model::{Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, Spectrum, Storage, Tensor};
+use lowrank_reader::StoredMatrix;
+use lowrank_svd::{FactorOptions, Factored, Route};
+use lowrank_writer::{Content, OutputTensor};
+
+/// One tensor of a factored matrix.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Piece {
+    /// A factor.
+    Weights(Tensor),
+    /// The index of a pivoted matrix.
+    Order(PivotOrder),
+}
+
+impl Piece {
+    pub(crate) fn content(&self) -> Content<'_> {
+        match self {
+            Self::Weights(tensor) => Content::Weights(tensor),
+            Self::Order(order) => Content::Order(order),
+        }
+    }
+}
+
+/// A factored matrix, and how it came about.
+pub(crate) struct Remade {
+    /// By name, in the order of [`Form::output_tensors`].
+    pub(crate) pieces: Vec<(String, Piece)>,
+    pub(crate) route: Route,
+    pub(crate) relative_error: f64,
+    /// max |T| of a pivoted matrix.
+    pub(crate) largest_coefficient: Option<f64>,
+    /// What rounding the pieces of a pivoted matrix cost.
+    pub(crate) round_trip_error: Option<f64>,
+}
+
+/// How a matrix is to be stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    pub(crate) storage: Storage,
+    pub(crate) dtype: Dtype,
+}
+
+impl Form {
+    /// What is written for a matrix of rank `r`.
+    pub(crate) fn output_tensors(self, id: MatrixId, shape: MatrixShape, r: usize) -> Vec<OutputTensor> {
+        let dtype = ElementType::from(self.dtype);
+        match self.storage {
+            Storage::Uv => {
+                let (u, v) = factor_names(id);
+                vec![
+                    OutputTensor { name: u, dtype, shape: vec![shape.rows, r] },
+                    OutputTensor { name: v, dtype, shape: vec![r, shape.cols] },
+                ]
+            }
+            Storage::Pivoted => {
+                let (basis, coefficients, order) = pivoted_names(id);
+                let [basis_shape, coefficients_shape] = factor_shapes(shape, r).map(Vec::from);
+                vec![
+                    OutputTensor { name: basis, dtype, shape: basis_shape },
+                    OutputTensor { name: coefficients, dtype, shape: coefficients_shape },
+                    OutputTensor { name: order, dtype: ElementType::Index, shape: vec![shape.short_side()] },
+                ]
+            }
+        }
+    }
+
+    /// Factors one matrix.
+    pub(crate) fn remake(
+        self,
+        matrix: Tensor,
+        id: MatrixId,
+        rank: usize,
+        settings: &FactorSettings,
+        spectrum: Option<&Spectrum>,
+    ) -> Result<Remade, PipelineError> {
+        let FactorSettings { method, seed, .. } = *settings;
+        let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
+        let failed = |source| PipelineError::Svd { name: id, source };
+        let Factored { factors, route, relative_error, .. } =
+            lowrank_svd::factor(&Faer, &matrix, rank, &options, spectrum).map_err(failed)?;
+        drop(matrix);
+        let planned = self.output_tensors(id, factors.shape, rank);
+        let rounded = |at: usize, values: &[f32]| -> Result<Tensor, PipelineError> {
+            round(&planned[at].name, planned[at].shape.clone(), self.dtype, values)
+        };
+        let (pieces, largest_coefficient, round_trip_error) = match self.storage {
+            Storage::Uv => {
+                let pieces = [rounded(0, &factors.u)?, rounded(1, &factors.v)?];
+                (pieces.map(Piece::Weights).into_iter().collect::<Vec<_>>(), None, None)
+            }
+            Storage::Pivoted => {
+                let pivoted = lowrank_svd::pivot(&Faer, &factors).map_err(failed)?;
+                let (basis, coefficients) = (rounded(0, &pivoted.basis)?, rounded(1, &pivoted.coefficients)?);
+                let error = pivoted.round_trip_error(&Faer, &factors, &basis, &coefficients);
+                let order = Piece::Order(pivoted.order);
+                let pieces = vec![Piece::Weights(basis), Piece::Weights(coefficients), order];
+                (pieces, Some(pivoted.largest_coefficient), Some(error))
+            }
+        };
+        let names = planned.into_iter().map(|tensor| tensor.name);
+        let pieces = names.zip(pieces).collect();
+        Ok(Remade { pieces, route, relative_error, largest_coefficient, round_trip_error })
+    }
+}
+
+/// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.
+pub(crate) fn pieces_of(id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
+    match matrix {
+        StoredMatrix::Dense(_) => Vec::new(),
+        StoredMatrix::Factored { u, v } => {
+            let names = factor_names(id);
+            vec![(names.0, Piece::Weights(u)), (names.1, Piece::Weights(v))]
+        }
+        StoredMatrix::Pivoted { basis, coefficients, order, .. } => {
+            let names = pivoted_names(id);
+            vec![
+                (names.0, Piece::Weights(basis)),
+                (names.1, Piece::Weights(coefficients)),
+                (names.2, Piece::Order(order)),
+            ]
+        }
+    }
+}
