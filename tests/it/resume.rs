@@ -135,3 +135,12 @@ fn one_byte_of_the_output_of_the_base_or_of_the_settings_is_named() {
     answer.refused(12, &[name]);
     assert!(answer.stdout.contains("is not the file that was compressed"), "{answer:?}");
 }
+
+#[test]
+fn a_pivoted_output_is_reproduced_whole_and_by_sample() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    compress(&tiny_mixtral(), &out, &["--budget", "20%", "--layout", "pivoted", "--quiet"]).ok();
+    reproduce(&out, &tiny_mixtral(), &["--workers", "2"]).ok();
+    reproduce(&out, &tiny_mixtral(), &["--quick", "--sample", "3"]).ok();
+}

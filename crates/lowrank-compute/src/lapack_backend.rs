@@ -84,11 +84,12 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
             }
             // The reflection I − τ v vᵀ, v = x ± ‖x‖ e₁, takes x to ∓‖x‖ e₁.
             let mut v: Array1<T> = a.slice(s![step.., step]).to_owned();
-            let norm = v.dot(&v).sqrt();
+            let norm = Scalar::sqrt(v.dot(&v));
             if norm.is_zero() {
                 continue;
             }
-            v[0] += if v[0] < T::zero() { -norm } else { norm };
+            let shift = if v[0] < T::zero() { -norm } else { norm };
+            v[0] += shift;
             let tau = (T::one() + T::one()) / v.dot(&v);
             let mut rest = a.slice_mut(s![step.., step..]);
             let mut images = Array1::zeros(cols - step);
