@@ -6,8 +6,8 @@ use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Budgets that give mixed ranks, dense leftovers, and deep cuts.
-const BUDGETS: [&str; 2] = ["21.412%", "45%"];
+/// Budgets and layouts: mixed ranks with dense leftovers, and a deep cut.
+const CASES: [(&str, &str); 3] = [("21.412%", "uv"), ("21.412%", "pivoted"), ("45%", "pivoted")];
 
 /// The verb.
 pub(crate) fn run() -> Result<()> {
@@ -21,10 +21,10 @@ pub(crate) fn run() -> Result<()> {
         ["tied", "sliding-window", "head-dim"].map(|name| root().join("tests/fixtures/golden").join(name));
     let mut live = vec![super::demo::bundled_model()];
     live.extend(features);
-    for budget in BUDGETS {
-        let name = format!("cut-{}", budget.trim_end_matches('%').replace('.', "-"));
+    for (budget, storage) in CASES {
+        let name = format!("cut-{}-{storage}", budget.trim_end_matches('%').replace('.', "-"));
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
-        compress(&tool, budget, &factored)?;
+        compress(&tool, budget, storage, &factored)?;
         sh(command(&tool)
             .args(["densify", "--quiet", "--dtype", "f32", "--model"])
             .arg(&factored)
@@ -53,9 +53,9 @@ fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn compress(tool: &Path, budget: &str, out: &Path) -> Result<()> {
+fn compress(tool: &Path, budget: &str, storage: &str, out: &Path) -> Result<()> {
     let mut job = command(tool);
-    job.args(["--quiet", "--budget", budget, "--model"])
+    job.args(["--quiet", "--budget", budget, "--layout", storage, "--model"])
         .arg(super::demo::bundled_model())
         .arg("--out")
         .arg(out);
