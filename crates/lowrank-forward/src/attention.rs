@@ -15,7 +15,7 @@ const QUERY_BLOCK: usize = 128;
 /// Weights of one layer's attention.
 #[derive(Debug)]
 pub struct AttentionWeights {
-    /// [H]
+    /// `[H]`
     pub norm: Vec<f32>,
     /// [A·D, H]
     pub query: Linear,

@@ -75,7 +75,7 @@ impl ExpertWeights {
     }
 }
 
-/// output[token] += weight · y, a task per run of output rows. `tokens` rises, so each task finds its own.
+/// `output[token] += weight · y`, a task per run of output rows. `tokens` rises, so each task finds its own.
 fn scatter(output: &mut [f32], h: usize, tokens: &[usize], weights: &[f32], y: &[f32]) {
     output.par_chunks_mut(TILE_TOKENS * h).enumerate().for_each(|(chunk, output)| {
         let first = chunk * TILE_TOKENS;
