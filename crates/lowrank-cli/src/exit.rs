@@ -111,6 +111,7 @@ fn of_verify(error: &VerifyError) -> Failure {
     match error {
         VerifyError::Read(error) | VerifyError::Forward(ForwardError::Read(error)) => of_read(error),
         VerifyError::Forward(ForwardError::MissingTensor { .. }) => Failure::BrokenCheckpoint,
+        VerifyError::Forward(ForwardError::Device { .. }) => Failure::Unexpected,
         VerifyError::Forward(_) => Failure::Usage,
         VerifyError::NoFolder { .. } => Failure::NoModel,
         VerifyError::Text { .. }

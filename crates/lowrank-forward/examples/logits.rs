@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut tensors = BTreeMap::new();
     for (sequence, tokens) in sequences.iter().enumerate() {
         let bytes: Vec<u8> =
-            head.logits(&hidden, sequence).iter().flat_map(|logit| logit.to_le_bytes()).collect();
+            head.logits(&hidden, sequence)?.iter().flat_map(|logit| logit.to_le_bytes()).collect();
         tensors.insert(format!("logits.{sequence}"), (vec![tokens.len(), head.vocab_size()], bytes));
     }
     let views: BTreeMap<&String, TensorView<'_>> = tensors

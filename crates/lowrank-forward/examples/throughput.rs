@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut logits_s = 0.0;
     for (sequence, tokens) in sequences.iter().enumerate() {
         let start = Instant::now();
-        let logits = head.logits(&hidden, sequence);
+        let logits = head.logits(&hidden, sequence)?;
         logits_s += start.elapsed().as_secs_f64();
         for (row, &next) in logits.chunks_exact(head.vocab_size()).zip(&tokens[1..]) {
             let largest = row.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));

@@ -34,4 +34,16 @@ pub enum ForwardError {
         /// Which sequence.
         sequence: usize,
     },
+    /// A device was asked for and there is none.
+    #[error("{why}; use --device cpu, or auto")]
+    NoDevice {
+        /// Why not.
+        why: String,
+    },
+    /// A device failed in the middle.
+    #[error("{message}; use --device cpu, or fewer tokens if its memory is full")]
+    Device {
+        /// What it said.
+        message: String,
+    },
 }

@@ -1,4 +1,4 @@
-//! Mixtral's forward pass on the CPU in f32, written once: the verifier and calibration both run it.
+//! Mixtral's forward pass in f32, written once: the verifier and calibration both run it.
 //!
 //! Layer-major: every sequence goes through layer i before layer i + 1 is read, and within a layer one expert's
 //! weights are in memory at a time, so a model far larger than memory can be run. Dense and factored matrices share
@@ -10,6 +10,9 @@
 //!              h += Σ_e g_e · w2_e (silu(w1_e x) ∘ w3_e x)            x = norm(h)            moe.rs
 //! logits [T, V] = head · norm(h)                                                            head.rs
 //! ```
+//!
+//! Where a layer is computed is an [`Engine`]: the CPU, whose code is in the files named above, or a CUDA device
+//! (`cuda.rs`), with the weights as they are stored and the hidden states on the host in between.
 //!
 //! | Letter | Is |
 //! |---|---|
@@ -28,6 +31,10 @@
 //! Sennrich, *RMSNorm* (1910.07467); Shazeer, *GLU variants* (2002.05202).
 
 pub mod attention;
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod engine;
 pub mod error;
 pub mod head;
 pub mod hidden;
@@ -40,6 +47,8 @@ pub mod product;
 pub mod rope;
 pub mod router;
 
+pub use cpu::Cpu;
+pub use engine::{Chosen, Device, Engine, choose};
 pub use error::ForwardError;
 pub use head::Head;
 pub use hidden::Hidden;

@@ -1,15 +1,13 @@
 //! The pass itself: embed, then layer by layer, then logits. Weights are read when they are needed and dropped after.
 
-use crate::attention::AttentionWeights;
+use crate::cpu::Cpu;
+use crate::engine::{Engine, StoredAttention, StoredExpert};
 use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
-use crate::linear::{Linear, Matrix};
-use crate::math::{add_scaled, rms_norm};
-use crate::moe::{ExpertWeights, Scratch};
+use crate::math::add_scaled;
 use crate::observer::{MoeBlock, Observer};
-use crate::product::{TILE_TOKENS, tokens_times_weight};
-use crate::rope::Rope;
+use crate::product::TILE_TOKENS;
 use crate::router::Routing;
 use lowrank_model::{MatrixId, ModelConfig, Projection, Tensor, names};
 use lowrank_reader::Checkpoint;
@@ -20,12 +18,18 @@ use rayon::prelude::*;
 pub struct Forward<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
+    engine: &'a dyn Engine,
 }
 
 impl<'a> Forward<'a> {
-    /// Takes an opened checkpoint, dense or factored.
+    /// Takes an opened checkpoint, dense or factored, to be run on the CPU.
     pub fn new(checkpoint: &'a Checkpoint) -> Self {
-        Self { checkpoint, config: checkpoint.config() }
+        Self::on(checkpoint, &Cpu)
+    }
+
+    /// Takes an opened checkpoint, dense or factored, to be run on an engine.
+    pub fn on(checkpoint: &'a Checkpoint, engine: &'a dyn Engine) -> Self {
+        Self { checkpoint, config: checkpoint.config(), engine }
     }
 
     /// Dimensions of the model.
@@ -79,29 +83,20 @@ impl<'a> Forward<'a> {
 
     /// First half of a layer: h += attention(norm(h)).
     pub fn attention(&self, layer: usize, hidden: &mut Hidden) -> Result<(), ForwardError> {
-        let weights = AttentionWeights {
-            norm: self.layer_tensor(layer, "input_layernorm")?.to_f32(),
-            query: self.dense(layer, "self_attn.q_proj")?,
-            key: self.dense(layer, "self_attn.k_proj")?,
-            value: self.dense(layer, "self_attn.v_proj")?,
-            output: self.dense(layer, "self_attn.o_proj")?,
+        let weights = StoredAttention {
+            norm: self.layer_tensor(layer, "input_layernorm")?,
+            query: self.layer_tensor(layer, "self_attn.q_proj")?,
+            key: self.layer_tensor(layer, "self_attn.k_proj")?,
+            value: self.layer_tensor(layer, "self_attn.v_proj")?,
+            output: self.layer_tensor(layer, "self_attn.o_proj")?,
         };
-        let rope = Rope::new(self.config.rope_theta, self.config.head_dim, hidden.longest());
-        weights.run(self.config, &rope, hidden);
-        Ok(())
+        self.engine.attention(self.config, weights, hidden)
     }
 
     /// What the mixture of a layer is fed: norm(h) [N, H].
     pub fn moe_input(&self, layer: usize, hidden: &Hidden) -> Result<Vec<f32>, ForwardError> {
         let norm = self.layer_tensor(layer, "post_attention_layernorm")?.to_f32();
-        let (h, epsilon) = (self.config.hidden_size, self.config.rms_norm_eps as f32);
-        let mut input = vec![0.0; hidden.states.len()];
-        input
-            .par_chunks_exact_mut(h)
-            .with_min_len(TILE_TOKENS)
-            .zip(hidden.states.par_chunks_exact(h))
-            .for_each(|(x, state)| rms_norm(x, state, &norm, epsilon));
-        Ok(input)
+        self.engine.norm(&hidden.states, &norm, self.config.rms_norm_eps as f32)
     }
 
     /// The mixture of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H].
@@ -112,25 +107,18 @@ impl<'a> Forward<'a> {
         inputs: &[&[f32]],
         observer: &mut dyn Observer,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
-        let routings = inputs.iter().map(|input| self.route(layer, input)).collect::<Result<Vec<_>, _>>()?;
-        let mut outputs: Vec<Vec<f32>> = inputs.iter().map(|input| vec![0.0; input.len()]).collect();
-        let mut scratch = Scratch::default();
+        let router = self.tensor(&names::router(layer))?; // [E, H]
+        let mut mixture = self.engine.mixture(inputs, &router, self.config.num_experts_per_tok)?;
         for expert in 0..self.config.num_local_experts {
-            let weights = self.expert(layer, expert)?;
-            for ((input, routing), output) in inputs.iter().zip(&routings).zip(&mut outputs) {
-                weights.add_to((layer, expert), input, routing, output, &mut scratch, observer);
-            }
+            mixture.expert((layer, expert), self.expert(layer, expert)?, observer)?;
         }
-        Ok(outputs)
+        mixture.outputs()
     }
 
     /// Which experts the tokens of an input [N, H] visit.
     pub fn route(&self, layer: usize, input: &[f32]) -> Result<Routing, ForwardError> {
-        let gate = self.tensor(&names::router(layer))?.to_f32(); // [E, H]
-        let (e, h) = (self.config.num_local_experts, self.config.hidden_size);
-        let mut logits = vec![0.0; input.len() / h * e]; // [N, E]
-        tokens_times_weight(&mut logits, input, &gate, h, e);
-        Ok(Routing::new(logits, e, self.config.num_experts_per_tok))
+        let router = self.tensor(&names::router(layer))?; // [E, H]
+        self.engine.route(input, &router, self.config.num_experts_per_tok)
     }
 
     /// Second half of a layer: h += output [N, H].
@@ -144,13 +132,11 @@ impl<'a> Forward<'a> {
     }
 
     /// Final norm and output matrix.
-    pub fn head(&self) -> Result<Head, ForwardError> {
+    pub fn head(&self) -> Result<Head<'a>, ForwardError> {
         let output = if self.config.tie_word_embeddings { names::EMBEDDING } else { names::HEAD };
-        Ok(Head {
-            norm: self.tensor(names::FINAL_NORM)?.to_f32(),
-            output: Linear::Dense(Matrix::widened(&self.tensor(output)?)),
-            epsilon: self.config.rms_norm_eps as f32,
-        })
+        let norm = self.tensor(names::FINAL_NORM)?.to_f32();
+        let project = self.engine.head(norm, self.tensor(output)?, self.config.rms_norm_eps as f32)?;
+        Ok(Head { project, vocab_size: self.config.vocab_size })
     }
 
     /// All layers: tokens → the last hidden states.
@@ -166,15 +152,9 @@ impl<'a> Forward<'a> {
         Ok(hidden)
     }
 
-    fn expert(&self, layer: usize, expert: usize) -> Result<ExpertWeights, ForwardError> {
-        let read = |projection| -> Result<Linear, ForwardError> {
-            Ok(Linear::from(&self.checkpoint.read_matrix(MatrixId { layer, expert, projection })?))
-        };
-        Ok(ExpertWeights { w1: read(Projection::W1)?, w2: read(Projection::W2)?, w3: read(Projection::W3)? })
-    }
-
-    fn dense(&self, layer: usize, module: &str) -> Result<Linear, ForwardError> {
-        Ok(Linear::Dense(Matrix::widened(&self.layer_tensor(layer, module)?)))
+    fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
+        let read = |projection| self.checkpoint.read_matrix(MatrixId { layer, expert, projection });
+        Ok(StoredExpert { w1: read(Projection::W1)?, w2: read(Projection::W2)?, w3: read(Projection::W3)? })
     }
 
     fn layer_tensor(&self, layer: usize, module: &str) -> Result<Tensor, ForwardError> {

@@ -32,6 +32,10 @@ pub struct MoeBlock<'a> {
 
 /// Called on the thread that runs the layer, in a fixed order: layers, then experts, then tokens rise.
 pub trait Observer {
+    /// Whether [`Observer::expert`] looks: if not, a device keeps its intermediate results to itself.
+    fn sees_experts(&self) -> bool {
+        true
+    }
     /// One expert has computed these tokens.
     fn expert(&mut self, _batch: &ExpertBatch<'_>) {}
     /// All experts of a layer are done.
@@ -39,4 +43,8 @@ pub trait Observer {
 }
 
 /// Looks away.
-impl Observer for () {}
+impl Observer for () {
+    fn sees_experts(&self) -> bool {
+        false
+    }
+}

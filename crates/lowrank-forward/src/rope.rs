@@ -24,6 +24,12 @@ impl Rope {
         Self { cos, sin, half }
     }
 
+    /// cos and sin, [T, D/2] each.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns every head of x [T, heads · D] by its position.
     pub fn turn(&self, x: &mut [f32], heads: usize) {
         let half = self.half;

@@ -1,14 +1,18 @@
 //! Logits at every position against Hugging Face transformers in f32, one checkpoint per feature.
 //! `tests/golden/make_fixtures.py` made the fixtures.
 
-use lowrank_forward::{ExpertBatch, Forward, MoeBlock, Observer};
+use lowrank_forward::{Cpu, Device, Engine, ExpertBatch, Forward, MoeBlock, Observer, choose};
 use lowrank_reader::Checkpoint;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
 const TOLERANCE: f32 = 1e-4;
 
+/// `LOWRANK_FIXTURES` moves them, for a test binary that has left the repository.
 fn fixtures() -> PathBuf {
+    if let Some(moved) = std::env::var_os("LOWRANK_FIXTURES") {
+        return moved.into();
+    }
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
 }
 
@@ -34,21 +38,34 @@ fn golden(name: &str) -> Golden {
     golden
 }
 
+/// Every engine there is, by the same measure.
 fn check(name: &str, directory: &Path) {
+    check_on(&Cpu, name, directory);
+    match choose(Device::Cuda) {
+        Ok(chosen) => check_on(&*chosen.engine, name, directory),
+        Err(why) => eprintln!("CUDA skipped: {why}"),
+    }
+}
+
+fn check_on(engine: &dyn Engine, name: &str, directory: &Path) {
     let golden = golden(name);
     let checkpoint = Checkpoint::open(directory).unwrap();
-    let forward = Forward::new(&checkpoint);
+    let forward = Forward::on(&checkpoint, engine);
     let hidden = forward.run(&golden.sequences, &mut ()).unwrap();
     let head = forward.head().unwrap();
     for (sequence, expected) in golden.logits.iter().enumerate() {
-        let logits = head.logits(&hidden, sequence);
+        let logits = head.logits(&hidden, sequence).unwrap();
         assert_eq!(logits.len(), expected.len());
         let worst = logits
             .iter()
             .zip(expected)
             .map(|(a, b)| (a - b).abs())
             .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
-        assert!(worst <= TOLERANCE, "{name}, sequence {sequence}: logits differ by {worst:e}");
+        assert!(
+            worst <= TOLERANCE,
+            "{name}, sequence {sequence}: logits differ by {worst:e} on {}",
+            engine.describe()
+        );
     }
 }
 
@@ -130,13 +147,31 @@ impl Observer for Recompute {
 }
 
 #[test]
-fn an_observer_sees_every_visit_of_every_token() {
+fn an_observer_sees_every_visit_of_every_token_on_every_engine() {
     let golden = golden("tied");
     let checkpoint = Checkpoint::open(&fixtures().join("golden/tied")).unwrap();
-    let forward = Forward::new(&checkpoint);
-    let mut observer = Recompute { hidden_size: forward.config().hidden_size, ..Recompute::default() };
-    forward.run(&golden.sequences, &mut observer).unwrap();
-    assert_eq!(observer.blocks, forward.config().num_hidden_layers);
+    for device in [Device::Cpu, Device::Auto] {
+        let chosen = choose(device).unwrap();
+        let forward = Forward::on(&checkpoint, &*chosen.engine);
+        let mut observer = Recompute { hidden_size: forward.config().hidden_size, ..Recompute::default() };
+        forward.run(&golden.sequences, &mut observer).unwrap();
+        assert_eq!(observer.blocks, forward.config().num_hidden_layers);
+    }
+}
+
+#[test]
+fn a_missing_device_is_named_or_fallen_back_from() {
+    let auto = choose(Device::Auto).unwrap();
+    match choose(Device::Cuda) {
+        Ok(_) => assert_eq!(auto.fallback, None),
+        Err(error) => {
+            let error = error.to_string();
+            assert!(error.starts_with("no CUDA here: ") && error.contains("--device cpu"), "{error}");
+            assert!(auto.fallback.unwrap().starts_with("no CUDA here: "));
+            assert_eq!(auto.engine.describe(), Cpu.describe());
+        }
+    }
+    assert_eq!(choose(Device::Cpu).unwrap().fallback, None);
 }
 
 #[test]

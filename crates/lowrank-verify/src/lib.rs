@@ -36,4 +36,4 @@ mod verify;
 pub use error::VerifyError;
 pub use options::{Depth, TextSource, Thresholds, VerifyOptions};
 pub use report::{Finding, FindingKind, Report, Verdict};
-pub use verify::verify;
+pub use verify::{verify, verify_on};

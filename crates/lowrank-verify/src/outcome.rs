@@ -7,7 +7,7 @@ use crate::distribution::{Position, compare, mean_and_error};
 use crate::error::VerifyError;
 use crate::report::{Finding, FindingKind, LayerError, Logits, Outcome};
 use crate::text::Windows;
-use lowrank_forward::{Forward, Hidden};
+use lowrank_forward::{Engine, Forward, Hidden};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
 use rayon::prelude::*;
@@ -17,11 +17,13 @@ pub fn run(
     original: &Checkpoint,
     compressed: &Checkpoint,
     windows: &Windows,
+    engine: &dyn Engine,
     progress: &dyn Progress,
 ) -> Result<(Outcome, Vec<Finding>), VerifyError> {
-    let mut outcome = Outcome { text: windows.info.clone(), layers: Vec::new(), logits: None };
+    let mut outcome =
+        Outcome { text: windows.info.clone(), engine: engine.describe(), layers: Vec::new(), logits: None };
     let mut findings = Vec::new();
-    let (ours, theirs) = (Forward::new(original), Forward::new(compressed));
+    let (ours, theirs) = (Forward::on(original, engine), Forward::on(compressed, engine));
     let (mut h_ours, mut h_theirs) = (ours.embed(&windows.sequences)?, theirs.embed(&windows.sequences)?);
     let layers = ours.config().num_hidden_layers;
     progress.start("running both models", layers as u64, "layers");
@@ -119,7 +121,7 @@ fn compare_logits(
     progress.start("comparing logits", windows.sequences.len() as u64, "windows");
     let mut sequences = Vec::with_capacity(windows.sequences.len());
     for (sequence, tokens) in windows.sequences.iter().enumerate() {
-        let (p, q) = (head_ours.logits(h_ours, sequence), head_theirs.logits(h_theirs, sequence)); // [T, V]
+        let (p, q) = (head_ours.logits(h_ours, sequence)?, head_theirs.logits(h_theirs, sequence)?); // [T, V]
         let positions: Vec<Position> = p
             .par_chunks_exact(v)
             .zip(q.par_chunks_exact(v))

@@ -130,6 +130,8 @@ pub struct FactoredMatrix {
 pub struct Outcome {
     /// The tokens.
     pub text: TextInfo,
+    /// What the models ran on, in words.
+    pub engine: String,
     /// One row per layer.
     pub layers: Vec<LayerError>,
     /// The logits; absent when something before them was not finite.
@@ -278,6 +280,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let TextInfo { source, sequences, tokens, .. } = &self.text;
         writeln!(f, "\ntext: {source}, {} tokens in {sequences} windows", grouped(*tokens as u64))?;
+        writeln!(f, "run on: {}", self.engine)?;
         writeln!(f, "{:>6}{:>18}{:>18}", "layer", "mixture, local", "hidden, so far")?;
         let number = |value: Option<f64>| value.map_or("not finite".into(), |value| format!("{value:.5}"));
         for row in &self.layers {

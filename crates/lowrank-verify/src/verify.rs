@@ -6,15 +6,27 @@ use crate::options::{Depth, Thresholds, VerifyOptions};
 use crate::outcome;
 use crate::report::{Finding, FindingKind, Outcome, Report};
 use crate::text::windows;
+use lowrank_forward::{Cpu, Engine};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
 use std::path::Path;
 
-/// Holds a compressed checkpoint against its original.
+/// Holds a compressed checkpoint against its original; both models run on the CPU.
+pub fn verify(
+    original: &Path,
+    compressed: &Path,
+    options: &VerifyOptions,
+    progress: &dyn Progress,
+) -> Result<Report, VerifyError> {
+    verify_on(&Cpu, original, compressed, options, progress)
+}
+
+/// Holds a compressed checkpoint against its original; both models run on an engine.
 ///
 /// Fails only where no verdict can be reached: the original does not open, a file cannot be read, the text is unusable.
 /// A compressed checkpoint that does not open has failed.
-pub fn verify(
+pub fn verify_on(
+    engine: &dyn Engine,
     original: &Path,
     compressed: &Path,
     options: &VerifyOptions,
@@ -50,7 +62,7 @@ pub fn verify(
     let outcome = match &windows {
         None => None,
         Some(windows) => {
-            let (outcome, wrong) = outcome::run(&original, &compressed, windows, progress)?;
+            let (outcome, wrong) = outcome::run(&original, &compressed, windows, engine, progress)?;
             findings.extend(wrong);
             Some(outcome)
         }

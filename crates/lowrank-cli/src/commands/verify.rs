@@ -6,7 +6,8 @@ use crate::exit::{Output, Usage, VerificationMissed};
 use crate::progress::Talk;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use lowrank_verify::{Depth, Report, TextSource, Thresholds, Verdict, VerifyOptions, verify};
+use lowrank_forward::choose;
+use lowrank_verify::{Depth, Report, TextSource, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
 use std::path::{Path, PathBuf};
 
 /// Flags of `verify`.
@@ -64,6 +65,16 @@ pub(crate) enum Device {
     Cuda,
 }
 
+impl From<Device> for lowrank_forward::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+        }
+    }
+}
+
 /// `5%` or `0.05`.
 fn share(text: &str) -> Result<f64, String> {
     let (number, divisor) = match text.trim().strip_suffix('%') {
@@ -93,13 +104,15 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
             max_layer_error: args.max_layer_error,
         },
     };
-    if args.device == Device::Cuda {
-        return Err(
-            Usage::new("--device cuda: this build runs models on the CPU only; use --device cpu").into()
-        );
-    }
     let original = resolve(&args.original)?;
-    let report = verify(&original, &args.compressed, &options, &Talk::new(args.talk.quiet))?;
+    // Files are compared on the CPU alone: no device is opened for that.
+    let device = if args.static_only { lowrank_forward::Device::Cpu } else { args.device.into() };
+    let chosen = choose(device).map_err(VerifyError::Forward)?;
+    if let Some(why) = chosen.fallback.filter(|_| !args.talk.quiet) {
+        eprintln!("models run on the CPU: {why}");
+    }
+    let talk = Talk::new(args.talk.quiet);
+    let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &talk)?;
     let file = args.report.clone().unwrap_or_else(|| beside(&args.compressed));
     std::fs::write(&file, report.to_json())
         .map_err(|error| Output::new(format!("{}: the report was not written: {error}", file.display())))?;

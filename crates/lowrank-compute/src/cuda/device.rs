@@ -58,14 +58,16 @@ impl CudaDevice {
         &self.name
     }
 
-    /// Name, compute capability, memory and where the libraries came from, on one line.
+    /// Where CUDA's libraries came from.
+    pub fn libraries(&self) -> &'static str {
+        self.libraries
+    }
+
+    /// Name, compute capability and memory, on one line.
     pub fn describe(&self) -> String {
         let (major, minor) = self.capability;
         let gib = self.memory_bytes as f64 / f64::from(1 << 30);
-        format!(
-            "{}, compute capability {major}.{minor}, {gib:.0} GiB, libraries from {}",
-            self.name, self.libraries
-        )
+        format!("{}, compute capability {major}.{minor}, {gib:.0} GiB", self.name)
     }
 
     /// A stream with its own cuBLAS and cuSOLVER handles.

@@ -1,0 +1,120 @@
+//! The CPU as an engine: hands each block to the file that holds it.
+
+use crate::attention::AttentionWeights;
+use crate::engine::{Engine, Mixture, Project, StoredAttention, StoredExpert};
+use crate::error::ForwardError;
+use crate::head::HeadWeights;
+use crate::hidden::Hidden;
+use crate::linear::{Linear, Matrix};
+use crate::math::rms_norm;
+use crate::moe::{ExpertWeights, Scratch};
+use crate::observer::Observer;
+use crate::product::{TILE_TOKENS, tokens_times_weight};
+use crate::rope::Rope;
+use crate::router::Routing;
+use lowrank_model::{ModelConfig, Tensor};
+use lowrank_reader::StoredMatrix;
+use rayon::prelude::*;
+
+/// Computes in f32 on the threads of the current rayon pool.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu;
+
+impl Engine for Cpu {
+    fn describe(&self) -> String {
+        "CPU, f32".into()
+    }
+
+    fn attention(
+        &self,
+        config: &ModelConfig,
+        weights: StoredAttention,
+        hidden: &mut Hidden,
+    ) -> Result<(), ForwardError> {
+        // By value: the bytes of each matrix go as soon as it is widened.
+        let wide = |stored: Tensor| Linear::Dense(Matrix::widened(&stored));
+        let weights = AttentionWeights {
+            norm: weights.norm.to_f32(),
+            query: wide(weights.query),
+            key: wide(weights.key),
+            value: wide(weights.value),
+            output: wide(weights.output),
+        };
+        let rope = Rope::new(config.rope_theta, config.head_dim, hidden.longest());
+        weights.run(config, &rope, hidden);
+        Ok(())
+    }
+
+    fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError> {
+        let h = weight.len();
+        let mut out = vec![0.0; states.len()];
+        out.par_chunks_exact_mut(h)
+            .with_min_len(TILE_TOKENS)
+            .zip(states.par_chunks_exact(h))
+            .for_each(|(x, state)| rms_norm(x, state, weight, epsilon));
+        Ok(out)
+    }
+
+    fn route(
+        &self,
+        input: &[f32],
+        router: &Tensor,
+        experts_per_token: usize,
+    ) -> Result<Routing, ForwardError> {
+        let gate = Matrix::widened(router); // [E, H]
+        let mut logits = vec![0.0; input.len() / gate.cols * gate.rows]; // [N, E]
+        tokens_times_weight(&mut logits, input, &gate.values, gate.cols, gate.rows);
+        Ok(Routing::new(logits, gate.rows, experts_per_token))
+    }
+
+    fn mixture<'a>(
+        &'a self,
+        inputs: &[&'a [f32]],
+        router: &Tensor,
+        experts_per_token: usize,
+    ) -> Result<Box<dyn Mixture + 'a>, ForwardError> {
+        let route = |input: &&[f32]| self.route(input, router, experts_per_token);
+        Ok(Box::new(CpuMixture {
+            inputs: inputs.to_vec(),
+            routings: inputs.iter().map(route).collect::<Result<_, _>>()?,
+            outputs: inputs.iter().map(|input| vec![0.0; input.len()]).collect(),
+            scratch: Scratch::default(),
+        }))
+    }
+
+    fn head(
+        &self,
+        norm: Vec<f32>,
+        output: Tensor,
+        epsilon: f32,
+    ) -> Result<Box<dyn Project + '_>, ForwardError> {
+        Ok(Box::new(HeadWeights { norm, output: Linear::Dense(Matrix::widened(&output)), epsilon }))
+    }
+}
+
+struct CpuMixture<'a> {
+    inputs: Vec<&'a [f32]>,
+    routings: Vec<Routing>,
+    outputs: Vec<Vec<f32>>,
+    scratch: Scratch,
+}
+
+impl Mixture for CpuMixture<'_> {
+    fn expert(
+        &mut self,
+        place: (usize, usize),
+        weights: StoredExpert,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ForwardError> {
+        let wide = |stored: StoredMatrix| Linear::from(&stored);
+        let weights = ExpertWeights { w1: wide(weights.w1), w2: wide(weights.w2), w3: wide(weights.w3) };
+        for ((input, routing), output) in self.inputs.iter().zip(&self.routings).zip(&mut self.outputs) {
+            weights.add_to(place, input, routing, output, &mut self.scratch, observer);
+        }
+        Ok(())
+    }
+
+    fn outputs(self: Box<Self>) -> Result<Vec<Vec<f32>>, ForwardError> {
+        Ok(self.outputs)
+    }
+}
