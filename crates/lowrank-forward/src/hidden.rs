@@ -9,6 +9,20 @@ pub struct Hidden {
 }
 
 impl Hidden {
+    /// States of sequences of these lengths, one after another.
+    ///
+    /// # Panics
+    /// If there are not as many states as the lengths add up to.
+    pub fn new(states: Vec<f32>, lengths: &[usize], hidden_size: usize) -> Self {
+        let mut offsets = vec![0];
+        offsets.extend(lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        }));
+        assert_eq!(states.len(), offsets[lengths.len()] * hidden_size);
+        Self { states, offsets, hidden_size }
+    }
+
     /// N, tokens of all sequences.
     pub fn tokens(&self) -> usize {
         self.states.len() / self.hidden_size

@@ -141,6 +141,17 @@ impl Lane {
         Arg::Pointer(self.pointer(buffer))
     }
 
+    /// What lies behind two buffers of this lane.
+    pub(super) fn slices<'a, T>(
+        &self,
+        from: &'a Buffer<T>,
+        to: &'a mut Buffer<T>,
+    ) -> (&'a CudaSlice<T>, &'a mut CudaSlice<T>) {
+        self.assert_own(&from.slice);
+        self.assert_own(&to.slice);
+        (&from.slice, &mut to.slice)
+    }
+
     /// The address of a buffer of this lane.
     pub(super) fn pointer<T>(&self, buffer: &Buffer<T>) -> u64 {
         self.assert_own(&buffer.slice);

@@ -9,6 +9,7 @@
 //! | `products.rs` | products by cuBLAS: f32, f64, bf16 in with f32 sums |
 //! | `solver.rs` | eigenvectors and QR by cuSOLVER |
 //! | `operations.rs` | the operations of a forward pass |
+//! | `measure.rs` | peaks and the time of every step, for benchmarks |
 //! | `backend.rs` | [`Cuda`]: the kernels of this crate on a device |
 //!
 //! Matrices are row-major here as everywhere; cuBLAS and cuSOLVER read columns, so that they see the transpose of
@@ -23,6 +24,7 @@ mod error;
 mod kernels;
 mod lane;
 mod library;
+pub mod measure;
 mod operations;
 mod products;
 mod solver;

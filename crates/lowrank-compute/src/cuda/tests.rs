@@ -315,3 +315,14 @@ fn bits_are_the_same_in_every_run_and_on_every_lane() {
     });
     assert!(others.iter().all(|other| *other == first));
 }
+
+#[test]
+fn every_step_can_be_measured() {
+    let Some(lane) = lane() else { return };
+    let peaks = super::measure::peaks(&lane, 40).unwrap();
+    let steps = super::measure::steps(&lane, &stored([60, 40], Dtype::Bf16, 20), 7).unwrap();
+    assert_eq!((peaks.len(), steps.len()), (6, 11));
+    for figure in peaks.iter().chain(&steps) {
+        assert!(figure.milliseconds > 0.0 && (figure.flops > 0.0) != (figure.bytes > 0.0), "{figure:?}");
+    }
+}

@@ -228,6 +228,11 @@ API int cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void*) {
     within(from, bytes, "a copy from the device");
     return memcpy(to, reinterpret_cast<void*>(from), bytes), OK;
 }
+API int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void*) {
+    within(from, bytes, "a copy on the device");
+    within(to, bytes, "a copy on the device");
+    return memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), OK;
+}
 API int cuModuleLoadData(void** module, const void*) { return *module = &the_pool, OK; }
 API int cuModuleUnload(void*) { return OK; }
 API int cuModuleGetFunction(void** function, void*, const char* name) {
