@@ -26,6 +26,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if out.exists() {
         std::fs::remove_dir_all(&out)?;
     }
+    // `--out` must be new, and the folder that holds it must be there.
+    std::fs::create_dir_all(target().join("demo"))?;
     let budget = args.budget.as_deref().unwrap_or(MIXTRAL_SHARE);
     let mut compress = command(&tool);
     compress.args(["--budget", budget, "--model"]).arg(bundled_model()).arg("--out").arg(&out);
