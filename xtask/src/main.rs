@@ -28,6 +28,8 @@ enum Verb {
     Lapack,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
     Torture(verbs::torture::Args),
+    /// Collect what checks and measures a machine with a GPU, or check what needs none
+    GpuCheck(verbs::gpu_check::Args),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -50,6 +52,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
+        Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

@@ -42,6 +42,18 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
     Ok(python)
 }
 
+/// Where torch's wheels put CUDA's libraries.
+pub(crate) fn cuda_libraries() -> Result<PathBuf> {
+    let lib = venv()?.join("lib");
+    let pythons = std::fs::read_dir(&lib).with_context(|| lib.display().to_string())?.flatten();
+    let found = pythons
+        .map(|python| python.path().join("site-packages/nvidia/cu13/lib"))
+        .find(|folder| folder.join("libnvrtc.so.13").is_file());
+    found.with_context(|| {
+        format!("{}: no python3.*/site-packages/nvidia/cu13/lib with nvrtc in it", lib.display())
+    })
+}
+
 fn folder() -> PathBuf {
     shell::target().join("python")
 }

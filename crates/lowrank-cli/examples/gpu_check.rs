@@ -1,5 +1,5 @@
 //! Parity with the CPU and speed on a GPU: `gpu_check FIXTURES OUT [--small]`, of the folder that `cargo xtask gpu-check`
-//! collects.
+//! collects. `gpu_check --device` only says which device there is.
 //!
 //! 1. The forward pass of every fixture, on the CPU and on the device: logits within 10⁻³ in f32.
 //! 2. Spectrum and factors of a generated matrix: error within 10⁻⁵ of the optimum.
@@ -113,8 +113,20 @@ fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let small = arguments.iter().any(|argument| argument == "--small");
     arguments.retain(|argument| argument != "--small");
+    if arguments == ["--device"] {
+        return match Cuda::new() {
+            Ok(cuda) => {
+                println!("{}; libraries from {}", cuda.device().describe(), cuda.device().libraries());
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                println!("{why}");
+                ExitCode::from(3)
+            }
+        };
+    }
     let [fixtures, out] = arguments.as_slice() else {
-        eprintln!("usage: gpu_check FIXTURES OUT [--small]");
+        eprintln!("usage: gpu_check FIXTURES OUT [--small] | gpu_check --device");
         return ExitCode::from(2);
     };
     let (fixtures, out) = (PathBuf::from(fixtures), PathBuf::from(out));

@@ -1,0 +1,124 @@
+//! `cargo xtask gpu-check`: everything that a machine with a GPU needs to check and measure this repository, in one folder;
+//! and what can be checked of the GPU path without a GPU.
+
+use crate::python;
+use crate::shell::{cargo, command, output, root, run as sh, target};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What may travel to another machine.
+const FOLDER_BYTES_MAX: u64 = 64 << 20;
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Check what needs no GPU: compile the kernels to PTX, and run all of it on a device emulated by the CPU
+    #[arg(long)]
+    without_gpu: bool,
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.without_gpu { without_gpu() } else { collect().map(drop) }
+}
+
+/// The check that CI runs.
+pub(crate) fn without_gpu() -> Result<()> {
+    let nvrtc = python::cuda_libraries()?;
+    let compile =
+        ["run", "--quiet", "--locked", "--package", "lowrank-compute", "--example", "compile_kernels", "--"];
+    sh(cargo(&compile).arg(nvrtc))?;
+
+    if Command::new("c++").arg("--version").output().is_err() {
+        println!("the emulated device is skipped: no C++ compiler (c++) on PATH");
+        return Ok(());
+    }
+    let emulator = target().join("cuda-emulator");
+    sh(command(root().join("crates/lowrank-compute/tests/cuda-emulator/build.sh")).arg(&emulator))?;
+    let emulated = |command: &mut Command| {
+        command.env("LD_LIBRARY_PATH", &emulator).env("LOWRANK_CUDA_LIBS", &emulator);
+        sh(command)
+    };
+    emulated(&mut cargo(&["test", "--quiet", "--locked", "--package", "lowrank-compute", "cuda"]))?;
+    emulated(&mut cargo(&["test", "--quiet", "--locked", "--package", "lowrank-forward"]))?;
+    // The folder itself, as it would run elsewhere: without a device it says so, with one it goes to the end.
+    let script = collect()?.join("run.sh");
+    let status = Command::new(&script).arg("--small").env("LOWRANK_CUDA_LIBS", "").status()?;
+    if !matches!(status.code(), Some(0 | 3)) {
+        bail!("{} ended with {status}", script.display());
+    }
+    emulated(Command::new(&script).arg("--small"))
+}
+
+/// Builds and collects the folder; → where it lies.
+fn collect() -> Result<PathBuf> {
+    let folder = target().join("gpu-check");
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    std::fs::create_dir_all(&folder)?;
+    let build =
+        ["build", "--release", "--locked", "--package", "lowrank-cli", "--bins", "--example", "gpu_check"];
+    sh(&mut cargo(&build))?;
+    copy(&target().join("release/lowrank-compress"), &folder.join("lowrank-compress"))?;
+    copy(&target().join("release/examples/gpu_check"), &folder.join("gpu_check"))?;
+    copy(&test_binary(&["--package", "lowrank-compute", "--lib"])?, &folder.join("suite-compute"))?;
+    copy(
+        &test_binary(&["--package", "lowrank-forward", "--test", "golden"])?,
+        &folder.join("suite-forward"),
+    )?;
+    // Line tables stay at home; without binutils they travel, and the size below decides.
+    let _ = command("strip").arg(folder.join("suite-compute")).arg(folder.join("suite-forward")).status();
+    let fixtures = root().join("tests/fixtures");
+    for name in ["tiny-mixtral", "golden"] {
+        copy_folder(&fixtures.join(name), &folder.join("fixtures").join(name))?;
+    }
+    copy(&root().join("xtask/src/verbs/gpu_check.sh"), &folder.join("run.sh"))?;
+
+    let bytes = size(&folder)?;
+    if bytes > FOLDER_BYTES_MAX {
+        bail!("{} holds {bytes} bytes, more than the {FOLDER_BYTES_MAX} that may travel", folder.display());
+    }
+    println!("{} ({} MiB): copy it to a machine with a GPU and start run.sh", folder.display(), bytes >> 20);
+    Ok(folder)
+}
+
+/// Builds one test binary, as `cargo test` does, so that CI has it already; → where it lies.
+fn test_binary(which: &[&str]) -> Result<PathBuf> {
+    let mut build = cargo(&["test", "--locked", "--no-run", "--message-format", "json"]);
+    let messages = output(build.args(which))?;
+    let executable = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
+    executable.with_context(|| format!("cargo named no test binary of {}", which.join(" ")))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).with_context(|| format!("{} → {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            copy(&entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn size(folder: &Path) -> Result<u64> {
+    std::fs::read_dir(folder)?
+        .map(|entry| {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() { size(&entry.path()) } else { Ok(entry.metadata()?.len()) }
+        })
+        .sum()
+}
