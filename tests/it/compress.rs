@@ -22,11 +22,11 @@ fn the_budget_is_met_and_missed_by_less_than_one_step() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
     let printed = compress(&tiny_mixtral(), &out, &["--budget", SHARE, "--json"]).ok().json();
-    let stored: u64 =
-        tensors(&out).values().map(|(_, shape, _)| shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+    let weights = tensors(&out).into_values().filter(|(dtype, _, _)| *dtype != safetensors::Dtype::I64);
+    let stored: u64 = weights.map(|(_, shape, _)| shape.iter().map(|&d| d as u64).product::<u64>()).sum();
     let removed = PARAMS - stored;
     assert!(removed >= REMOVED_AT_LEAST, "{removed}");
-    assert!(removed - REMOVED_AT_LEAST < 576, "one rank of u·v costs 576 parameters; {removed}");
+    assert!(removed - REMOVED_AT_LEAST < 576, "no rank costs more than 575 parameters; {removed}");
     assert_eq!(printed["removed_params"], removed);
     assert_eq!(printed["after"]["params"], stored);
     let index: serde_json::Value =
@@ -38,7 +38,7 @@ fn the_budget_is_met_and_missed_by_less_than_one_step() {
 fn untouched_tensors_are_byte_identical_and_factors_have_their_rank() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
-    compress(&tiny_mixtral(), &out, &["--budget", SHARE, "--quiet"]).ok();
+    compress(&tiny_mixtral(), &out, &["--budget", SHARE, "--layout", "uv", "--quiet"]).ok();
     let config: serde_json::Value = serde_json::from_slice(&files(&out)["config.json"]).unwrap();
     assert_eq!(config["model_type"], "lowrank_mixtral");
     let ranks: BTreeMap<MatrixId, usize> =
@@ -152,7 +152,7 @@ fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path:
 fn pivoted_storage_buys_more_rank_for_the_same_budget() {
     let folder = tempdir().unwrap();
     let (uv, out) = (folder.path().join("uv"), pivoted(&folder, "pivoted", &[]));
-    compress(&tiny_mixtral(), &uv, &["--budget", SHARE, "--quiet"]).ok();
+    compress(&tiny_mixtral(), &uv, &["--budget", SHARE, "--layout", "uv", "--quiet"]).ok();
     let json = |dir, file: &str| -> serde_json::Value { serde_json::from_slice(&files(dir)[file]).unwrap() };
     let config = json(&out, "config.json");
     assert_eq!(config["lowrank_config"]["storage"], "pivoted");
@@ -271,15 +271,15 @@ fn a_plan_for_other_storage_is_refused() {
     let plan = plan.to_str().unwrap();
     let model = tiny_mixtral();
     run(["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"]).ok();
-    let words = ["--plan", plan, "--layout", "pivoted", "--quiet"];
-    compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout pivoted", "uv"]);
+    let words = ["--plan", plan, "--layout", "uv", "--quiet"];
+    compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout uv", "pivoted"]);
 }
 
 #[test]
 fn an_edited_index_of_pivots_is_caught_by_name() {
     let folder = tempdir().unwrap();
     let out = pivoted(&folder, "out", &[]);
-    let module = "model.layers.1.block_sparse_moe.experts.2.w2";
+    let module = "model.layers.1.block_sparse_moe.experts.2.w1";
     let name = format!("{module}.order");
     let index: serde_json::Value =
         serde_json::from_slice(&files(&out)["model.safetensors.index.json"]).unwrap();

@@ -156,9 +156,10 @@ fn an_output_without_a_parent() {
 #[test]
 fn a_budget_beyond_what_can_be_removed_says_the_most() {
     let folder = tempdir().unwrap();
-    // 96 matrices of 448·128 down to rank 1, which costs 576: 96 · (57,344 − 576).
-    refused(&folder, &tiny_mixtral(), &["--budget", "5_449_729"], 7, &["5449728"]);
-    refused(&folder, &tiny_mixtral(), &["--budget", "10B"], 7, &["5449728"]);
+    // 96 matrices of 448·128 down to rank 1, which costs 575 by pivots, 576 as u·v: 96 · (57,344 − 575).
+    refused(&folder, &tiny_mixtral(), &["--budget", "5_449_825"], 7, &["5449824"]);
+    refused(&folder, &tiny_mixtral(), &["--budget", "10B"], 7, &["5449824"]);
+    refused(&folder, &tiny_mixtral(), &["--budget", "10B", "--layout", "uv"], 7, &["5449728"]);
 }
 
 #[test]
@@ -174,6 +175,15 @@ fn nonsense_on_the_command_line() {
         (vec!["--budget", "10%", "--method", "magic"], "magic"),
         (vec!["--budget", "10%", "--dtype", "int4"], "int4"),
         (vec!["--budget", "10%", "--rank-multiple", "0"], "--rank-multiple"),
+        (vec!["--budget", "10%", "--gate-weight", "cubed"], "cubed"),
+        (vec!["--budget", "10%", "--calibration-target", "model"], "model"),
+        (vec!["--budget", "10%", "--calibration-blend", "1.5"], "1.5"),
+        (vec!["--budget", "10%", "--calibration-tokens", "1"], "--calibration-tokens"),
+        (vec!["--budget", "10%", "--calibrate", "none", "--calibrate", "a.txt"], "--calibrate none"),
+        (vec!["--budget", "10%", "--calibrate", "none", "--gate-weight", "none"], "--calibrate none"),
+        (vec!["--budget", "10%", "--calibrate", "none", "--sensitivity", "measured"], "--calibrate none"),
+        (vec!["--budget", "10%", "--calibrate", "no-such.txt"], "no-such.txt"),
+        (vec!["--budget", "10%", "--allocation", "fair"], "fair"),
         (vec!["--budget", "10%", "--memory", "1kB"], "memory"),
     ] {
         let code = if part == "memory" { 9 } else { 2 };
@@ -200,7 +210,7 @@ fn a_rank_map_with_a_rank_above_break_even() {
     let name = W1.trim_end_matches(".weight");
     let out = folder.path().join("out");
     for (text, parts) in [
-        (format!("{{\"{name}\": 100}}"), vec![name, "99"]),
+        (format!("{{\"{name}\": 128}}"), vec![name, "127"]),
         (format!("{{\"{name}\": 0}}"), vec![name]),
         ("{\"model.layers.9.block_sparse_moe.experts.0.w1\": 5}".to_owned(), vec!["layers.9"]),
         ("{\"some.module\": 5}".to_owned(), vec!["some.module"]),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// The bundled model.
 pub(crate) fn tiny_mixtral() -> PathBuf {
@@ -44,10 +45,27 @@ impl Outcome {
     }
 }
 
+/// The tool, with a cache that starts empty with the tests and is theirs alone.
+pub(crate) fn tool() -> Command {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    let cache = CACHE.get_or_init(|| {
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
+        let _ = std::fs::remove_dir_all(&cache);
+        // Once for all tests, which would otherwise all do it at once.
+        let mut first = Command::new(env!("CARGO_BIN_EXE_lowrank-compress"));
+        first.args(["plan", "--quiet", "--budget", "20%", "--model"]).arg(tiny_mixtral());
+        first.arg("--plan-out").arg(cache.with_extension("json")).env("XDG_CACHE_HOME", &cache);
+        assert!(first.status().expect("the tool starts").success());
+        cache
+    });
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_lowrank-compress"));
+    tool.env("XDG_CACHE_HOME", cache);
+    tool
+}
+
 /// Runs `lowrank-compress` with these words.
 pub(crate) fn run<I: AsRef<std::ffi::OsStr>>(words: impl IntoIterator<Item = I>) -> Outcome {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_lowrank-compress")).args(words).output().expect("the tool starts");
+    let output = tool().args(words).output().expect("the tool starts");
     Outcome {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),

@@ -97,14 +97,43 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "REGEX")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) keep_dense: Vec<String>,
-    /// How factors are stored: u·v, or the same matrices by pivots in fewer parameters [default: uv]
-    #[arg(long, value_name = "uv|pivoted")]
+    /// How factors are stored: by pivots, or as u·v, the same matrices in more parameters [default: pivoted]
+    #[arg(long, value_name = "pivoted|uv")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) layout: Option<String>,
-    /// How errors of different matrices compare [default: relative]
-    #[arg(long, value_name = "absolute|relative")]
+    /// Text that shows what the experts are used for: .txt, .jsonl with a `text` field, token ids (.json, .ids); may be
+    /// repeated for equal shares; or none [default: a bundled passage]
+    #[arg(long, value_name = "FILE|none")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) calibrate: Vec<String>,
+    /// Tokens to calibrate on, spread over the text [default: 65536]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calibration_tokens: Option<usize>,
+    /// What a token counts by the router's weight [default: squared]
+    #[arg(long, value_name = "none|linear|squared")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gate_weight: Option<String>,
+    /// Whose output is to stay what it was: each matrix' own, or its expert's [default: expert]
+    #[arg(long, value_name = "matrix|expert")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calibration_target: Option<String>,
+    /// Share of the data-free norm that is blended into the measured one, 0 to 1 [default: 0.1]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) calibration_blend: Option<f64>,
+    /// Tokens to measure sensitivities with [default: 8192, for hidden sizes from 1024 on 2048]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) sensitivity_tokens: Option<usize>,
+    /// How errors of different matrices compare [default: measured on the calibration text, without one relative]
+    #[arg(long, value_name = "measured|absolute|relative")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) sensitivity: Option<String>,
+    /// Ranks where they serve most, or one rank for all, the baseline [default: global]
+    #[arg(long, value_name = "global|uniform")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) allocation: Option<String>,
     /// How factors are computed [default: auto: randomized only where the rank is a small part of the short side]
     #[arg(long, value_name = "auto|exact|randomized")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +158,14 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<String>,
+    /// Where measured numbers are kept for later runs, up to 17 GB for Mixtral-8x7B [default: with your other caches]
+    #[arg(long, value_name = "DIR|none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<String>,
+    /// Where the model runs on the calibration text [default: auto: a GPU if there is one]
+    #[arg(long, value_name = "auto|cpu|cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<crate::commands::verify::Device>,
     /// Go on where an earlier run of the same job stopped (this is what happens anyway)
     #[arg(long, conflicts_with = "restart")]
     #[serde(skip)]

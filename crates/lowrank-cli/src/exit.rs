@@ -1,5 +1,7 @@
 //! Which failure ends with which exit code: the one table, in prose in `docs/exit-codes.md`.
 
+use lowrank_cache::CacheError;
+use lowrank_calibrate::CalibrateError;
 use lowrank_forward::ForwardError;
 use lowrank_model::budget::BudgetError;
 use lowrank_model::config::ConfigError;
@@ -109,10 +111,8 @@ fn failure(error: &anyhow::Error) -> Failure {
 
 fn of_verify(error: &VerifyError) -> Failure {
     match error {
-        VerifyError::Read(error) | VerifyError::Forward(ForwardError::Read(error)) => of_read(error),
-        VerifyError::Forward(ForwardError::MissingTensor { .. }) => Failure::BrokenCheckpoint,
-        VerifyError::Forward(ForwardError::Device { .. }) => Failure::Unexpected,
-        VerifyError::Forward(_) => Failure::Usage,
+        VerifyError::Read(error) => of_read(error),
+        VerifyError::Forward(error) => of_forward(error),
         VerifyError::NoFolder { .. } => Failure::NoModel,
         VerifyError::Text(_) => Failure::Usage,
     }
@@ -123,10 +123,46 @@ fn of_svd(error: &SvdError) -> Failure {
         SvdError::NotFinite { .. } | SvdError::Overflow { .. } | SvdError::Negative { .. } => {
             Failure::BadNumbers
         }
-        SvdError::Rank { .. } => Failure::Usage,
-        SvdError::NotAMatrix { .. } | SvdError::OtherSpectrum { .. } | SvdError::Compute(_) => {
-            Failure::Unexpected
+        SvdError::Rank { .. } | SvdError::Blend { .. } => Failure::Usage,
+        SvdError::NotAMatrix { .. }
+        | SvdError::OtherSpectrum { .. }
+        | SvdError::MetricShape { .. }
+        | SvdError::MetricNotFinite { .. }
+        | SvdError::RowWeights { .. }
+        | SvdError::RowWeight { .. }
+        | SvdError::Compute(_) => Failure::Unexpected,
+    }
+}
+
+fn of_calibrate(error: &CalibrateError) -> Failure {
+    match error {
+        CalibrateError::Read(error) => of_read(error),
+        CalibrateError::Text(_) => Failure::Usage,
+        CalibrateError::Forward(error) => of_forward(error),
+        CalibrateError::Svd { source, .. } => of_svd(source),
+        CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. } => Failure::BadNumbers,
+        CalibrateError::Cache(CacheError::Io { source, .. }) => of_io(source),
+        CalibrateError::Cache(CacheError::Damaged { .. }) | CalibrateError::Absent { .. } => {
+            Failure::InputOutput
         }
+        CalibrateError::Stopped => Failure::Unexpected,
+    }
+}
+
+fn of_forward(error: &ForwardError) -> Failure {
+    match error {
+        ForwardError::Read(error) => of_read(error),
+        ForwardError::MissingTensor { .. } => Failure::BrokenCheckpoint,
+        ForwardError::Device { .. } => Failure::Unexpected,
+        _ => Failure::Usage,
+    }
+}
+
+fn of_io(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Failure::Output,
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Failure::NoRoom,
+        _ => Failure::InputOutput,
     }
 }
 
@@ -138,7 +174,9 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Allocate(error) => of_allocate(error),
         PipelineError::Budget(BudgetError::Syntax { .. } | BudgetError::Zero) => Failure::Usage,
         PipelineError::Budget(BudgetError::NothingToDo { .. }) => Failure::BudgetImpossible,
+        PipelineError::Calibrate(error) => of_calibrate(error),
         PipelineError::Plan(_)
+        | PipelineError::NothingToMeasureOn
         | PipelineError::PatternMatchesNothing(_)
         | PipelineError::PlanStorage { .. } => Failure::Usage,
         PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,
@@ -183,11 +221,7 @@ fn of_write(error: &WriteError) -> Failure {
         | E::StagingName { .. }
         | E::OtherJob { .. } => Failure::Output,
         E::NoSpace { .. } => Failure::NoRoom,
-        E::Io { source, .. } => match source.kind() {
-            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Failure::Output,
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Failure::NoRoom,
-            _ => Failure::InputOutput,
-        },
+        E::Io { source, .. } => of_io(source),
         E::ReadBack { .. } => Failure::InputOutput,
         E::ShardBytesZero | E::HeaderTooLarge { .. } => Failure::Usage,
         E::Config(_) => Failure::BrokenCheckpoint,

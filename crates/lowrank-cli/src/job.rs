@@ -1,13 +1,16 @@
 //! From what was typed to what is meant: flags over `--config`, strings into values, every mistake named here.
 
 use crate::args::JobArgs;
+use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
-use lowrank_model::plan::Sensitivity;
+use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
+use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget};
-use lowrank_pipeline::workers::Resources;
+use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
+use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,11 +70,20 @@ impl Job {
             rank_multiple: args.rank_multiple,
             rank_min: args.min_rank.unwrap_or(1),
             sensitivity: match args.sensitivity.as_deref() {
-                None => Sensitivity::default(),
-                Some("absolute") => Sensitivity::Absolute,
-                Some("relative") => Sensitivity::Relative,
-                Some(other) => return Err(wrong("--sensitivity", other, "absolute or relative")),
+                None => None,
+                Some("measured") => Some(Sensitivity::Measured),
+                Some("absolute") => Some(Sensitivity::Absolute),
+                Some("relative") => Some(Sensitivity::Relative),
+                Some(other) => return Err(wrong("--sensitivity", other, "measured, absolute or relative")),
             },
+            allocation: flag(
+                "--allocation",
+                args.allocation.as_deref(),
+                "global or uniform",
+                Allocation::parse,
+            )?
+            .unwrap_or_default(),
+            calibration: calibration(&args)?,
             keep_dense: patterns(&args.keep_dense)?,
             storage: match args.layout.as_deref() {
                 None => None,
@@ -102,9 +114,77 @@ impl Job {
             resources: Resources {
                 workers: args.workers.unwrap_or(0),
                 memory_bytes: args.memory.as_deref().map(|text| bytes("--memory", text)).transpose()?,
+                cache: cache_place(args.cache.as_deref()),
+                device: args.device.unwrap_or(Device::Auto).into(),
             },
         })
     }
+}
+
+/// What to calibrate on, and how.
+fn calibration(args: &JobArgs) -> Result<Option<CalibrationSettings>> {
+    if args.calibrate.iter().any(|text| text == "none") {
+        return match args {
+            JobArgs { calibration_tokens: None, gate_weight: None, calibration_target: None, .. }
+                if args.calibrate.len() == 1
+                    && args.calibration_blend.is_none()
+                    && args.sensitivity_tokens.is_none() =>
+            {
+                Ok(None)
+            }
+            _ => Err(Usage::new(
+                "--calibrate none excludes other texts and everything that says how to calibrate",
+            )
+            .into()),
+        };
+    }
+    let usual = CalibrationSettings::on(texts(&args.calibrate));
+    let gate_weight =
+        flag("--gate-weight", args.gate_weight.as_deref(), "none, linear or squared", GateWeight::parse)?;
+    let target =
+        flag("--calibration-target", args.calibration_target.as_deref(), "matrix or expert", Target::parse)?;
+    let settings = CalibrationSettings {
+        tokens: args.calibration_tokens.unwrap_or(usual.tokens),
+        sensitivity_tokens: args.sensitivity_tokens,
+        moments: MomentSettings {
+            gate_weight: gate_weight.unwrap_or(usual.moments.gate_weight),
+            target: target.unwrap_or(usual.moments.target),
+        },
+        blend: args.calibration_blend.unwrap_or(usual.blend),
+        ..usual
+    };
+    if !(0.0..=1.0).contains(&settings.blend) {
+        return Err(wrong("--calibration-blend", &settings.blend.to_string(), "a share from 0 to 1"));
+    }
+    if settings.tokens < 2 || settings.sensitivity_tokens.is_some_and(|tokens| tokens < 2) {
+        return Err(Usage::new("--calibration-tokens and --sensitivity-tokens start at 2").into());
+    }
+    Ok(Some(settings))
+}
+
+/// Files that were named; the bundled passage where none was.
+pub(crate) fn texts(files: &[String]) -> Vec<TextSource> {
+    if files.is_empty() {
+        return vec![TextSource::Bundled(Passage::Calibration)];
+    }
+    files.iter().map(|file| TextSource::File(file.into())).collect()
+}
+
+pub(crate) fn cache_place(given: Option<&str>) -> CachePlace {
+    match given {
+        None => CachePlace::Usual,
+        Some("none") => CachePlace::Nowhere,
+        Some(root) => CachePlace::At(root.into()),
+    }
+}
+
+fn flag<T>(
+    name: &str,
+    given: Option<&str>,
+    expected: &str,
+    parse: fn(&str) -> Option<T>,
+) -> Result<Option<T>> {
+    given.map(|text| parse(text).ok_or_else(|| wrong(name, text, expected))).transpose()
 }
 
 fn goal(args: &JobArgs) -> Result<Goal> {

@@ -138,7 +138,12 @@ pub enum MatrixLocation {
 
 /// Canonical name of an expert matrix' module.
 pub fn expert_module(id: MatrixId) -> String {
-    format!("model.layers.{}.block_sparse_moe.experts.{}.{}", id.layer, id.expert, id.projection.as_str())
+    format!("{}.{}", expert(id.layer, id.expert), id.projection.as_str())
+}
+
+/// Canonical name of an expert.
+pub fn expert(layer: usize, expert: usize) -> String {
+    format!("model.layers.{layer}.block_sparse_moe.experts.{expert}")
 }
 
 /// Reads a canonical module name back; `None` for any other spelling.

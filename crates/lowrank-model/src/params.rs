@@ -9,9 +9,9 @@ use std::fmt;
 #[serde(rename_all = "lowercase")]
 pub enum Storage {
     /// u [m, r] and v [r, n]: r·(m + n) parameters.
-    #[default]
     Uv,
     /// r independent columns or rows and the coefficients of the others: r·(m + n − r) parameters.
+    #[default]
     Pivoted,
 }
 

@@ -1,6 +1,6 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
-use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Target};
+use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -13,6 +13,51 @@ pub enum Sensitivity {
     /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses.
     #[default]
     Relative,
+    /// s = KL at the end of the model per unit of the matrix' calibrated error, measured.
+    Measured,
+}
+
+/// How the budget is spread over matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allocation {
+    /// Where it costs least.
+    #[default]
+    Global,
+    /// One rank for all: the baseline.
+    Uniform,
+}
+
+impl Allocation {
+    /// The spelling in flags and documents.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Uniform => "uniform",
+        }
+    }
+
+    /// Reads it back.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Global, Self::Uniform].into_iter().find(|allocation| allocation.as_str() == text)
+    }
+}
+
+/// What errors of one layer's w1, w2 and w3, in this order, do to the logits: measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LayerSensitivity {
+    /// KL(original ‖ group at half its size), nats per token.
+    pub kl: [f64; 3],
+    /// KL per unit of calibrated error.
+    pub sensitivity: [f64; 3],
+}
+
+impl LayerSensitivity {
+    /// s of a projection.
+    pub fn of(&self, projection: Projection) -> f64 {
+        let place = Projection::ALL.iter().position(|&other| other == projection);
+        self.sensitivity[place.expect("all three are listed")]
+    }
 }
 
 /// One row of the table.
@@ -24,7 +69,7 @@ pub struct PlannedMatrix {
     pub shape: MatrixShape,
     /// Rank of its factors; absent: left dense.
     pub rank: Option<usize>,
-    /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding; absent when ranks were given and no spectrum was taken.
+    /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding, in the norm that errors were counted in; absent when ranks were given and no spectrum was taken.
     pub relative_error: Option<f64>,
 }
 
@@ -71,6 +116,12 @@ pub struct RankPlan {
     pub before: Size,
     /// The whole checkpoint after.
     pub after: Size,
+    /// How the budget was spread.
+    #[serde(default)]
+    pub allocation: Allocation,
+    /// By layer; absent where nothing was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivities: Option<Vec<LayerSensitivity>>,
     /// Proof of quality; absent when the ranks were given.
     pub optimality: Option<Optimality>,
     /// One row per expert matrix, in stored order.
@@ -156,6 +207,8 @@ impl RankPlan {
             rank_multiple,
             rank_min: 1,
             keep_dense: Vec::new(),
+            allocation: Allocation::default(),
+            sensitivities: None,
             before,
             after,
             optimality,
@@ -167,6 +220,12 @@ impl RankPlan {
     #[must_use]
     pub fn constrained(self, rank_min: usize, keep_dense: Vec<String>) -> Self {
         Self { rank_min, keep_dense, ..self }
+    }
+
+    /// Records how the ranks were chosen.
+    #[must_use]
+    pub fn chosen_by(self, allocation: Allocation, sensitivities: Option<Vec<LayerSensitivity>>) -> Self {
+        Self { allocation, sensitivities, ..self }
     }
 
     /// Ranks of the factored matrices; a matrix left dense is absent.
@@ -257,7 +316,7 @@ fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Siz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Projection, Storage, Unit};
+    use crate::{Storage, Unit};
 
     fn row(rank: Option<usize>) -> PlannedMatrix {
         PlannedMatrix {

@@ -3,7 +3,7 @@
 use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, Interrupt, PipelineError, PlanSettings, base, planning};
+use crate::{CalibrationText, FactorSettings, Interrupt, Lens, PipelineError, PlanSettings, base, planning};
 use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
@@ -29,7 +29,7 @@ pub struct Request<'a> {
     /// How factors are computed and written.
     pub factor: &'a FactorSettings,
     /// Threads and memory.
-    pub resources: Resources,
+    pub resources: &'a Resources,
     /// What to do with an earlier run's unfinished work.
     pub leftover: Leftover,
     /// Asked before each unit of work.
@@ -59,15 +59,15 @@ pub fn compress(
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
-    if !checkpoint.ranks().is_empty() {
-        return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
-    }
+    planning::refuse_early(checkpoint, request.plan)?;
     let pool = workers::pool(checkpoint.config(), request.resources)?;
+    let calibration = request.plan.calibration.as_ref();
+    let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let mut base_model = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
     if let Some(BaseModel { id, revision, .. }) = request.provenance {
         (base_model.id, base_model.revision) = (id.clone(), revision.clone());
     }
-    let key = job_key(checkpoint, &base_model, &request);
+    let key = job_key(checkpoint, &base_model, text.as_ref(), &request);
     let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
     if let Some(partial) = staging.resumable() {
         progress.note(&format!(
@@ -78,8 +78,13 @@ pub fn compress(
     }
 
     let course = Course { staging: Some(&staging), interrupt: request.interrupt };
-    let planned = planning::plan_on_course(checkpoint, request.plan, request.resources, progress, course);
-    let planned = match planned {
+    let resources = request.resources;
+    let planned = Lens::new(checkpoint, &base_model, text, resources, &pool, progress, request.interrupt)
+        .and_then(|lens| {
+            let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
+            Ok((lens, plan))
+        });
+    let (lens, planned) = match planned {
         Ok(planned) => planned,
         Err(error) => {
             let partial = staging.resumable().map(Path::to_owned);
@@ -96,6 +101,7 @@ pub fn compress(
         ranks: plan.ranks(),
         optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
         spectra: &planned.spectra,
+        lens: &lens,
         request,
     };
     let partial = staging.resumable().map(Path::to_owned);
@@ -147,7 +153,12 @@ fn settle(error: &PipelineError, partial: Option<&Path>, progress: &dyn Progress
 }
 
 /// Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
-fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> JobKey {
+fn job_key(
+    checkpoint: &Checkpoint,
+    base: &BaseModel,
+    text: Option<&CalibrationText>,
+    request: &Request<'_>,
+) -> JobKey {
     let Request { plan, factor, .. } = request;
     let goal = match &plan.goal {
         crate::Goal::Budget(budget) => json!({ "budget": format!("{budget:?}") }),
@@ -164,6 +175,9 @@ fn job_key(checkpoint: &Checkpoint, base: &BaseModel, request: &Request<'_>) -> 
         "rank_multiple": plan.rank_multiple,
         "rank_min": plan.rank_min,
         "sensitivity": plan.sensitivity,
+        "allocation": plan.allocation,
+        "calibration": text.map(CalibrationText::key),
+        "device": format!("{:?}", request.resources.device),
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "factor_dtype": plan.factor_dtype,
         "storage": plan.storage,
@@ -199,6 +213,7 @@ struct Work<'a> {
     /// Error of the best factors of the planned rank, where spectra are known.
     optimum: BTreeMap<MatrixId, Option<f64>>,
     spectra: &'a BTreeMap<MatrixId, Spectrum>,
+    lens: &'a Lens,
     request: Request<'a>,
 }
 
@@ -297,11 +312,14 @@ impl Work<'_> {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let Remade { pieces, route, relative_error, largest_coefficient, round_trip_error } =
-            self.form().remake(matrix, id, rank, self.request.factor, self.spectra.get(&id))?;
+        let norm = self.lens.norm(id)?;
+        let metric = norm.metric();
+        let Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error } =
+            self.form().remake(matrix, id, rank, &metric, self.request.factor, self.spectra.get(&id))?;
         let outcome = Outcome {
             relative_error,
-            excess_over_optimum: excess(relative_error, self.optimum[&id]),
+            calibrated_error,
+            excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), self.optimum[&id]),
             route: route.to_string(),
             largest_coefficient,
             round_trip_error,
@@ -319,7 +337,8 @@ impl Work<'_> {
         base_model: BaseModel,
     ) -> Result<Documents, PipelineError> {
         let checkpoint = self.checkpoint;
-        let report = Report::new(self.plan, outcomes, base_model, self.settings());
+        let calibration = self.lens.report(self.plan.sensitivities.as_deref());
+        let report = Report::new(self.plan, outcomes, base_model, self.settings(), calibration);
         let chat_template = ChatTemplate::find(checkpoint.dir());
         let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
         let card = Card {
@@ -346,6 +365,7 @@ impl Work<'_> {
             precision: "auto".into(),
             seed,
             sensitivity: self.plan.optimality.map(|optimality| optimality.sensitivity).unwrap_or_default(),
+            allocation: self.plan.allocation.as_str().into(),
             rank_multiple: self.plan.rank_multiple,
             rank_min: self.plan.rank_min,
             keep_dense: self.plan.keep_dense.clone(),

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::path::Path;
 
 /// What `densify` is told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct DensifySettings {
     /// Dtype of the products; `None`: that of the factors.
     pub dtype: Option<Dtype>,
@@ -34,7 +34,7 @@ pub fn densify(
         return Err(PipelineError::NotFactored(checkpoint.layout()));
     }
     let config = checkpoint.config();
-    let pool = workers::pool(config, settings.resources)?;
+    let pool = workers::pool(config, &settings.resources)?;
     let specs = names::tensors(config);
     let output = specs
         .iter()

@@ -1,5 +1,7 @@
 //! Every way in which a job can fail.
 
+use lowrank_cache::CacheError;
+use lowrank_calibrate::CalibrateError;
 use lowrank_model::{Dtype, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
@@ -32,6 +34,12 @@ pub enum PipelineError {
     /// A plan that came from a file.
     #[error("plan: {0}")]
     Plan(#[from] PlanError),
+    /// The calibration.
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
+    /// Sensitivities that were asked for and cannot be measured.
+    #[error("--sensitivity measured needs a text to measure on; drop --calibrate none")]
+    NothingToMeasureOn,
     /// A plan for another way to store factors.
     #[error(
         "--layout {asked}: the plan was made for {planned}, which costs other parameters; make a new plan"
@@ -100,6 +108,7 @@ impl PipelineError {
         match self {
             Self::Interrupted { .. } => true,
             Self::Write(error) => matches!(error, WriteError::Io { .. } | WriteError::NoSpace { .. }),
+            Self::Calibrate(CalibrateError::Cache(error)) => matches!(error, CacheError::Io { .. }),
             Self::Read(error) => matches!(error, ReadError::Io { .. } | ReadError::TensorIo { .. }),
             _ => false,
         }

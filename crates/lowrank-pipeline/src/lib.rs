@@ -1,6 +1,8 @@
 //! The jobs a user asks for, put together from the crates that do the work.
 //!
 //! ```text
+//! text ────► lens ──────────┐ (how errors are counted; without a text: by the weights alone)
+//!             ▼             ▼
 //! reader ──► spectra ──► plan ──► factors ──► writer ──► one rename
 //!            (pass 1)   (value)   (pass 2)
 //! ```
@@ -15,6 +17,7 @@ pub mod densify;
 pub mod error;
 pub mod inspect;
 pub mod interrupt;
+pub mod lens;
 pub mod planning;
 pub mod reproduce;
 pub mod round;
@@ -25,4 +28,5 @@ pub mod workers;
 
 pub use error::PipelineError;
 pub use interrupt::Interrupt;
+pub use lens::{CalibrationText, Lens};
 pub use settings::{FactorSettings, Goal, PlanSettings};

@@ -1,11 +1,14 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
-use crate::spectra::{Course, spectra_on_course};
+use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
-use crate::{Goal, Interrupt, PipelineError, PlanSettings};
-use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
+use crate::{CalibrationText, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use lowrank_calibrate::Sensitivities;
+use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity};
+use lowrank_model::{Budget, CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, plan_from_ranks};
+use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, check, plan_from_ranks, uniform_plan};
+use lowrank_writer::report::BaseModel;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Short sides from here on belong to models whose matrices are multiplied on tensor cores.
@@ -13,80 +16,183 @@ const TRUE_SIZE: usize = 1024;
 /// What tensor cores like.
 const RANK_MULTIPLE_TRUE_SIZE: usize = 8;
 
-/// A plan, and the spectra it was made from, if it was.
+/// A plan, and what it was made from.
 #[derive(Debug)]
 pub struct Planned {
     /// The table.
     pub plan: RankPlan,
-    /// Singular values by matrix; empty when the ranks were given.
+    /// Singular values by matrix, in the norm of the lens; empty when the ranks were given.
     pub spectra: BTreeMap<MatrixId, Spectrum>,
 }
 
-/// Makes the plan. Reads every expert matrix once if the goal is a budget, and none otherwise.
+/// Makes the plan. Reads every expert matrix once if the goal is a budget and their spectra are not known yet.
 pub fn plan(
     checkpoint: &Checkpoint,
+    model: &str,
     settings: &PlanSettings,
-    resources: Resources,
+    resources: &Resources,
     progress: &dyn Progress,
+    interrupt: &Interrupt,
 ) -> Result<Planned, PipelineError> {
-    let course = Course { staging: None, interrupt: &Interrupt::default() };
-    plan_on_course(checkpoint, settings, resources, progress, course)
+    refuse_early(checkpoint, settings)?;
+    let pool = workers::pool(checkpoint.config(), resources)?;
+    let course = Course { staging: None, interrupt };
+    let calibration = settings.calibration.as_ref().filter(|_| matches!(settings.goal, Goal::Budget(_)));
+    let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
+    let base = match settings.goal {
+        Goal::Budget(_) => {
+            let cache = resources.cache()?;
+            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, &cache)?
+        }
+        // Given ranks are checked without a look at the weights.
+        _ => BaseModel::default(),
+    };
+    let lens = Lens::new(checkpoint, &base, text, resources, &pool, progress, interrupt)?;
+    plan_through(checkpoint, &lens, settings, &pool, progress, course)
 }
 
-/// As [`plan`], taking spectra that are finished from a staging directory and leaving there what gets finished.
-pub fn plan_on_course(
-    checkpoint: &Checkpoint,
-    settings: &PlanSettings,
-    resources: Resources,
-    progress: &dyn Progress,
-    course: Course<'_>,
-) -> Result<Planned, PipelineError> {
+/// Refuses what needs no look at the weights: a budget that cannot be met, a pattern that matches nothing, a plan or ranks
+/// for another model.
+pub fn refuse_early(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<(), PipelineError> {
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
     }
-    let config = checkpoint.config();
-    let before = checkpoint.size();
-    let rank_multiple = settings.rank_multiple.unwrap_or_else(|| default_rank_multiple(checkpoint));
+    if settings.calibration.is_none() && settings.sensitivity == Some(Sensitivity::Measured) {
+        return Err(PipelineError::NothingToMeasureOn);
+    }
+    match &settings.goal {
+        Goal::Plan(_) | Goal::Ranks(_) => given(checkpoint, settings).map(|_| ()),
+        Goal::Budget(budget) => {
+            let config = checkpoint.config();
+            let zeros = |id: MatrixId| vec![0.0; config.matrix_shape(id.projection).short_side()];
+            let spectrum = |id| Spectrum::new(zeros(id)).expect("zeros do not rise");
+            let errors = Errors {
+                spectra: config.matrices().map(|id| (id, spectrum(id))).collect(),
+                sensitivity: Sensitivity::default(),
+                layers: None,
+            };
+            with_request(checkpoint, settings, *budget, &errors, |request| Ok(check(request)?))
+        }
+    }
+}
+
+/// As [`plan`], with a lens at hand.
+pub fn plan_through(
+    checkpoint: &Checkpoint,
+    lens: &Lens,
+    settings: &PlanSettings,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    course: Course<'_>,
+) -> Result<Planned, PipelineError> {
+    match &settings.goal {
+        Goal::Plan(_) | Goal::Ranks(_) => {
+            Ok(Planned { plan: given(checkpoint, settings)?, spectra: BTreeMap::new() })
+        }
+        Goal::Budget(budget) => {
+            let errors = errors(checkpoint, lens, settings.sensitivity, pool, progress, course)?;
+            let plan = plan_from(checkpoint, settings, *budget, &errors)?;
+            Ok(Planned { plan, spectra: errors.spectra })
+        }
+    }
+}
+
+/// What a plan is made from: the errors of every rank of every matrix, and how they compare.
+#[derive(Debug, Clone)]
+pub struct Errors {
+    /// In the norm of the lens.
+    pub spectra: BTreeMap<MatrixId, Spectrum>,
+    /// How they compare.
+    pub sensitivity: Sensitivity,
+    /// By layer, where that was measured.
+    pub layers: Option<Vec<LayerSensitivity>>,
+}
+
+/// Looks up or measures what plans are made from; any budget's plan then takes milliseconds.
+pub fn errors(
+    checkpoint: &Checkpoint,
+    lens: &Lens,
+    sensitivity: Option<Sensitivity>,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    course: Course<'_>,
+) -> Result<Errors, PipelineError> {
+    let sensitivity = sensitivity.unwrap_or(lens.usual_sensitivity());
+    if sensitivity != Sensitivity::Measured {
+        let spectra = spectra(checkpoint, lens, pool, progress, course)?;
+        return Ok(Errors { spectra, sensitivity, layers: None });
+    }
+    let measured = lens.sensitivities(checkpoint, pool, progress, course.interrupt)?;
+    let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
+    Ok(Errors { spectra, sensitivity, layers: Some(layers) })
+}
+
+/// The plan of a budget; the settings' own goal is of no account.
+pub fn plan_from(
+    checkpoint: &Checkpoint,
+    settings: &PlanSettings,
+    budget: Budget,
+    errors: &Errors,
+) -> Result<RankPlan, PipelineError> {
+    let plan = with_request(checkpoint, settings, budget, errors, |request| {
+        Ok(match settings.allocation {
+            Allocation::Global => allocate(request)?,
+            Allocation::Uniform => uniform_plan(request)?,
+        })
+    })?;
+    let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
+    Ok(plan.constrained(settings.rank_min, patterns).chosen_by(settings.allocation, errors.layers.clone()))
+}
+
+/// A plan or ranks that were given, held against the checkpoint.
+fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, PipelineError> {
+    let (config, before) = (checkpoint.config(), checkpoint.size());
     match &settings.goal {
         Goal::Plan(plan) => {
             if let Some(asked) = settings.storage.filter(|&asked| asked != plan.cost.storage) {
                 return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
             }
             plan.validate(config, before)?;
-            Ok(Planned { plan: (**plan).clone(), spectra: BTreeMap::new() })
+            Ok((**plan).clone())
         }
         Goal::Ranks(ranks) => {
             let cost = cost_model(checkpoint, settings, Unit::Params);
-            let plan = plan_from_ranks(config, ranks, cost, before)?;
-            Ok(Planned { plan, spectra: BTreeMap::new() })
+            Ok(plan_from_ranks(config, ranks, cost, before)?)
         }
-        Goal::Budget(budget) => {
-            let target = budget.resolve(before.params, before.bytes)?;
-            let dense = kept_dense(checkpoint, settings)?;
-            let pool = workers::pool(config, resources)?;
-            let spectra = spectra_on_course(checkpoint, &pool, progress, course)?;
-            let candidates: Vec<Candidate<'_>> = spectra
-                .iter()
-                .map(|(name, spectrum)| Candidate {
-                    name: *name,
-                    shape: config.matrix_shape(name.projection),
-                    spectrum,
-                    keep_dense: dense.contains(name),
-                })
-                .collect();
-            let plan = allocate(&AllocationRequest {
-                matrices: &candidates,
-                target,
-                cost: cost_model(checkpoint, settings, target.unit),
-                rank_multiple,
-                rank_min: settings.rank_min,
-                sensitivity: settings.sensitivity,
-                before,
-            })?
-            .constrained(settings.rank_min, settings.keep_dense.iter().map(ToString::to_string).collect());
-            Ok(Planned { plan, spectra: spectra.into_iter().collect() })
-        }
+        Goal::Budget(_) => unreachable!("a budget gives no ranks"),
     }
+}
+
+/// Puts together what an allocation needs.
+fn with_request<R>(
+    checkpoint: &Checkpoint,
+    settings: &PlanSettings,
+    budget: Budget,
+    errors: &Errors,
+    act: impl FnOnce(&AllocationRequest<'_>) -> Result<R, PipelineError>,
+) -> Result<R, PipelineError> {
+    let (config, before) = (checkpoint.config(), checkpoint.size());
+    let target = budget.resolve(before.params, before.bytes)?;
+    let dense = kept_dense(checkpoint, settings)?;
+    let measured =
+        |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
+    let candidate = |(&name, spectrum)| Candidate {
+        name,
+        shape: config.matrix_shape(name.projection),
+        spectrum,
+        measured: measured(name),
+        keep_dense: dense.contains(&name),
+    };
+    let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
+    act(&AllocationRequest {
+        matrices: &candidates,
+        target,
+        cost: cost_model(checkpoint, settings, target.unit),
+        rank_multiple: settings.rank_multiple.unwrap_or_else(|| default_rank_multiple(checkpoint)),
+        rank_min: settings.rank_min,
+        sensitivity: errors.sensitivity,
+        before,
+    })
 }
 
 fn default_rank_multiple(checkpoint: &Checkpoint) -> usize {

@@ -6,12 +6,16 @@
 use crate::compress::{self, Request};
 use crate::stored::{Form, Piece, pieces_of};
 use crate::workers::{self, Resources};
-use crate::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings, base};
+use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
 use lowrank_compute::Faer;
+use lowrank_forward::{Cpu, Device, Engine};
+use lowrank_model::plan::Allocation;
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, Tensor, Unit, format};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
-use lowrank_writer::report::{BaseModel, Settings};
+use lowrank_text::{Passage, TextSource};
+use lowrank_writer::report::{BaseModel, CalibrationReport, Settings};
 use lowrank_writer::{Leftover, Manifest, Report};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -28,8 +32,10 @@ pub struct Reproduce<'a> {
     pub model: &'a str,
     /// Only so many factored matrices, drawn with a seed; `None`: everything.
     pub sample: Option<Sample>,
-    /// Threads and memory.
-    pub resources: Resources,
+    /// The texts that were calibrated on, where they are not in the binary.
+    pub texts: &'a [TextSource],
+    /// Threads, memory and places.
+    pub resources: &'a Resources,
     /// Asked before each unit.
     pub interrupt: &'a Interrupt,
 }
@@ -91,21 +97,34 @@ pub fn reproduce(
     let found = Manifest::of(job.out)?;
     differences.extend(against_own_manifest(job.out, &found));
 
+    let plan = plan_settings(&report, &report_path, job.texts)?;
+    let resources = &resources_of(&report, job.resources);
+    // Read before hours of work, so that another text is named at once.
+    let text =
+        plan.calibration.as_ref().map(|calibration| CalibrationText::read(base, calibration)).transpose()?;
+    if let (Some(text), Some(recorded)) = (&text, &report.calibration)
+        && text.blake3() != recorded.tokens_blake3
+    {
+        return Err(PipelineError::Unrepeatable {
+            path: report_path,
+            what: "the calibration text has other tokens than the one that was used".into(),
+        });
+    }
     let (files, matrices) = match job.sample {
         Some(sample) => {
-            let remade = sampled(base, &report, job, sample, &pool, progress, &mut differences)?;
+            let lens = Lens::new(base, &given, text, resources, &pool, progress, job.interrupt)?;
+            let remade = sampled(base, &report, job, sample, &lens, &pool, progress, &mut differences)?;
             (found.files.len(), remade)
         }
         None => {
             let again = Again::new(job.out);
-            let plan = plan_settings(&report, &report_path)?;
             let factor = factor_settings(&report.settings, &report_path)?;
             let request = Request {
                 model: job.model,
                 out: &again.0,
                 plan: &plan,
                 factor: &factor,
-                resources: job.resources,
+                resources,
                 leftover: Leftover::Discard,
                 interrupt: job.interrupt,
                 provenance: Some(&report.base_model),
@@ -147,8 +166,54 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineE
     serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
 }
 
-fn plan_settings(report: &Report, path: &Path) -> Result<PlanSettings, PipelineError> {
-    let Settings { sensitivity, rank_multiple, rank_min, keep_dense, factor_dtype, .. } = &report.settings;
+/// The device that the first run calibrated on decides bits.
+fn resources_of(report: &Report, given: &Resources) -> Resources {
+    let device = match &report.calibration {
+        Some(calibration) if calibration.engine != Cpu.describe() => Device::Cuda,
+        _ => Device::Cpu,
+    };
+    Resources { device, ..given.clone() }
+}
+
+fn calibration_settings(
+    recorded: &CalibrationReport,
+    path: &Path,
+    texts: &[TextSource],
+) -> Result<CalibrationSettings, PipelineError> {
+    let unrepeatable = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
+    let source = |text: &serde_json::Value| text["source"].as_str().unwrap_or_default().to_owned();
+    let bundled =
+        |text: &serde_json::Value| text["bundled"] == true && source(text) == Passage::Calibration.name();
+    let texts = if recorded.texts.iter().all(bundled) {
+        vec![TextSource::Bundled(Passage::Calibration); recorded.texts.len()]
+    } else if texts.len() == recorded.texts.len() {
+        texts.to_vec()
+    } else {
+        let names: Vec<String> = recorded.texts.iter().map(source).collect();
+        return Err(unrepeatable(format!(
+            "it was calibrated on {}; name it with --calibrate",
+            names.join(", ")
+        )));
+    };
+    let unknown = |what: &str, value: &str| {
+        unrepeatable(format!("calibration.{what} is `{value}`, which this version does not know"))
+    };
+    let gate_weight = GateWeight::parse(&recorded.gate_weight)
+        .ok_or_else(|| unknown("gate_weight", &recorded.gate_weight))?;
+    let target = Target::parse(&recorded.target).ok_or_else(|| unknown("target", &recorded.target))?;
+    Ok(CalibrationSettings {
+        texts,
+        tokens: recorded.tokens,
+        window: recorded.window,
+        sensitivity_tokens: recorded.sensitivity_tokens,
+        moments: MomentSettings { gate_weight, target },
+        blend: recorded.blend,
+    })
+}
+
+fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<PlanSettings, PipelineError> {
+    let Settings { sensitivity, allocation, rank_multiple, rank_min, keep_dense, factor_dtype, .. } =
+        &report.settings;
     let goal = match report.budget {
         None => {
             let ranks = report.matrices.iter().filter_map(|row| Some((row.name, row.rank?)));
@@ -169,7 +234,16 @@ fn plan_settings(report: &Report, path: &Path) -> Result<PlanSettings, PipelineE
         goal,
         rank_multiple: Some((*rank_multiple).max(1)),
         rank_min: (*rank_min).max(1),
-        sensitivity: *sensitivity,
+        sensitivity: Some(*sensitivity),
+        allocation: Allocation::parse(allocation).ok_or_else(|| PipelineError::Unrepeatable {
+            path: path.to_owned(),
+            what: format!("settings.allocation is `{allocation}`, which this version does not know"),
+        })?,
+        calibration: report
+            .calibration
+            .as_ref()
+            .map(|recorded| calibration_settings(recorded, path, texts))
+            .transpose()?,
         keep_dense,
         factor_dtype: Some(*factor_dtype),
         storage: Some(report.storage),
@@ -364,6 +438,7 @@ fn sampled(
     report: &Report,
     job: Reproduce<'_>,
     sample: Sample,
+    lens: &Lens,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     differences: &mut Vec<Difference>,
@@ -382,13 +457,15 @@ fn sampled(
                     return Err(PipelineError::AlreadyFactored(base.layout()));
                 };
                 // A spectrum decides precision, so it is taken where the first run had it.
+                let norm = lens.norm(id)?;
+                let metric = norm.metric();
                 let spectrum = report
                     .budget
-                    .map(|_| lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto))
+                    .map(|_| lowrank_svd::spectrum_in(&Faer, &matrix, &metric, PrecisionChoice::Auto))
                     .transpose()
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
                 let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
-                let again = form.remake(matrix, id, rank, &factor, spectrum.as_ref())?;
+                let again = form.remake(matrix, id, rank, &metric, &factor, spectrum.as_ref())?;
                 progress.advance(1);
                 let was = pieces_of(id, out.read_matrix(id)?);
                 let pairs = was.into_iter().zip(again.pieces);

@@ -1,6 +1,7 @@
 //! What a job is told, already validated: domain values, no strings to parse.
 
-use lowrank_model::plan::Sensitivity;
+use lowrank_calibrate::CalibrationSettings;
+use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage};
 use lowrank_svd::MethodChoice;
 use std::collections::BTreeMap;
@@ -25,8 +26,12 @@ pub struct PlanSettings {
     pub rank_multiple: Option<usize>,
     /// No factored matrix gets a smaller rank.
     pub rank_min: usize,
-    /// How errors of different matrices compare.
-    pub sensitivity: Sensitivity,
+    /// How errors of different matrices compare; `None`: as measured on the calibration text, without one relative.
+    pub sensitivity: Option<Sensitivity>,
+    /// How the budget is spread.
+    pub allocation: Allocation,
+    /// On what to calibrate; `None`: errors are counted by the weights alone.
+    pub calibration: Option<CalibrationSettings>,
     /// Matrices whose module name matches any of these stay dense.
     pub keep_dense: Vec<regex::Regex>,
     /// How factors are stored; `None`: as u·v, or as a given plan says.

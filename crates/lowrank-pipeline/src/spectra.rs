@@ -1,12 +1,13 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
-use crate::{Interrupt, PipelineError};
+use crate::{Interrupt, Lens, PipelineError};
 use lowrank_compute::Faer;
 use lowrank_model::{MatrixId, Progress, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
 use lowrank_writer::StagingDir;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// Where finished work lies, and whether to stop.
 #[derive(Debug, Clone, Copy)]
@@ -17,29 +18,24 @@ pub struct Course<'a> {
     pub interrupt: &'a Interrupt,
 }
 
-/// Spectra of all expert matrices, in stored order. 12.6 MB of singular values for Mixtral-8x7B.
+/// Spectra of all expert matrices through a lens: from the cache, from an earlier run's staging directory, or computed and
+/// left in both. 12.6 MB of singular values for Mixtral-8x7B.
 pub fn spectra(
     checkpoint: &Checkpoint,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
-) -> Result<Vec<(MatrixId, Spectrum)>, PipelineError> {
-    let course = Course { staging: None, interrupt: &Interrupt::default() };
-    spectra_on_course(checkpoint, pool, progress, course)
-}
-
-/// As [`spectra`], taking what is finished from a staging directory and leaving there what gets finished.
-pub fn spectra_on_course(
-    checkpoint: &Checkpoint,
+    lens: &Lens,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     course: Course<'_>,
-) -> Result<Vec<(MatrixId, Spectrum)>, PipelineError> {
+) -> Result<BTreeMap<MatrixId, Spectrum>, PipelineError> {
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
     }
+    if let Some(known) = lens.known_spectra()? {
+        return Ok(known);
+    }
     let ids: Vec<MatrixId> = checkpoint.config().matrices().collect();
     progress.start("spectra", ids.len() as u64, "matrices");
-    let spectra: Result<Vec<_>, PipelineError> = pool.install(|| {
+    let spectra: Result<BTreeMap<_, _>, PipelineError> = pool.install(|| {
         ids.par_iter()
             .with_max_len(1)
             .map(|&id| {
@@ -53,8 +49,9 @@ pub fn spectra_on_course(
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-                let spectrum = lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::Auto)
-                    .map_err(|source| PipelineError::Svd { name: id, source })?;
+                let spectrum =
+                    lowrank_svd::spectrum_in(&Faer, &matrix, &lens.norm(id)?.metric(), PrecisionChoice::Auto)
+                        .map_err(|source| PipelineError::Svd { name: id, source })?;
                 if let Some(staging) = course.staging {
                     let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
                     staging.note(&note, text)?;
@@ -64,8 +61,10 @@ pub fn spectra_on_course(
             })
             .collect()
     });
+    let spectra = spectra?;
     progress.finish();
-    spectra
+    lens.remember_spectra(&spectra)?;
+    Ok(spectra)
 }
 
 /// JSON numbers read back to the same bits; a spectrum that is none is computed again.

@@ -8,7 +8,8 @@ use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, Spectrum, Storage, Tensor};
 use lowrank_reader::StoredMatrix;
-use lowrank_svd::{FactorOptions, Factored, Route};
+use lowrank_svd::residual::residual_energy;
+use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Route, unpivoted};
 use lowrank_writer::{Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -34,7 +35,10 @@ pub(crate) struct Remade {
     /// By name, in the order of [`Form::output_tensors`].
     pub(crate) pieces: Vec<(String, Piece)>,
     pub(crate) route: Route,
+    /// Of the factors before rounding; calibrated, of what is stored.
     pub(crate) relative_error: f64,
+    /// In the norm of the calibration, if there was one.
+    pub(crate) calibrated_error: Option<f64>,
     /// max |T| of a pivoted matrix.
     pub(crate) largest_coefficient: Option<f64>,
     /// What rounding the pieces of a pivoted matrix cost.
@@ -78,15 +82,17 @@ impl Form {
         matrix: Tensor,
         id: MatrixId,
         rank: usize,
+        metric: &Metric<'_>,
         settings: &FactorSettings,
         spectrum: Option<&Spectrum>,
     ) -> Result<Remade, PipelineError> {
         let FactorSettings { method, seed, .. } = *settings;
         let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
-        let Factored { factors, route, relative_error, .. } =
-            lowrank_svd::factor(&Faer, &matrix, rank, &options, spectrum).map_err(failed)?;
-        drop(matrix);
+        let Factored { factors, route, relative_error, metric_error: calibrated_error, .. } =
+            lowrank_svd::factor_in(&Faer, &matrix, rank, metric, &options, spectrum).map_err(failed)?;
+        // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.
+        let matrix = calibrated_error.map(|_| matrix);
         let planned = self.output_tensors(id, factors.shape, rank);
         let rounded = |at: usize, values: &[f32]| -> Result<Tensor, PipelineError> {
             round(&planned[at].name, planned[at].shape.clone(), self.dtype, values)
@@ -105,10 +111,29 @@ impl Form {
                 (pieces, Some(pivoted.largest_coefficient), Some(error))
             }
         };
+        let relative_error = match matrix {
+            Some(matrix) => stored_error(&matrix, factors.shape, &pieces),
+            None => relative_error,
+        };
         let names = planned.into_iter().map(|tensor| tensor.name);
         let pieces = names.zip(pieces).collect();
-        Ok(Remade { pieces, route, relative_error, largest_coefficient, round_trip_error })
+        Ok(Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error })
     }
+}
+
+/// ‖W − Ŵ‖ / ‖W‖ of what is stored.
+fn stored_error(matrix: &Tensor, shape: MatrixShape, pieces: &[Piece]) -> f64 {
+    let stored = match pieces {
+        [Piece::Weights(u), Piece::Weights(v)] => {
+            Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
+        }
+        [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
+            unpivoted(shape, order, &basis.to_f32(), &coefficients.to_f32())
+        }
+        _ => unreachable!("there are two ways to store factors"),
+    };
+    let energy: f64 = matrix.to_f32().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
+    if energy == 0.0 { 0.0 } else { (residual_energy(&Faer, matrix, &stored) / energy).sqrt() }
 }
 
 /// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.

@@ -1,15 +1,46 @@
 //! How many matrices are in flight: one per worker, as many as the memory allows.
 
 use crate::PipelineError;
+use lowrank_cache::Cache;
+use lowrank_calibrate::CalibrateError;
+use lowrank_forward::Device;
 use lowrank_model::{MatrixShape, ModelConfig, Projection};
+use std::path::PathBuf;
 
-/// Threads and memory a job may use.
-#[derive(Debug, Clone, Copy)]
+/// Threads, memory and places a job may use.
+#[derive(Debug, Clone, Default)]
 pub struct Resources {
     /// Most matrices in flight; 0: one per core.
     pub workers: usize,
     /// Memory that all workers together may take; `None`: three quarters of what is available.
     pub memory_bytes: Option<u64>,
+    /// Where measured numbers are kept for later runs.
+    pub cache: CachePlace,
+    /// Where a model runs that is calibrated on.
+    pub device: Device,
+}
+
+/// Where measured numbers are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CachePlace {
+    /// With the user's other caches.
+    #[default]
+    Usual,
+    /// In this folder.
+    At(PathBuf),
+    /// Nowhere beyond the run.
+    Nowhere,
+}
+
+impl Resources {
+    /// Opens the cache.
+    pub(crate) fn cache(&self) -> Result<Cache, CalibrateError> {
+        match (&self.cache, Cache::default_root()) {
+            (CachePlace::At(root), _) => Ok(Cache::at(root)),
+            (CachePlace::Usual, Some(root)) => Ok(Cache::at(&root)),
+            (CachePlace::Usual, None) | (CachePlace::Nowhere, _) => Ok(Cache::temporary()?),
+        }
+    }
 }
 
 /// What one worker needs for one matrix at worst: the stored bytes, its Gram matrix with eigenvectors and workspace in
@@ -24,7 +55,7 @@ pub fn worker_bytes(shape: MatrixShape, element_bytes: u64) -> u64 {
 }
 
 /// A pool sized so that its workers fit the memory.
-pub fn pool(config: &ModelConfig, resources: Resources) -> Result<rayon::ThreadPool, PipelineError> {
+pub fn pool(config: &ModelConfig, resources: &Resources) -> Result<rayon::ThreadPool, PipelineError> {
     let per_worker = worker_bytes(config.matrix_shape(Projection::W1), 4);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = if resources.workers == 0 { cores } else { resources.workers };

@@ -26,8 +26,10 @@ pub struct Candidate<'a> {
     pub name: MatrixId,
     /// [m, n]
     pub shape: MatrixShape,
-    /// All its singular values.
+    /// All its singular values, in the norm that errors are counted in.
     pub spectrum: &'a Spectrum,
+    /// s of [`Sensitivity::Measured`]; of no account otherwise.
+    pub measured: f64,
     /// Whether it must stay dense.
     pub keep_dense: bool,
 }
@@ -115,6 +117,11 @@ pub fn allocate(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateErr
         }
     }
     Ok(problem.plan(request, &best, relaxed.lower_bound))
+}
+
+/// Whether there is a plan at all, which the shapes decide: spectra may be any.
+pub fn check(request: &AllocationRequest<'_>) -> Result<(), AllocateError> {
+    Problem::new(request).map(|_| ())
 }
 
 /// The baseline: one rank for every matrix that is not kept dense (or its largest saving rank, where that is less), the

@@ -122,6 +122,27 @@ pub fn pivot(backend: &dyn Backend, factors: &Factors) -> Result<Pivoted, SvdErr
     Ok(Pivoted { shape, order, basis, coefficients: stored, largest_coefficient, exchanges })
 }
 
+/// u·v for a matrix in pivoted storage, its zeros and ones written out.
+pub fn unpivoted(shape: MatrixShape, order: &PivotOrder, basis: &[f32], coefficients: &[f32]) -> Factors {
+    let rank = order.rank();
+    let [_, table] = factor_shapes(shape, rank);
+    let table = ArrayView2::from_shape((table[0], table[1]), coefficients).expect("T has its shape");
+    let spread = |table: ArrayView2<'_, f32>| {
+        let mut full = Array2::<f32>::zeros((rank, shape.short_side()));
+        order.pivots().enumerate().for_each(|(row, pivot)| full[[row, pivot]] = 1.0);
+        order
+            .others()
+            .zip(table.columns())
+            .for_each(|(place, column)| full.column_mut(place).assign(&column));
+        full
+    };
+    let (u, v) = match PivotSide::of(shape) {
+        PivotSide::Inputs => (basis.to_vec(), spread(table).into_raw_vec_and_offset().0),
+        PivotSide::Outputs => (spread(table.t()).t().iter().copied().collect(), basis.to_vec()),
+    };
+    Factors { shape, rank, u, v }
+}
+
 impl Pivoted {
     /// ‖Ŵ_stored − u·v‖ / ‖u·v‖ of basis and coefficients as they were rounded for storage, products and sums in f64;
     /// 0 for a zero matrix.

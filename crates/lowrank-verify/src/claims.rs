@@ -275,6 +275,7 @@ impl Claims<'_> {
         if let Some(recorded) = recorded {
             let dtype = self.compressed.matrix_dtype(id);
             let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
+                _ if row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
                 Some(rounding) => rounding / energy(ours),
                 None => dtype.unit_roundoff().powi(2),
             };

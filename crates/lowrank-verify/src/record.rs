@@ -67,8 +67,11 @@ pub struct Row {
     pub shape: [u64; 2],
     /// Absent: left dense.
     pub rank: Option<u64>,
-    /// ‖W − u·v‖ / ‖W‖ before rounding to the stored dtype.
+    /// ‖W − u·v‖ / ‖W‖: before rounding to the stored dtype, or of what is stored if calibrated.
     pub relative_error: f64,
+    /// In the norm of the calibration; absent without one.
+    #[serde(default)]
+    pub calibrated_error: Option<f64>,
 }
 
 /// Reads the record; the text says what is wrong with it.

@@ -64,6 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let relative_error = (missed / energy).sqrt();
         let outcome = Outcome {
             relative_error,
+            calibrated_error: None,
             excess_over_optimum: None,
             route: "subspace".into(),
             largest_coefficient: None,
@@ -81,13 +82,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         precision: "f32".into(),
         seed: 0,
         sensitivity: Sensitivity::Absolute,
+        allocation: "global".into(),
         rank_multiple: 1,
         rank_min: 1,
         keep_dense: Vec::new(),
         factor_dtype: Dtype::Bf16,
         shard_bytes_max: 2_000_000,
     };
-    let report = Report::new(&plan, &outcomes, BaseModel::default(), settings);
+    let report = Report::new(&plan, &outcomes, BaseModel::default(), settings, None);
     let template = ChatTemplate::find(base);
     let card = Card { base_model: Some("tiny-mixtral"), chat_template: template.as_ref(), ..Card::default() };
     let documents =

@@ -35,6 +35,9 @@ pub struct Report {
     pub settings: Settings,
     /// What the allocation proves; absent when the ranks were given.
     pub optimality: Option<Optimality>,
+    /// What the factors were fitted to; absent when errors were counted by the weights alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<CalibrationReport>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<MatrixReport>,
 }
@@ -85,6 +88,9 @@ pub struct Settings {
     pub seed: u64,
     /// How matrices weigh against each other.
     pub sensitivity: Sensitivity,
+    /// `global` or `uniform`.
+    #[serde(default = "global")]
+    pub allocation: String,
     /// Ranks are multiples of this.
     pub rank_multiple: usize,
     /// No rank is below this.
@@ -97,6 +103,41 @@ pub struct Settings {
     pub shard_bytes_max: u64,
 }
 
+/// What the factors were fitted to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationReport {
+    /// What was read: `source`, `bundled`, `sequences`, `tokens`, `window` of each text.
+    pub texts: Vec<serde_json::Value>,
+    /// Tokens asked for.
+    pub tokens: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Of all token ids.
+    pub tokens_blake3: String,
+    /// `none`, `linear` or `squared`: what a token counts by the router's weight.
+    pub gate_weight: String,
+    /// `matrix` or `expert`: whose output was to stay what it was.
+    pub target: String,
+    /// Share of the data-free norm.
+    pub blend: f64,
+    /// Tokens that sensitivities were measured with, if not the usual number.
+    pub sensitivity_tokens: Option<usize>,
+    /// What ran the model.
+    pub engine: String,
+    /// Visits by layer and expert.
+    pub tokens_per_expert: Vec<Vec<u64>>,
+    /// Experts that saw nothing and were compressed without data.
+    pub unrouted_experts: Vec<String>,
+    /// KL(original ‖ one projection of a layer at half its size), nats per token, for w1, w2, w3 of every layer.
+    pub kl_at_half: Option<Vec<[f64; 3]>>,
+    /// KL per unit of calibrated error, likewise.
+    pub sensitivity: Option<Vec<[f64; 3]>>,
+}
+
+fn global() -> String {
+    "global".into()
+}
+
 /// One row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
@@ -106,9 +147,13 @@ pub struct MatrixReport {
     pub shape: [usize; 2],
     /// Absent: left dense.
     pub rank: Option<usize>,
-    /// ‖W − u·v‖_F / ‖W‖_F before rounding to the stored dtype; 0 for a dense matrix.
+    /// ‖W − u·v‖_F / ‖W‖_F; 0 for a dense matrix. Before rounding to the stored dtype where errors were counted by the
+    /// weights alone, where rounding adds at a right angle; of what is stored where factors were calibrated.
     pub relative_error: f64,
-    /// ‖W − u·v‖_F / optimum − 1, against the best matrix of this rank (Eckart–Young); absent where no full spectrum
+    /// The same in the norm of the calibration; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibrated_error: Option<f64>,
+    /// Error / optimum − 1, against the best matrix of this rank (Eckart–Young), in the norm that was fitted to; absent where no full spectrum
     /// was taken.
     pub excess_over_optimum: Option<f64>,
     /// How the factors were found, `dense` for a matrix left dense.
@@ -126,6 +171,8 @@ pub struct MatrixReport {
 pub struct Outcome {
     /// See [`MatrixReport::relative_error`].
     pub relative_error: f64,
+    /// See [`MatrixReport::calibrated_error`].
+    pub calibrated_error: Option<f64>,
     /// See [`MatrixReport::excess_over_optimum`].
     pub excess_over_optimum: Option<f64>,
     /// See [`MatrixReport::route`].
@@ -146,6 +193,7 @@ impl Report {
         outcomes: &BTreeMap<MatrixId, Outcome>,
         base_model: BaseModel,
         settings: Settings,
+        calibration: Option<CalibrationReport>,
     ) -> Self {
         let CostModel { storage, .. } = plan.cost;
         let budget = plan.target.zip(plan.overshoot()).map(|(target, overshoot)| BudgetReport {
@@ -160,6 +208,7 @@ impl Report {
             .map(|row| {
                 let outcome = row.rank.map(|_| outcomes[&row.name].clone()).unwrap_or(Outcome {
                     relative_error: 0.0,
+                    calibrated_error: None,
                     excess_over_optimum: None,
                     route: "dense".into(),
                     largest_coefficient: None,
@@ -171,6 +220,7 @@ impl Report {
                     shape: [rows, cols],
                     rank: row.rank,
                     relative_error: outcome.relative_error,
+                    calibrated_error: outcome.calibrated_error,
                     excess_over_optimum: outcome.excess_over_optimum,
                     route: outcome.route,
                     largest_coefficient: outcome.largest_coefficient,
@@ -189,6 +239,7 @@ impl Report {
             storage,
             settings,
             optimality: plan.optimality,
+            calibration,
             matrices,
         }
     }
@@ -221,6 +272,7 @@ pub(crate) mod tests {
                     if rank.is_some() {
                         let outcome = Outcome {
                             relative_error: 0.25,
+                            calibrated_error: None,
                             excess_over_optimum: Some(1e-7),
                             route: "exact".into(),
                             largest_coefficient: None,
@@ -256,6 +308,7 @@ pub(crate) mod tests {
             precision: "auto".into(),
             seed: 0,
             sensitivity: Sensitivity::Absolute,
+            allocation: "global".into(),
             rank_multiple: 1,
             rank_min: 1,
             keep_dense: Vec::new(),
@@ -263,7 +316,7 @@ pub(crate) mod tests {
             shard_bytes_max: 5_000_000_000,
         };
         let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
-        Report::new(&plan, &outcomes, base, settings)
+        Report::new(&plan, &outcomes, base, settings, None)
     }
 
     #[test]

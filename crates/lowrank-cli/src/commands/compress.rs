@@ -9,7 +9,7 @@ use crate::signals;
 use crate::tables::{human_bytes, percent, table};
 use anyhow::{Context, Result};
 use lowrank_model::display::grouped;
-use lowrank_model::plan::PlannedMatrix;
+use lowrank_model::plan::{PlannedMatrix, Sensitivity};
 use lowrank_model::{Progress, Projection, RankPlan, Unit};
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::planning;
@@ -31,7 +31,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
         out,
         plan: &job.plan,
         factor: &job.factor,
-        resources: job.resources,
+        resources: &job.resources,
         leftover: job.leftover,
         interrupt: &interrupt,
         provenance: None,
@@ -61,7 +61,9 @@ pub(crate) fn run_plan(args: JobArgs) -> Result<()> {
 fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
     let checkpoint = open(&job.model)?;
     let progress: &dyn Progress = &Talk::new(talk.quiet);
-    let plan = planning::plan(&checkpoint, &job.plan, job.resources, progress)?.plan;
+    let interrupt = signals::watch()?;
+    let planned = planning::plan(&checkpoint, &job.model, &job.plan, &job.resources, progress, &interrupt)?;
+    let plan = planned.plan;
     write_plan(&job.plan_out, &plan)?;
     if talk.json {
         return print_json(&with_removed(&plan)?);
@@ -130,8 +132,14 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
     }
     if let Some(optimality) = plan.optimality {
         println!(
-            "Predicted error Σ s·‖W−Ŵ‖² = {:.6e}; no plan can be below {:.6e} (duality gap {:.2e}).",
-            optimality.objective, optimality.lower_bound, optimality.duality_gap
+            "Predicted {} = {:.6e}; no plan can be below {:.6e} (duality gap {:.2e}).",
+            match optimality.sensitivity {
+                Sensitivity::Measured => "KL Σ s·err, nats per token,",
+                Sensitivity::Absolute | Sensitivity::Relative => "error Σ s·‖W−Ŵ‖²",
+            },
+            optimality.objective,
+            optimality.lower_bound,
+            optimality.duality_gap
         );
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn run(args: &DensifyArgs) -> Result<()> {
     let settings = DensifySettings {
         dtype: args.dtype.as_deref().map(job::dtype).transpose()?,
         shard_bytes_max: job::bytes("--max-shard-size", &args.max_shard_size)?,
-        resources: Resources { workers: args.workers, memory_bytes: None },
+        resources: Resources { workers: args.workers, ..Resources::default() },
     };
     let checkpoint = open(&args.model)?;
     let published = densify(&checkpoint, &args.out, settings, &Talk::new(args.talk.quiet))?;

@@ -3,12 +3,14 @@
 use crate::args::TalkArgs;
 use crate::commands::{open, print_json};
 use crate::exit::NotReproduced;
+use crate::job;
 use crate::progress::Talk;
 use crate::signals;
 use anyhow::Result;
 use clap::Args;
-use lowrank_pipeline::reproduce::{Reproduce, Sample, reproduce};
+use lowrank_pipeline::reproduce::{Difference, Reproduce, Sample, reproduce};
 use lowrank_pipeline::workers::Resources;
+use lowrank_text::TextSource;
 use std::path::PathBuf;
 
 /// Flags of `reproduce`.
@@ -28,6 +30,12 @@ pub(crate) struct ReproduceArgs {
     /// Which matrices --quick makes
     #[arg(long, value_name = "N", default_value_t = 0, requires = "quick")]
     sample_seed: u64,
+    /// The text that was calibrated on, if it was not the bundled one; repeated as it was then
+    #[arg(long, value_name = "FILE")]
+    calibrate: Vec<PathBuf>,
+    /// Where measured numbers are kept; `none` measures again [default: with your other caches]
+    #[arg(long, value_name = "DIR|none")]
+    cache: Option<String>,
     /// Matrices in flight at once [default: one per core, as memory allows]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     workers: usize,
@@ -42,11 +50,17 @@ const SHOWN: usize = 20;
 pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let base = open(&args.model)?;
     let interrupt = signals::watch()?;
+    let resources = Resources {
+        workers: args.workers,
+        cache: job::cache_place(args.cache.as_deref()),
+        ..Resources::default()
+    };
     let job = Reproduce {
         out: &args.out,
         model: &args.model,
         sample: args.quick.then_some(Sample { count: args.sample, seed: args.sample_seed }),
-        resources: Resources { workers: args.workers, memory_bytes: None },
+        texts: &args.calibrate.iter().cloned().map(TextSource::File).collect::<Vec<_>>(),
+        resources: &resources,
         interrupt: &interrupt,
     };
     let done = reproduce(&base, job, &Talk::new(args.talk.quiet))?;
@@ -60,9 +74,13 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
             println!("and {} more", done.differences.len() - SHOWN);
         }
     }
-    // The most telling first: a tensor, if one differs.
-    let differing = done.differences.iter();
-    if let Some(first) = differing.clone().find(|one| one.tensor.is_some()).or(done.differences.first()) {
+    // The most telling first: a tensor that was only copied shows another base, one that was made another run.
+    let telling = |one: &&Difference| match &one.tensor {
+        Some(tensor) if !tensor.contains(".experts.") => 0,
+        Some(_) => 1,
+        None => 2,
+    };
+    if let Some(first) = done.differences.iter().min_by_key(telling) {
         return Err(NotReproduced(format!(
             "{}: not reproduced, {} differences; {first}",
             args.out.display(),

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 use lowrank_forward::choose;
 use lowrank_text::{Passage, TextSource};
 use lowrank_verify::{Depth, Report, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Flags of `verify`.
@@ -56,7 +57,8 @@ pub(crate) struct VerifyArgs {
 }
 
 /// Where the models run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Device {
     /// A GPU if there is one, else the CPU.
     Auto,

@@ -25,11 +25,17 @@ struct Instance {
     removal_permille: u64,
 }
 
+/// Matrices differ by what their errors cost; one costs nothing.
+fn measured(k: usize) -> f64 {
+    [1.0, 0.25, 40.0, 0.0, 3.0][k % 5]
+}
+
 impl Instance {
     fn candidates(&self) -> Vec<Candidate<'_>> {
         let rows = self.matrices.iter().enumerate();
         rows.map(|(k, (shape, spectrum, keep_dense))| Candidate {
             name: id(k),
+            measured: measured(k),
             shape: *shape,
             spectrum,
             keep_dense: *keep_dense,
@@ -62,6 +68,7 @@ impl Instance {
     fn choices(&self, k: usize) -> Vec<(Option<usize>, u64, f64)> {
         let (shape, spectrum, keep_dense) = &self.matrices[k];
         let weight = match self.sensitivity {
+            Sensitivity::Measured => measured(k),
             Sensitivity::Absolute => 1.0,
             Sensitivity::Relative => {
                 if spectrum.energy() > 0.0 {
@@ -298,7 +305,13 @@ fn mixtral_request<'a>(matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
 fn candidates(matrices: &[(MatrixId, MatrixShape, Spectrum)]) -> Vec<Candidate<'_>> {
     matrices
         .iter()
-        .map(|(name, shape, spectrum)| Candidate { name: *name, shape: *shape, spectrum, keep_dense: false })
+        .map(|(name, shape, spectrum)| Candidate {
+            name: *name,
+            shape: *shape,
+            spectrum,
+            measured: 1.0,
+            keep_dense: false,
+        })
         .collect()
 }
 
@@ -349,7 +362,7 @@ fn mixtral_is_planned_in_less_than_a_second() {
 fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPlan, AllocateError> {
     let spectrum = Spectrum::new(sigma.to_vec()).unwrap();
     let shape = MatrixShape { rows, cols };
-    let matrices = [Candidate { name: id(0), shape, spectrum: &spectrum, keep_dense: false }];
+    let matrices = [Candidate { name: id(0), shape, spectrum: &spectrum, measured: 1.0, keep_dense: false }];
     allocate(&AllocationRequest {
         matrices: &matrices,
         target: Target { unit: Unit::Params, remove_at_least: remove },
@@ -387,6 +400,7 @@ fn a_zero_matrix_gives_way_before_any_other() {
         name,
         shape,
         spectrum,
+        measured: 1.0,
         keep_dense: false,
     });
     for sensitivity in [Sensitivity::Absolute, Sensitivity::Relative] {
@@ -407,7 +421,7 @@ fn a_zero_matrix_gives_way_before_any_other() {
 fn what_cannot_be_planned_is_named() {
     let spectrum = Spectrum::new(vec![1.0; 4]).unwrap();
     let shape = MatrixShape { rows: 6, cols: 4 };
-    let matrix = Candidate { name: id(3), shape, spectrum: &spectrum, keep_dense: false };
+    let matrix = Candidate { name: id(3), shape, spectrum: &spectrum, measured: 1.0, keep_dense: false };
     let twice = [matrix, matrix];
     assert_eq!(allocate(&mixtral_request(&twice)), Err(AllocateError::Duplicate(id(3))));
     let wrong = [Candidate { shape: MatrixShape { rows: 6, cols: 5 }, ..matrix }];

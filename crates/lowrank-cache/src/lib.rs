@@ -1,0 +1,242 @@
+//! What was computed once and holds for the next run too: arrays of numbers in files, found by content.
+//!
+//! A leaf. An [`Entry`] is a folder named by the hash of everything its numbers depend on, so nothing is ever out of date;
+//! a file in it is a safetensors file with the hash of its numbers, written beside and renamed, so it is whole or absent.
+//! Several processes may share a cache. Any of it may be deleted at any time when no run is under way.
+//!
+//! ```text
+//! ROOT/KEY/NAME.safetensors      __metadata__: { "note": what the writer wants to keep, "blake3": of the numbers }
+//! ```
+
+mod error;
+
+pub use error::CacheError;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A folder of entries.
+#[derive(Debug)]
+pub struct Cache {
+    root: PathBuf,
+    /// Removed with the value.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// What belongs to one key.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    dir: PathBuf,
+}
+
+/// Numbers of one array; they read back to the same bits.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Numbers {
+    /// 24 bits.
+    F32(Vec<f32>),
+    /// 53 bits.
+    F64(Vec<f64>),
+}
+
+/// One file: arrays by name, and a note.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Arrays {
+    /// By name.
+    pub arrays: BTreeMap<String, Numbers>,
+    /// Anything in words; JSON, as a rule.
+    pub note: String,
+}
+
+impl Cache {
+    /// A cache in a folder, which is made when the first file is.
+    pub fn at(root: &Path) -> Self {
+        Self { root: root.to_owned(), _temporary: None }
+    }
+
+    /// A cache that goes with the value.
+    pub fn temporary() -> Result<Self, CacheError> {
+        let dir = tempfile::Builder::new().prefix("lowrank-").tempdir();
+        let dir =
+            dir.map_err(|source| CacheError::Io { path: std::env::temp_dir(), action: "make", source })?;
+        Ok(Self { root: dir.path().to_owned(), _temporary: Some(dir) })
+    }
+
+    /// The place where caches are kept: `$XDG_CACHE_HOME/lowrank-compress`, else `~/.cache/lowrank-compress`.
+    pub fn default_root() -> Option<PathBuf> {
+        let given = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
+        given.or_else(home).map(|root| root.join("lowrank-compress"))
+    }
+
+    /// The entry of everything that this document says.
+    pub fn entry(&self, key: &serde_json::Value) -> Entry {
+        let hash = blake3::hash(key.to_string().as_bytes()).to_hex();
+        Entry { dir: self.root.join(&hash[..32]) }
+    }
+}
+
+impl Entry {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.safetensors"))
+    }
+
+    /// Whether there is such a file.
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).is_file()
+    }
+
+    /// Keeps arrays under a name.
+    pub fn put(&self, name: &str, content: &Arrays) -> Result<(), CacheError> {
+        let path = self.path(name);
+        let failed = |action| {
+            let path = path.clone();
+            move |source| CacheError::Io { path, action, source }
+        };
+        fs::create_dir_all(&self.dir).map_err(failed("make"))?;
+        let bytes: Vec<(&String, Dtype, usize, Vec<u8>)> = content
+            .arrays
+            .iter()
+            .map(|(name, numbers)| match numbers {
+                Numbers::F32(values) => {
+                    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    (name, Dtype::F32, values.len(), bytes)
+                }
+                Numbers::F64(values) => {
+                    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    (name, Dtype::F64, values.len(), bytes)
+                }
+            })
+            .collect();
+        let hash = hash_of(bytes.iter().map(|(name, _, _, bytes)| (name.as_str(), bytes.as_slice())));
+        let views = bytes.iter().map(|(name, dtype, len, bytes)| {
+            let view = TensorView::new(*dtype, vec![*len], bytes).expect("as many bytes as numbers");
+            (name.as_str(), view)
+        });
+        let metadata =
+            HashMap::from([("note".to_owned(), content.note.clone()), ("blake3".to_owned(), hash)]);
+        let file = safetensors::serialize(views, Some(metadata)).expect("names are distinct");
+        let mut beside = tempfile::NamedTempFile::new_in(&self.dir).map_err(failed("write"))?;
+        std::io::Write::write_all(&mut beside, &file).map_err(failed("write"))?;
+        beside.persist(&path).map_err(|error| failed("write")(error.error))?;
+        Ok(())
+    }
+
+    /// What is kept under a name; `None` if nothing is.
+    pub fn get(&self, name: &str) -> Result<Option<Arrays>, CacheError> {
+        let path = self.path(name);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(CacheError::Io { path, action: "read", source }),
+        };
+        read(&bytes).map(Some).ok_or(CacheError::Damaged { path })
+    }
+}
+
+fn read(bytes: &[u8]) -> Option<Arrays> {
+    let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
+    let metadata = header.metadata().as_ref()?;
+    let file = SafeTensors::deserialize(bytes).ok()?;
+    let mut tensors = file.tensors();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let hash = hash_of(tensors.iter().map(|(name, view)| (name.as_str(), view.data())));
+    if metadata.get("blake3") != Some(&hash) {
+        return None;
+    }
+    let mut arrays = BTreeMap::new();
+    for (name, view) in tensors {
+        let numbers = match view.dtype() {
+            Dtype::F32 => {
+                Numbers::F32(view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+            }
+            Dtype::F64 => {
+                Numbers::F64(view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+            }
+            _ => return None,
+        };
+        arrays.insert(name, numbers);
+    }
+    Some(Arrays { arrays, note: metadata.get("note")?.clone() })
+}
+
+/// Over names, lengths and numbers, in the order of the names.
+fn hash_of<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, bytes) in parts {
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+impl Arrays {
+    /// Takes an array of doubles out.
+    pub fn take_f64(&mut self, name: &str) -> Option<Vec<f64>> {
+        match self.arrays.remove(name)? {
+            Numbers::F64(values) => Some(values),
+            Numbers::F32(_) => None,
+        }
+    }
+
+    /// Takes an array of singles out.
+    pub fn take_f32(&mut self, name: &str) -> Option<Vec<f32>> {
+        match self.arrays.remove(name)? {
+            Numbers::F32(values) => Some(values),
+            Numbers::F64(_) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn some() -> Arrays {
+        let mut arrays = Arrays { note: "{\"tokens\":3}".into(), ..Arrays::default() };
+        arrays.arrays.insert("b".into(), Numbers::F64(vec![0.1, -0.0, f64::MIN_POSITIVE]));
+        arrays.arrays.insert("a".into(), Numbers::F32(vec![1.5, f32::MAX]));
+        arrays.arrays.insert("none".into(), Numbers::F64(Vec::new()));
+        arrays
+    }
+
+    #[test]
+    fn numbers_read_back_to_the_same_bits_under_their_key_alone() {
+        let cache = Cache::temporary().unwrap();
+        let entry = cache.entry(&json!({"model": 1}));
+        assert!(!entry.has("x") && entry.get("x").unwrap().is_none());
+        entry.put("x", &some()).unwrap();
+        let again = Cache::at(&cache.root).entry(&json!({"model": 1}));
+        assert!(again.has("x"));
+        assert_eq!(again.get("x").unwrap(), Some(some()));
+        assert!(!cache.entry(&json!({"model": 2})).has("x"));
+        // Nothing is left beside the file.
+        assert_eq!(fs::read_dir(&entry.dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_not_believed() {
+        let cache = Cache::temporary().unwrap();
+        let entry = cache.entry(&json!(0));
+        entry.put("x", &some()).unwrap();
+        let good = fs::read(entry.path("x")).unwrap();
+        let mut flipped = good.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for bad in [&flipped[..], &good[..good.len() - 1], b"", b"no file of ours"] {
+            fs::write(entry.path("x"), bad).unwrap();
+            assert!(matches!(entry.get("x"), Err(CacheError::Damaged { .. })), "{} bytes", bad.len());
+        }
+    }
+
+    #[test]
+    fn a_temporary_cache_goes_with_its_value() {
+        let cache = Cache::temporary().unwrap();
+        let root = cache.root.clone();
+        cache.entry(&json!(0)).put("x", &some()).unwrap();
+        drop(cache);
+        assert!(!root.exists());
+    }
+}

@@ -1,0 +1,36 @@
+//! What the experts see, measured on a text, so that their factors are good where they are used.
+//!
+//! Stands between the forward pass, which it watches, and the factorisation, which it tells in which norm to count errors.
+//!
+//! ```text
+//! text ─► windows ─► forward pass ─► moments per expert ─► norm of each matrix' error ─► spectra, factors
+//!                                                                 │
+//!                    forward pass, one (layer, projection) spoilt at a time ─► KL at the end ─► sensitivities
+//! ```
+//!
+//! | Module | The one place for |
+//! |---|---|
+//! | [`settings`] | what can be chosen, and the defaults |
+//! | [`moments`] | the sums over tokens |
+//! | [`collect`] | the pass that takes them, one expert in memory at a time |
+//! | [`store`] | where they lie until they are used |
+//! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
+//! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
+//!
+//! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
+
+pub mod collect;
+mod error;
+pub mod moments;
+pub mod norm;
+pub mod sensitivity;
+pub mod settings;
+pub mod store;
+
+pub use collect::collect;
+pub use error::CalibrateError;
+pub use moments::ExpertMoments;
+pub use norm::{Norm, Norms};
+pub use sensitivity::{Sensitivities, measure};
+pub use settings::{CalibrationSettings, GateWeight, MomentSettings, Target};
+pub use store::Store;

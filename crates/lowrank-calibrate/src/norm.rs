@@ -1,0 +1,180 @@
+//! From moments to the norm in which a matrix' error is counted.
+//!
+//! Errors are those of the block's output, squared, per token of the text: sums are divided by the number of tokens that
+//! the layer saw, not by an expert's own visits, so that an expert which is seldom asked counts for little.
+//!
+//! The norm of data-free compression is blended in with its trace kept: by [`CalibrationSettings::blend`] for an expert that saw
+//! enough, and by more the less it saw. Pooling over a layer's experts was tried instead and was worse
+//! (`docs/research/calibration.md`). An expert that saw nothing is compressed without data.
+//!
+//! [`CalibrationSettings::blend`]: crate::CalibrationSettings::blend
+
+use crate::{CalibrateError, Store, Target};
+use lowrank_model::{MatrixId, ModelConfig, Projection};
+use lowrank_svd::Metric;
+use ndarray::Array2;
+
+/// Visits per hidden feature at which half of the norm is data-free.
+const VISITS_PER_FEATURE: f64 = 0.1;
+
+/// The norm of one matrix' error, with what it is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Norm {
+    /// ‖W − Ŵ‖²: nothing was seen.
+    Weights,
+    /// w1 or w3.
+    Inputs {
+        /// [H, H], lower triangle, per token.
+        moment: Array2<f64>,
+        /// \[F\]
+        rows: Vec<f64>,
+        /// Share that is data-free.
+        blend: f64,
+    },
+    /// w2.
+    Outputs {
+        /// [H, H], lower triangle, per token.
+        moment: Array2<f64>,
+        /// Share that is data-free.
+        blend: f64,
+    },
+}
+
+impl Norm {
+    /// As the factorisation wants it.
+    pub fn metric(&self) -> Metric<'_> {
+        match self {
+            Self::Weights => Metric::Weights,
+            Self::Inputs { moment, rows, blend } => {
+                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: None }
+            }
+            Self::Outputs { moment, blend } => {
+                Metric::Outputs { moment: moment.view(), blend: *blend, map: None }
+            }
+        }
+    }
+}
+
+/// The norms of all matrices of a model, read from the store one at a time.
+#[derive(Debug)]
+pub struct Norms {
+    store: Store,
+    target: Target,
+    blend: f64,
+    tokens: usize,
+    hidden_size: usize,
+    tokens_per_expert: Vec<Vec<u64>>,
+}
+
+impl Norms {
+    /// Takes a store that [`crate::collect`] has filled from so many tokens.
+    pub fn new(
+        store: Store,
+        config: &ModelConfig,
+        target: Target,
+        blend: f64,
+        tokens: usize,
+    ) -> Result<Self, CalibrateError> {
+        let of_layer =
+            |layer| (0..config.num_local_experts).map(|expert| store.tokens(layer, expert)).collect();
+        let tokens_per_expert = (0..config.num_hidden_layers).map(of_layer).collect::<Result<_, _>>()?;
+        Ok(Self { store, target, blend, tokens, hidden_size: config.hidden_size, tokens_per_expert })
+    }
+
+    /// Visits by layer and expert.
+    pub fn tokens_per_expert(&self) -> &[Vec<u64>] {
+        &self.tokens_per_expert
+    }
+
+    /// Whether an expert saw nothing.
+    pub fn is_unrouted(&self, layer: usize, expert: usize) -> bool {
+        self.tokens_per_expert[layer][expert] == 0
+    }
+
+    /// Of one matrix.
+    pub fn of(&self, id: MatrixId) -> Result<Norm, CalibrateError> {
+        let MatrixId { layer, expert, projection } = id;
+        let visits = self.tokens_per_expert[layer][expert];
+        if visits == 0 {
+            return Ok(Norm::Weights);
+        }
+        let blend = self.blend_of(visits as f64);
+        let per_token = 1.0 / self.tokens as f64;
+        if projection == Projection::W2 {
+            let moment = self.store.outputs(layer, expert)? * per_token;
+            return Ok(if is_zero(&moment) { Norm::Weights } else { Norm::Outputs { moment, blend } });
+        }
+        let moments = self.store.inputs(layer, expert)?;
+        let total: f64 = match self.target {
+            Target::Matrix => 1.0,
+            Target::Expert => moments.gate_rows.iter().chain(&moments.up_rows).sum(),
+        };
+        if total == 0.0 || is_zero(&moments.inputs) {
+            return Ok(Norm::Weights);
+        }
+        let mut rows = if projection == Projection::W1 { moments.gate_rows } else { moments.up_rows };
+        rows.iter_mut().for_each(|row| *row /= total);
+        Ok(Norm::Inputs { moment: moments.inputs * per_token, rows, blend })
+    }
+
+    /// More for an expert that saw little: 1 at no visits, the chosen blend at many.
+    fn blend_of(&self, visits: f64) -> f64 {
+        let weight_of_none = VISITS_PER_FEATURE * self.hidden_size as f64;
+        (self.blend * visits + weight_of_none) / (visits + weight_of_none)
+    }
+}
+
+/// No trace, no moment.
+fn is_zero(moment: &Array2<f64>) -> bool {
+    moment.diag().iter().all(|&value| value == 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ExpertMoments, MomentSettings};
+    use lowrank_cache::Cache;
+    use lowrank_model::ModelConfig;
+
+    fn config() -> ModelConfig {
+        ModelConfig::from_hf_json(&serde_json::json!({
+            "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 8, "hidden_size": 2,
+            "intermediate_size": 3, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+            "head_dim": 2, "num_local_experts": 2, "num_experts_per_tok": 1, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "max_position_embeddings": 8, "tie_word_embeddings": false
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn rare_experts_lean_on_the_weights_and_unseen_ones_know_nothing_else() {
+        let cache = Cache::temporary().unwrap();
+        let store = Store::new(cache.entry(&serde_json::json!(0)), 2);
+        let empty = ExpertMoments::new(2, 3, MomentSettings::default());
+        let seen = ExpertMoments {
+            tokens: 20,
+            gate_rows: vec![1.0, 2.0, 0.0],
+            up_rows: vec![0.0, 0.0, 5.0],
+            inputs: Array2::eye(2) * 40.0,
+            outputs: Array2::eye(2) * 10.0,
+        };
+        store.put(0, 0, &seen).unwrap();
+        store.put(0, 1, &empty).unwrap();
+        let norms = Norms::new(store, &config(), Target::Expert, 0.1, 10).unwrap();
+        assert_eq!(norms.tokens_per_expert(), [[20, 0]]);
+        assert!(norms.is_unrouted(0, 1) && !norms.is_unrouted(0, 0));
+        let id = |expert, projection| MatrixId { layer: 0, expert, projection };
+        // 0.2 visits' worth of nothing beside 20 of something.
+        let blend = (0.1 * 20.0 + 0.2) / 20.2;
+        let moment = Array2::eye(2) * 4.0;
+        assert_eq!(
+            norms.of(id(0, Projection::W1)).unwrap(),
+            Norm::Inputs { moment: moment.clone(), rows: vec![0.125, 0.25, 0.0], blend }
+        );
+        let rows = vec![0.0, 0.0, 0.625];
+        assert_eq!(norms.of(id(0, Projection::W3)).unwrap(), Norm::Inputs { moment, rows, blend });
+        assert_eq!(norms.of(id(0, Projection::W2)).unwrap(), Norm::Outputs { moment: Array2::eye(2), blend });
+        assert_eq!(norms.of(id(1, Projection::W3)).unwrap(), Norm::Weights);
+        assert!((norms.blend_of(1e-9) - 1.0).abs() < 1e-6 && norms.blend_of(1e9) - 0.1 < 1e-6);
+    }
+}

@@ -1,0 +1,278 @@
+//! What an error of each (layer, projection) does to the logits: measured, not guessed.
+//!
+//! Each of the 3·L groups is approximated alone, all its experts at the rank where factors are half the matrix; the KL of
+//! the logits, over the errors that caused it, says what a unit of calibrated error of this group costs:
+//!
+//! s = max(KL, 10⁻⁷) / Σ err(r_ref), in nats per unit, so s·err adds up over all matrices.
+//!
+//! One pass for all groups: a group's hidden states part from the model's own at its layer, and from there on all walk
+//! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
+
+use crate::{CalibrateError, Norms};
+use lowrank_compute::Faer;
+use lowrank_forward::distribution::compare;
+use lowrank_forward::{Forward, Hidden};
+use lowrank_model::plan::LayerSensitivity;
+use lowrank_model::{
+    Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, Tensor,
+    params::stored_params,
+};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_svd::{FactorOptions, decompose_in};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Below this a divergence is rounding.
+const KL_LEAST: f64 = 1e-7;
+/// Bytes of inputs and outputs that walk through a mixture together.
+const WALKING_BYTES: usize = 1 << 30;
+
+/// Spectra in the calibrated norm, and what their errors cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sensitivities {
+    /// Of every expert matrix: tail energies are the errors of every rank.
+    pub spectra: BTreeMap<MatrixId, Spectrum>,
+    /// By layer.
+    pub layers: Vec<LayerSensitivity>,
+}
+
+/// The largest rank at which a pivoted matrix has at most half its parameters.
+pub fn rank_reference(shape: MatrixShape) -> usize {
+    let half = stored_params(shape, Storage::Pivoted, None) / 2;
+    let (mut fits, mut beyond) = (1, shape.short_side().max(2));
+    while beyond - fits > 1 {
+        let middle = fits + (beyond - fits) / 2;
+        if stored_params(shape, Storage::Pivoted, Some(middle)) <= half {
+            fits = middle
+        } else {
+            beyond = middle
+        }
+    }
+    fits
+}
+
+/// Measures on windows of tokens.
+pub fn measure(
+    checkpoint: &Checkpoint,
+    forward: &Forward<'_>,
+    norms: &Norms,
+    windows: &[Vec<u32>],
+    progress: &dyn Progress,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Sensitivities, CalibrateError> {
+    let config = forward.config();
+    progress.start("spectra and sensitivities", config.num_hidden_layers as u64, "layers");
+    let mut spectra = BTreeMap::new();
+    let mut errors: Vec<[f64; 3]> = Vec::new();
+    // The model's own states first, then those of each group so far.
+    let mut states = vec![forward.embed(windows)?];
+    for layer in 0..config.num_hidden_layers {
+        let mut halved = halve(checkpoint, norms, config, layer, stop)?;
+        let walked = walk(forward, layer, states, &halved)?;
+        states = walked;
+        scale_unrouted(norms, layer, &mut halved);
+        errors.push(Projection::ALL.map(|projection| {
+            let group = halved.iter().filter(|half| half.id.projection == projection);
+            group.map(|half| half.spectrum.tail_energies()[half.rank]).sum()
+        }));
+        spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
+        progress.advance(1);
+    }
+    progress.finish();
+    let kls = divergences(forward, &states, progress)?;
+    let layers = errors
+        .iter()
+        .zip(kls.chunks_exact(3))
+        .map(|(errors, kls)| {
+            let kl = [kls[0], kls[1], kls[2]];
+            let sensitivity = [0, 1, 2].map(|group| kl[group].max(KL_LEAST) / errors[group]);
+            LayerSensitivity { kl, sensitivity }
+        })
+        .collect();
+    Ok(Sensitivities { spectra, layers: finite(layers) })
+}
+
+/// A group without error at half its size is exact from there on; what less would cost was not measured, so it counts
+/// like the dearest.
+fn finite(mut layers: Vec<LayerSensitivity>) -> Vec<LayerSensitivity> {
+    let all = || layers.iter().flat_map(|layer| layer.sensitivity);
+    let dearest = all().filter(|s| s.is_finite()).fold(0.0, f64::max);
+    let dearest = if dearest > 0.0 { dearest } else { 1.0 };
+    for s in layers.iter_mut().flat_map(|layer| &mut layer.sensitivity).filter(|s| !s.is_finite()) {
+        *s = dearest;
+    }
+    layers
+}
+
+/// One matrix at half its size.
+struct Half {
+    id: MatrixId,
+    rank: usize,
+    spectrum: Spectrum,
+    factors: StoredMatrix,
+}
+
+/// Decomposes all matrices of a layer, several at once.
+fn halve(
+    checkpoint: &Checkpoint,
+    norms: &Norms,
+    config: &ModelConfig,
+    layer: usize,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Vec<Half>, CalibrateError> {
+    let experts = 0..config.num_local_experts;
+    let ids: Vec<MatrixId> = experts
+        .flat_map(|expert| Projection::ALL.map(|projection| MatrixId { layer, expert, projection }))
+        .collect();
+    ids.par_iter()
+        .with_max_len(1)
+        .map(|&id| {
+            if stop() {
+                return Err(CalibrateError::Stopped);
+            }
+            let name = format!("{id}.weight");
+            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
+                unreachable!("a factored checkpoint is refused before it is calibrated")
+            };
+            checkpoint.check_finite(&name, &w)?;
+            let shape = config.matrix_shape(id.projection);
+            let rank = rank_reference(shape);
+            let norm = norms.of(id)?;
+            let options = FactorOptions::default().for_matrix(id);
+            let (spectrum, factored) = decompose_in(&Faer, &w, rank, &norm.metric(), &options)
+                .map_err(|source| CalibrateError::Svd { name: id, source })?;
+            let f32s = |shape: [usize; 2], values: &[f32]| {
+                Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
+            };
+            let u = f32s([shape.rows, rank], &factored.factors.u);
+            let v = f32s([rank, shape.cols], &factored.factors.v);
+            Ok(Half { id, rank, spectrum, factors: StoredMatrix::Factored { u, v } })
+        })
+        .collect()
+}
+
+/// All states through a layer, and three new ones: the model's own, with one projection of this layer halved.
+fn walk(
+    forward: &Forward<'_>,
+    layer: usize,
+    mut states: Vec<Hidden>,
+    halved: &[Half],
+) -> Result<Vec<Hidden>, CalibrateError> {
+    for state in &mut states {
+        forward.attention(layer, state)?;
+    }
+    let own = forward.moe_input(layer, &states[0])?; // [N, H]
+    let mut parted = Vec::with_capacity(3);
+    for projection in Projection::ALL {
+        let expert_of = |expert| -> Result<_, CalibrateError> {
+            let mut weights = forward.expert(layer, expert)?;
+            let id = MatrixId { layer, expert, projection };
+            let half = halved.iter().find(|half| half.id == id).expect("every matrix was halved");
+            match projection {
+                Projection::W1 => weights.w1 = half.factors.clone(),
+                Projection::W2 => weights.w2 = half.factors.clone(),
+                Projection::W3 => weights.w3 = half.factors.clone(),
+            }
+            Ok(weights)
+        };
+        let output = forward.moe_of(layer, &[&own], &mut (), expert_of)?.remove(0);
+        let mut state = states[0].clone();
+        forward.add(&mut state, &output);
+        parted.push(state);
+    }
+    let together = (WALKING_BYTES / (2 * size_of_val(own.as_slice())).max(1)).max(1);
+    for states in states.chunks_mut(together) {
+        let inputs =
+            states.iter().map(|state| forward.moe_input(layer, state)).collect::<Result<Vec<_>, _>>()?;
+        let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+        let outputs = forward.moe(layer, &inputs, &mut ())?;
+        for (state, output) in states.iter_mut().zip(&outputs) {
+            forward.add(state, output);
+        }
+    }
+    states.extend(parted);
+    Ok(states)
+}
+
+/// An expert that saw nothing has a spectrum of its weights, on another scale than its neighbours': as a whole it counts
+/// like the least of those that saw something.
+fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) {
+    for projection in Projection::ALL {
+        let seen = halved
+            .iter()
+            .filter(|half| half.id.projection == projection && !norms.is_unrouted(layer, half.id.expert));
+        let least = seen.map(|half| half.spectrum.energy()).fold(f64::INFINITY, f64::min);
+        let unseen = halved
+            .iter_mut()
+            .filter(|half| half.id.projection == projection && norms.is_unrouted(layer, half.id.expert));
+        for half in unseen {
+            let energy = half.spectrum.energy();
+            if energy > 0.0 && least.is_finite() {
+                let scale = (least / energy).sqrt();
+                let sigma = half.spectrum.sigma().iter().map(|sigma| sigma * scale).collect();
+                half.spectrum = Spectrum::new(sigma).expect("scaled values fall as before");
+            }
+        }
+    }
+}
+
+/// Mean KL(own ‖ group) of the logits of every group.
+fn divergences(
+    forward: &Forward<'_>,
+    states: &[Hidden],
+    progress: &dyn Progress,
+) -> Result<Vec<f64>, CalibrateError> {
+    let head = forward.head()?;
+    let v = head.vocab_size();
+    let (own, groups) = states.split_first().expect("the model's own states come first");
+    progress.start("divergences", own.sequences() as u64, "windows");
+    let mut sums = vec![0.0_f64; groups.len()];
+    for sequence in 0..own.sequences() {
+        let p = head.logits(own, sequence)?; // [T, V]
+        if p.iter().any(|logit| !logit.is_finite()) {
+            return Err(CalibrateError::LogitsNotFinite { spoilt: None });
+        }
+        for (group, state) in groups.iter().enumerate() {
+            let q = head.logits(state, sequence)?;
+            let kls: Vec<f64> = p
+                .par_chunks_exact(v)
+                .zip(q.par_chunks_exact(v))
+                .map(|(p, q)| compare(p, q, None).kl)
+                .collect();
+            let sum: f64 = kls.iter().sum();
+            if !sum.is_finite() {
+                let spoilt = Some((group / 3, Projection::ALL[group % 3]));
+                return Err(CalibrateError::LogitsNotFinite { spoilt });
+            }
+            sums[group] += sum;
+        }
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(sums.iter().map(|sum| sum / own.tokens() as f64).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_rank_is_the_last_that_halves() {
+        for (rows, cols) in [(448, 128), (128, 448), (14336, 4096), (5, 3), (1, 1)] {
+            let shape = MatrixShape { rows, cols };
+            let r = rank_reference(shape);
+            let size = |r| stored_params(shape, Storage::Pivoted, Some(r));
+            assert!(r == 1 || 2 * size(r) <= (rows * cols) as u64, "{shape}");
+            assert!(r + 1 >= shape.short_side() || 2 * size(r + 1) > (rows * cols) as u64, "{shape}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_counts_like_the_dearest() {
+        let layer = |sensitivity| LayerSensitivity { kl: [0.1; 3], sensitivity };
+        let layers = finite(vec![layer([1.0, f64::INFINITY, 5.0]), layer([2.0, 3.0, f64::INFINITY])]);
+        assert_eq!(layers[0].sensitivity, [1.0, 5.0, 5.0]);
+        assert_eq!(layers[1].sensitivity, [2.0, 3.0, 5.0]);
+        assert_eq!(finite(vec![layer([f64::INFINITY; 3])])[0].sensitivity, [1.0; 3]);
+    }
+}

@@ -1,0 +1,265 @@
+//! How the errors of a job are counted: by the weights alone, or by what a text shows the experts.
+//!
+//! Everything measured goes through the cache, under a key that names all it depends on: model, tokens, settings, engine,
+//! version. So a second budget, a sweep or a resumed run measures nothing again.
+
+use crate::workers::Resources;
+use crate::{Interrupt, PipelineError};
+use lowrank_cache::{Arrays, Cache, Entry, Numbers};
+use lowrank_calibrate::{
+    CalibrateError, CalibrationSettings, Norm, Norms, Sensitivities, Store, collect, measure,
+};
+use lowrank_forward::{Engine, Forward};
+use lowrank_model::plan::{LayerSensitivity, Sensitivity};
+use lowrank_model::{MatrixId, Progress, Spectrum};
+use lowrank_reader::{Checkpoint, ReadError};
+use lowrank_text::{Pick, TextInfo, TextRequest, windows};
+use lowrank_writer::report::{BaseModel, CalibrationReport};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Version of what is cached: raised when the same settings give other numbers.
+const CACHE_VERSION: u32 = 1;
+
+/// A text to calibrate on, encoded.
+#[derive(Debug, Clone)]
+pub struct CalibrationText {
+    settings: CalibrationSettings,
+    infos: Vec<TextInfo>,
+    sequences: Vec<Vec<u32>>,
+    blake3: String,
+}
+
+impl CalibrationText {
+    /// Reads and encodes; each text gives an equal share of the tokens.
+    pub fn read(checkpoint: &Checkpoint, settings: &CalibrationSettings) -> Result<Self, PipelineError> {
+        let (mut infos, mut sequences) = (Vec::new(), Vec::new());
+        for source in &settings.texts {
+            let request = TextRequest {
+                source,
+                window: settings.window,
+                max_tokens: Some(settings.tokens / settings.texts.len()),
+                pick: Pick::Spread,
+            };
+            let windows = windows(checkpoint.dir(), &request).map_err(CalibrateError::from)?;
+            infos.push(windows.info);
+            sequences.extend(windows.sequences);
+        }
+        let blake3 = hash_of(&sequences);
+        Ok(Self { settings: settings.clone(), infos, sequences, blake3 })
+    }
+
+    /// What decides the numbers that are measured on it.
+    pub(crate) fn key(&self) -> Value {
+        let CalibrationSettings { moments, blend, sensitivity_tokens, .. } = &self.settings;
+        json!({ "tokens": self.blake3, "moments": moments, "blend": blend, "sensitivity_tokens": sensitivity_tokens })
+    }
+
+    /// Of all token ids.
+    pub(crate) fn blake3(&self) -> &str {
+        &self.blake3
+    }
+
+    fn tokens(&self) -> usize {
+        self.sequences.iter().map(Vec::len).sum()
+    }
+
+    /// Windows to measure sensitivities with, evenly out of all.
+    fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
+        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.window);
+        let count = wanted.clamp(1, self.sequences.len());
+        (0..count).map(|i| self.sequences[i * self.sequences.len() / count].clone()).collect()
+    }
+}
+
+fn hash_of(sequences: &[Vec<u32>]) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for sequence in sequences {
+        hasher.update(&(sequence.len() as u64).to_le_bytes());
+        for token in sequence {
+            hasher.update(&token.to_le_bytes());
+        }
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// How errors are counted.
+#[derive(Debug)]
+pub struct Lens {
+    /// What all cached numbers of this model depend on.
+    model: Value,
+    cache: Cache,
+    calibrated: Option<Calibrated>,
+}
+
+#[derive(Debug)]
+struct Calibrated {
+    text: CalibrationText,
+    norms: Norms,
+    engine: Box<dyn Engine>,
+}
+
+impl Lens {
+    /// Takes moments on the text, if there is one and they are not in the cache.
+    pub fn new(
+        checkpoint: &Checkpoint,
+        base: &BaseModel,
+        text: Option<CalibrationText>,
+        resources: &Resources,
+        pool: &rayon::ThreadPool,
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<Self, PipelineError> {
+        let cache = resources.cache()?;
+        let model = json!({
+            "cache_version": CACHE_VERSION,
+            "architecture": std::env::consts::ARCH,
+            "files": base.files,
+            "config": checkpoint.config_json(),
+        });
+        let Some(text) = text else { return Ok(Self { model, cache, calibrated: None }) };
+        let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
+        if let Some(why) = chosen.fallback {
+            progress.note(&format!("calibrating on the CPU: {why}"));
+        }
+        let engine = chosen.engine;
+        let moments = text.settings.moments;
+        let key = json!({
+            "what": "moments", "model": model, "tokens": text.blake3, "moments": moments, "engine": engine.describe(),
+        });
+        let store = Store::new(cache.entry(&key), checkpoint.config().hidden_size);
+        let stop = || interrupt.check().is_err();
+        let forward = Forward::on(checkpoint, &*engine);
+        pool.install(|| collect(&forward, &text.sequences, moments, &store, progress, &stop))
+            .map_err(|error| explained(error, checkpoint, interrupt))?;
+        let blend = text.settings.blend;
+        let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
+        Ok(Self { model, cache, calibrated: Some(Calibrated { text, norms, engine }) })
+    }
+
+    /// Whether a text is looked through.
+    pub fn is_calibrated(&self) -> bool {
+        self.calibrated.is_some()
+    }
+
+    /// How errors of different matrices compare, if nobody says otherwise.
+    pub fn usual_sensitivity(&self) -> Sensitivity {
+        if self.is_calibrated() { Sensitivity::Measured } else { Sensitivity::default() }
+    }
+
+    /// In which norm the error of a matrix is counted.
+    pub fn norm(&self, id: MatrixId) -> Result<Norm, PipelineError> {
+        Ok(self.calibrated.as_ref().map_or(Ok(Norm::Weights), |calibrated| calibrated.norms.of(id))?)
+    }
+
+    /// The place of what is measured about this model, seen so.
+    fn entry(&self, what: &str) -> Entry {
+        let calibration = self.calibrated.as_ref().map(
+            |calibrated| json!({ "text": calibrated.text.key(), "engine": calibrated.engine.describe() }),
+        );
+        self.cache.entry(&json!({ "what": what, "model": self.model, "calibration": calibration }))
+    }
+
+    /// Spectra of an earlier run.
+    pub(crate) fn known_spectra(&self) -> Result<Option<BTreeMap<MatrixId, Spectrum>>, PipelineError> {
+        let found = self.entry("spectra").get(SPECTRA).map_err(CalibrateError::from)?;
+        Ok(found.and_then(spectra_of))
+    }
+
+    /// Keeps spectra for a later run.
+    pub(crate) fn remember_spectra(
+        &self,
+        spectra: &BTreeMap<MatrixId, Spectrum>,
+    ) -> Result<(), PipelineError> {
+        let arrays = arrays_of(spectra, String::new());
+        Ok(self.entry("spectra").put(SPECTRA, &arrays).map_err(CalibrateError::from)?)
+    }
+
+    /// Spectra in the calibrated norm and what their errors cost, measured unless they are known; `None` without a text.
+    pub fn sensitivities(
+        &self,
+        checkpoint: &Checkpoint,
+        pool: &rayon::ThreadPool,
+        progress: &dyn Progress,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Sensitivities>, PipelineError> {
+        let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
+        let entry = self.entry("sensitivities");
+        if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
+            && let Ok(layers) = serde_json::from_str::<Vec<LayerSensitivity>>(&arrays.note)
+            && let Some(spectra) = spectra_of(arrays)
+        {
+            return Ok(Some(Sensitivities { spectra, layers }));
+        }
+        let windows = text.for_sensitivities(checkpoint.config().hidden_size);
+        let stop = || interrupt.check().is_err();
+        let forward = Forward::on(checkpoint, &**engine);
+        let measured = pool
+            .install(|| measure(checkpoint, &forward, norms, &windows, progress, &stop))
+            .map_err(|error| explained(error, checkpoint, interrupt))?;
+        let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
+        entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;
+        Ok(Some(measured))
+    }
+
+    /// For `lowrank_report.json`.
+    pub(crate) fn report(&self, layers: Option<&[LayerSensitivity]>) -> Option<CalibrationReport> {
+        let Calibrated { text, norms, engine } = self.calibrated.as_ref()?;
+        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, .. } = text.settings;
+        let unrouted = norms.tokens_per_expert().iter().enumerate().flat_map(|(layer, experts)| {
+            let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
+            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
+        });
+        Some(CalibrationReport {
+            texts: text.infos.iter().map(|info| serde_json::to_value(info).expect("plain values")).collect(),
+            tokens,
+            window,
+            tokens_blake3: text.blake3.clone(),
+            gate_weight: moments.gate_weight.to_string(),
+            target: moments.target.to_string(),
+            blend,
+            sensitivity_tokens,
+            engine: engine.describe(),
+            tokens_per_expert: norms.tokens_per_expert().to_vec(),
+            unrouted_experts: unrouted.collect(),
+            kl_at_half: layers.map(|layers| layers.iter().map(|layer| layer.kl).collect()),
+            sensitivity: layers.map(|layers| layers.iter().map(|layer| layer.sensitivity).collect()),
+        })
+    }
+}
+
+/// The file of an entry that holds spectra.
+const SPECTRA: &str = "spectra";
+
+fn arrays_of(spectra: &BTreeMap<MatrixId, Spectrum>, note: String) -> Arrays {
+    let named =
+        |(id, spectrum): (&MatrixId, &Spectrum)| (id.module_name(), Numbers::F64(spectrum.sigma().to_vec()));
+    Arrays { arrays: spectra.iter().map(named).collect(), note }
+}
+
+fn spectra_of(arrays: Arrays) -> Option<BTreeMap<MatrixId, Spectrum>> {
+    let spectrum = |(name, numbers): (String, Numbers)| match numbers {
+        Numbers::F64(sigma) => Some((MatrixId::parse(&name)?, Spectrum::new(sigma).ok()?)),
+        Numbers::F32(_) => None,
+    };
+    arrays.arrays.into_iter().map(spectrum).collect()
+}
+
+/// A pass that was asked to stop does not know why, and one that met a NaN does not know whence.
+fn explained(error: CalibrateError, checkpoint: &Checkpoint, interrupt: &Interrupt) -> PipelineError {
+    match error {
+        CalibrateError::Stopped => interrupt.check().err().unwrap_or(error.into()),
+        CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. } => {
+            first_not_finite(checkpoint).map_or(error.into(), Into::into)
+        }
+        error => error.into(),
+    }
+}
+
+/// The first weight that is NaN or infinite, if that is what is wrong.
+fn first_not_finite(checkpoint: &Checkpoint) -> Option<ReadError> {
+    checkpoint.specs().iter().find_map(|spec| {
+        let tensor = checkpoint.read_tensor(spec).ok()?;
+        checkpoint.check_finite(&spec.name, &tensor).err()
+    })
+}
