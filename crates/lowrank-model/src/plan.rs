@@ -13,6 +13,8 @@ pub enum Sensitivity {
     /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses.
     #[default]
     Relative,
+    /// s = KL at the end of the model per unit of the matrix' calibrated error, measured.
+    Measured,
 }
 
 /// One row of the table.
@@ -24,11 +26,12 @@ pub struct PlannedMatrix {
     pub shape: MatrixShape,
     /// Rank of its factors; absent: left dense.
     pub rank: Option<usize>,
-    /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding; absent when ranks were given and no spectrum was taken.
+    /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding, in the norm that the spectrum was taken in; absent when ranks were given and no spectrum was taken.
     pub relative_error: Option<f64>,
 }
 
-/// What the allocation proves about itself. Errors are s·‖W − Ŵ‖², summed over matrices.
+/// What the allocation proves about itself. Errors are s·‖W − Ŵ‖², summed over matrices, in
+/// the norm that the spectra were taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Optimality {
     /// The weighing used.

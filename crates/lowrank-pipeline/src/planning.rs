@@ -71,6 +71,7 @@ pub fn plan_on_course(
                     name: *name,
                     shape: config.matrix_shape(name.projection),
                     spectrum,
+                    measured: 0.0,
                     keep_dense: dense.contains(name),
                 })
                 .collect();

@@ -28,12 +28,15 @@ impl Curve {
         rank_min: usize,
         sensitivity: Sensitivity,
     ) -> Result<Self, AllocateError> {
-        let Candidate { name, shape, spectrum, keep_dense } = matrix;
+        let Candidate { name, shape, spectrum, measured, keep_dense } = matrix;
         if spectrum.sigma().len() != shape.short_side() {
             return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
         }
         let tails = spectrum.tail_energies();
-        let weight = weight(sensitivity, tails[0]);
+        if sensitivity == Sensitivity::Measured && !(measured.is_finite() && measured >= 0.0) {
+            return Err(AllocateError::Measured { name, value: measured.to_string() });
+        }
+        let weight = weight(sensitivity, tails[0], measured);
         let rank_first = rank_min.max(1).next_multiple_of(rank_multiple);
         let dense = cost.cost(shape, None);
         // Costs rise with the rank, so the permitted ranks are the first ones.
@@ -124,10 +127,11 @@ impl Curve {
 }
 
 /// The one place where errors of different matrices are made comparable.
-fn weight(sensitivity: Sensitivity, energy: f64) -> f64 {
+fn weight(sensitivity: Sensitivity, energy: f64, measured: f64) -> f64 {
     match sensitivity {
         Sensitivity::Absolute => 1.0,
         Sensitivity::Relative if energy > 0.0 => 1.0 / energy,
         Sensitivity::Relative => 0.0,
+        Sensitivity::Measured => measured,
     }
 }
