@@ -26,9 +26,9 @@ pub struct Candidate<'a> {
     pub name: MatrixId,
     /// [m, n]
     pub shape: MatrixShape,
-    /// All its singular values, in the norm that errors are counted in.
+    /// All its singular values, or those of [`crate::spectrum_in`].
     pub spectrum: &'a Spectrum,
-    /// s of [`Sensitivity::Measured`]; of no account otherwise.
+    /// s for [`Sensitivity::Measured`], at least 0, on the scale of the spectrum; not read otherwise.
     pub measured: f64,
     /// Whether it must stay dense.
     pub keep_dense: bool,
@@ -90,6 +90,14 @@ pub enum AllocateError {
         shape: MatrixShape,
         /// Values in the spectrum.
         values: usize,
+    },
+    /// A sensitivity that is none.
+    #[error("the measured sensitivity of {name} is {value}: it must be finite and not negative")]
+    Measured {
+        /// Which matrix.
+        name: MatrixId,
+        /// Its value, as text: NaN equals nothing.
+        value: String,
     },
     /// Given ranks do not fit the model.
     #[error(transparent)]

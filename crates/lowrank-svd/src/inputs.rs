@@ -8,6 +8,7 @@
 //! towards the best one by X ← qr(G C̃ X), which is a power iteration of A in other coordinates.
 
 use crate::calibrated::{Basis, Whole, symmetric_norm};
+use crate::metric::mirror;
 use crate::randomized::{Sketch, random_signs};
 use crate::residual::{energy_of, for_each_residual};
 use crate::root::Root;
@@ -147,11 +148,7 @@ impl<'a> Inputs<'a> {
             scale_rows(&mut rows, first, &self.row_roots, 1);
             kernels.gram_add(&mut gram, rows.view());
         });
-        for i in 0..size {
-            for j in 0..i {
-                gram[[j, i]] = gram[[i, j]];
-            }
-        }
+        mirror(&mut gram);
         gram
     }
 

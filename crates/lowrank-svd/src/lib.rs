@@ -15,6 +15,7 @@
 //! | [`factors`] | splitting a subspace into u and v |
 //! | [`mod@metric`] | which norm an error is counted in: weights, or activations that were seen |
 //! | [`calibrated`] | spectrum and factors in a metric |
+//! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
@@ -26,6 +27,7 @@ pub mod calibrated;
 mod error;
 pub mod factor;
 pub mod factors;
+pub mod fitted;
 mod inputs;
 pub mod metric;
 mod outputs;
@@ -42,6 +44,7 @@ pub use calibrated::{decompose_in, factor_in, spectrum_in};
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;
+pub use fitted::{Unseen, fitted_map};
 pub use metric::Metric;
 pub use pivot::{Pivoted, pivot, unpivoted};
 pub use precision::{Precision, PrecisionChoice};

@@ -15,7 +15,7 @@
 //! still counts: C̃ = (1 − b) C + b tr(C)/n I, Õ = (1 − b) O + b tr(O)/‖W‖² W Wᵀ.
 //!
 //! With a *map*, the factors approximate not W but W M or T W, fitted to inputs that are themselves changed by the
-//! compression; see [`crate::root::fitted_map`].
+//! compression; see [`crate::fitted_map`].
 
 use crate::SvdError;
 use crate::inputs::Inputs;
@@ -35,22 +35,22 @@ pub enum Metric<'a> {
     Weights,
     /// tr (W − Ŵ)ᵀ diag(d) (W − Ŵ) C̃, the error of the outputs for the inputs that were seen.
     Inputs {
-        /// C [n, n]: Σ x xᵀ of the inputs, each term weighted as the caller sees fit.
+        /// C `[n, n]`: Σ x xᵀ of the inputs, each term weighted as the caller sees fit.
         moment: ArrayView2<'a, f64>,
-        /// d ≥ 0 [m]: how much each output matters.
+        /// d ≥ 0 `[m]`: how much each output matters.
         rows: &'a [f64],
         /// b, in 0..=1: the share of the identity in C̃.
         blend: f64,
-        /// M [n, n]: approximate W M instead of W.
+        /// M `[n, n]`: approximate W M instead of W.
         map: Option<ArrayView2<'a, f64>>,
     },
     /// tr (I − U Uᵀ) Õ where Ŵ = U Uᵀ W, the error of the outputs that were seen.
     Outputs {
-        /// O [m, m]: Σ y yᵀ of the outputs y = W z.
+        /// O `[m, m]`: Σ y yᵀ of the outputs y = W z.
         moment: ArrayView2<'a, f64>,
         /// b, in 0..=1: the share of W Wᵀ in Õ.
         blend: f64,
-        /// T [m, m]: approximate T W instead of W.
+        /// T `[m, m]`: approximate T W instead of W.
         map: Option<ArrayView2<'a, f64>>,
     },
 }
@@ -88,7 +88,7 @@ impl<'a> Metric<'a> {
     }
 }
 
-fn check_blend(blend: f64) -> Result<(), SvdError> {
+pub(crate) fn check_blend(blend: f64) -> Result<(), SvdError> {
     if (0.0..=1.0).contains(&blend) { Ok(()) } else { Err(SvdError::Blend { value: blend }) }
 }
 
@@ -105,7 +105,7 @@ fn largest_row_weight(rows: &[f64], shape: MatrixShape) -> Result<Option<f64>, S
 }
 
 /// A finite square matrix of the right size.
-fn checked<'a>(
+pub(crate) fn checked<'a>(
     what: &'static str,
     matrix: ArrayView2<'a, f64>,
     size: usize,
@@ -122,7 +122,7 @@ fn checked<'a>(
 }
 
 /// Both triangles of a moment over its mean eigenvalue, and that; absent if it vanishes.
-fn unit_moment(
+pub(crate) fn unit_moment(
     moment: ArrayView2<'_, f64>,
     size: usize,
     shape: MatrixShape,
@@ -139,10 +139,15 @@ fn unit_moment(
         return Ok((None, mean));
     }
     let mut unit = lower / mean;
-    for i in 0..size {
+    mirror(&mut unit);
+    Ok((Some(unit), mean))
+}
+
+/// Copies the lower triangle to the upper one.
+pub(crate) fn mirror<T: Copy>(matrix: &mut Array2<T>) {
+    for i in 0..matrix.nrows() {
         for j in 0..i {
-            unit[[j, i]] = unit[[i, j]];
+            matrix[[j, i]] = matrix[[i, j]];
         }
     }
-    Ok((Some(unit), mean))
 }

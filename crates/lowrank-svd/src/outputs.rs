@@ -6,6 +6,7 @@
 
 use crate::calibrated::{Basis, Whole};
 use crate::inputs::product;
+use crate::metric::mirror;
 use crate::randomized::{Sketch, random_signs};
 use crate::residual::{energy_of, for_each_residual, wide};
 use crate::{Factors, SvdError};
@@ -54,9 +55,9 @@ impl<'a> Outputs<'a> {
                 for j in 0..=i {
                     let value = gram[[i, j]].as_f64() * self.weight + self.moment[[i, j]];
                     gram[[i, j]] = T::of_f64(value);
-                    gram[[j, i]] = gram[[i, j]];
                 }
             }
+            mirror(&mut gram);
             gram
         };
         if let Some(map) = self.map {

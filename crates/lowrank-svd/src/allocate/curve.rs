@@ -33,6 +33,9 @@ impl Curve {
             return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
         }
         let tails = spectrum.tail_energies();
+        if sensitivity == Sensitivity::Measured && !(measured.is_finite() && measured >= 0.0) {
+            return Err(AllocateError::Measured { name, value: measured.to_string() });
+        }
         let weight = weight(sensitivity, tails[0], measured);
         let rank_first = rank_min.max(1).next_multiple_of(rank_multiple);
         let dense = cost.cost(shape, None);

@@ -17,7 +17,7 @@ fn id(k: usize) -> MatrixId {
 /// A small instance that owns its spectra.
 #[derive(Debug, Clone)]
 struct Instance {
-    matrices: Vec<(MatrixShape, Spectrum, bool)>,
+    matrices: Vec<(MatrixShape, Spectrum, f64, bool)>,
     cost: CostModel,
     rank_multiple: usize,
     rank_min: usize,
@@ -25,19 +25,14 @@ struct Instance {
     removal_permille: u64,
 }
 
-/// Matrices differ by what their errors cost; one costs nothing.
-fn measured(k: usize) -> f64 {
-    [1.0, 0.25, 40.0, 0.0, 3.0][k % 5]
-}
-
 impl Instance {
     fn candidates(&self) -> Vec<Candidate<'_>> {
         let rows = self.matrices.iter().enumerate();
-        rows.map(|(k, (shape, spectrum, keep_dense))| Candidate {
+        rows.map(|(k, (shape, spectrum, measured, keep_dense))| Candidate {
             name: id(k),
-            measured: measured(k),
             shape: *shape,
             spectrum,
+            measured: *measured,
             keep_dense: *keep_dense,
         })
         .collect()
@@ -45,7 +40,7 @@ impl Instance {
 
     fn dense_cost(&self, unit: Unit) -> u64 {
         let cost = CostModel { unit, ..self.cost };
-        self.matrices.iter().map(|(shape, _, _)| cost.cost(*shape, None)).sum()
+        self.matrices.iter().map(|(shape, _, _, _)| cost.cost(*shape, None)).sum()
     }
 
     fn request<'a>(&self, matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
@@ -66,9 +61,8 @@ impl Instance {
 
     /// Every permitted choice of a matrix as (rank, cost, error), spelled out again from the definitions.
     fn choices(&self, k: usize) -> Vec<(Option<usize>, u64, f64)> {
-        let (shape, spectrum, keep_dense) = &self.matrices[k];
+        let (shape, spectrum, measured, keep_dense) = &self.matrices[k];
         let weight = match self.sensitivity {
-            Sensitivity::Measured => measured(k),
             Sensitivity::Absolute => 1.0,
             Sensitivity::Relative => {
                 if spectrum.energy() > 0.0 {
@@ -77,6 +71,7 @@ impl Instance {
                     0.0
                 }
             }
+            Sensitivity::Measured => *measured,
         };
         let dense = self.cost.cost(*shape, None);
         let mut choices = vec![(None, dense, 0.0)];
@@ -100,10 +95,11 @@ fn sigma(short: usize) -> impl Strategy<Value = Spectrum> {
     })
 }
 
-fn matrix() -> impl Strategy<Value = (MatrixShape, Spectrum, bool)> {
+fn matrix() -> impl Strategy<Value = (MatrixShape, Spectrum, f64, bool)> {
     (1..14_usize, 1..14_usize).prop_flat_map(|(rows, cols)| {
         let keep_dense = prop::bool::weighted(0.1);
-        (Just(MatrixShape { rows, cols }), sigma(rows.min(cols)), keep_dense)
+        let measured = prop_oneof![Just(0.0), Just(1.0), 1e-6..1e6_f64];
+        (Just(MatrixShape { rows, cols }), sigma(rows.min(cols)), measured, keep_dense)
     })
 }
 
@@ -114,7 +110,7 @@ fn instance(matrices: usize) -> impl Strategy<Value = Instance> {
         prop_oneof![Just((Unit::Params, 2, 2)), Just((Unit::Bytes, 4, 2)), Just((Unit::Bytes, 2, 4))],
         1..4_usize,
         1..4_usize,
-        prop_oneof![Just(Sensitivity::Absolute), Just(Sensitivity::Relative)],
+        prop_oneof![Just(Sensitivity::Absolute), Just(Sensitivity::Relative), Just(Sensitivity::Measured)],
         1..950_u64,
     )
         .prop_map(
@@ -309,7 +305,7 @@ fn candidates(matrices: &[(MatrixId, MatrixShape, Spectrum)]) -> Vec<Candidate<'
             name: *name,
             shape: *shape,
             spectrum,
-            measured: 1.0,
+            measured: 0.0,
             keep_dense: false,
         })
         .collect()
@@ -403,7 +399,7 @@ fn a_zero_matrix_gives_way_before_any_other() {
         measured: 1.0,
         keep_dense: false,
     });
-    for sensitivity in [Sensitivity::Absolute, Sensitivity::Relative] {
+    for sensitivity in [Sensitivity::Absolute, Sensitivity::Relative, Sensitivity::Measured] {
         let plan = allocate(&AllocationRequest {
             target: Target { unit: Unit::Params, remove_at_least: 100 },
             sensitivity,
@@ -417,6 +413,75 @@ fn a_zero_matrix_gives_way_before_any_other() {
     }
 }
 
+/// Plans of twelve matrices of one shape and like spectra with the given sensitivities, half of them removed.
+fn measured_plan(measured: &[f64]) -> RankPlan {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let shape = MatrixShape { rows: 48, cols: 32 };
+    let spectra: Vec<Spectrum> = measured.iter().map(|_| trained_like(32, &mut rng)).collect();
+    let matrices: Vec<Candidate<'_>> = spectra
+        .iter()
+        .zip(measured)
+        .enumerate()
+        .map(|(k, (spectrum, &measured))| Candidate {
+            name: id(k),
+            shape,
+            spectrum,
+            measured,
+            keep_dense: false,
+        })
+        .collect();
+    let params = (shape.rows * shape.cols * measured.len()) as u64;
+    allocate(&AllocationRequest {
+        target: Target { unit: Unit::Params, remove_at_least: params / 2 },
+        sensitivity: Sensitivity::Measured,
+        before: Size { params, bytes: 2 * params },
+        cost: CostModel { storage: Storage::Pivoted, ..COST },
+        ..mixtral_request(&matrices)
+    })
+    .unwrap()
+}
+
+/// Ranks in the order of the matrices; dense is the short side.
+fn plan_ranks(plan: &RankPlan) -> Vec<usize> {
+    plan.matrices.iter().map(|row| row.rank.unwrap_or(32)).collect()
+}
+
+#[test]
+fn only_the_ratio_of_measured_sensitivities_counts() {
+    let measured: Vec<f64> = (0..12).map(|k| 1.0 + f64::from(k % 5)).collect();
+    let plan = measured_plan(&measured);
+    // A power of two changes no bit of any comparison.
+    let scaled = measured_plan(&measured.iter().map(|s| s * 1024.0).collect::<Vec<_>>());
+    assert_eq!(plan_ranks(&plan), plan_ranks(&scaled));
+    let (proof, scaled) = (plan.optimality.unwrap(), scaled.optimality.unwrap());
+    assert_eq!((proof.objective * 1024.0, proof.duality_gap), (scaled.objective, scaled.duality_gap));
+    let absolute = measured_plan(&[1.0; 12]);
+    assert_ne!(plan_ranks(&plan), plan_ranks(&absolute));
+}
+
+#[test]
+fn a_matrix_that_matters_more_gets_a_higher_rank_from_the_others() {
+    let mut measured = [1.0; 12];
+    let before = plan_ranks(&measured_plan(&measured));
+    measured[7] = 20.0;
+    let after = plan_ranks(&measured_plan(&measured));
+    assert!(after[7] > before[7] + 3, "{after:?} for {before:?}");
+    let others = |ranks: &[usize]| ranks.iter().sum::<usize>() - ranks[7];
+    assert!(others(&after) < others(&before));
+}
+
+#[test]
+fn matrices_that_do_not_matter_get_the_least_rank_while_others_can_use_more() {
+    let mut measured = [1.0; 12];
+    measured[2] = 0.0;
+    measured[9] = 0.0;
+    let ranks = plan_ranks(&measured_plan(&measured));
+    assert_eq!((ranks[2], ranks[9]), (1, 1));
+    assert!(ranks.iter().enumerate().all(|(k, &rank)| rank > 1 || k == 2 || k == 9), "{ranks:?}");
+    // Where nothing matters every plan is as good, and one is made.
+    assert_eq!(measured_plan(&[0.0; 12]).optimality.unwrap().objective, 0.0);
+}
+
 #[test]
 fn what_cannot_be_planned_is_named() {
     let spectrum = Spectrum::new(vec![1.0; 4]).unwrap();
@@ -428,6 +493,11 @@ fn what_cannot_be_planned_is_named() {
     assert!(matches!(allocate(&mixtral_request(&wrong)), Err(AllocateError::Spectrum { values: 4, .. })));
     let request = AllocationRequest { rank_multiple: 0, ..mixtral_request(&twice[..1]) };
     assert_eq!(allocate(&request), Err(AllocateError::RankMultiple));
+    for measured in [-1.0, f64::NAN, f64::INFINITY] {
+        let one = [Candidate { measured, ..matrix }];
+        let request = AllocationRequest { sensitivity: Sensitivity::Measured, ..mixtral_request(&one) };
+        assert!(matches!(allocate(&request), Err(AllocateError::Measured { .. })), "{measured}");
+    }
 }
 
 fn tiny_config() -> ModelConfig {

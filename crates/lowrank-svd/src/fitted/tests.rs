@@ -1,0 +1,187 @@
+//! Reduced-rank regression on the activations themselves: with the seen ones as columns of Z and what is wanted of them as
+//! columns of Y, the best W of rank r misses ‖Y − Y Q Qᵀ‖² + Σ_{i>r} σᵢ(Y Q)², where Q is an orthonormal basis of the rows of Z.
+
+use super::*;
+use crate::randomized::generator;
+use crate::residual::{energy_of, wide};
+use crate::{FactorOptions, MethodChoice, Metric, PrecisionChoice, decompose_in, factor_in, spectrum_in};
+use lowrank_compute::Faer;
+use lowrank_model::{Dtype, Spectrum};
+use ndarray::{Axis, concatenate};
+use rand_chacha::rand_core::RngCore;
+
+struct Case {
+    w: Tensor,
+    wide: Array2<f64>,
+    rows: Vec<f64>,
+    /// x or z, and x̂ or ẑ, as columns.
+    original: Array2<f64>,
+    changed: Array2<f64>,
+    blend: f64,
+}
+
+impl Case {
+    fn new((m, n): (usize, usize), tokens: usize, blend: f64, seed: u64) -> Self {
+        let mut rng = generator(seed, 4);
+        let mut uniform = |rows, cols| {
+            Array2::from_shape_simple_fn((rows, cols), || f64::from(rng.next_u32()) / 2.0_f64.powi(31) - 1.0)
+        };
+        let weights: Vec<f32> = uniform(m, n).iter().map(|&value| value as f32).collect();
+        let mut original = uniform(n, tokens);
+        for (k, mut row) in original.rows_mut().into_iter().enumerate() {
+            row *= 30.0 * 0.9_f64.powi(k as i32);
+        }
+        // Turned, scaled and with noise of its own.
+        let turn = Array2::eye(n) * 0.8 + 0.1 * uniform(n, n);
+        let changed = turn.dot(&original) + 0.3 * uniform(n, tokens);
+        Self {
+            w: Tensor::from_f32(vec![m, n], Dtype::F32, &weights).unwrap(),
+            wide: Array2::from_shape_vec((m, n), weights.iter().map(|&w| f64::from(w)).collect()).unwrap(),
+            rows: (0..m).map(|i| if i == 3 { 0.0 } else { 0.5 + (i % 4) as f64 }).collect(),
+            original,
+            changed,
+            blend,
+        }
+    }
+
+    /// [√(1−b) X, √(b·unseen) I]
+    fn stacked(&self, seen: &Array2<f64>, unseen: f64) -> Array2<f64> {
+        let eye = Array2::eye(seen.nrows());
+        concatenate![Axis(1), (1.0 - self.blend).sqrt() * seen, (self.blend * unseen).sqrt() * eye]
+    }
+
+    fn weighted(&self, mut matrix: Array2<f64>) -> Array2<f64> {
+        for (mut row, d) in matrix.rows_mut().into_iter().zip(&self.rows) {
+            row *= d.sqrt();
+        }
+        matrix
+    }
+}
+
+/// The error that no rank avoids, and the singular values of the rest.
+fn regression(wanted: &Array2<f64>, given: &Array2<f64>) -> (f64, Vec<f64>) {
+    let kernels: &dyn Kernels<f64> = &Faer;
+    let q = kernels.thin_qr(given.t().to_owned()).unwrap();
+    let fitted = wanted.dot(&q);
+    let unavoidable = energy_of(&(wanted - &fitted.dot(&q.t())));
+    (unavoidable, kernels.singular_values(fitted).unwrap())
+}
+
+fn check(
+    case: &Case,
+    metric: &Metric<'_>,
+    wanted: &Array2<f64>,
+    given: &Array2<f64>,
+    regressor: &Array2<f64>,
+    what: &str,
+) {
+    let (unavoidable, sigma) = regression(wanted, regressor);
+    let short = case.wide.nrows().min(case.wide.ncols());
+    let reference = Spectrum::new(sigma[..short].to_vec()).unwrap();
+    let spectrum = spectrum_in(&Faer, &case.w, metric, PrecisionChoice::Auto).unwrap();
+    let total = energy_of(wanted);
+    for (value, expected) in spectrum.tail_energies().iter().zip(reference.tail_energies()) {
+        assert!((value - expected).abs() < 1e-9 * expected + 1e-12 * total, "{what}: {value} for {expected}");
+    }
+    for rank in [1, short / 2, short] {
+        for method in [MethodChoice::Exact, MethodChoice::Randomized] {
+            let options = FactorOptions { method, power_iterations: 30, ..FactorOptions::default() };
+            let factored = factor_in(&Faer, &case.w, rank, metric, &options, None).unwrap();
+            let (u, v) = wide(&factored.factors);
+            let product = u.dot(&v);
+            let missed = match metric {
+                Metric::Inputs { .. } => case.weighted(product.dot(given)),
+                _ => product.dot(given),
+            };
+            let missed = energy_of(&(wanted - &missed));
+            let optimum = unavoidable + reference.tail_energies()[rank];
+            // Rounding v leaves the rows that outputs of W have, to first order in ε.
+            let slack = if method == MethodChoice::Exact { 1e-7 } else { 1e-6 };
+            assert!(
+                missed <= optimum * (1.0 + slack) + 1e-13 * total,
+                "{what} rank {rank} {method}: {missed} for {optimum}"
+            );
+            let share = (missed - unavoidable) / reference.energy();
+            let reported = factored.metric_error.unwrap().powi(2);
+            assert!((reported - share).abs() < 2e-9, "{what} rank {rank} {method}: {reported} for {share}");
+            let relative = (energy_of(&(&case.wide - &product)) / energy_of(&case.wide)).sqrt();
+            assert!((factored.relative_error - relative).abs() < 1e-7 * relative, "{what}");
+        }
+    }
+    let (both, _) = decompose_in(&Faer, &case.w, 2, metric, &FactorOptions::default()).unwrap();
+    assert!((both.energy() / spectrum.energy() - 1.0).abs() < 1e-12);
+}
+
+#[test]
+fn factors_fitted_to_changed_inputs_solve_the_regression() {
+    for shape in [(20, 12), (12, 20)] {
+        for (tokens, blend) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
+            let case = Case::new(shape, tokens, blend, 1);
+            let moment = case.changed.dot(&case.changed.t());
+            let cross = case.original.dot(&case.changed.t());
+            let map = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::Inputs).unwrap();
+            let unseen = moment.diag().sum() / shape.1 as f64;
+            let given = case.stacked(&case.changed, unseen);
+            let wanted = case.weighted(case.wide.dot(&case.stacked(&case.original, unseen)));
+            let metric =
+                Metric::Inputs { moment: moment.view(), rows: &case.rows, blend, map: Some(map.view()) };
+            check(
+                &case,
+                &metric,
+                &wanted,
+                &given,
+                &given,
+                &format!("{shape:?} {tokens} tokens blend {blend}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn factors_fitted_to_changed_outputs_solve_the_regression() {
+    for (tokens, blend) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
+        let case = Case::new((12, 20), tokens, blend, 2);
+        let (y, y_changed) = (case.wide.dot(&case.original), case.wide.dot(&case.changed));
+        let moment = y_changed.dot(&y_changed.t());
+        let cross = y.dot(&y_changed.t());
+        let map = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::OutputsOf(&case.w)).unwrap();
+        let unseen = moment.diag().sum() / energy_of(&case.wide);
+        let given = case.stacked(&case.changed, unseen);
+        let wanted = case.wide.dot(&case.stacked(&case.original, unseen));
+        let metric = Metric::Outputs { moment: moment.view(), blend, map: Some(map.view()) };
+        // Only what a map of W's own outputs can reach.
+        let regressor = case.wide.dot(&given);
+        check(&case, &metric, &wanted, &given, &regressor, &format!("{tokens} tokens blend {blend}"));
+    }
+}
+
+#[test]
+fn unchanged_activations_need_no_map() {
+    let case = Case::new((20, 12), 150, 0.1, 3);
+    let moment = case.original.dot(&case.original.t());
+    let map = fitted_map(&Faer, moment.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
+    assert!(energy_of(&(map - Array2::<f64>::eye(12))) < 1e-20);
+    // More outputs than inputs: the moment is singular, and the map keeps what W can give.
+    let outputs = case.wide.dot(&moment).dot(&case.wide.t());
+    for (blend, what) in [(0.0, outputs.view()), (0.1, outputs.view())] {
+        let map = fitted_map(&Faer, what, what, blend, Unseen::OutputsOf(&case.w)).unwrap();
+        assert!(energy_of(&(map.dot(&case.wide) - &case.wide)) < 1e-12);
+    }
+    let zero = Array2::zeros((12, 12));
+    let map = fitted_map(&Faer, zero.view(), zero.view(), 0.1, Unseen::Inputs).unwrap();
+    assert_eq!(map, Array2::<f64>::eye(12));
+}
+
+#[test]
+fn moments_of_other_sizes_are_refused() {
+    let case = Case::new((20, 12), 9, 0.1, 3);
+    let (small, large) = (Array2::eye(12), Array2::eye(20));
+    for (cross, moment, unseen) in [
+        (&large, &small, Unseen::Inputs),
+        (&small, &large, Unseen::OutputsOf(&case.w)),
+        (&large, &small, Unseen::OutputsOf(&case.w)),
+    ] {
+        let error = fitted_map(&Faer, cross.view(), moment.view(), 0.1, unseen).unwrap_err();
+        assert!(matches!(error, SvdError::MetricShape { .. }), "{error}");
+    }
+}
