@@ -3,7 +3,7 @@
 use crate::spectra::{Course, spectra_on_course};
 use crate::workers::{self, Resources};
 use crate::{Goal, Interrupt, PipelineError, PlanSettings};
-use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
+use lowrank_model::{CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, SpectrumCurves, Unit};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, plan_from_ranks};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,7 @@ pub fn plan_on_course(
                     keep_dense: dense.contains(name),
                 })
                 .collect();
-            let plan = allocate(&AllocationRequest {
+            let mut plan = allocate(&AllocationRequest {
                 matrices: &candidates,
                 target,
                 cost: cost_model(checkpoint, settings, target.unit),
@@ -84,6 +84,7 @@ pub fn plan_on_course(
                 before,
             })?
             .constrained(settings.rank_min, settings.keep_dense.iter().map(ToString::to_string).collect());
+            plan.spectra = SpectrumCurves::of(spectra.iter().map(|(name, spectrum)| (*name, spectrum)));
             Ok(Planned { plan, spectra: spectra.into_iter().collect() })
         }
     }

@@ -84,9 +84,9 @@ fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
         .context("the plan was not written")
 }
 
-/// The plan as JSON, with the sums that everybody asks for.
+/// The plan as JSON, with the sums that everybody asks for, and without the curves, which are in `plan.json`.
 fn with_removed(plan: &RankPlan) -> Result<serde_json::Value> {
-    let mut value = serde_json::to_value(plan)?;
+    let mut value = serde_json::to_value(RankPlan { spectra: None, ..plan.clone() })?;
     value["removed_params"] = plan.removed_params().into();
     value["removed_bytes"] = plan.removed_bytes().into();
     value["overshoot"] = plan.overshoot().into();
