@@ -68,7 +68,7 @@ class Page:
             raise AssertionError(f"{self.name}: {what}")
 
     def same(self, found, wanted, what):
-        self.check(found == wanted, f"{what}: found {found!r}, wanted {wanted!r}")
+        self.check(found == wanted, f"{what}: found {found!r:.300}, wanted {wanted!r:.300}")
 
     def chart(self, id):
         chart = self.page.evaluate(CHART, id)

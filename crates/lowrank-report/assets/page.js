@@ -65,7 +65,7 @@ function ramp() {
 
 const grouped = (count) => count.toLocaleString("en-US");
 const digits = (value, count = 4) => (value === null || value === undefined ? "–" : Number(value).toPrecision(count));
-const percent = (part, whole) => `${(100 * part / whole).toFixed(2)} %`;
+const percent = (part, whole) => `${(100 * part / whole).toFixed(2)}\u00a0%`;
 const margin = (error, show) => (error === null || error === undefined ? "" : `± ${show(error)}`);
 
 function bytes(count) {
@@ -214,12 +214,10 @@ function heightAt(index, sigma, rank) {
 }
 
 function spectra({ report, spectra: curves }) {
-  const part = section("spectra", "Singular values, and where they were cut",
-    "One line per expert; the dot is the rank that was kept. A line without a dot is a matrix left dense. The flatter a line, the more a cut loses.");
-  if (!curves) {
-    part.append(el("p", { class: "hint" }, "The ranks of this checkpoint were given, so no spectra were taken."));
-    return;
-  }
+  const part = section("spectra", "Singular values, and where they were cut", curves
+    ? "One line per expert; the dot is the rank that was kept. A line without a dot is a matrix left dense. The flatter a line, the more a cut loses."
+    : "The ranks of this checkpoint were given, so no spectra were taken.");
+  if (!curves) return;
   const ranks = new Map(report.matrices.map((row) => [row.name, row.rank]));
   const rows = curves.matrices.map((row) => ({ ...row, ...place(row.name) }));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
