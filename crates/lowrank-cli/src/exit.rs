@@ -135,10 +135,14 @@ fn of_svd(error: &SvdError) -> Failure {
         SvdError::NotFinite { .. } | SvdError::Overflow { .. } | SvdError::Negative { .. } => {
             Failure::BadNumbers
         }
-        SvdError::Rank { .. } => Failure::Usage,
-        SvdError::NotAMatrix { .. } | SvdError::OtherSpectrum { .. } | SvdError::Compute(_) => {
-            Failure::Unexpected
-        }
+        SvdError::Rank { .. } | SvdError::Blend { .. } => Failure::Usage,
+        SvdError::NotAMatrix { .. }
+        | SvdError::OtherSpectrum { .. }
+        | SvdError::MetricShape { .. }
+        | SvdError::MetricNotFinite { .. }
+        | SvdError::RowWeights { .. }
+        | SvdError::RowWeight { .. }
+        | SvdError::Compute(_) => Failure::Unexpected,
     }
 }
 
