@@ -9,5 +9,7 @@ mod compress;
 mod planning;
 /// Every bad input: one line, its exit code, nothing at `--out`.
 mod refusals;
+/// The HTML page.
+mod report;
 /// Runs that end early and go on; outputs that are made again.
 mod resume;

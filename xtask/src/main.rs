@@ -26,6 +26,8 @@ enum Verb {
     Conformance,
     /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
     Lapack,
+    /// Open report pages in headless Chromium, and compare what is drawn with its documents (installs it where it may)
+    ReportTest,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
     Torture(verbs::torture::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
@@ -51,6 +53,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
+        Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),

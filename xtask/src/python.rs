@@ -1,9 +1,9 @@
 //! Python environments under `target/python`: one with torch and the newest transformers, and an overlay with the last
-//! 4.x that shares its torch. Made once per set of pins.
+//! 4.x that shares its torch; and one that drives a browser. Made once per set of pins.
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which transformers a script runs under.
@@ -42,6 +42,15 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
     Ok(python)
 }
 
+/// A Python that drives a browser; the browser comes from elsewhere.
+pub(crate) fn with_browser_driver() -> Result<Command> {
+    let pins = shell::root().join("tests/report/requirements.txt");
+    let venv = ensure("browser", &pins, |place| make_venv(place, &pins))?;
+    let mut python = shell::command(venv.join("bin/python"));
+    python.env("PYTHONDONTWRITEBYTECODE", "1");
+    Ok(python)
+}
+
 /// Where torch's wheels put CUDA's libraries.
 pub(crate) fn cuda_libraries() -> Result<PathBuf> {
     let lib = venv()?.join("lib");
@@ -63,7 +72,7 @@ fn pins(name: &str) -> PathBuf {
 }
 
 /// Makes an environment if its pins changed since it was made.
-fn ensure(name: &str, pins: &PathBuf, make: impl FnOnce(&PathBuf) -> Result<()>) -> Result<PathBuf> {
+fn ensure(name: &str, pins: &Path, make: impl FnOnce(&PathBuf) -> Result<()>) -> Result<PathBuf> {
     let place = folder().join(name);
     let stamp = folder().join(format!("{name}.pins"));
     let wanted = std::fs::read_to_string(pins).with_context(|| pins.display().to_string())?;
@@ -80,14 +89,17 @@ fn ensure(name: &str, pins: &PathBuf, make: impl FnOnce(&PathBuf) -> Result<()>)
 }
 
 fn venv() -> Result<PathBuf> {
-    ensure("venv", &pins("requirements-v5.txt"), |place| {
-        if Command::new("python3").arg("--version").output().is_err() {
-            bail!("python3 is not on PATH: install Python 3.10 or newer with its venv module");
-        }
-        shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
-        let mut pip = shell::command(place.join("bin/pip"));
-        shell::run(pip.args(["install", "--quiet", "-r"]).arg(pins("requirements-v5.txt")))
-    })
+    let pins = pins("requirements-v5.txt");
+    ensure("venv", &pins, |place| make_venv(place, &pins))
+}
+
+fn make_venv(place: &Path, pins: &Path) -> Result<()> {
+    if Command::new("python3").arg("--version").output().is_err() {
+        bail!("python3 is not on PATH: install Python 3.10 or newer with its venv module");
+    }
+    shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+    let mut pip = shell::command(place.join("bin/pip"));
+    shell::run(pip.args(["install", "--quiet", "-r"]).arg(pins))
 }
 
 fn overlay() -> Result<PathBuf> {

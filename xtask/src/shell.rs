@@ -50,6 +50,19 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+/// Installs Debian packages where that is possible: as root, with apt. Says whether it was.
+pub(crate) fn install_from_debian(packages: &[&str]) -> Result<bool> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0"));
+    if !root || Command::new("apt-get").arg("--version").output().is_err() {
+        return Ok(false);
+    }
+    run(command("apt-get").args(["update", "-qq"]))?;
+    let mut install = command("apt-get");
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    run(install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    Ok(true)
+}
+
 /// The release build of the tool.
 pub(crate) fn lowrank_compress() -> Result<PathBuf> {
     run(&mut cargo(&["build", "--release", "--package", "lowrank-cli"]))?;

@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Verify(crate::commands::verify::VerifyArgs),
     /// Make a compressed checkpoint again from its own metadata, and compare every byte
     Reproduce(crate::commands::reproduce::ReproduceArgs),
+    /// Make one HTML file that shows what was removed, where it was cut and what it cost
+    Report(crate::commands::report::ReportArgs),
     /// Print a completion script for a shell
     Completions {
         /// Which shell

@@ -7,6 +7,7 @@ use lowrank_model::budget::BudgetError;
 use lowrank_model::config::ConfigError;
 use lowrank_pipeline::PipelineError;
 use lowrank_reader::ReadError;
+use lowrank_report::ReportError;
 use lowrank_svd::SvdError;
 use lowrank_svd::allocate::AllocateError;
 use lowrank_verify::VerifyError;
@@ -102,10 +103,21 @@ fn failure(error: &anyhow::Error) -> Failure {
         of_pipeline(error)
     } else if let Some(error) = error.downcast_ref::<ReadError>() {
         of_read(error)
+    } else if let Some(error) = error.downcast_ref::<ReportError>() {
+        of_report(error)
     } else if let Some(error) = error.downcast_ref::<VerifyError>() {
         of_verify(error)
     } else {
         Failure::Unexpected
+    }
+}
+
+fn of_report(error: &ReportError) -> Failure {
+    match error {
+        ReportError::NotACheckpoint { .. } => Failure::NoModel,
+        ReportError::Document { .. } | ReportError::OtherCheckpoint { .. } => Failure::BrokenCheckpoint,
+        ReportError::Read { .. } => Failure::InputOutput,
+        ReportError::Write { .. } => Failure::Output,
     }
 }
 

@@ -13,6 +13,8 @@ pub const FORMAT: &str = "lowrank-compress";
 pub const FORMAT_VERSION: u64 = 1;
 /// Provenance and rank metadata; loaders do not read it.
 pub const REPORT_FILE: &str = "lowrank_report.json";
+/// Thinned spectra, for people and programs that draw them; loaders do not read it.
+pub const SPECTRA_FILE: &str = "lowrank_spectra.json";
 /// Length and BLAKE3 of every other file.
 pub const MANIFEST_FILE: &str = "lowrank_manifest.json";
 /// The index that names the shards.

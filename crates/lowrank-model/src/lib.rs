@@ -11,6 +11,7 @@
 //! | [`pivots`] | shapes and index of pivoted storage |
 //! | [`budget`] | what the user asked to remove, in exact integers |
 //! | [`spectrum`] | the error of every rank |
+//! | [`curves`] | spectra thinned for people to look at |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
 //! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
@@ -19,6 +20,7 @@
 
 pub mod budget;
 pub mod config;
+pub mod curves;
 pub mod display;
 pub mod dtype;
 pub mod format;
@@ -33,6 +35,7 @@ pub mod tensor;
 
 pub use budget::{Budget, Target, Unit};
 pub use config::ModelConfig;
+pub use curves::SpectrumCurves;
 pub use dtype::{Dtype, ElementType};
 pub use matrix::{MatrixId, MatrixShape, Projection};
 pub use names::Layout;

@@ -1,6 +1,6 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
-use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, Target};
+use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, SpectrumCurves, Target};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -126,6 +126,10 @@ pub struct RankPlan {
     pub optimality: Option<Optimality>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<PlannedMatrix>,
+    /// The spectra that the ranks were chosen from, thinned, so that whoever executes the plan can show them; absent when
+    /// the ranks were given.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "on_one_line")]
+    pub spectra: Option<SpectrumCurves>,
 }
 
 /// Version of `plan.json`.
@@ -167,6 +171,9 @@ pub enum PlanError {
         /// The largest that saves.
         rank_max: usize,
     },
+    /// Thinned spectra of something else.
+    #[error("`spectra` are not those of the plan's matrices; remove the key to go on without them")]
+    Spectra,
     /// The recorded sizes are not what the rows add up to.
     #[error("the plan says {planned} {what} and its rows add up to {actual}")]
     Sum {
@@ -213,6 +220,7 @@ impl RankPlan {
             after,
             optimality,
             matrices,
+            spectra: None,
         }
     }
 
@@ -278,6 +286,11 @@ impl RankPlan {
         if let Some(row) = rows.next() {
             return Err(PlanError::UnknownMatrix(row.name.to_string()));
         }
+        let short_side = self.matrices.first().map_or(0, |row| row.shape.short_side());
+        let names = self.matrices.iter().map(|row| row.name);
+        if self.spectra.as_ref().is_some_and(|curves| !curves.fits(names, short_side)) {
+            return Err(PlanError::Spectra);
+        }
         for (what, planned, actual) in
             [("parameters", self.before.params, before.params), ("bytes", self.before.bytes, before.bytes)]
         {
@@ -295,6 +308,14 @@ impl RankPlan {
         }
         Ok(())
     }
+}
+
+/// However prettily the rest is printed: tens of thousands of numbers are not read line by line.
+fn on_one_line<S: serde::Serializer>(
+    curves: &Option<SpectrumCurves>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serde_json::value::to_raw_value(curves).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
 
 fn one() -> usize {
@@ -348,8 +369,13 @@ mod tests {
     #[test]
     fn a_plan_survives_json() {
         let before = Size { params: 100_000, bytes: 200_000 };
-        let plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]);
-        let text = serde_json::to_string(&plan).unwrap();
+        let mut plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]);
+        let lines = serde_json::to_string_pretty(&plan).unwrap().lines().count();
+        let spectrum = crate::Spectrum::new((1..=128).map(|i| 1.0 / f64::from(i)).collect()).unwrap();
+        plan.spectra = SpectrumCurves::of([(plan.matrices[0].name, &spectrum)]);
+        let text = serde_json::to_string_pretty(&plan).unwrap();
         assert_eq!(serde_json::from_str::<RankPlan>(&text).unwrap(), plan);
+        assert_eq!(serde_json::from_value::<RankPlan>(serde_json::to_value(&plan).unwrap()).unwrap(), plan);
+        assert_eq!(text.lines().count(), lines + 1, "{text}");
     }
 }

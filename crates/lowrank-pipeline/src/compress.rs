@@ -352,6 +352,7 @@ impl Work<'_> {
             self.plan.cost.storage,
             self.factor_dtype(),
             &report,
+            self.plan.spectra.as_ref(),
             &card,
         )?;
         Ok(documents.with_companions(checkpoint.dir(), &checkpoint.companions())?)

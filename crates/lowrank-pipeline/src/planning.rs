@@ -5,7 +5,9 @@ use crate::workers::{self, Resources};
 use crate::{CalibrationText, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
 use lowrank_calibrate::Sensitivities;
 use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity};
-use lowrank_model::{Budget, CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, Unit};
+use lowrank_model::{
+    Budget, CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, SpectrumCurves, Unit,
+};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, check, plan_from_ranks, uniform_plan};
 use lowrank_writer::report::BaseModel;
@@ -141,7 +143,9 @@ pub fn plan_from(
         })
     })?;
     let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
-    Ok(plan.constrained(settings.rank_min, patterns).chosen_by(settings.allocation, errors.layers.clone()))
+    let mut plan = plan.constrained(settings.rank_min, patterns);
+    plan.spectra = SpectrumCurves::of(errors.spectra.iter().map(|(name, spectrum)| (*name, spectrum)));
+    Ok(plan.chosen_by(settings.allocation, errors.layers.clone()))
 }
 
 /// A plan or ranks that were given, held against the checkpoint.

@@ -93,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let template = ChatTemplate::find(base);
     let card = Card { base_model: Some("tiny-mixtral"), chat_template: template.as_ref(), ..Card::default() };
     let documents =
-        Documents::factored(&config_json, &plan.ranks(), Storage::Uv, Dtype::Bf16, &report, &card)?;
+        Documents::factored(&config_json, &plan.ranks(), Storage::Uv, Dtype::Bf16, &report, None, &card)?;
     write(factored, base, &small, documents)?;
     write(dense, base, &wide, Documents::dense(&config_json, Dtype::F32, &card)?)
 }

@@ -1,5 +1,6 @@
 //! `README.md`: the model card, filled into the text assets beside this crate's sources.
 
+use crate::figures::Figure;
 use crate::report::{MatrixReport, Report};
 use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
@@ -57,8 +58,8 @@ pub fn license_of(card: &str) -> Option<&str> {
 }
 
 impl Card<'_> {
-    /// The card of a factored checkpoint.
-    pub fn factored(&self, report: &Report) -> String {
+    /// The card of a factored checkpoint, which embeds these figures.
+    pub fn factored(&self, report: &Report, figures: &[Figure]) -> String {
         let (before, after) = (report.before, report.after);
         let removed = Size {
             params: before.params.saturating_sub(after.params),
@@ -90,6 +91,7 @@ impl Card<'_> {
                 ("load_name", &self.load_name("lowrank")),
                 ("instruction_section", &self.instruction()),
                 ("rank_table", &rank_table(&report.matrices)),
+                ("figures", &figure_section(figures)),
                 ("error_section", &error_section(report)),
                 ("version", &report.version),
                 ("format_version", &format::FORMAT_VERSION.to_string()),
@@ -244,6 +246,12 @@ fn rank_table(matrices: &[MatrixReport]) -> String {
     table
 }
 
+fn figure_section(figures: &[Figure]) -> String {
+    let lines: Vec<String> =
+        figures.iter().map(|figure| format!("![{}]({})", figure.caption, figure.file)).collect();
+    lines.join("\n\n")
+}
+
 fn rms(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, count) = values.fold((0.0, 0_u32), |(sum, count), value| (sum + value * value, count + 1));
     (sum / f64::from(count.max(1))).sqrt()
@@ -280,6 +288,7 @@ fn error_section(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::figures::all;
     use crate::report::tests::report;
 
     #[test]
@@ -293,7 +302,7 @@ mod tests {
             license: Some("apache-2.0"),
             chat_template: Some(&template),
         };
-        let text = card.factored(&report());
+        let text = card.factored(&report(), &all(&report(), None));
         let front = concat!(
             "---\nbase_model: org/base\nlicense: apache-2.0\nlibrary_name: transformers\n",
             "pipeline_tag: text-generation\ntags:\n- mixtral\n- moe\n- low-rank\n- svd\n- custom_code\n---\n"
@@ -303,19 +312,29 @@ mod tests {
         // Verbatim, inside a fence that its own backticks do not close.
         assert!(text.contains(&format!("`````jinja\n{}\n`````\n", template.text)));
         assert!(text.contains("| 0 | 40 / 40.5 / 41 | 40 / 40.5 / 41 | dense | 0.2041 |"), "{text}");
+        assert!(text.contains("\n![Rank of every expert matrix](lowrank_ranks.svg)\n"), "{text}");
+        assert!(!text.contains("lowrank_spectra.svg"), "not drawn, so not shown");
         assert!(text.contains("from_pretrained(\"base-lowrank\", trust_remote_code=True"));
         let without_template = text.replace(&template.text, "");
-        for key in ["{title}", "{rank_table}", "{error_section}", "{front_matter}", "{fence}", "{version}"] {
+        for key in [
+            "{title}",
+            "{figures}",
+            "{rank_table}",
+            "{error_section}",
+            "{front_matter}",
+            "{fence}",
+            "{version}",
+        ] {
             assert!(!without_template.contains(key), "{key}");
         }
-        assert_eq!(text, card.factored(&report()));
+        assert_eq!(text, card.factored(&report(), &all(&report(), None)));
     }
 
     #[test]
     fn a_base_without_a_hub_name_gets_no_base_model_key() {
         for name in [None, Some("tiny-mixtral"), Some("a/b/c")] {
             let card = Card { base_model: name, ..Card::default() };
-            assert!(!card.factored(&report()).contains("base_model:"), "{name:?}");
+            assert!(!card.factored(&report(), &all(&report(), None)).contains("base_model:"), "{name:?}");
             assert!(card.dense().contains("saves no memory"));
         }
     }

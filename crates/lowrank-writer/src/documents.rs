@@ -1,7 +1,8 @@
 //! Everything beside the shards: config, code, report, card, and what is copied verbatim from the base.
 
+use crate::figures::{self, Figure};
 use crate::{Card, Report, WriteError, config, staging::StagingDir};
-use lowrank_model::{Dtype, MatrixId, Storage, format, plan::Size};
+use lowrank_model::{Dtype, MatrixId, SpectrumCurves, Storage, format, plan::Size};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -30,7 +31,8 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// Of a factored checkpoint: config with ranks, the two Python files, report and card. The sizes that the report
+    /// Of a factored checkpoint: config with ranks, the two Python files, report, card with its figures, and the thinned
+    /// spectra where they are known. The sizes that the report
     /// states are promised: [`crate::CheckpointWriter::finish`] fails if the written headers say otherwise.
     pub fn factored(
         base_config: &Value,
@@ -38,15 +40,25 @@ impl Documents {
         storage: Storage,
         dtype: Dtype,
         report: &Report,
+        curves: Option<&SpectrumCurves>,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
         let config = config::factored(base_config, ranks, storage, dtype)?;
-        Self::default()
+        let figures = figures::all(report, curves);
+        let mut documents = Self::default();
+        if let Some(curves) = curves {
+            documents = documents.with_file(format::SPECTRA_FILE, compact(curves))?;
+        }
+        let text = card.factored(report, &figures);
+        for Figure { file, svg, .. } in figures {
+            documents = documents.with_file(file, svg)?;
+        }
+        documents
             .with_file(format::CONFIG_FILE, pretty(&config))?
             .with_file(CONFIGURATION_FILE, CONFIGURATION_PY)?
             .with_file(MODELING_FILE, MODELING_PY)?
             .with_file(format::REPORT_FILE, pretty(report))?
-            .with_file(CARD_FILE, card.factored(report))
+            .with_file(CARD_FILE, text)
             .map(|documents| documents.promising(report.after))
     }
 
@@ -103,6 +115,13 @@ impl Documents {
 /// JSON as people read it, with a final newline.
 pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("string keys and finite depth always serialise");
+    text.push(b'\n');
+    text
+}
+
+/// JSON on one line, with a final newline.
+fn compact(value: &impl Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec(value).expect("string keys and finite depth always serialise");
     text.push(b'\n');
     text
 }

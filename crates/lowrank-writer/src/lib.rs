@@ -23,6 +23,7 @@
 //! | [`documents`] | everything beside the shards: config, code, report, card, companions |
 //! | [`config`] | `config.json` of factored and of dense output |
 //! | [`report`] | `lowrank_report.json` |
+//! | [`figures`] | the SVG files that the card embeds |
 //! | [`card`] | `README.md`, the model card |
 //!
 //! The format in prose: `docs/format.md`.
@@ -33,6 +34,7 @@ pub mod config;
 pub mod documents;
 pub mod error;
 mod failpoint;
+pub mod figures;
 pub mod journal;
 pub mod layout;
 pub mod manifest;

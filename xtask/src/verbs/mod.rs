@@ -6,5 +6,6 @@ pub(crate) mod demo;
 pub(crate) mod fixtures;
 pub(crate) mod gpu_check;
 pub(crate) mod lapack;
+pub(crate) mod report_test;
 pub(crate) mod tidy;
 pub(crate) mod torture;

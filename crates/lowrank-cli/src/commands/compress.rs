@@ -1,6 +1,7 @@
 //! `compress` and `plan`: the main job, and its first half.
 
 use crate::args::{JobArgs, TalkArgs};
+use crate::commands::report::{self, Verified};
 use crate::commands::{open, print_json};
 use crate::exit::Usage;
 use crate::job::{self, Job};
@@ -38,9 +39,8 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     };
     let done = compress::compress(&checkpoint, request, &Talk::new(talk.quiet))?;
     if talk.json {
-        return print_json(&with_removed(&done.plan)?);
-    }
-    if !talk.quiet {
+        print_json(&with_removed(&done.plan)?)?;
+    } else if !talk.quiet {
         print_plan(&done.plan, talk.verbose);
         println!(
             "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
@@ -50,6 +50,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
             if done.published.shards == 1 { "" } else { "s" }
         );
     }
+    report::leave(&done.published.path, Verified::NotYet, talk);
     Ok(())
 }
 
@@ -86,9 +87,9 @@ fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
         .context("the plan was not written")
 }
 
-/// The plan as JSON, with the sums that everybody asks for.
+/// The plan as JSON, with the sums that everybody asks for, and without the curves, which are in `plan.json`.
 fn with_removed(plan: &RankPlan) -> Result<serde_json::Value> {
-    let mut value = serde_json::to_value(plan)?;
+    let mut value = serde_json::to_value(RankPlan { spectra: None, ..plan.clone() })?;
     value["removed_params"] = plan.removed_params().into();
     value["removed_bytes"] = plan.removed_bytes().into();
     value["overshoot"] = plan.overshoot().into();

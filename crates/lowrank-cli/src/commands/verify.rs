@@ -1,16 +1,18 @@
 //! `verify`: is this checkpoint what it claims to be, and how much did it lose?
 
 use crate::args::TalkArgs;
+use crate::commands::report::{self, Verified};
 use crate::commands::{print_json, resolve};
 use crate::exit::{Output, Usage, VerificationMissed};
 use crate::progress::Talk;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use lowrank_forward::choose;
+use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
 use lowrank_verify::{Depth, Report, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Flags of `verify`.
 #[derive(Debug, Args)]
@@ -49,7 +51,7 @@ pub(crate) struct VerifyArgs {
     /// Largest relative error of any layer's mixture on the original's inputs: 10%, or 0.1
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     max_layer_error: Option<f64>,
-    /// Where the report goes [default: verification.json beside the compressed checkpoint, as NAME.verification.json]
+    /// Where the verdict goes [default: verification.json beside the compressed checkpoint, as NAME.verification.json]
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
@@ -116,23 +118,17 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     }
     let talk = Talk::new(args.talk.quiet);
     let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &talk)?;
-    let file = args.report.clone().unwrap_or_else(|| beside(&args.compressed));
+    let file = args.report.clone().unwrap_or_else(|| place::beside(&args.compressed, place::VERIFICATION));
     std::fs::write(&file, report.to_json())
         .map_err(|error| Output::new(format!("{}: the report was not written: {error}", file.display())))?;
     if args.talk.json {
         print_json(&report)?;
     } else if !args.talk.quiet {
         print!("{report}");
-        println!("Report: {}", file.display());
+        println!("Verification: {}", file.display());
     }
+    report::leave(&args.compressed, Verified::By(&file), args.talk);
     judge(&report)
-}
-
-/// `out/name` → `out/name.verification.json`: beside the checkpoint, never inside.
-fn beside(checkpoint: &Path) -> PathBuf {
-    let mut name = checkpoint.file_name().unwrap_or_default().to_owned();
-    name.push(".verification.json");
-    checkpoint.with_file_name(name)
 }
 
 fn judge(report: &Report) -> Result<()> {
@@ -157,11 +153,5 @@ mod tests {
         for bad in ["", "%", "five", "-1%", "nan", "inf"] {
             assert!(share(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_report_lies_beside_the_checkpoint() {
-        assert_eq!(beside(Path::new("a/b")), Path::new("a/b.verification.json"));
-        assert_eq!(beside(Path::new("a/b/")), Path::new("a/b.verification.json"));
     }
 }

@@ -1,0 +1,64 @@
+//! `report`: one HTML file that shows what a compression did; also made after `compress` and `verify`.
+
+use crate::args::TalkArgs;
+use crate::commands::print_json;
+use anyhow::Result;
+use clap::Args;
+use lowrank_report::{CheckpointPage, Page, ReportError, place};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Flags of `report`.
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The compressed checkpoint
+    dir: PathBuf,
+    /// What `verify` said [default: NAME.verification.json beside the checkpoint, if it is there]
+    #[arg(long, value_name = "FILE")]
+    verification: Option<PathBuf>,
+    /// Where the page goes [default: NAME.report.html beside the checkpoint]
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    talk: TalkArgs,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &ReportArgs) -> Result<()> {
+    let page = CheckpointPage::read(&args.dir)?.with_verification(&args.dir, args.verification.as_deref())?;
+    let file = args.out.clone().unwrap_or_else(|| place::beside(&args.dir, place::REPORT));
+    Page::of_checkpoint(place::name(&args.dir), page).write(&file)?;
+    if args.talk.json {
+        return print_json(&json!({ "report": file }));
+    }
+    if !args.talk.quiet {
+        println!("Report: {}", file.display());
+    }
+    Ok(())
+}
+
+/// What a page that nobody asked for shows of the text that the models were run on.
+pub(crate) enum Verified<'a> {
+    /// The checkpoint is new: whatever lies beside it is about another.
+    NotYet,
+    /// This was said just now.
+    By(&'a Path),
+}
+
+/// After another command. That one has done its work, so a page that cannot be written is only said.
+pub(crate) fn leave(dir: &Path, verified: Verified<'_>, talk: TalkArgs) {
+    let file = place::beside(dir, place::REPORT);
+    let written = CheckpointPage::read(dir)
+        .and_then(|page| match verified {
+            Verified::NotYet => Ok(page),
+            Verified::By(verification) => page.with_verification(dir, Some(verification)),
+        })
+        .and_then(|page| Page::of_checkpoint(place::name(dir), page).write(&file));
+    match written {
+        Ok(()) if !talk.quiet && !talk.json => println!("Report: {}", file.display()),
+        // Not every checkpoint that is verified was written by this tool.
+        Ok(()) | Err(ReportError::NotACheckpoint { .. }) => {}
+        Err(error) if !talk.quiet => eprintln!("note: {error}"),
+        Err(_) => {}
+    }
+}

@@ -1,0 +1,451 @@
+// Draws the page from the JSON in #data. Every figure is a function from that data to an ECharts option, so that a change of
+// theme or width draws it anew. Text from the data only ever becomes text, never markup.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const PROJECTIONS = [["w1", "w1 (gate)"], ["w2", "w2 (down)"], ["w3", "w3 (up)"]];
+const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
+/** Lines of experts, told apart in both themes and by most colour-blind eyes (Paul Tol's bright scheme). */
+const LINES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#ee7733"];
+const figures = [];
+
+// ---- elements
+
+function el(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") element.className = value;
+    else element.setAttribute(key, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+function section(id, title, hint) {
+  const element = el("section", { id }, el("h2", {}, title));
+  if (hint) element.append(el("p", { class: "hint" }, hint));
+  document.getElementById("main").append(element);
+  return element;
+}
+
+/** A figure that is drawn by `option()`, now and whenever its looks change. */
+function figure(parent, id, caption, option, heightPx) {
+  const chart = el("div", { class: "chart", id, role: "img", "aria-label": caption });
+  if (heightPx) chart.style.height = `${heightPx}px`;
+  parent.append(el("figure", {}, el("figcaption", {}, el("h3", {}, caption)), chart));
+  figures.push({ chart, option });
+}
+
+function table(parent, header, rows) {
+  const cell = (tag, value, at) =>
+    el(tag, { class: typeof rows[0]?.[at] === "number" || header[at].endsWith("#") ? "number" : "text" }, value);
+  const head = header.map((name, at) => cell("th", name.replace(/#$/, ""), at));
+  const body = rows.map((row) => el("tr", {}, ...row.map((value, at) => cell("td", value ?? "–", at))));
+  parent.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
+}
+
+function tiles(parent, all) {
+  const one = ([label, value, note, kind]) =>
+    el("div", { class: "tile" }, el("div", { class: "label" }, label), el("div", { class: `value ${kind ?? ""}` }, value),
+      el("div", { class: "note" }, note ?? ""));
+  parent.append(el("div", { class: "tiles" }, ...all.filter(Boolean).map(one)));
+}
+
+function key(parent, ...children) {
+  parent.append(el("div", { class: "key" }, ...children));
+}
+
+function ramp() {
+  const element = el("span", { class: "ramp" });
+  element.style.background = `linear-gradient(to right, ${VIRIDIS.join(",")})`;
+  return element;
+}
+
+// ---- numbers
+
+const grouped = (count) => count.toLocaleString("en-US");
+const digits = (value, count = 4) => (value === null || value === undefined ? "–" : Number(value).toPrecision(count));
+const percent = (part, whole) => `${(100 * part / whole).toFixed(2)}\u00a0%`;
+const margin = (error, show) => (error === null || error === undefined ? "" : `± ${show(error)}`);
+
+function bytes(count) {
+  for (const [power, unit] of [[12, "TB"], [9, "GB"], [6, "MB"], [3, "kB"]]) {
+    if (count >= 10 ** power) return `${(count / 10 ** power).toFixed(2)}\u00a0${unit}`;
+  }
+  return `${count}\u00a0B`;
+}
+
+function params(count, precision) {
+  for (const [power, unit] of [[9, "B"], [6, "M"], [3, "k"]]) {
+    const scaled = count / 10 ** power;
+    if (scaled >= 1) return `${precision ? Number(scaled.toPrecision(precision)) : scaled.toFixed(2)}\u00a0${unit}`;
+  }
+  return String(count);
+}
+
+/** `model.layers.3.block_sparse_moe.experts.5.w2` → where it stands. */
+function place(name) {
+  const [, layer, expert, projection] = name.match(/layers\.(\d+)\..*experts\.(\d+)\.(w[123])$/);
+  return { layer: Number(layer), expert: Number(expert), projection };
+}
+
+const range = (count) => Array.from({ length: count }, (_, index) => index);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// ---- options
+
+const SAFE = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
+const escaped = (text) => String(text).replace(/[&<>"]/g, (character) => SAFE[character]);
+const lines = (...all) => all.filter(Boolean).map(escaped).join("<br>");
+
+function base(extra) {
+  return {
+    animation: false,
+    textStyle: { color: css("--ink"), fontFamily: "system-ui, sans-serif" },
+    tooltip: {
+      confine: true,
+      backgroundColor: css("--card"),
+      borderColor: css("--line"),
+      textStyle: { color: css("--ink"), fontSize: 12 },
+      ...extra.tooltip,
+    },
+    ...Object.fromEntries(Object.entries(extra).filter(([name]) => name !== "tooltip")),
+  };
+}
+
+function axis(extra) {
+  return {
+    nameLocation: "middle",
+    nameGap: 26,
+    nameTextStyle: { color: css("--faint") },
+    axisLine: { lineStyle: { color: css("--line") } },
+    axisTick: { lineStyle: { color: css("--line") } },
+    axisLabel: { color: css("--faint"), hideOverlap: true },
+    splitLine: { lineStyle: { color: css("--line"), opacity: 0.6 } },
+    ...extra,
+  };
+}
+
+const legend = () => ({ top: 0, type: "plain", textStyle: { color: css("--ink") }, itemWidth: 16, itemHeight: 8 });
+
+/** `cells`: [column, row, value or null, row of a table]; null is drawn as left dense. */
+function heatMap({ cells, columns, rows, low, high, columnName, rowName, tooltip, cellName }) {
+  const paper = css("--paper");
+  const style = { borderColor: paper, borderWidth: 1 };
+  const pick = (wanted) =>
+    cells.filter(([, , value]) => (value !== null) === wanted)
+      .map(([column, row, value, id]) => ({ value: [column, row, wanted ? value : 0], name: id }));
+  return base({
+    tooltip: { formatter: ({ data: { name } }) => tooltip(name) },
+    grid: { left: 44, right: 8, top: 8, bottom: 40 },
+    xAxis: axis({ type: "category", data: columns, name: columnName, splitLine: { show: false } }),
+    yAxis: axis({ type: "category", data: rows, name: rowName, inverse: true, splitLine: { show: false }, nameGap: 28 }),
+    visualMap: [
+      { type: "continuous", show: false, seriesIndex: 0, dimension: 2, min: low, max: high > low ? high : low + 1, inRange: { color: VIRIDIS } },
+      { type: "piecewise", show: false, seriesIndex: 1, dimension: 2, pieces: [{ value: 0, color: css("--dense") }] },
+    ],
+    series: [
+      { type: "heatmap", name: cellName, data: pick(true), itemStyle: style, emphasis: { itemStyle: { borderColor: css("--ink"), borderWidth: 2 } } },
+      {
+        type: "heatmap", name: "left dense", data: pick(false), itemStyle: style,
+        label: { show: true, formatter: "–", color: css("--faint"), fontSize: 9 },
+      },
+    ],
+  });
+}
+
+const heatHeight = (rows) => Math.max(180, Math.min(26, Math.max(11, 420 / rows)) * rows + 60);
+
+// ---- sections of a checkpoint
+
+function summary({ report, verification, cards }) {
+  const part = section("summary", "What was removed");
+  const [before, after] = [report.before, report.after];
+  const removed = { params: before.params - after.params, bytes: before.bytes - after.bytes };
+  const dense = report.matrices.filter((row) => row.rank === null).length;
+  const smallest = cards.find((card) => card.room_after !== null);
+  tiles(part, [
+    ["Parameters", `${params(before.params)} → ${params(after.params)}`, `${grouped(removed.params)} removed, ${percent(removed.params, before.params)}`],
+    ["Bytes of weights", `${bytes(before.bytes)} → ${bytes(after.bytes)}`, `${bytes(removed.bytes)} removed, ${percent(removed.bytes, before.bytes)}`],
+    ["Smallest card that holds the weights", smallest ? `${smallest.card_gb} GB` : "none of these", smallest ? `${bytes(smallest.room_after)} are left on it for caches and activations` : "more than one card is needed"],
+    ["Expert matrices", `${report.matrices.length - dense} of ${report.matrices.length}`, `factored; ${dense} left dense`],
+    verification
+      ? ["Verification", verification.verdict, `${verification.findings.length} findings`, verification.verdict === "passed" ? "good" : "bad"]
+      : ["Verification", "not yet", "lowrank-compress verify"],
+  ]);
+  const fits = (room) => (room === null ? "no" : `yes, ${bytes(room)} left`);
+  const rows = cards.map((card) => [`${card.card_gb} GB`, fits(card.room_before), fits(card.room_after)]);
+  table(part, ["Card", "Held the weights before", "Holds them now"], rows);
+}
+
+function perLayer({ layers }) {
+  const part = section("layers", "Parameters of the experts, layer by layer");
+  const bars = (name, colour, values) => ({ type: "bar", stack: "all", name, data: values, itemStyle: { color: css(colour) } });
+  figure(part, "chart-layers", "Kept and removed", () => base({
+    tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => grouped(value) },
+    legend: legend(),
+    grid: { left: 64, right: 12, top: 36, bottom: 40 },
+    xAxis: axis({ type: "category", name: "layer", data: layers.map((row) => row.layer), splitLine: { show: false } }),
+    yAxis: axis({ type: "value", axisLabel: { color: css("--faint"), formatter: (value) => params(value, 3) } }),
+    series: [
+      bars("kept", "--accent", layers.map((row) => row.params_after)),
+      bars("removed", "--dense", layers.map((row) => row.params_before - row.params_after)),
+    ],
+  }), 260);
+}
+
+/** To the next 1, 2 or 5 times a power of ten. */
+function roundedUp(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [1, 2, 5, 10].find((step) => step * power >= value * (1 - 1e-9));
+}
+
+function roundedDown(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return power * [5, 2, 1].find((step) => step * power <= value * (1 + 1e-9));
+}
+
+/** The curve's height at a rank, straight between neighbours on logarithmic axes. */
+function heightAt(index, sigma, rank) {
+  const after = index.findIndex((i) => i >= rank);
+  if (after <= 0 || index[after] === rank) return sigma[Math.max(after, 0)];
+  const [x0, x1, y0, y1] = [index[after - 1], index[after], sigma[after - 1], sigma[after]].map(Math.log);
+  return Math.exp(y0 + (y1 - y0) * (Math.log(rank) - x0) / (x1 - x0));
+}
+
+function spectra({ report, spectra: curves }) {
+  const part = section("spectra", "Singular values, and where they were cut", curves
+    ? "One line per expert; the dot is the rank that was kept. A line without a dot is a matrix left dense. The flatter a line, the more a cut loses."
+    : "The ranks of this checkpoint were given, so no spectra were taken.");
+  if (!curves) return;
+  const ranks = new Map(report.matrices.map((row) => [row.name, row.rank]));
+  const rows = curves.matrices.map((row) => ({ ...row, ...place(row.name) }));
+  const layers = 1 + Math.max(...rows.map((row) => row.layer));
+  const experts = 1 + Math.max(...rows.map((row) => row.expert));
+  const select = el("select", { id: "spectra-layer", "aria-label": "layer" }, ...range(layers).map((layer) => el("option", { value: layer }, `layer ${layer}`)));
+  const panels = el("div", { class: "panels" });
+  const shade = (expert) => LINES[expert % LINES.length];
+  key(part, "expert", ...range(experts).map((expert) => {
+    const swatch = el("span", { class: "swatch" });
+    swatch.style.background = shade(expert);
+    return el("span", {}, swatch, ` ${expert}`);
+  }));
+  part.append(select, panels);
+  // One height for all panels and layers, so that they compare.
+  const heights = rows.flatMap((row) => row.sigma).filter((sigma) => sigma > 0);
+  const [low, high] = [roundedDown(Math.min(...heights)), roundedUp(Math.max(...heights))];
+  for (const [projection, title] of PROJECTIONS) {
+    figure(panels, `chart-spectra-${projection}`, title, () => {
+      const here = rows.filter((row) => row.layer === Number(select.value) && row.projection === projection);
+      const drawn = (row) => curves.index.map((i, at) => [i, row.sigma[at]]).filter(([, sigma]) => sigma > 0);
+      const cuts = here.filter((row) => ranks.get(row.name) !== null).map((row) => {
+        const rank = ranks.get(row.name);
+        return { name: row.name, value: [rank, heightAt(curves.index, row.sigma, rank)], itemStyle: { color: shade(row.expert) } };
+      });
+      return base({
+        tooltip: {
+          trigger: "item",
+          formatter: ({ seriesName, name, value }) => (seriesName === "cut"
+            ? lines(name, `rank ${value[0]}, σ ≈ ${digits(value[1])}`)
+            : lines(seriesName, `σ at ${value[0]}: ${digits(value[1], 5)}`)),
+        },
+        grid: { left: 48, right: 12, top: 12, bottom: 40 },
+        xAxis: axis({ type: "log", name: "i", min: 1, max: curves.index.at(-1), axisLabel: { color: css("--faint"), hideOverlap: true, formatter: (i) => grouped(Math.round(i)) } }),
+        yAxis: axis({ type: "log", min: low, max: high, axisLabel: { color: css("--faint"), formatter: (value) => String(Number(value.toPrecision(3))) } }),
+        series: [
+          ...here.map((row) => ({
+            type: "line", name: row.name, data: drawn(row), symbol: "circle", symbolSize: 6, showSymbol: false, triggerLineEvent: true,
+            lineStyle: { width: 1.25, color: shade(row.expert) }, itemStyle: { color: shade(row.expert) }, emphasis: { lineStyle: { width: 3 } },
+          })),
+          { type: "scatter", name: "cut", data: cuts, symbolSize: 9, z: 5, itemStyle: { borderColor: css("--ink"), borderWidth: 1 } },
+        ],
+      });
+    });
+  }
+  select.addEventListener("change", drawAll);
+}
+
+function heatMaps({ report }) {
+  const rows = report.matrices.map((row) => ({ ...row, ...place(row.name) }));
+  const byName = new Map(rows.map((row) => [row.name, row]));
+  const layers = 1 + Math.max(...rows.map((row) => row.layer));
+  const experts = 1 + Math.max(...rows.map((row) => row.expert));
+  const tooltip = (name) => {
+    const row = byName.get(name);
+    return lines(
+      row.name,
+      `[${row.shape.join(", ")}]: ${row.rank === null ? "left dense" : `rank ${row.rank}, ${row.route}`}`,
+      row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
+      row.excess_over_optimum !== null && `above the best of its rank by ${digits(row.excess_over_optimum, 2)}`,
+      row.round_trip_error !== undefined && `rounding to its number format ${digits(row.round_trip_error, 3)}`,
+    );
+  };
+  const group = (id, title, hint, value, show) => {
+    const part = section(id, title, hint);
+    const known = rows.map(value).filter((one) => one !== null);
+    const [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
+    key(part, el("span", {}, known.length ? show(low) : "–"), ramp(), el("span", {}, known.length ? show(high) : "–"), el("span", { class: "swatch" }), "left dense");
+    const panels = el("div", { class: "panels" });
+    part.append(panels);
+    for (const [projection, name] of PROJECTIONS) {
+      const cells = rows.filter((row) => row.projection === projection).map((row) => [row.expert, row.layer, value(row), row.name]);
+      figure(panels, `chart-${id}-${projection}`, name, () => heatMap({
+        cells, columns: range(experts), rows: range(layers), low, high, columnName: "expert", rowName: "layer", tooltip, cellName: id,
+      }), heatHeight(layers));
+    }
+  };
+  group("ranks", "Rank of every expert matrix", "Hover or tap a cell for its matrix.", (row) => row.rank, String);
+  group("errors", "Relative error of every expert matrix", "‖W − Ŵ‖ / ‖W‖ before rounding to the stored number format.",
+    (row) => (row.rank === null ? null : row.relative_error), (value) => digits(value, 3));
+}
+
+function coverage({ report }) {
+  const tokens = report.calibration?.tokens_per_expert;
+  if (!tokens) return;
+  const part = section("coverage", "Tokens that each expert saw in calibration", "Few tokens say little about what an expert is used for.");
+  const cells = tokens.flatMap((row, layer) => row.map((count, expert) => [expert, layer, count, `${layer} ${expert}`]));
+  const counts = cells.map(([, , count]) => count);
+  const [low, high] = [Math.min(...counts), Math.max(...counts)];
+  key(part, el("span", {}, grouped(low)), ramp(), el("span", {}, grouped(high)));
+  figure(part, "chart-coverage", "Tokens", () => heatMap({
+    cells, columns: range(tokens[0].length), rows: range(tokens.length), low, high, columnName: "expert", rowName: "layer", cellName: "tokens",
+    tooltip: (name) => {
+      const [layer, expert] = name.split(" ").map(Number);
+      return lines(`layer ${layer}, expert ${expert}`, `${grouped(tokens[layer][expert])} tokens`);
+    },
+  }), heatHeight(tokens.length));
+}
+
+function layerErrors({ layers, verification }) {
+  const part = section("layer-errors", "Error, layer by layer");
+  const measured = verification?.outcome?.layers ?? null;
+  part.append(el("p", { class: "hint" }, measured
+    ? "Weights: root mean square over the layer's expert matrices. Local: the layer's mixture on the original's inputs. Propagated: the hidden state after the layer, with everything before it compressed too."
+    : "Weights: root mean square over the layer's expert matrices. What the layers do to text is not measured yet: lowrank-compress verify."));
+  const series = (name, colour, values) => ({
+    type: "line", name, data: values, symbolSize: 6, lineStyle: { color: css(colour) }, itemStyle: { color: css(colour) },
+  });
+  figure(part, "chart-layer-errors", "Relative error", () => base({
+    tooltip: { trigger: "axis", valueFormatter: (value) => digits(value) },
+    legend: legend(),
+    grid: { left: 48, right: 12, top: 36, bottom: 40 },
+    xAxis: axis({ type: "category", name: "layer", data: layers.map((row) => row.layer), splitLine: { show: false } }),
+    yAxis: axis({ type: "value", min: 0 }),
+    series: [
+      series("weights", "--third", layers.map((row) => row.weight_error)),
+      ...(measured ? [series("local", "--accent", measured.map((row) => row.local)), series("propagated", "--second", measured.map((row) => row.propagated))] : []),
+    ],
+  }));
+}
+
+function quality({ verification }) {
+  const part = section("quality", "Original against compressed, on the same text");
+  const outcome = verification?.outcome;
+  const logits = outcome?.logits;
+  if (!logits) {
+    part.append(el("p", { class: "hint" }, verification
+      ? "The models were not run, or something was not finite; see the findings below."
+      : "Not measured yet: lowrank-compress verify --original BASE --compressed THIS"));
+    return;
+  }
+  part.append(el("p", { class: "hint" }, `${outcome.text.source}: ${grouped(outcome.text.tokens)} tokens in ${grouped(outcome.text.sequences)} windows, on ${outcome.engine}`));
+  tiles(part, [
+    ["Perplexity", `× ${logits.perplexity_ratio.toFixed(4)}`, margin(logits.perplexity_ratio_error, (error) => error.toFixed(4))],
+    ["Mean KL, nats per token", logits.mean_kl.toFixed(5), `${margin(logits.mean_kl_error, (error) => error.toFixed(5))}; largest ${digits(logits.max_kl, 3)}`],
+    ["Same first token", `${(100 * logits.top1_agreement).toFixed(2)} %`, margin(logits.top1_error, (error) => `${(100 * error).toFixed(2)} %`)],
+  ]);
+  const values = [["original", logits.perplexity_original, "--dense"], ["compressed", logits.perplexity_compressed, "--accent"]];
+  figure(part, "chart-perplexity", "Perplexity", () => base({
+    tooltip: { trigger: "item", valueFormatter: (value) => digits(value, 6) },
+    grid: { left: 84, right: 64, top: 8, bottom: 28 },
+    xAxis: axis({ type: "value", min: 0 }),
+    yAxis: axis({ type: "category", data: values.map(([name]) => name), inverse: true, splitLine: { show: false } }),
+    series: [{
+      type: "bar", name: "perplexity", barMaxWidth: 28,
+      label: { show: true, position: "right", color: css("--ink"), formatter: ({ value }) => value.toFixed(3) },
+      data: values.map(([, value, colour]) => ({ value, itemStyle: { color: css(colour) } })),
+    }],
+  }), 130);
+}
+
+function findings({ verification }) {
+  if (!verification?.findings.length) return;
+  const part = section("findings", "What verification found");
+  table(part, ["Kind", "Where", "What"], verification.findings.map((one) => [one.kind, one.name, one.detail]));
+}
+
+function provenance({ report }) {
+  const part = section("provenance", "Where it comes from");
+  part.classList.add("long");
+  const flat = (value) => {
+    if (Array.isArray(value)) return value.length ? value.map(flat).join(", ") : "none";
+    if (typeof value === "number" && Number.isInteger(value)) return grouped(value);
+    return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value ?? "none");
+  };
+  const settings = Object.entries(report.settings);
+  const budget = report.budget;
+  table(part, ["What", "Value"], [
+    ["Tool", `${report.tool} ${report.version}`],
+    ["Base model", report.base_model.id ?? "given as a directory"],
+    ["Revision", report.base_model.revision],
+    ["Stored as", report.storage],
+    ["Asked to remove", budget && `${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
+    ["Above the least possible error by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
+    ...settings.map(([name, value]) => [name.replaceAll("_", " "), flat(value)]),
+  ]);
+  const files = el("details", {}, el("summary", {}, `${report.base_model.files.length} files of the base`));
+  part.append(files);
+  table(files, ["File", "Bytes#", "SHA-256"], report.base_model.files.map((file) => [el("code", {}, file.name), grouped(file.bytes), el("code", {}, file.sha256)]));
+}
+
+// ---- the page
+
+function drawAll() {
+  for (const { chart, option } of figures) {
+    const instance = echarts.getInstanceByDom(chart) ?? echarts.init(chart, null, { renderer: "svg" });
+    instance.resize();
+    instance.setOption(option(), true);
+  }
+}
+
+function watchWidths() {
+  const observer = new ResizeObserver((entries) => entries.forEach(({ target }) => echarts.getInstanceByDom(target)?.resize()));
+  figures.forEach(({ chart }) => observer.observe(chart));
+}
+
+function watchTheme() {
+  const root = document.documentElement;
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  dark.addEventListener("change", drawAll);
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    drawAll();
+  });
+  // Paper is light, and figures are drawn in the colours of the moment.
+  let screenTheme;
+  window.addEventListener("beforeprint", () => {
+    screenTheme = root.dataset.theme;
+    root.dataset.theme = "light";
+    drawAll();
+  });
+  window.addEventListener("afterprint", () => {
+    if (screenTheme) root.dataset.theme = screenTheme;
+    else delete root.dataset.theme;
+    drawAll();
+  });
+}
+
+document.getElementById("name").textContent = data.name;
+document.getElementById("subtitle").textContent = data.subtitle;
+const link = document.getElementById("download");
+link.download = `${data.name}.report.json`;
+link.addEventListener("click", () => {
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(data, null, 2)], { type: "application/json" }));
+});
+if (data.checkpoint) {
+  for (const draw of [summary, quality, heatMaps, spectra, layerErrors, perLayer, coverage, findings, provenance]) draw(data.checkpoint);
+}
+drawAll();
+watchWidths();
+watchTheme();

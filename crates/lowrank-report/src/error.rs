@@ -1,0 +1,50 @@
+//! Every way in which making a page can fail.
+
+use std::path::PathBuf;
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The directory holds no compressed checkpoint.
+    #[error("{}: no {file} in it; give the output of `lowrank-compress`", dir.display())]
+    NotACheckpoint {
+        /// What was given.
+        dir: PathBuf,
+        /// What it lacks.
+        file: &'static str,
+    },
+    /// A file that is there cannot be read.
+    #[error("{}: cannot read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A document that is not what its name says.
+    #[error("{}: {source}", path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        source: serde_json::Error,
+    },
+    /// A document that contradicts the checkpoint.
+    #[error("{}: belongs to another checkpoint than {}; {remedy}", path.display(), dir.display())]
+    OtherCheckpoint {
+        /// The document.
+        path: PathBuf,
+        /// The checkpoint.
+        dir: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The page cannot be written.
+    #[error("{}: the report was not written: {source}", path.display())]
+    Write {
+        /// The page.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
