@@ -12,6 +12,7 @@
 //! | [`budget`] | what the user asked to remove, in exact integers |
 //! | [`spectrum`] | the error of every rank |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
+//! | [`ranks`] | the flat rank map of `--ranks` |
 //! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`display`] | how counts are shown |
@@ -28,6 +29,7 @@ pub mod params;
 pub mod pivots;
 pub mod plan;
 pub mod progress;
+pub mod ranks;
 pub mod spectrum;
 pub mod tensor;
 
