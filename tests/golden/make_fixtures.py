@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
-PASSAGE = FIXTURES.parent.parent / "crates/lowrank-verify/assets/passage.txt"
+PASSAGE = FIXTURES.parent.parent / "crates/lowrank-text/assets/verification.txt"
 HIDDEN, INTERMEDIATE, LAYERS, EXPERTS, VOCAB = 16, 24, 2, 4, 64
 LENGTHS = [40, 17]
 

@@ -116,12 +116,7 @@ fn of_verify(error: &VerifyError) -> Failure {
         VerifyError::Forward(ForwardError::Device { .. }) => Failure::Unexpected,
         VerifyError::Forward(_) => Failure::Usage,
         VerifyError::NoFolder { .. } => Failure::NoModel,
-        VerifyError::Text { .. }
-        | VerifyError::TextKind { .. }
-        | VerifyError::TextContent { .. }
-        | VerifyError::Tokenizer { .. }
-        | VerifyError::TooShort { .. }
-        | VerifyError::Window { .. } => Failure::Usage,
+        VerifyError::Text(_) => Failure::Usage,
     }
 }
 

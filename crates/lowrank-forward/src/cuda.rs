@@ -279,18 +279,22 @@ impl Mixture for CudaMixture<'_> {
             for (tokens, shares) in tokens.chunks(EXPERT_TOKENS).zip(shares.chunks(EXPERT_TOKENS)) {
                 let rows = lane.rows(tokens, input.len() / self.width)?;
                 let x = lane.gather(input, &rows, self.width)?; // [n, H]
-                let mut gate = lane.linear(&x, &w1)?; // [n, F]
-                lane.swiglu(&mut gate, &lane.linear(&x, &w3)?)?;
+                let host = |buffer: &Buffer<f32>| lane.download(buffer, 0, buffer.len());
+                let mut gate = lane.linear(&x, &w1)?; // [n, F], then the activations
+                let gate_on_host = observer.sees_experts().then(|| host(&gate)).transpose()?;
+                let up = lane.linear(&x, &w3)?; // [n, F]
+                lane.swiglu(&mut gate, &up)?;
                 let y = lane.linear(&gate, &w2)?; // [n, H]
                 lane.scatter_add(output, &y, &rows, shares)?;
-                if observer.sees_experts() {
-                    let host = |buffer: &Buffer<f32>| lane.download(buffer, 0, buffer.len());
+                if let Some(gate_on_host) = gate_on_host {
                     observer.expert(&ExpertBatch {
                         layer,
                         expert,
                         tokens,
                         weights: shares,
                         x: &host(&x)?,
+                        gate: &gate_on_host,
+                        up: &host(&up)?,
                         activations: &host(&gate)?,
                         y: &host(&y)?,
                     });

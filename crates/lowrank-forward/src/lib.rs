@@ -34,6 +34,7 @@ pub mod attention;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod distribution;
 pub mod engine;
 pub mod error;
 pub mod head;
@@ -48,7 +49,7 @@ pub mod rope;
 pub mod router;
 
 pub use cpu::Cpu;
-pub use engine::{Chosen, Device, Engine, choose};
+pub use engine::{Chosen, Device, Engine, StoredExpert, choose};
 pub use error::ForwardError;
 pub use head::Head;
 pub use hidden::Hidden;

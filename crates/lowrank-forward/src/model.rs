@@ -107,12 +107,23 @@ impl<'a> Forward<'a> {
         inputs: &[&[f32]],
         observer: &mut dyn Observer,
     ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        self.moe_of(layer, inputs, observer, |expert| self.expert(layer, expert))
+    }
+
+    /// As [`Forward::moe`], with experts from elsewhere: to try a layer with other matrices.
+    pub fn moe_of<E: From<ForwardError>>(
+        &self,
+        layer: usize,
+        inputs: &[&[f32]],
+        observer: &mut dyn Observer,
+        mut expert_of: impl FnMut(usize) -> Result<StoredExpert, E>,
+    ) -> Result<Vec<Vec<f32>>, E> {
         let router = self.tensor(&names::router(layer))?; // [E, H]
         let mut mixture = self.engine.mixture(inputs, &router, self.config.num_experts_per_tok)?;
         for expert in 0..self.config.num_local_experts {
-            mixture.expert((layer, expert), self.expert(layer, expert)?, observer)?;
+            mixture.expert((layer, expert), expert_of(expert)?, observer)?;
         }
-        mixture.outputs()
+        Ok(mixture.outputs()?)
     }
 
     /// Which experts the tokens of an input [N, H] visit.
@@ -152,7 +163,8 @@ impl<'a> Forward<'a> {
         Ok(hidden)
     }
 
-    fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
+    /// The matrices of one expert, as they are stored.
+    pub fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
         let read = |projection| self.checkpoint.read_matrix(MatrixId { layer, expert, projection });
         Ok(StoredExpert { w1: read(Projection::W1)?, w2: read(Projection::W2)?, w3: read(Projection::W3)? })
     }

@@ -10,7 +10,7 @@ use crate::router::Routing;
 use rayon::prelude::*;
 
 /// Tokens gathered at a time: bounds the [n, F] activations that the observer is shown.
-const BATCH_TOKENS: usize = 16 * TILE_TOKENS;
+const BATCH_TOKENS: usize = 8 * TILE_TOKENS;
 
 /// Weights of one expert.
 #[derive(Debug)]
@@ -26,10 +26,11 @@ pub struct ExpertWeights {
 /// Buffers that one expert after another fills.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    x: Vec<f32>,    // [n, H]
-    gate: Vec<f32>, // [n, F], then the activations
-    up: Vec<f32>,   // [n, F]
-    y: Vec<f32>,    // [n, H]
+    x: Vec<f32>,           // [n, H]
+    gate: Vec<f32>,        // [n, F]
+    up: Vec<f32>,          // [n, F]
+    activations: Vec<f32>, // [n, F]
+    y: Vec<f32>,           // [n, H]
 }
 
 impl ExpertWeights {
@@ -50,27 +51,30 @@ impl ExpertWeights {
             scratch.x.resize(n * h, 0.0);
             scratch.gate.resize(n * f, 0.0);
             scratch.up.resize(n * f, 0.0);
+            scratch.activations.resize(n * f, 0.0);
             scratch.y.resize(n * h, 0.0);
-            let Scratch { x, gate, up, y } = &mut *scratch;
+            let Scratch { x, gate, up, activations, y } = &mut *scratch;
             (
                 tokens.par_chunks(TILE_TOKENS),
                 x.par_chunks_mut(TILE_TOKENS * h),
                 gate.par_chunks_mut(TILE_TOKENS * f),
                 up.par_chunks_mut(TILE_TOKENS * f),
+                activations.par_chunks_mut(TILE_TOKENS * f),
                 y.par_chunks_mut(TILE_TOKENS * h),
             )
                 .into_par_iter()
-                .for_each(|(tokens, x, gate, up, y)| {
+                .for_each(|(tokens, x, gate, up, activations, y)| {
                     for (x, &token) in x.chunks_exact_mut(h).zip(tokens) {
                         x.copy_from_slice(&input[token * h..][..h]);
                     }
                     self.w1.apply(x, gate);
                     self.w3.apply(x, up);
-                    swiglu(gate, up);
-                    self.w2.apply(gate, y);
+                    activations.copy_from_slice(gate);
+                    swiglu(activations, up);
+                    self.w2.apply(activations, y);
                 });
             scatter(output, h, tokens, weights, y);
-            observer.expert(&ExpertBatch { layer, expert, tokens, weights, x, activations: gate, y });
+            observer.expert(&ExpertBatch { layer, expert, tokens, weights, x, gate, up, activations, y });
         }
     }
 }

@@ -13,7 +13,11 @@ pub struct ExpertBatch<'a> {
     pub weights: &'a [f32],
     /// [n, H]: inputs of w1 and w3.
     pub x: &'a [f32],
-    /// [n, F]: silu(w1 x) ∘ w3 x, the inputs of w2.
+    /// [n, F]: w1 x.
+    pub gate: &'a [f32],
+    /// [n, F]: w3 x.
+    pub up: &'a [f32],
+    /// [n, F]: silu(gate) ∘ up, the inputs of w2.
     pub activations: &'a [f32],
     /// [n, H]: w2's outputs, before the router's weight.
     pub y: &'a [f32],

@@ -9,8 +9,6 @@
 //! | [`factors`] | ‖W − u·v‖ / ‖W‖ of one matrix, in f64 |
 //! | [`record`] | what `lowrank_report.json` claims (an independent decoder) |
 //! | [`outcome`] | running both models: layer errors, KL, top-1 agreement, perplexity |
-//! | [`distribution`] | two logit rows compared |
-//! | [`text`] | which tokens, cut into which windows |
 //! | [`report`] | the result: findings, numbers, verdict; as JSON and as a table |
 //! | [`options`] | text, window, thresholds |
 //!
@@ -18,22 +16,19 @@
 //! and the tensor's name, and the rest is still checked; only what keeps the verifier from working is a
 //! [`VerifyError`].
 //!
-//! **Bundled text.** Without a text, the opening of *Jack Sheppard* by William Harrison Ainsworth (1839; public domain,
-//! from Project Gutenberg) is used: `assets/passage.txt`, 61 kB from chapter I on. The bundled model was trained on other
-//! novels. The report says when it was used.
+//! Without a text, a bundled passage is used ([`lowrank_text::Passage`]); the report says so.
 
 pub mod claims;
-pub mod distribution;
 mod error;
 pub mod factors;
 pub mod options;
 pub mod outcome;
 pub mod record;
 pub mod report;
-pub mod text;
 mod verify;
 
 pub use error::VerifyError;
-pub use options::{Depth, TextSource, Thresholds, VerifyOptions};
+pub use lowrank_text::TextSource;
+pub use options::{Depth, Thresholds, VerifyOptions};
 pub use report::{Finding, FindingKind, Report, Verdict};
 pub use verify::{verify, verify_on};

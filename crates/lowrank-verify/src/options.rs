@@ -1,7 +1,7 @@
 //! What to verify with, and what is good enough.
 
+use lowrank_text::{Passage, Pick, TextRequest, TextSource};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// Tokens of a window, unless told otherwise.
 pub const WINDOW_TOKENS: usize = 256;
@@ -25,11 +25,19 @@ impl Default for VerifyOptions {
     fn default() -> Self {
         Self {
             depth: Depth::Full,
-            text: TextSource::Passage,
+            text: TextSource::Bundled(Passage::Verification),
             window: WINDOW_TOKENS,
             max_tokens: None,
             thresholds: Thresholds::default(),
         }
+    }
+}
+
+impl VerifyOptions {
+    /// The tokens that these options mean.
+    pub fn text_request(&self) -> TextRequest<'_> {
+        let &Self { ref text, window, max_tokens, .. } = self;
+        TextRequest { source: text, window, max_tokens, pick: Pick::First }
     }
 }
 
@@ -41,16 +49,6 @@ pub enum Depth {
     Static,
     /// Files, then both models on the same tokens.
     Full,
-}
-
-/// Where the tokens come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TextSource {
-    /// The bundled passage.
-    Passage,
-    /// `.txt`, `.jsonl` with a `text` field, or token ids as `.json` (an array, or an array of arrays) or `.ids`
-    /// (whitespace between them).
-    File(PathBuf),
 }
 
 /// Limits; absent ones are not held against the report.

@@ -3,13 +3,13 @@
 //! One layer of each is in memory at a time. The compressed mixture runs twice: on the original's inputs (how wrong is
 //! this layer alone) and on its own (how wrong has it all become); each expert is read once for both.
 
-use crate::distribution::{Position, compare, mean_and_error};
 use crate::error::VerifyError;
 use crate::report::{Finding, FindingKind, LayerError, Logits, Outcome};
-use crate::text::Windows;
+use lowrank_forward::distribution::{Position, compare, mean_and_error};
 use lowrank_forward::{Engine, Forward, Hidden};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
+use lowrank_text::Windows;
 use rayon::prelude::*;
 
 /// Runs both models.

@@ -1,9 +1,9 @@
 //! The result: a value that is printed, stored as `verification.json` and turned into an exit code.
 
 use crate::options::Thresholds;
-use crate::text::TextInfo;
 use lowrank_model::display::grouped;
 use lowrank_model::plan::Size;
+use lowrank_text::TextInfo;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 

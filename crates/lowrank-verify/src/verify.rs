@@ -5,10 +5,10 @@ use crate::error::VerifyError;
 use crate::options::{Depth, Thresholds, VerifyOptions};
 use crate::outcome;
 use crate::report::{Finding, FindingKind, Outcome, Report};
-use crate::text::windows;
 use lowrank_forward::{Cpu, Engine};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
+use lowrank_text::windows;
 use std::path::Path;
 
 /// Holds a compressed checkpoint against its original; both models run on the CPU.
@@ -39,7 +39,7 @@ pub fn verify_on(
     // Before hours of work: is there a text?
     let windows = match options.depth {
         Depth::Static => None,
-        Depth::Full => Some(windows(&original, options)?),
+        Depth::Full => Some(windows(original.dir(), &options.text_request())?),
     };
     let failed = |findings| Ok(Report::new(findings, None, None, options.thresholds));
     let compressed = match Checkpoint::open(compressed) {

@@ -7,7 +7,8 @@ use crate::progress::Talk;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use lowrank_forward::choose;
-use lowrank_verify::{Depth, Report, TextSource, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
+use lowrank_text::{Passage, TextSource};
+use lowrank_verify::{Depth, Report, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
 use std::path::{Path, PathBuf};
 
 /// Flags of `verify`.
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     }
     let options = VerifyOptions {
         depth: if args.static_only { Depth::Static } else { Depth::Full },
-        text: args.text.clone().map_or(TextSource::Passage, TextSource::File),
+        text: args.text.clone().map_or(TextSource::Bundled(Passage::Verification), TextSource::File),
         window: args.window,
         max_tokens: args.max_tokens,
         thresholds: Thresholds {

@@ -3,7 +3,8 @@
 
 use lowrank_model::progress::Silent;
 use lowrank_reader::Checkpoint;
-use lowrank_verify::{TextSource, Verdict, VerifyError, VerifyOptions, text, verify};
+use lowrank_text::TextError;
+use lowrank_verify::{TextSource, Verdict, VerifyOptions, verify};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,8 @@ fn the_passage_has_the_tokens_and_the_perplexity_of_the_reference() {
     let perplexity = f64::from_le_bytes(golden.tensor("perplexity").unwrap().data().try_into().unwrap());
 
     let tiny = fixtures().join("tiny-mixtral");
-    let all = text::windows(&Checkpoint::open(&tiny).unwrap(), &VerifyOptions::default()).unwrap();
+    let request = VerifyOptions::default();
+    let all = lowrank_text::windows(Checkpoint::open(&tiny).unwrap().dir(), &request.text_request()).unwrap();
     assert_eq!(all.sequences.concat(), ids[..ids.len() / window * window]);
     assert!(all.info.bundled);
 
@@ -44,7 +46,7 @@ fn every_kind_of_text_gives_the_same_tokens() {
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         let options = VerifyOptions { text: TextSource::File(path), window: 8, ..VerifyOptions::default() };
-        text::windows(&tiny, &options).map(|windows| windows.sequences)
+        lowrank_text::windows(tiny.dir(), &options.text_request()).map(|windows| windows.sequences)
     };
     let txt = read("a.txt", sentence).unwrap();
     assert!(txt.len() > 2 && txt.iter().all(|window| window.len() == 8));
@@ -56,8 +58,8 @@ fn every_kind_of_text_gives_the_same_tokens() {
     assert_eq!(read("a.ids", &words.join("\n ")).unwrap(), txt);
     // A text shorter than a window is one window; one token predicts nothing.
     assert_eq!(read("short.ids", "5 6 7").unwrap(), [[5, 6, 7]]);
-    assert!(matches!(read("one.ids", "5"), Err(VerifyError::TooShort { tokens: 1 })));
-    assert!(matches!(read("bad.ids", "5 x"), Err(VerifyError::TextContent { .. })));
-    assert!(matches!(read("bad.jsonl", "{\"body\": 1}"), Err(VerifyError::TextContent { .. })));
-    assert!(matches!(read("a.pdf", "5"), Err(VerifyError::TextKind { .. })));
+    assert!(matches!(read("one.ids", "5"), Err(TextError::TooShort { tokens: 1 })));
+    assert!(matches!(read("bad.ids", "5 x"), Err(TextError::Content { .. })));
+    assert!(matches!(read("bad.jsonl", "{\"body\": 1}"), Err(TextError::Content { .. })));
+    assert!(matches!(read("a.pdf", "5"), Err(TextError::Kind { .. })));
 }

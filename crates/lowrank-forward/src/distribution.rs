@@ -3,7 +3,7 @@
 //! p = softmax(original), q = softmax(compressed): KL(p ‖ q) = Σ p (log p − log q), in nats. Exponentials are f32 to
 //! 2 ulp; differences and sums are f64.
 
-use lowrank_forward::math::exp;
+use crate::math::exp;
 
 /// One position.
 #[derive(Debug, Clone, Copy, PartialEq)]

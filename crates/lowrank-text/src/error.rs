@@ -1,0 +1,50 @@
+//! Why there are no tokens.
+
+use std::path::PathBuf;
+
+/// A text that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// A text or token file could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A text file of a kind that is not known.
+    #[error("{}: give a .txt, a .jsonl (`text` field), or token ids as .json or .ids", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A text or token file that does not hold what its ending says.
+    #[error("{}: {what}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        what: String,
+    },
+    /// The tokenizer is absent or unusable.
+    #[error("{}: {what}; give token ids (.json, .ids) instead of text", path.display())]
+    Tokenizer {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Too little text to predict anything.
+    #[error("the text has {tokens} tokens; at least 2 are needed to predict one from another")]
+    TooShort {
+        /// How many there are.
+        tokens: usize,
+    },
+    /// A window in which nothing can be predicted.
+    #[error("the window is {window} tokens; at least 2 are needed to predict one from another")]
+    Window {
+        /// What was asked for.
+        window: usize,
+    },
+}

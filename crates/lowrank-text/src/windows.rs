@@ -1,0 +1,274 @@
+//! From a text to windows of tokens.
+//!
+//! **The rule.** A text is cut into pieces of 50,000 characters, each is encoded for itself by the checkpoint's own
+//! `tokenizer.json` without special tokens, and the ids are joined. Documents of a `.jsonl` are encoded one by one and
+//! joined. The stream is cut into windows that neither overlap nor see each other; what is left at the end is dropped,
+//! unless it is all there is. Of too many windows the first are taken, or some spread evenly over the text. Each window
+//! predicts all its tokens but the first. Perplexity is exp of the mean loss
+//! over all predicted tokens.
+//!
+//! By this rule transformers in f32 gives the bundled model a perplexity of 24.4730 on the first 262,144 tokens of
+//! *Jack Sheppard* in windows of 256.
+
+use crate::TextError;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
+
+/// A text in the binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// To verify on.
+    Verification,
+    /// To calibrate on.
+    Calibration,
+}
+
+impl Passage {
+    /// The text.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Verification => include_str!("../assets/verification.txt"),
+            Self::Calibration => include_str!("../assets/calibration.txt"),
+        }
+    }
+
+    /// What reports call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Verification => "bundled passage",
+            Self::Calibration => "bundled calibration passage",
+        }
+    }
+}
+
+/// Characters that are encoded together: bounds the work of one call.
+const PIECE_CHARACTERS: usize = 50_000;
+/// Of a text that is longer than this many times what is wanted, only the beginning is encoded.
+const SPREAD_MAX: usize = 16;
+
+/// Where the tokens come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextSource {
+    /// A text in the binary.
+    Bundled(Passage),
+    /// `.txt`, `.jsonl` with a `text` field, or token ids as `.json` (an array, or an array of arrays) or `.ids`
+    /// (whitespace between them).
+    File(PathBuf),
+}
+
+/// Which windows are taken, if there are more than wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pick {
+    /// From the start.
+    First,
+    /// Evenly over the text.
+    Spread,
+}
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextRequest<'a> {
+    /// Where the tokens come from.
+    pub source: &'a TextSource,
+    /// Tokens of a window; windows do not overlap and do not see each other.
+    pub window: usize,
+    /// Whole windows are taken until this many tokens; absent: all.
+    pub max_tokens: Option<usize>,
+    /// Which.
+    pub pick: Pick,
+}
+
+/// Tokens to run a model on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Windows {
+    /// Each at least 2 tokens long.
+    pub sequences: Vec<Vec<u32>>,
+    /// What they are.
+    pub info: TextInfo,
+}
+
+/// What was read, for the report. No path: the same text gives the same report anywhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextInfo {
+    /// A bundled text's name, or the file's.
+    pub source: String,
+    /// Whether it is in the binary.
+    pub bundled: bool,
+    /// Windows.
+    pub sequences: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+    /// Tokens of a window.
+    pub window: usize,
+}
+
+/// Reads the text, encodes it with the tokenizer in the checkpoint's directory, and cuts it.
+pub fn windows(checkpoint_dir: &Path, request: &TextRequest<'_>) -> Result<Windows, TextError> {
+    let TextRequest { source, window, max_tokens, pick } = *request;
+    if window < 2 {
+        return Err(TextError::Window { window });
+    }
+    let enough = match pick {
+        Pick::First => max_tokens,
+        Pick::Spread => max_tokens.map(|tokens| tokens.saturating_mul(SPREAD_MAX)),
+    };
+    let (name, streams) = match source {
+        TextSource::Bundled(passage) => {
+            let ids = encode(checkpoint_dir, &[passage.text()], enough)?;
+            (passage.name().to_owned(), vec![ids])
+        }
+        TextSource::File(path) => {
+            let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+            (name, streams_of_file(checkpoint_dir, path, enough)?)
+        }
+    };
+    let cut = streams.iter().flat_map(|stream| {
+        let whole = stream.len() / window * window;
+        // A stream shorter than a window is one window.
+        let used = if whole == 0 { stream.as_slice() } else { &stream[..whole] };
+        used.chunks(window).filter(|window| window.len() >= 2)
+    });
+    let cut: Vec<&[u32]> = cut.collect();
+    let sequences = match (pick, max_tokens) {
+        (_, None) => cut.iter().map(|window| window.to_vec()).collect(),
+        (Pick::First, Some(most)) => first(&cut, most),
+        (Pick::Spread, Some(most)) => spread(&cut, (most / window).max(1)),
+    };
+    if sequences.is_empty() {
+        return Err(TextError::TooShort { tokens: streams.iter().map(Vec::len).sum() });
+    }
+    let tokens = sequences.iter().map(Vec::len).sum();
+    let bundled = matches!(source, TextSource::Bundled(_));
+    let info = TextInfo { source: name, bundled, sequences: sequences.len(), tokens, window };
+    Ok(Windows { sequences, info })
+}
+
+/// Windows from the start up to so many tokens; at least one.
+fn first(cut: &[&[u32]], most: usize) -> Vec<Vec<u32>> {
+    let mut tokens = 0;
+    let fits = |(at, window): &(usize, &&[u32])| {
+        tokens += window.len();
+        *at == 0 || tokens <= most
+    };
+    cut.iter().enumerate().take_while(fits).map(|(_, window)| window.to_vec()).collect()
+}
+
+/// So many windows, as far from each other as can be.
+fn spread(cut: &[&[u32]], wanted: usize) -> Vec<Vec<u32>> {
+    let wanted = wanted.min(cut.len());
+    (0..wanted).map(|i| cut[i * cut.len() / wanted].to_vec()).collect()
+}
+
+/// Token ids in a file, as `.json` or `.ids` without a tokenizer; one stream per text.
+pub fn token_ids(checkpoint_dir: &Path, path: &Path) -> Result<Vec<Vec<u32>>, TextError> {
+    streams_of_file(checkpoint_dir, path, None)
+}
+
+fn streams_of_file(dir: &Path, path: &Path, max_tokens: Option<usize>) -> Result<Vec<Vec<u32>>, TextError> {
+    let content = |what: String| TextError::Content { path: path.into(), what };
+    let text =
+        std::fs::read_to_string(path).map_err(|source| TextError::Read { path: path.into(), source })?;
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("txt") => Ok(vec![encode(dir, &[text], max_tokens)?]),
+        Some("jsonl") => {
+            #[derive(Deserialize)]
+            struct Line {
+                text: String,
+            }
+            let mut documents = Vec::new();
+            for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+                let line: Line = serde_json::from_str(line)
+                    .map_err(|error| content(format!("line {}: {error}", number + 1)))?;
+                documents.push(line.text);
+            }
+            Ok(vec![encode(dir, &documents, max_tokens)?])
+        }
+        Some("json") => {
+            #[derive(Deserialize)]
+            #[serde(untagged)]
+            enum Ids {
+                One(Vec<u32>),
+                Many(Vec<Vec<u32>>),
+            }
+            match serde_json::from_str(&text) {
+                Ok(Ids::One(ids)) => Ok(vec![ids]),
+                Ok(Ids::Many(streams)) => Ok(streams),
+                Err(_) => Err(content("is neither an array of token ids nor an array of such arrays".into())),
+            }
+        }
+        Some("ids") => {
+            let ids = text
+                .split_whitespace()
+                .map(|word| word.parse::<u32>().map_err(|_| content(format!("`{word}` is not a token id"))));
+            Ok(vec![ids.collect::<Result<_, _>>()?])
+        }
+        _ => Err(TextError::Kind { path: path.into() }),
+    }
+}
+
+/// Ids of all documents, joined; stops after the piece that reaches `enough`.
+fn encode(dir: &Path, documents: &[impl AsRef<str>], enough: Option<usize>) -> Result<Vec<u32>, TextError> {
+    let path = dir.join("tokenizer.json");
+    let failed =
+        |error: tokenizers::Error| TextError::Tokenizer { path: path.clone(), what: error.to_string() };
+    let tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
+    let mut ids = Vec::new();
+    for document in documents {
+        for piece in pieces(document.as_ref()) {
+            ids.extend_from_slice(tokenizer.encode(piece, false).map_err(failed)?.get_ids());
+            if enough.is_some_and(|enough| ids.len() >= enough) {
+                return Ok(ids);
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// Runs of [`PIECE_CHARACTERS`] characters.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = rest.char_indices().nth(PIECE_CHARACTERS).map_or(rest.len(), |(at, _)| at);
+        let (piece, tail) = rest.split_at(end);
+        rest = tail;
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_taken_from_the_start_or_spread() {
+        let stream: Vec<u32> = (0..20).collect();
+        let cut: Vec<&[u32]> = stream.chunks(2).collect();
+        let firsts = |windows: Vec<Vec<u32>>| windows.iter().map(|window| window[0]).collect::<Vec<_>>();
+        assert_eq!(firsts(first(&cut, 7)), [0, 2, 4]);
+        assert_eq!(firsts(first(&cut, 1)), [0]);
+        assert_eq!(firsts(spread(&cut, 4)), [0, 4, 10, 14]);
+        assert_eq!(spread(&cut, 99).len(), 10);
+        assert!(spread(&[], 4).is_empty());
+    }
+
+    #[test]
+    fn bundled_texts_do_not_overlap() {
+        let (ours, theirs) = (Passage::Calibration.text(), Passage::Verification.text());
+        let long = |line: &&str| line.len() > 60;
+        assert!(theirs.lines().filter(long).count() > 100);
+        assert!(!theirs.lines().filter(long).any(|line| ours.contains(line)));
+    }
+
+    #[test]
+    fn pieces_are_counted_in_characters_and_lose_nothing() {
+        let text = "ä".repeat(PIECE_CHARACTERS) + "x";
+        let parts: Vec<&str> = pieces(&text).collect();
+        assert_eq!(parts.len(), 2);
+        assert_eq!(parts.concat(), text);
+        assert_eq!(pieces("").count(), 0);
+    }
+}
