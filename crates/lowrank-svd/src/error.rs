@@ -48,6 +48,54 @@ pub enum SvdError {
         /// How far below zero rounding can reach.
         tolerance: f64,
     },
+    /// A moment or a map of another matrix.
+    #[error("a {what} [{rows}, {cols}] was given for a matrix {shape}, where it must be [{size}, {size}]")]
+    MetricShape {
+        /// Moment or map.
+        what: &'static str,
+        /// Of what was given.
+        rows: usize,
+        /// Of what was given.
+        cols: usize,
+        /// What it must have of either.
+        size: usize,
+        /// Of the matrix.
+        shape: MatrixShape,
+    },
+    /// A moment or a map is NaN or infinite.
+    #[error("entry [{row}, {col}] of the {what} is {value}: every entry must be finite")]
+    MetricNotFinite {
+        /// Moment or map.
+        what: &'static str,
+        /// Row of the first offender.
+        row: usize,
+        /// Column of the first offender.
+        col: usize,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// Not one weight per row.
+    #[error("{values} row weights were given for a matrix {shape}: one per row is needed")]
+    RowWeights {
+        /// Given.
+        values: usize,
+        /// Of the matrix.
+        shape: MatrixShape,
+    },
+    /// A row weight that is none.
+    #[error("row weight {row} is {value}: it must be finite and not negative")]
+    RowWeight {
+        /// Which.
+        row: usize,
+        /// Its value.
+        value: f64,
+    },
+    /// A share that is none.
+    #[error("the blend is {value}: it must lie in 0..=1")]
+    Blend {
+        /// Given.
+        value: f64,
+    },
     /// Singular values beyond the largest f32.
     #[error("the singular values exceed f32: the largest weight is {largest_weight:e}")]
     Overflow {

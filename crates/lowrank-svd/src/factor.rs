@@ -9,12 +9,13 @@ use crate::randomized::{Sketch, Subspace, generator, subspace};
 use crate::spectrum::sigma_from_eigenvalues;
 use crate::survey::{Survey, survey};
 use crate::{Factors, Precision, PrecisionChoice, SvdError};
-use lowrank_compute::blocks::for_each_block;
-use lowrank_compute::{Accumulate, Backend, Kernels, Real, Side};
+use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{MatrixId, MatrixShape, Projection, Spectrum, Tensor};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub use crate::residual::residual_energy;
 
 /// `auto` sketches only matrices whose short side is at least this.
 const SKETCH_SHORT_SIDE_MIN: usize = 2048;
@@ -79,7 +80,7 @@ impl FactorOptions {
         Self { stream: (id.layer as u64) << 32 | (id.expert as u64) << 2 | projection, ..self }
     }
 
-    fn sketch(&self, shape: MatrixShape, rank: usize) -> Option<Sketch> {
+    pub(crate) fn sketch(&self, shape: MatrixShape, rank: usize) -> Option<Sketch> {
         let short = shape.short_side();
         let sketched = match self.method {
             MethodChoice::Exact => false,
@@ -146,7 +147,10 @@ pub struct Factored {
     pub route: Route,
     /// ‖W − u·v‖ / ‖W‖; 0 for a zero matrix.
     pub relative_error: f64,
-    /// ‖W − u·v‖ over the least possible at this rank, − 1. Absent without a spectrum (a sketch alone bounds the optimum
+    /// The same in the metric that the factors were made for, and relative to what the metric makes of Ŵ = 0; absent
+    /// where that is [`crate::Metric::Weights`].
+    pub metric_error: Option<f64>,
+    /// The error in the metric over the least possible at this rank, − 1. Absent without a spectrum (a sketch alone bounds the optimum
     /// only from above), and where the optimum lies below the rounding of f32.
     pub excess_over_optimum: Option<f64>,
 }
@@ -161,15 +165,7 @@ pub fn factor(
 ) -> Result<Factored, SvdError> {
     let survey = survey(w)?;
     let Survey { shape, energy, largest_weight } = survey;
-    let rank_max = shape.short_side();
-    if rank == 0 || rank > rank_max {
-        return Err(SvdError::Rank { rank, rank_max, shape });
-    }
-    if let Some(spectrum) = spectrum
-        && spectrum.sigma().len() != rank_max
-    {
-        return Err(SvdError::OtherSpectrum { values: spectrum.sigma().len(), shape });
-    }
+    check_request(shape, rank, spectrum)?;
     let side = Side::short(shape);
     let sketch = options.sketch(shape, rank);
     let known = Known {
@@ -187,31 +183,23 @@ pub fn factor(
                 task.find::<f64>(backend).map(|(found, condition)| (Ready::F64(found), condition))
             }
         })?;
-    let Split { factors, kept_energy } = match ready {
+    let Split { factors, kept_energy, .. } = match ready {
         Ready::F32(found) => task.split::<f32>(backend, shape, found),
         Ready::F64(found) => task.split::<f64>(backend, shape, found),
     };
     if !kept_energy.is_finite() {
         return Err(SvdError::Overflow { largest_weight });
     }
-    let by_difference = energy - kept_energy;
-    let missed = if by_difference >= MISSED_SHARE_BY_DIFFERENCE * energy {
-        by_difference
-    } else {
-        residual_energy(backend, w, &factors)
-    };
+    let missed = missed_energy(backend, w, energy, kept_energy, &factors);
     let relative_error = if energy == 0.0 { 0.0 } else { (missed / energy).sqrt() };
-    let route = match sketch {
-        None => Route::Exact { precision },
-        Some(Sketch { columns, power_iterations }) => {
-            Route::Randomized { precision, sketch_columns: columns, power_iterations }
-        }
-    };
-    let excess_over_optimum = spectrum.and_then(|spectrum| {
-        let optimum = spectrum.relative_error(rank);
-        (optimum > f64::from(f32::EPSILON)).then(|| (relative_error / optimum - 1.0).max(0.0))
-    });
-    Ok(Factored { factors, route, relative_error, excess_over_optimum })
+    let excess_over_optimum = excess(Some(relative_error), spectrum, rank);
+    Ok(Factored {
+        factors,
+        route: route(sketch, precision),
+        relative_error,
+        metric_error: None,
+        excess_over_optimum,
+    })
 }
 
 /// Everything about the search except its precision.
@@ -261,25 +249,53 @@ impl Task<'_> {
     }
 }
 
-/// ‖W − u·v‖², the product and the sum in f64.
-pub fn residual_energy(backend: &dyn Backend, w: &Tensor, factors: &Factors) -> f64 {
-    let Factors { shape, rank, u, v } = factors;
-    let wide = |values: &[f32], rows, cols| {
-        ArrayView2::from_shape((rows, cols), values).expect("factors have their shapes").mapv(f64::from)
-    };
-    let (u, v) = (wide(u, shape.rows, *rank), wide(v, *rank, shape.cols));
-    let kernels: &dyn Kernels<f64> = backend;
-    let mut energy = 0.0;
-    let mut product = Array2::zeros((0, 0));
-    for_each_block::<f64>(w, Side::Cols, |first, block| {
-        if product.nrows() != block.nrows() {
-            product = Array2::zeros(block.dim());
+/// ‖W − u·v‖², from the energy that the factors keep where that is exact enough.
+pub(crate) fn missed_energy(
+    backend: &dyn Backend,
+    w: &Tensor,
+    energy: f64,
+    kept_energy: f64,
+    factors: &Factors,
+) -> f64 {
+    let by_difference = energy - kept_energy;
+    if by_difference >= MISSED_SHARE_BY_DIFFERENCE * energy {
+        by_difference
+    } else {
+        residual_energy(backend, w, factors)
+    }
+}
+
+/// Refuses a rank that is none, and a spectrum of another matrix.
+pub(crate) fn check_request(
+    shape: MatrixShape,
+    rank: usize,
+    spectrum: Option<&Spectrum>,
+) -> Result<(), SvdError> {
+    let rank_max = shape.short_side();
+    if rank == 0 || rank > rank_max {
+        return Err(SvdError::Rank { rank, rank_max, shape });
+    }
+    match spectrum {
+        Some(spectrum) if spectrum.sigma().len() != rank_max => {
+            Err(SvdError::OtherSpectrum { values: spectrum.sigma().len(), shape })
         }
-        let rows = u.slice(s![first..first + block.nrows(), ..]);
-        kernels.gemm(rows, v.view(), product.view_mut(), Accumulate::Replace);
-        energy += block.iter().zip(&product).map(|(w, p)| (w - p) * (w - p)).sum::<f64>();
-    });
-    energy
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn route(sketch: Option<Sketch>, precision: Precision) -> Route {
+    match sketch {
+        None => Route::Exact { precision },
+        Some(Sketch { columns, power_iterations }) => {
+            Route::Randomized { precision, sketch_columns: columns, power_iterations }
+        }
+    }
+}
+
+/// An error over the optimum of its rank, − 1.
+pub(crate) fn excess(error: Option<f64>, spectrum: Option<&Spectrum>, rank: usize) -> Option<f64> {
+    let (error, optimum) = (error?, spectrum?.relative_error(rank));
+    (optimum > f64::from(f32::EPSILON)).then(|| (error / optimum - 1.0).max(0.0))
 }
 
 #[cfg(test)]

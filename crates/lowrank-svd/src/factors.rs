@@ -34,20 +34,23 @@ pub(crate) struct Split {
     pub(crate) factors: Factors,
     /// ‖W‖² − ‖W − u·v‖², from the norms of the columns.
     pub(crate) kept_energy: f64,
+    /// What column j of X was multiplied by, and column j of P divided by; 0 where P vanishes.
+    pub(crate) sizes: Vec<f64>,
 }
 
 /// Splits P Xᵀ. Signs are fixed by making the largest entry of each column of X positive.
 pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut p: Array2<f32>) -> Split {
     let (width, rank) = x.dim();
-    let sizes = column_energies(&p);
+    let energies = column_energies(&p);
     let mut kept_energy = 0.0;
     // [d, r] for u on the side of the outputs, [r, d] for v on that of the inputs.
     let mut near = vec![0.0_f32; width * rank];
+    let mut sizes = Vec::with_capacity(rank);
     let mut far_scales = Vec::with_capacity(rank);
     for (j, column) in x.columns().into_iter().enumerate() {
         let norm = column.iter().map(|value| value.as_f64() * value.as_f64()).sum::<f64>();
         // X is orthonormal only up to rounding, and ‖W − W X Xᵀ‖² = ‖W‖² − Σ ‖W xⱼ‖² (2 − ‖xⱼ‖²) up to its square.
-        kept_energy += sizes[j] * (2.0 - norm);
+        kept_energy += energies[j] * (2.0 - norm);
         let mut largest = T::zero();
         for &value in column {
             if value.abs() > largest.abs() {
@@ -55,7 +58,7 @@ pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut 
             }
         }
         let sign = if largest < T::zero() { -1.0 } else { 1.0 };
-        let root = sizes[j].sqrt().sqrt();
+        let root = energies[j].sqrt().sqrt();
         for (i, value) in column.iter().enumerate() {
             let scaled = (sign * root * value.as_f64()) as f32;
             match side {
@@ -63,6 +66,7 @@ pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut 
                 Side::Cols => near[j * width + i] = scaled,
             }
         }
+        sizes.push(sign * root);
         far_scales.push(if root == 0.0 { 0.0 } else { sign / root });
     }
     for mut row in p.rows_mut() {
@@ -74,7 +78,7 @@ pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut 
         Side::Cols => (p.into_raw_vec_and_offset().0, near),
         Side::Rows => (near, transposed(&p)),
     };
-    Split { factors: Factors { shape, rank, u, v }, kept_energy }
+    Split { factors: Factors { shape, rank, u, v }, kept_energy, sizes }
 }
 
 /// ‖pⱼ‖² of every column, summed in f64 row by row.

@@ -13,6 +13,8 @@
 //! | [`mod@spectrum`] | singular values from a Gram matrix |
 //! | [`mod@factor`] | the route to the factors, and what they miss |
 //! | [`factors`] | splitting a subspace into u and v |
+//! | [`mod@metric`] | which norm an error is counted in: weights, or activations that were seen |
+//! | [`calibrated`] | spectrum and factors in a metric |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
@@ -20,19 +22,27 @@
 //! No threads: callers run one matrix per thread, and the bits do not depend on how many.
 
 pub mod allocate;
+pub mod calibrated;
 mod error;
 pub mod factor;
 pub mod factors;
+mod inputs;
+pub mod metric;
+mod outputs;
 pub mod pivot;
 pub mod precision;
 pub mod randomized;
+mod residual;
+mod root;
 pub mod spectrum;
 mod survey;
 
 pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
+pub use calibrated::{decompose_in, factor_in, spectrum_in};
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;
+pub use metric::Metric;
 pub use pivot::{Pivoted, pivot};
 pub use precision::{Precision, PrecisionChoice};
 pub use spectrum::spectrum;

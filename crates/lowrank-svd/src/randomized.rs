@@ -75,7 +75,7 @@ pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
 
 /// ±1, as good a test matrix as Gaussian numbers and free of transcendental functions, whose last bits differ between
 /// platforms.
-fn random_signs<T: Real>(rows: usize, cols: usize, mut rng: ChaCha8Rng) -> Array2<T> {
+pub(crate) fn random_signs<T: Real>(rows: usize, cols: usize, mut rng: ChaCha8Rng) -> Array2<T> {
     let (mut bits, mut left) = (0_u64, 0);
     Array2::from_shape_simple_fn((rows, cols), || {
         if left == 0 {

@@ -1,0 +1,342 @@
+//! Spectra and factors in a [`Metric`]: the same two steps as data-free, on the matrix A that the metric defines.
+//!
+//! 1. [`spectrum_in`]: √λ of A, so the exact error of every rank, in the metric.
+//! 2. [`factor_in`]: the factors of a rank. The moment is decomposed in f64 always; A in f32 where the rule of
+//!    [`crate::precision`] lets it, on what rounding is relative to: ‖S‖²‖G‖, not λ₁ of A.
+//!
+//! [`decompose_in`] does both for the price of the second.
+
+use crate::factor::{check_request, excess, missed_energy, route};
+use crate::factors::{Split, split};
+use crate::inputs::product;
+use crate::metric::Norm;
+use crate::precision::{Known, Precision, in_sufficient_precision};
+use crate::randomized::{Sketch, generator};
+use crate::residual::residual_energy;
+use crate::root::Root;
+use crate::survey::{Survey, survey};
+use crate::{FactorOptions, Factored, Metric, PrecisionChoice, SvdError, factor, spectrum};
+use lowrank_compute::{Backend, Kernels, Real, Side};
+use lowrank_model::{Spectrum, Tensor};
+use ndarray::{Array2, s};
+
+/// Steps to ‖G‖: enough for a hundredth where one eigenvalue leads, and for a factor of two where none does.
+const POWER_ITERATIONS_OF_NORM: usize = 8;
+
+/// A, and what its rounding errors are relative to where that is more than its own norm.
+pub(crate) struct Whole<T> {
+    pub(crate) a: Array2<T>,
+    pub(crate) bound: f64,
+}
+
+/// Factors before they are rounded: Â = (A Y) Xᵀ, where A is W or Wᵀ and X has orthonormal columns. Y is X where absent.
+pub(crate) struct Basis<T> {
+    pub(crate) x: Array2<T>,
+    pub(crate) y: Option<Array2<T>>,
+}
+
+/// √λ of the matrix A of the metric, as many as W's short side: tail energies are the errors in the metric.
+pub fn spectrum_in(
+    backend: &dyn Backend,
+    w: &Tensor,
+    metric: &Metric<'_>,
+    precision: PrecisionChoice,
+) -> Result<Spectrum, SvdError> {
+    let survey = survey(w)?;
+    let Some(norm) = metric.norm(&survey)? else { return spectrum(backend, w, precision) };
+    let search = Search::new(backend, w, survey, norm, None)?;
+    let known = search.known(None);
+    let (sigma, _) = in_sufficient_precision(precision, &known, |precision| match precision {
+        Precision::F32 => search.values::<f32>(backend),
+        Precision::F64 => search.values::<f64>(backend),
+    })?;
+    Ok(search.spectrum(sigma))
+}
+
+/// Factors W [m, n] at a rank, best in the metric. A spectrum of W *in this metric*, if at hand, lets f32 be used where it
+/// suffices, and gives the excess error.
+pub fn factor_in(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    metric: &Metric<'_>,
+    options: &FactorOptions,
+    spectrum: Option<&Spectrum>,
+) -> Result<Factored, SvdError> {
+    let survey = survey(w)?;
+    let Some(norm) = metric.norm(&survey)? else { return factor(backend, w, rank, options, spectrum) };
+    check_request(survey.shape, rank, spectrum)?;
+    let search = Search::new(backend, w, survey, norm, options.sketch(survey.shape, rank))?;
+    let (_, factored) = search.factored(backend, rank, rank, options, spectrum)?;
+    Ok(factored)
+}
+
+/// The spectrum in the metric and the factors of a rank, by one decomposition; always the exact route. In the norm of the
+/// weights it is [`spectrum()`] and then [`factor()`].
+pub fn decompose_in(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    metric: &Metric<'_>,
+    options: &FactorOptions,
+) -> Result<(Spectrum, Factored), SvdError> {
+    let survey = survey(w)?;
+    let options = &FactorOptions { method: crate::MethodChoice::Exact, ..*options };
+    let Some(norm) = metric.norm(&survey)? else {
+        let spectrum = spectrum(backend, w, options.precision)?;
+        let factored = factor(backend, w, rank, options, Some(&spectrum))?;
+        return Ok((spectrum, factored));
+    };
+    check_request(survey.shape, rank, None)?;
+    let search = Search::new(backend, w, survey, norm, None)?;
+    let (sigma, mut factored) = search.factored(backend, rank, survey.shape.short_side(), options, None)?;
+    let spectrum = search.spectrum(sigma);
+    factored.excess_over_optimum = excess(factored.metric_error, Some(&spectrum), rank);
+    Ok((spectrum, factored))
+}
+
+/// A subspace, and √λ of A over the scale of the metric: as many as W's short side, zeros where there are no more.
+struct Found<T> {
+    basis: Basis<T>,
+    sigma: Vec<f64>,
+}
+
+enum Ready {
+    F32(Found<f32>),
+    F64(Found<f64>),
+}
+
+/// What is left of a search when its precision no longer matters.
+struct Cut {
+    split: Split,
+    sigma: Vec<f64>,
+    /// Y in the form of outputs.
+    y: Option<Array2<f64>>,
+}
+
+/// Everything about a search except its precision.
+struct Search<'w, 'm> {
+    w: &'w Tensor,
+    survey: Survey,
+    norm: Norm<'m>,
+    /// Of the moment of inputs; a sketch needs none.
+    root: Option<Root<f64>>,
+    sketch: Option<Sketch>,
+}
+
+impl<'w, 'm> Search<'w, 'm> {
+    fn new(
+        backend: &dyn Backend,
+        w: &'w Tensor,
+        survey: Survey,
+        norm: Norm<'m>,
+        sketch: Option<Sketch>,
+    ) -> Result<Self, SvdError> {
+        let root = match &norm {
+            Norm::Inputs(inputs) if sketch.is_none() => Some(inputs.root(backend)?),
+            _ => None,
+        };
+        Ok(Self { w, survey, norm, root, sketch })
+    }
+
+    fn side(&self) -> Side {
+        match self.norm {
+            Norm::Inputs(_) => Side::Cols,
+            Norm::Outputs(_) => Side::Rows,
+        }
+    }
+
+    fn scale(&self) -> f64 {
+        match &self.norm {
+            Norm::Inputs(inputs) => inputs.scale,
+            Norm::Outputs(outputs) => outputs.scale,
+        }
+    }
+
+    fn root(&self) -> &Root<f64> {
+        self.root.as_ref().expect("made for every search that is not a sketch")
+    }
+
+    /// What is known before anything is tried. A metric spreads the eigenvalues, so without a hint a whole decomposition
+    /// in f32 is not worth a try.
+    fn known(&self, condition: Option<f64>) -> Known {
+        let hint = condition.or(self.root.as_ref().map(Root::condition));
+        let untried = self.sketch.is_none().then_some(f64::INFINITY);
+        Known {
+            shape: self.survey.shape,
+            largest_weight: self.survey.largest_weight,
+            condition: hint.or(untried),
+        }
+    }
+
+    fn whole<T: Real>(&self, kernels: &dyn Kernels<T>) -> Whole<T> {
+        match &self.norm {
+            Norm::Inputs(inputs) => inputs.whole(kernels, self.w, self.root()),
+            Norm::Outputs(outputs) => outputs.whole(kernels, self.w),
+        }
+    }
+
+    /// All √λ, and their condition.
+    fn values<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Vec<f64>, f64), SvdError> {
+        let Whole { a, bound } = self.whole(kernels);
+        let sigma = self.sigma(&kernels.eigvalsh(a)?)?;
+        let condition = condition(bound, &sigma, sigma.len());
+        Ok((sigma, condition))
+    }
+
+    /// The subspace of a rank, and the condition of A up to eigenvalue number `last`.
+    fn find<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        rank: usize,
+        last: usize,
+        options: &FactorOptions,
+    ) -> Result<(Found<T>, f64), SvdError> {
+        let (basis, sigma, bound) = if let Some(sketch) = self.sketch {
+            let rng = generator(options.seed, options.stream);
+            let (basis, values) = match &self.norm {
+                Norm::Inputs(inputs) => inputs.sketch(kernels, self.w, rank, sketch, rng)?,
+                Norm::Outputs(outputs) => outputs.sketch(kernels, self.w, rank, sketch, rng)?,
+            };
+            (basis, self.sigma(&values)?, 0.0)
+        } else {
+            let Whole { a, bound } = self.whole(kernels);
+            let count = rank.min(a.nrows());
+            let eigen = kernels.eigh(a, count)?;
+            let basis = match &self.norm {
+                Norm::Inputs(inputs) => inputs.basis(kernels, self.root(), eigen.vectors.view())?,
+                Norm::Outputs(outputs) => outputs.basis(kernels, eigen.vectors),
+            };
+            (basis, self.sigma(&eigen.values)?, bound)
+        };
+        let condition = condition(bound, &sigma, last);
+        let Basis { x, y } = basis;
+        let basis = Basis { x: padded(x, rank), y: y.map(|y| padded(y, rank)) };
+        Ok((Found { basis, sigma }, condition))
+    }
+
+    fn cut<T: Real>(&self, kernels: &dyn Kernels<T>, found: Found<T>) -> Cut {
+        let Found { basis: Basis { x, y }, sigma } = found;
+        let y = y.as_ref().unwrap_or(&x);
+        let image = kernels.project(self.w, self.side(), y.view());
+        let split = split(self.survey.shape, self.side(), &x, image);
+        let y = matches!(self.norm, Norm::Outputs(_)).then(|| y.mapv(Real::as_f64));
+        Cut { split, sigma, y }
+    }
+
+    /// Factors of a rank, in a precision that resolves eigenvalue number `last`; and all √λ after an exact search.
+    fn factored(
+        &self,
+        backend: &dyn Backend,
+        rank: usize,
+        last: usize,
+        options: &FactorOptions,
+        spectrum: Option<&Spectrum>,
+    ) -> Result<(Vec<f64>, Factored), SvdError> {
+        let hint =
+            spectrum.map(|known| crate::precision::condition(known.sigma()[0], known.sigma()[rank - 1]));
+        let (ready, precision) =
+            in_sufficient_precision(options.precision, &self.known(hint), |precision| match precision {
+                Precision::F32 => {
+                    let (found, condition) = self.find::<f32>(backend, rank, last, options)?;
+                    Ok((Ready::F32(found), condition))
+                }
+                Precision::F64 => {
+                    let (found, condition) = self.find::<f64>(backend, rank, last, options)?;
+                    Ok((Ready::F64(found), condition))
+                }
+            })?;
+        let Cut { split, sigma, y } = match ready {
+            Ready::F32(found) => self.cut::<f32>(backend, found),
+            Ready::F64(found) => self.cut::<f64>(backend, found),
+        };
+        let Split { factors, kept_energy, sizes } = split;
+        let Survey { energy, largest_weight, .. } = self.survey;
+        if !kept_energy.is_finite() {
+            return Err(SvdError::Overflow { largest_weight });
+        }
+        let (missed, error) = match &self.norm {
+            Norm::Inputs(inputs) => inputs.errors(backend, self.w, &factors),
+            Norm::Outputs(outputs) => {
+                let missed = if outputs.has_map() {
+                    residual_energy(backend, self.w, &factors)
+                } else {
+                    missed_energy(backend, self.w, energy, kept_energy, &factors)
+                };
+                let y = y.expect("kept for outputs");
+                (missed, outputs.error(backend, self.w, &factors, &sizes, y.view(), missed))
+            }
+        };
+        // What is kept and what is missed are orthogonal in the metric.
+        let kept: f64 = sigma[..rank].iter().map(|sigma| sigma * sigma).sum();
+        let metric_error = Some(if error == 0.0 { 0.0 } else { (error / (error + kept)).sqrt() });
+        let factored = Factored {
+            factors,
+            route: route(self.sketch, precision),
+            relative_error: if energy == 0.0 { 0.0 } else { (missed / energy).sqrt() },
+            metric_error,
+            excess_over_optimum: excess(metric_error, spectrum, rank),
+        };
+        Ok((sigma, factored))
+    }
+
+    /// √λ of eigenvalues of A. Those beyond W's short side are rounding, and so is everything below zero: a moment that
+    /// was summed in f32 is positive semidefinite only up to that. Their sum corrects nothing here: on a falling spectrum
+    /// the first of them holds most of its error.
+    fn sigma<T: Real>(&self, values: &[T]) -> Result<Vec<f64>, SvdError> {
+        let short = self.survey.shape.short_side();
+        let mut sigma = Vec::with_capacity(short);
+        for value in values.iter().take(short).map(|value| value.as_f64()) {
+            if !value.is_finite() {
+                return Err(SvdError::Negative { value, tolerance: 0.0 });
+            }
+            sigma.push(value.max(0.0).sqrt());
+        }
+        sigma.resize(short, 0.0);
+        Ok(sigma)
+    }
+
+    /// On the metric's own scale.
+    fn spectrum(&self, sigma: Vec<f64>) -> Spectrum {
+        let scale = self.scale().sqrt();
+        let sigma = sigma.into_iter().map(|value| value * scale).collect();
+        Spectrum::new(sigma).expect("roots of falling eigenvalues fall")
+    }
+}
+
+/// √(bound/λ), bound at least λ₁.
+fn condition(bound: f64, sigma: &[f64], last: usize) -> f64 {
+    crate::precision::condition(sigma[0].max(bound.sqrt()), sigma[last - 1])
+}
+
+/// With zero columns up to a rank that a singular moment does not reach.
+fn padded<T: Real>(columns: Array2<T>, rank: usize) -> Array2<T> {
+    if columns.ncols() >= rank {
+        return columns;
+    }
+    let mut out = Array2::zeros((columns.nrows(), rank));
+    out.slice_mut(s![.., ..columns.ncols()]).assign(&columns);
+    out
+}
+
+/// ‖G‖ of a positive semidefinite matrix by power iteration from its largest column, from below.
+pub(crate) fn symmetric_norm<T: Real>(kernels: &dyn Kernels<T>, gram: &Array2<T>) -> f64 {
+    let length = |column: &Array2<T>| column.iter().map(|v| v.as_f64() * v.as_f64()).sum::<f64>().sqrt();
+    let diagonal = gram.diag();
+    let largest = (0..gram.nrows()).fold(0, |best, i| if diagonal[i] > diagonal[best] { i } else { best });
+    let mut column = gram.slice(s![.., largest..=largest]).to_owned();
+    let mut norm = diagonal[largest].as_f64();
+    for _ in 0..POWER_ITERATIONS_OF_NORM {
+        let size = length(&column);
+        if !size.is_normal() {
+            break;
+        }
+        column.mapv_inplace(|value| T::of_f64(value.as_f64() / size));
+        column = product(kernels, gram.view(), column.view());
+        norm = length(&column).max(norm);
+    }
+    norm
+}
+
+#[cfg(test)]
+mod tests;
