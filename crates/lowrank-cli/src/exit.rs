@@ -82,7 +82,9 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
         Some(output) if output.0 != text => format!("{text}: {output}"),
         _ => text,
     };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Names of files may hold anything; a terminal must not obey them.
+    line.chars().map(|c| if c.is_control() { c.escape_debug().to_string() } else { c.into() }).collect()
 }
 
 /// The exit code of a failure.
@@ -190,7 +192,8 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Plan(_)
         | PipelineError::NothingToMeasureOn
         | PipelineError::PatternMatchesNothing(_)
-        | PipelineError::PlanStorage { .. } => Failure::Usage,
+        | PipelineError::PlanStorage { .. }
+        | PipelineError::PlanDtype { .. } => Failure::Usage,
         PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,
         PipelineError::Overflow { .. } => Failure::BadNumbers,
         PipelineError::Interrupted { signal: 15 } => Failure::Terminated,

@@ -5,14 +5,16 @@ use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
+use lowrank_model::display::abridge;
 use lowrank_model::plan::{Allocation, Sensitivity};
-use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget};
+use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
 use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
 use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A validated compression job.
@@ -28,11 +30,14 @@ pub(crate) struct Job {
     pub(crate) leftover: Leftover,
 }
 
+/// Longest `--config`.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
 /// Flags, with what they leave open taken from `--config`.
 pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
     let Some(path) = flags.config.clone() else { return Ok(flags) };
-    let text =
-        std::fs::read_to_string(&path).map_err(|error| Usage::new(format!("{}: {error}", path.display())))?;
+    let text = String::from_utf8(read_file(&path, CONFIG_BYTES_MAX)?)
+        .map_err(|error| Usage::new(format!("{}: {error}", path.display())))?;
     // Read once as the struct, for the sake of errors that name line and key.
     let _: JobArgs = toml::from_str(&text)
         .map_err(|error| Usage::new(format!("{}: {}", path.display(), one_line(&error, &text))))?;
@@ -55,6 +60,7 @@ fn one_line(error: &toml::de::Error, text: &str) -> String {
         1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
     });
     let message = error.message().lines().next().unwrap_or("cannot be read").to_owned();
+    let message = abridge(&message);
     match line {
         Some(line) => format!("line {line}: {message}"),
         None => message,
@@ -208,25 +214,29 @@ fn goal(args: &JobArgs) -> Result<Goal> {
     }
 }
 
-/// Longest plan or rank map that is read: 100,000 matrices with room to spare.
-const JSON_BYTES_MAX: u64 = 64 << 20;
-
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+/// A file that a flag names; nothing is read beyond the limit, whatever its length is said to be.
+fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     let broken = |what: String| Usage::new(format!("{}: {what}", path.display()));
-    let length = std::fs::metadata(path).map_err(|error| broken(error.to_string()))?.len();
-    if length > JSON_BYTES_MAX {
-        return Err(broken(format!("{length} bytes is too long for a plan or rank map")).into());
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| broken(error.to_string()))?;
+    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| broken(error.to_string()))?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(broken(format!(
+            "more than {limit_bytes} bytes, which is too long for what it should be"
+        ))
+        .into());
     }
-    let text = std::fs::read_to_string(path).map_err(|error| broken(error.to_string()))?;
-    Ok(serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?)
+    Ok(bytes)
 }
 
 fn read_plan(path: &Path) -> Result<RankPlan> {
-    read_json(path)
+    let plan = RankPlan::from_json(&read_file(path, ranks::JSON_BYTES_MAX)?);
+    Ok(plan.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
 }
 
 fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
-    read_json(path)
+    let ranks = ranks::parse(&read_file(path, ranks::JSON_BYTES_MAX)?);
+    Ok(ranks.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
 }
 
 fn patterns(patterns: &[String]) -> Result<Vec<regex::Regex>> {

@@ -1,4 +1,4 @@
-//! How counts are shown to people.
+//! How counts, and text that others wrote, are shown to people.
 
 /// 46702792704 → `46,702,792,704`.
 pub fn grouped(count: u64) -> String {
@@ -13,9 +13,45 @@ pub fn grouped(count: u64) -> String {
     out
 }
 
+/// Foreign text for a one-line message: escaped, and not longer than a line.
+pub fn clip(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let mut clipped: String = text.escape_debug().take(CHARS_MAX).collect();
+    if text.escape_debug().nth(CHARS_MAX).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
+/// A message that may quote foreign text, as parsers' messages do: no control characters, and if it is long, its
+/// beginning and its end, where parsers say the line.
+pub fn abridge(message: &str) -> String {
+    const CHARS_MAX: usize = 300;
+    const END_CHARS: usize = 80;
+    let shown = |chars: &str| -> String {
+        chars.chars().map(|c| if c.is_control() { c.escape_debug().to_string() } else { c.into() }).collect()
+    };
+    if message.char_indices().nth(CHARS_MAX).is_none() {
+        return shown(message);
+    }
+    let head = message.char_indices().nth(CHARS_MAX - END_CHARS).map_or(message.len(), |(at, _)| at);
+    let tail = message.char_indices().rev().nth(END_CHARS - 1).map_or(0, |(at, _)| at);
+    format!("{} … {}", shown(&message[..head]), shown(&message[tail..]))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{abridge, clip, grouped};
+
+    #[test]
+    fn foreign_text_stays_on_a_short_line() {
+        assert_eq!(clip("a\nb"), "a\\nb");
+        assert_eq!(clip(&"ä".repeat(201)), "ä".repeat(200) + "…");
+        assert_eq!(abridge("`a`, \u{1b}[31m at line 1"), "`a`, \\u{1b}[31m at line 1");
+        let long = abridge(&format!("begin {}\n at line 7", "é".repeat(1000)));
+        assert!(long.starts_with("begin é") && long.ends_with("é\\n at line 7"), "{long}");
+        assert_eq!(long.chars().count(), 300 + 3 + 1);
+    }
 
     #[test]
     fn counts_are_grouped_by_thousands() {

@@ -13,6 +13,7 @@
 //! | [`spectrum`] | the error of every rank |
 //! | [`curves`] | spectra thinned for people to look at |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
+//! | [`ranks`] | the flat rank map of `--ranks` |
 //! | [`progress`] | how long work reports that it moves |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`display`] | how counts are shown |
@@ -30,6 +31,7 @@ pub mod params;
 pub mod pivots;
 pub mod plan;
 pub mod progress;
+pub mod ranks;
 pub mod spectrum;
 pub mod tensor;
 

@@ -67,8 +67,10 @@ impl Serialize for MatrixId {
 impl<'de> Deserialize<'de> for MatrixId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        Self::parse(&name)
-            .ok_or_else(|| D::Error::custom(format!("`{name}` is not the name of an expert matrix")))
+        Self::parse(&name).ok_or_else(|| {
+            let name = crate::display::clip(&name);
+            D::Error::custom(format_args!("`{name}` is not the name of an expert matrix"))
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
-use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, SpectrumCurves, Target};
+use crate::display::abridge;
+use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, SpectrumCurves, Target, Unit};
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// How the error of one matrix weighs against another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -110,7 +113,7 @@ pub struct RankPlan {
     #[serde(default = "one")]
     pub rank_min: usize,
     /// Matrices whose name matched any of these were kept dense.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "patterns")]
     pub keep_dense: Vec<String>,
     /// The whole checkpoint before.
     pub before: Size,
@@ -135,9 +138,43 @@ pub struct RankPlan {
 /// Version of `plan.json`.
 pub const PLAN_VERSION: u32 = 1;
 
-/// Why a plan does not fit a model.
+/// The most patterns of matrices to keep dense.
+const PATTERNS_MAX: usize = 1 << 16;
+
+/// Why a plan cannot be, or does not fit a model.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
+    /// Not the JSON of a plan.
+    #[error("{0}")]
+    Json(String),
+    /// A setting that no plan can have been made with.
+    #[error("`{key}` is {value}, expected {expected}")]
+    Setting {
+        /// Which.
+        key: &'static str,
+        /// In the plan.
+        value: u64,
+        /// What can be.
+        expected: &'static str,
+    },
+    /// A predicted error that no matrix can have.
+    #[error("{name}: `relative_error` is {value}, expected a number from 0 to 1")]
+    RelativeError {
+        /// Which matrix.
+        name: MatrixId,
+        /// In the plan.
+        value: String,
+    },
+    /// Less goes than the plan says that was asked.
+    #[error("the plan says that at least {asked} {unit} were to go, and its rows remove {removed}")]
+    TargetMissed {
+        /// At least this.
+        asked: u64,
+        /// Recomputed.
+        removed: u64,
+        /// What is counted.
+        unit: Unit,
+    },
     /// A version this program does not know.
     #[error("`plan_version` is {0}, this program knows {PLAN_VERSION}")]
     Version(u32),
@@ -198,6 +235,9 @@ pub enum PlanError {
 
 impl RankPlan {
     /// Assembles a plan from chosen ranks and proves its arithmetic.
+    ///
+    /// # Panics
+    /// If the matrices are larger than the checkpoint.
     pub fn new(
         target: Option<Target>,
         cost: CostModel,
@@ -206,7 +246,7 @@ impl RankPlan {
         optimality: Option<Optimality>,
         matrices: Vec<PlannedMatrix>,
     ) -> Self {
-        let after = size_after(&cost, before, &matrices);
+        let after = size_after(&cost, before, &matrices).expect("matrices are a part of their checkpoint");
         Self {
             plan_version: PLAN_VERSION,
             target,
@@ -254,11 +294,12 @@ impl RankPlan {
     /// How much more was removed than asked, in the target's unit.
     pub fn overshoot(&self) -> Option<u64> {
         let target = self.target?;
-        let removed = match target.unit {
-            crate::Unit::Params => self.removed_params(),
-            crate::Unit::Bytes => self.removed_bytes(),
-        };
-        Some(removed - target.remove_at_least)
+        Some(self.removed(target.unit) - target.remove_at_least)
+    }
+
+    /// Reads a plan; what it says is for [`RankPlan::validate`] to check.
+    pub fn from_json(json: &[u8]) -> Result<Self, PlanError> {
+        serde_json::from_slice(json).map_err(|error| PlanError::Json(abridge(&error.to_string())))
     }
 
     /// Checks a plan that came from a file against the model it is to be used on.
@@ -266,6 +307,7 @@ impl RankPlan {
         if self.plan_version != PLAN_VERSION {
             return Err(PlanError::Version(self.plan_version));
         }
+        self.check_settings()?;
         let mut rows = self.matrices.iter();
         for id in config.matrices() {
             let row = rows.next().ok_or(PlanError::MissingMatrix(id))?;
@@ -281,6 +323,11 @@ impl RankPlan {
                 if rank == 0 || rank > rank_max {
                     return Err(PlanError::Rank { name: id, shape, rank, rank_max });
                 }
+            }
+            if let Some(value) =
+                row.relative_error.filter(|value| !(0.0..=RELATIVE_ERROR_MAX).contains(value))
+            {
+                return Err(PlanError::RelativeError { name: id, value: value.to_string() });
             }
         }
         if let Some(row) = rows.next() {
@@ -298,12 +345,45 @@ impl RankPlan {
                 return Err(PlanError::OtherCheckpoint { what, planned, actual });
             }
         }
-        let after = size_after(&self.cost, before, &self.matrices);
+        let after = size_after(&self.cost, before, &self.matrices).ok_or_else(|| {
+            let value = self.cost.dense_element_bytes;
+            let expected = "that of the checkpoint: its matrices alone would be larger than all of it";
+            PlanError::Setting { key: "dense_element_bytes", value, expected }
+        })?;
         for (what, planned, actual) in
             [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
         {
             if planned != actual {
                 return Err(PlanError::Sum { what, planned, actual });
+            }
+        }
+        if let Some(Target { unit, remove_at_least: asked }) = self.target {
+            let removed = self.removed(unit);
+            if removed < asked {
+                return Err(PlanError::TargetMissed { asked, removed, unit });
+            }
+        }
+        Ok(())
+    }
+
+    fn removed(&self, unit: Unit) -> u64 {
+        match unit {
+            Unit::Params => self.removed_params(),
+            Unit::Bytes => self.removed_bytes(),
+        }
+    }
+
+    fn check_settings(&self) -> Result<(), PlanError> {
+        let CostModel { dense_element_bytes, factor_element_bytes, .. } = self.cost;
+        let (element, from_one) = ("2 or 4 bytes of an element", "1 or more");
+        for (key, value, expected, holds) in [
+            ("dense_element_bytes", dense_element_bytes, element, matches!(dense_element_bytes, 2 | 4)),
+            ("factor_element_bytes", factor_element_bytes, element, matches!(factor_element_bytes, 2 | 4)),
+            ("rank_multiple", self.rank_multiple as u64, from_one, self.rank_multiple > 0),
+            ("rank_min", self.rank_min as u64, from_one, self.rank_min > 0),
+        ] {
+            if !holds {
+                return Err(PlanError::Setting { key, value, expected });
             }
         }
         Ok(())
@@ -318,26 +398,58 @@ fn on_one_line<S: serde::Serializer>(
     serde_json::value::to_raw_value(curves).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
 
+/// Nothing is further from a matrix than zero is, up to rounding.
+const RELATIVE_ERROR_MAX: f64 = 1.0 + 1e-6;
+
 fn one() -> usize {
     1
 }
 
-fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Size {
-    use crate::Unit;
+/// Patterns of a file: a list of a million empty ones must not become memory.
+fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct PatternsVisitor;
+    impl<'de> Visitor<'de> for PatternsVisitor {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of patterns")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
+            let mut patterns = Vec::new();
+            while let Some(pattern) = list.next_element()? {
+                if patterns.len() == PATTERNS_MAX {
+                    return Err(A::Error::custom(format_args!(
+                        "`keep_dense` has more than {PATTERNS_MAX} patterns"
+                    )));
+                }
+                patterns.push(pattern);
+            }
+            Ok(patterns)
+        }
+    }
+    deserializer.deserialize_seq(PatternsVisitor)
+}
+
+/// `None`: the dense matrices are more than there is.
+fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Option<Size> {
     let (in_params, in_bytes) =
         (CostModel { unit: Unit::Params, ..*cost }, CostModel { unit: Unit::Bytes, ..*cost });
     let mut after = before;
     for row in matrices {
-        after.params = after.params - in_params.cost(row.shape, None) + in_params.cost(row.shape, row.rank);
-        after.bytes = after.bytes - in_bytes.cost(row.shape, None) + in_bytes.cost(row.shape, row.rank);
+        let replace = |size: u64, cost: CostModel| {
+            Some(size.checked_sub(cost.cost(row.shape, None))? + cost.cost(row.shape, row.rank))
+        };
+        after.params = replace(after.params, in_params)?;
+        after.bytes = replace(after.bytes, in_bytes)?;
     }
-    after
+    Some(after)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Storage, Unit};
+    use crate::Storage;
 
     fn row(rank: Option<usize>) -> PlannedMatrix {
         PlannedMatrix {
@@ -374,8 +486,70 @@ mod tests {
         let spectrum = crate::Spectrum::new((1..=128).map(|i| 1.0 / f64::from(i)).collect()).unwrap();
         plan.spectra = SpectrumCurves::of([(plan.matrices[0].name, &spectrum)]);
         let text = serde_json::to_string_pretty(&plan).unwrap();
-        assert_eq!(serde_json::from_str::<RankPlan>(&text).unwrap(), plan);
+        assert_eq!(RankPlan::from_json(text.as_bytes()).unwrap(), plan);
         assert_eq!(serde_json::from_value::<RankPlan>(serde_json::to_value(&plan).unwrap()).unwrap(), plan);
         assert_eq!(text.lines().count(), lines + 1, "{text}");
+    }
+
+    /// One layer, one expert: three matrices of 448 · 128.
+    fn small() -> (ModelConfig, RankPlan) {
+        let config = ModelConfig::from_hf_json(&serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 1,
+            "num_local_experts": 1, "num_experts_per_tok": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": 32
+        }))
+        .unwrap();
+        let rows = config.matrices().map(|name| PlannedMatrix {
+            name,
+            shape: config.matrix_shape(name.projection),
+            ..row(Some(64))
+        });
+        let before = Size { params: 200_000, bytes: 400_000 };
+        let target = Some(Target { unit: Unit::Params, remove_at_least: 60_000 });
+        let plan = RankPlan::new(target, COST, 1, before, None, rows.collect());
+        (config, plan)
+    }
+
+    #[test]
+    fn a_plan_that_lies_is_refused_by_what_it_lies_about() {
+        let (config, good) = small();
+        assert_eq!(good.validate(&config, good.before), Ok(()));
+        type Lie = fn(&mut RankPlan);
+        let lies: [(Lie, &str); 9] = [
+            (
+                |plan| plan.cost.dense_element_bytes = u64::MAX,
+                "`dense_element_bytes` is 18446744073709551615",
+            ),
+            (|plan| plan.cost.factor_element_bytes = 0, "`factor_element_bytes` is 0"),
+            // Twice the size of the whole checkpoint.
+            (|plan| plan.cost.dense_element_bytes = 4, "`dense_element_bytes` is 4"),
+            (|plan| plan.rank_multiple = 0, "`rank_multiple` is 0"),
+            (|plan| plan.rank_min = 0, "`rank_min` is 0"),
+            (|plan| plan.matrices[1].relative_error = Some(-0.5), "w2: `relative_error` is -0.5"),
+            (|plan| plan.matrices[1].relative_error = Some(1e300), "w2: `relative_error`"),
+            (
+                |plan| plan.target = Some(Target { unit: Unit::Params, remove_at_least: u64::MAX }),
+                "at least 18446744073709551615 parameters were to go, and its rows remove 61440",
+            ),
+            (
+                |plan| plan.target = Some(Target { unit: Unit::Bytes, remove_at_least: 122_881 }),
+                "at least 122881 bytes were to go, and its rows remove 122880",
+            ),
+        ];
+        for (lie, part) in lies {
+            let mut plan = good.clone();
+            lie(&mut plan);
+            let error = plan.validate(&config, good.before).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_plan_of_a_million_patterns_is_refused() {
+        let (_, plan) = small();
+        let mut json = serde_json::to_value(plan).unwrap();
+        json["keep_dense"] = vec![""; 1_000_000].into();
+        let error = RankPlan::from_json(json.to_string().as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("`keep_dense` has more than 65536 patterns"), "{error}");
     }
 }

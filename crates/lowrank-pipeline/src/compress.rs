@@ -5,6 +5,7 @@ use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Interrupt, Lens, PipelineError, PlanSettings, base, planning};
 use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_writer::report::{BaseModel, Outcome, Settings};
@@ -187,22 +188,34 @@ fn job_key(
     }))
 }
 
-/// An upper bound of the output's weights, known before any spectrum is.
+/// An upper bound of the output's weights, known before any spectrum is: whatever stays of the expert matrices may be in
+/// the wider of their dtype and the factors', and every matrix may be pivoted and have an index.
 fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<u64, PipelineError> {
     let before = checkpoint.size();
-    let removed = match &settings.goal {
-        crate::Goal::Budget(budget) => match budget {
-            Budget::TargetBytes(target) => before.bytes.saturating_sub(*target),
-            budget => {
-                let target = budget.resolve(before.params, before.bytes)?;
-                // Two bytes is the least that a removed parameter can have taken.
-                target.remove_at_least.saturating_mul(2).min(before.bytes)
-            }
-        },
-        crate::Goal::Plan(plan) => before.bytes.saturating_sub(plan.after.bytes),
-        crate::Goal::Ranks(_) => 0,
+    let storage = match &settings.goal {
+        crate::Goal::Plan(plan) => plan.cost.storage,
+        _ => settings.storage.unwrap_or_default(),
     };
-    Ok(before.bytes - removed)
+    let factor_bytes = settings.factor_dtype.map_or(0, Dtype::size_bytes);
+    let (mut most, mut least_element) = (before.bytes, u64::MAX);
+    for id in checkpoint.config().matrices() {
+        let shape = checkpoint.config().matrix_shape(id.projection);
+        let dense = checkpoint.matrix_dtype(id).size_bytes();
+        let element = dense.max(factor_bytes);
+        most +=
+            stored_params(shape, storage, None) * (element - dense) + index_bytes(shape, storage, Some(1));
+        least_element = least_element.min(element);
+    }
+    Ok(match &settings.goal {
+        crate::Goal::Budget(Budget::TargetBytes(target)) => most.min(*target),
+        crate::Goal::Budget(budget) => {
+            let target = budget.resolve(before.params, before.bytes)?;
+            most.saturating_sub(target.remove_at_least.saturating_mul(least_element))
+        }
+        // Not checked yet: it may say anything.
+        crate::Goal::Plan(plan) => most.min(plan.after.bytes),
+        crate::Goal::Ranks(_) => most,
+    })
 }
 
 /// One compression under way.
@@ -339,8 +352,9 @@ impl Work<'_> {
         let checkpoint = self.checkpoint;
         let calibration = self.lens.report(self.plan.sensitivities.as_deref());
         let report = Report::new(self.plan, outcomes, base_model, self.settings(), calibration);
-        let chat_template = ChatTemplate::find(checkpoint.dir());
-        let own_card = std::fs::read_to_string(checkpoint.dir().join("README.md")).unwrap_or_default();
+        let chat_template = ChatTemplate::find(|name| checkpoint.text(name));
+        let own_card = checkpoint.text(lowrank_writer::documents::CARD_FILE).unwrap_or_default();
+        let own_card = String::from_utf8_lossy(&own_card);
         let card = Card {
             base_model: report.base_model.id.as_deref(),
             license: lowrank_writer::card::license_of(&own_card),
@@ -388,4 +402,60 @@ fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
         path: "journal".into(),
         what: format!("{id}: {error}; begin anew with --restart"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Goal;
+    use lowrank_model::Storage;
+    use lowrank_model::progress::Silent;
+    use lowrank_svd::MethodChoice;
+
+    #[test]
+    fn the_room_asked_for_early_is_enough_and_hardly_more_than_is_taken() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let factor = FactorSettings { method: MethodChoice::Auto, seed: 0, shard_bytes_max: 1 << 30 };
+        for (storage, dtype, goal) in [
+            (Storage::Uv, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, Some(Dtype::F32), Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, None, Goal::Budget(Budget::TargetBytes(10_000_000))),
+        ] {
+            let plan = PlanSettings {
+                goal,
+                rank_multiple: None,
+                rank_min: 1,
+                sensitivity: None,
+                allocation: Default::default(),
+                calibration: None,
+                keep_dense: Vec::new(),
+                storage: Some(storage),
+                factor_dtype: dtype,
+            };
+            let asked = bytes_at_most(&checkpoint, &plan).unwrap();
+            let out = folder.path().join("out");
+            let request = Request {
+                model: "tiny",
+                out: &out,
+                plan: &plan,
+                factor: &factor,
+                resources: &Resources { cache: workers::CachePlace::Nowhere, ..Resources::default() },
+                leftover: Leftover::Resume,
+                interrupt: &Interrupt::default(),
+                provenance: None,
+            };
+            let taken = compress(&checkpoint, request, &Silent).unwrap().published.bytes;
+            // Matrices that stay dense need no index and are not widened: 96 of them at most.
+            let to_spare = asked.checked_sub(taken).expect("the early check asks for enough");
+            let dense_in_f32 = if dtype.is_some() { 31 * 448 * 128 * 2 } else { 0 };
+            assert!(
+                to_spare <= 96 * 128 * 8 + dense_in_f32 + 4 * 576,
+                "{storage} {dtype:?}: {asked} for {taken}"
+            );
+            std::fs::remove_dir_all(out).unwrap();
+        }
+    }
 }

@@ -50,6 +50,18 @@ pub enum PipelineError {
         /// By the plan.
         planned: Storage,
     },
+    /// A plan for numbers of another size.
+    #[error(
+        "the plan counts {planned} bytes for a number of a {what}, this run stores {actual}; give the --dtype that the plan was made with, or make a new plan"
+    )]
+    PlanDtype {
+        /// `matrix` or `factor`.
+        what: &'static str,
+        /// By the plan.
+        planned: u64,
+        /// By checkpoint and flags.
+        actual: u64,
+    },
     /// Compressing what is compressed already.
     #[error("the checkpoint holds {0}; give the original, or `densify` this one first")]
     AlreadyFactored(Layout),

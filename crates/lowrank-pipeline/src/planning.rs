@@ -157,6 +157,15 @@ fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, P
                 return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
             }
             plan.validate(config, before)?;
+            let cost = cost_model(checkpoint, settings, plan.cost.unit);
+            for (what, planned, actual) in [
+                ("matrix", plan.cost.dense_element_bytes, cost.dense_element_bytes),
+                ("factor", plan.cost.factor_element_bytes, cost.factor_element_bytes),
+            ] {
+                if planned != actual {
+                    return Err(PipelineError::PlanDtype { what, planned, actual });
+                }
+            }
             Ok((**plan).clone())
         }
         Goal::Ranks(ranks) => {

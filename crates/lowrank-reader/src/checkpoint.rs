@@ -215,6 +215,13 @@ impl Checkpoint {
         &self.config_json
     }
 
+    /// A text that lies beside the weights; `None` if there is none, if it leads out of the folder, or if it is longer
+    /// than texts are.
+    pub fn text(&self, name: &str) -> Option<Vec<u8>> {
+        const TEXT_BYTES_MAX: u64 = 8 << 20;
+        Folder::open(&self.dir).and_then(|folder| folder.read(name, TEXT_BYTES_MAX)).ok().flatten()
+    }
+
     /// How the tensors are spelled and packed.
     pub fn layout(&self) -> Layout {
         self.layout

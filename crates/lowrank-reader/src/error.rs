@@ -1,6 +1,8 @@
 //! Every way in which a checkpoint can lie: one variant each, naming the file and the tensor.
 
 use lowrank_model::config::ConfigError;
+use lowrank_model::display::abridge;
+pub(crate) use lowrank_model::display::clip;
 use lowrank_model::pivots::PivotError;
 use std::path::PathBuf;
 
@@ -100,7 +102,7 @@ pub enum ReadError {
 
     // ── config ───────────────────────────────────────────────────────────────────────────────────────────────────
     /// Not JSON.
-    #[error("{}: is not valid JSON: {source}", path.display())]
+    #[error("{}: is not valid JSON: {}", path.display(), abridge(&source.to_string()))]
     Json {
         /// Which file.
         path: PathBuf,
@@ -268,7 +270,7 @@ pub enum ReadError {
         limit_bytes: u64,
     },
     /// A header that is not the JSON the format asks for.
-    #[error("{}: the header is not valid: {source}", path.display())]
+    #[error("{}: the header is not valid: {}", path.display(), abridge(&source.to_string()))]
     HeaderJson {
         /// The shard.
         path: PathBuf,
@@ -549,14 +551,4 @@ pub enum ReadError {
 
 fn last(tensor: &Option<String>) -> String {
     tensor.as_ref().map_or_else(String::new, |tensor| format!(", `{tensor}`"))
-}
-
-/// Foreign text for a one-line message: escaped, and not longer than a line.
-pub(crate) fn clip(text: &str) -> String {
-    const CHARS_MAX: usize = 200;
-    let mut clipped: String = text.escape_debug().take(CHARS_MAX).collect();
-    if text.escape_debug().nth(CHARS_MAX).is_some() {
-        clipped.push('…');
-    }
-    clipped
 }

@@ -13,20 +13,22 @@ const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
 /// What the description of a model says, before any weight was seen.
 #[derive(Debug)]
-pub(crate) struct Family {
-    pub(crate) config: ModelConfig,
+pub struct Family {
+    /// Its dimensions.
+    pub config: ModelConfig,
     /// `config.json` as parsed; absent beside `params.json`.
-    pub(crate) config_json: Option<Value>,
-    pub(crate) spelling: Spelling,
+    pub config_json: Option<Value>,
+    /// How its tensors are called.
+    pub spelling: Spelling,
     /// Ranks of the factored matrices.
-    pub(crate) ranks: BTreeMap<MatrixId, usize>,
+    pub ranks: BTreeMap<MatrixId, usize>,
     /// How factors are stored.
-    pub(crate) storage: Storage,
+    pub storage: Storage,
 }
 
 /// What the config knows of the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Spelling {
+pub enum Spelling {
     /// transformers' Mixtral; whether experts are fused shows in the tensor names.
     HuggingFace,
     /// Decided.
@@ -35,21 +37,28 @@ pub(crate) enum Spelling {
 
 /// Reads `config.json`, else `params.json`. Repositories with both hold the weights twice: Hugging Face's win.
 pub(crate) fn read(folder: &Folder) -> Result<Family, ReadError> {
-    if let Some(json) = read_json(folder, format::CONFIG_FILE)? {
-        return from_hugging_face(&folder.path(format::CONFIG_FILE), json);
+    for (name, parse) in [
+        (format::CONFIG_FILE, from_hugging_face as fn(&Path, &[u8]) -> _),
+        (format::PARAMS_FILE, from_mistral),
+    ] {
+        if let Some(json) = folder.read(name, CONFIG_BYTES_MAX)? {
+            return parse(&folder.path(name), &json);
+        }
     }
-    let Some(params) = read_json(folder, format::PARAMS_FILE)? else {
-        return Err(ReadError::NoConfig { dir: folder.dir().into() });
-    };
-    let config = ModelConfig::from_mistral_params(&params).map_err(|source| ReadError::Config {
-        path: folder.path(format::PARAMS_FILE),
-        source: printable(source),
-    })?;
+    Err(ReadError::NoConfig { dir: folder.dir().into() })
+}
+
+/// Reads `params.json`; `path` serves the messages.
+pub fn from_mistral(path: &Path, json: &[u8]) -> Result<Family, ReadError> {
+    let config = ModelConfig::from_mistral_params(&parse(path, json)?)
+        .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
     let spelling = Spelling::Known(Layout::Consolidated);
     Ok(Family { config, config_json: None, spelling, ranks: BTreeMap::new(), storage: Storage::Uv })
 }
 
-fn from_hugging_face(path: &Path, json: Value) -> Result<Family, ReadError> {
+/// Reads `config.json`; `path` serves the messages.
+pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Family, ReadError> {
+    let json = parse(path, json)?;
     let config = ModelConfig::from_hf_json(&json)
         .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
     let model_type = json.get("model_type").and_then(Value::as_str);
@@ -118,11 +127,8 @@ fn read_ranks(
     Ok(ranks)
 }
 
-fn read_json(folder: &Folder, name: &str) -> Result<Option<Value>, ReadError> {
-    let Some(bytes) = folder.read(name, CONFIG_BYTES_MAX)? else { return Ok(None) };
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| ReadError::Json { path: folder.path(name), source })
+fn parse(path: &Path, json: &[u8]) -> Result<Value, ReadError> {
+    serde_json::from_slice(json).map_err(|source| ReadError::Json { path: path.into(), source })
 }
 
 /// Values quoted from a foreign file stay on one line.

@@ -9,6 +9,23 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+/// Reads a file that has an upper limit, whatever its length is said to be.
+pub fn read_at_most(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, ReadError> {
+    let file = File::open(path).map_err(|source| ReadError::Io { path: path.into(), source })?;
+    read_open(path, file, limit_bytes)
+}
+
+fn read_open(path: &Path, file: File, limit_bytes: u64) -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    file.take(limit_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| ReadError::Io { path: path.into(), source })?;
+    if bytes.len() as u64 > limit_bytes {
+        return Err(ReadError::FileTooLarge { path: path.into(), limit_bytes });
+    }
+    Ok(bytes)
+}
+
 /// A folder that exists.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -85,14 +102,7 @@ impl Folder {
     /// Reads a text file that has an upper limit; `None` when there is nothing of that name.
     pub(crate) fn read(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, ReadError> {
         let Some(file) = self.open_file(name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(limit_bytes + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|source| ReadError::Io { path: self.path(name), source })?;
-        if bytes.len() as u64 > limit_bytes {
-            return Err(ReadError::FileTooLarge { path: self.path(name), limit_bytes });
-        }
-        Ok(Some(bytes))
+        read_open(&self.path(name), file, limit_bytes).map(Some)
     }
 
     /// Names of everything in the folder, sorted; names that are not UTF-8 belong to no model and are left out.

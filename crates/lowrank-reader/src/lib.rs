@@ -10,7 +10,7 @@
 //! | [`header`] | the safetensors header, stricter than the format's own parser |
 //! | [`index`] | `model.safetensors.index.json` |
 //! | [`error`] | every way in which a checkpoint lies |
-//! | `family` | which family and layout, and which ranks, from `config.json` or `params.json` |
+//! | [`family`] | which family and layout, and which ranks, from `config.json` or `params.json` |
 //! | `shards` | which files hold the weights: from the index, never from a glob |
 //! | `folder` | opening files without leaving the model's folder |
 //! | `cache` | `org/name` in the local Hugging Face cache |
@@ -24,7 +24,7 @@ mod cache;
 pub mod checkpoint;
 mod companions;
 pub mod error;
-mod family;
+pub mod family;
 mod folder;
 pub mod header;
 pub mod index;
@@ -33,3 +33,4 @@ mod shards;
 
 pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo, StoredMatrix};
 pub use error::ReadError;
+pub use folder::read_at_most;

@@ -12,6 +12,7 @@
 //! | `Calibration` | 321 kB in five parts: *Middlemarch*, *Moby-Dick*, Shakespeare, *David Copperfield*, *News from Nowhere*: narrative, drama, dialogue |
 
 mod error;
+pub mod readers;
 mod windows;
 
 pub use error::TextError;

@@ -11,7 +11,10 @@
 //! *Jack Sheppard* in windows of 256.
 
 use crate::TextError;
+use crate::readers::{documents_of_jsonl, ids_of_json, ids_of_words};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -42,6 +45,10 @@ impl Passage {
     }
 }
 
+/// Longest text that is read.
+const TEXT_BYTES_MAX: u64 = 256 << 20;
+/// Longest file of token ids that is read: ten million of them.
+const IDS_BYTES_MAX: u64 = 64 << 20;
 /// Characters that are encoded together: bounds the work of one call.
 const PIECE_CHARACTERS: usize = 50_000;
 /// Of a text that is longer than this many times what is wanted, only the beginning is encoded.
@@ -167,43 +174,28 @@ pub fn token_ids(checkpoint_dir: &Path, path: &Path) -> Result<Vec<Vec<u32>>, Te
 
 fn streams_of_file(dir: &Path, path: &Path, max_tokens: Option<usize>) -> Result<Vec<Vec<u32>>, TextError> {
     let content = |what: String| TextError::Content { path: path.into(), what };
-    let text =
-        std::fs::read_to_string(path).map_err(|source| TextError::Read { path: path.into(), source })?;
-    match path.extension().and_then(|extension| extension.to_str()) {
+    let failed = |source| TextError::Read { path: path.into(), source };
+    let kind = path.extension().and_then(|extension| extension.to_str());
+    let limit_bytes = match kind {
+        Some("txt" | "jsonl") => TEXT_BYTES_MAX,
+        Some("json" | "ids") => IDS_BYTES_MAX,
+        _ => return Err(TextError::Kind { path: path.into() }),
+    };
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(limit_bytes + 1).read_to_end(&mut text)).map_err(failed)?;
+    if text.len() as u64 > limit_bytes {
+        return Err(content(format!("is longer than {limit_bytes} bytes; give a part of it")));
+    }
+    let text = String::from_utf8(text).map_err(|error| content(format!("is not UTF-8: {error}")))?;
+    match kind {
         Some("txt") => Ok(vec![encode(dir, &[text], max_tokens)?]),
         Some("jsonl") => {
-            #[derive(Deserialize)]
-            struct Line {
-                text: String,
-            }
-            let mut documents = Vec::new();
-            for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-                let line: Line = serde_json::from_str(line)
-                    .map_err(|error| content(format!("line {}: {error}", number + 1)))?;
-                documents.push(line.text);
-            }
+            let documents = documents_of_jsonl(&text).map_err(content)?;
+            drop(text);
             Ok(vec![encode(dir, &documents, max_tokens)?])
         }
-        Some("json") => {
-            #[derive(Deserialize)]
-            #[serde(untagged)]
-            enum Ids {
-                One(Vec<u32>),
-                Many(Vec<Vec<u32>>),
-            }
-            match serde_json::from_str(&text) {
-                Ok(Ids::One(ids)) => Ok(vec![ids]),
-                Ok(Ids::Many(streams)) => Ok(streams),
-                Err(_) => Err(content("is neither an array of token ids nor an array of such arrays".into())),
-            }
-        }
-        Some("ids") => {
-            let ids = text
-                .split_whitespace()
-                .map(|word| word.parse::<u32>().map_err(|_| content(format!("`{word}` is not a token id"))));
-            Ok(vec![ids.collect::<Result<_, _>>()?])
-        }
-        _ => Err(TextError::Kind { path: path.into() }),
+        Some("json") => ids_of_json(&text).map_err(content),
+        _ => Ok(vec![ids_of_words(&text).map_err(content)?]),
     }
 }
 

@@ -90,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         shard_bytes_max: 2_000_000,
     };
     let report = Report::new(&plan, &outcomes, BaseModel::default(), settings, None);
-    let template = ChatTemplate::find(base);
+    let template = ChatTemplate::find(|name| fs::read(base.join(name)).ok());
     let card = Card { base_model: Some("tiny-mixtral"), chat_template: template.as_ref(), ..Card::default() };
     let documents =
         Documents::factored(&config_json, &plan.ranks(), Storage::Uv, Dtype::Bf16, &report, None, &card)?;

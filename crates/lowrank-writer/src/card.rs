@@ -4,7 +4,7 @@ use crate::figures::Figure;
 use crate::report::{MatrixReport, Report};
 use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 const FACTORED: &str = include_str!("../assets/card_factored.md");
 const DENSE: &str = include_str!("../assets/card_dense.md");
@@ -31,14 +31,15 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Finds the template of a model directory: `chat_template.jinja`, else the key in `tokenizer_config.json`.
-    pub fn find(dir: &Path) -> Option<Self> {
+    /// Finds the template of a model: `chat_template.jinja`, else the key in `tokenizer_config.json`. `read` gives a text
+    /// of the model's folder by name.
+    pub fn find(read: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Self> {
         let file = "chat_template.jinja";
-        if let Ok(text) = fs::read_to_string(dir.join(file)) {
+        if let Some(text) = read(file).and_then(|text| String::from_utf8(text).ok()) {
             return Some(Self { file: file.into(), text });
         }
         let file = "tokenizer_config.json";
-        let config: Value = serde_json::from_slice(&fs::read(dir.join(file)).ok()?).ok()?;
+        let config: Value = serde_json::from_slice(&read(file)?).ok()?;
         let text = config.get("chat_template")?.as_str()?.to_owned();
         Some(Self { file: file.into(), text })
     }
@@ -350,12 +351,15 @@ mod tests {
 
     #[test]
     fn the_template_is_found_in_either_file() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(ChatTemplate::find(dir.path()), None);
-        fs::write(dir.path().join("tokenizer_config.json"), r#"{"chat_template": "{{ a }}"}"#).unwrap();
-        assert_eq!(ChatTemplate::find(dir.path()).unwrap().text, "{{ a }}");
-        fs::write(dir.path().join("chat_template.jinja"), "{{ b }}").unwrap();
-        assert_eq!(ChatTemplate::find(dir.path()).unwrap().text, "{{ b }}");
+        let find = |files: &[(&str, &str)]| {
+            ChatTemplate::find(|name| {
+                files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.as_bytes().to_vec())
+            })
+        };
+        assert_eq!(find(&[]), None);
+        let config = ("tokenizer_config.json", r#"{"chat_template": "{{ a }}"}"#);
+        assert_eq!(find(&[config]).unwrap().text, "{{ a }}");
+        assert_eq!(find(&[config, ("chat_template.jinja", "{{ b }}")]).unwrap().text, "{{ b }}");
     }
 
     #[test]
