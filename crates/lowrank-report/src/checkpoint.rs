@@ -169,7 +169,11 @@ mod tests {
                 { "name": W1, "shape": [16, 8], "rank": 3, "relative_error": 0.3, "excess_over_optimum": null, "route": "exact" },
                 { "name": W2, "shape": [8, 16], "rank": null, "relative_error": 0.0, "excess_over_optimum": null, "route": "dense" },
             ],
-            "calibration": { "tokens_per_expert": [[7]] },
+            "calibration": {
+                "texts": [], "tokens": 7, "window": 7, "tokens_blake3": "", "gate_weight": "squared", "target": "expert",
+                "blend": 0.1, "sensitivity_tokens": null, "engine": "CPU, f32", "tokens_per_expert": [[7]],
+                "unrouted_experts": [], "kl_at_half": null, "sensitivity": null,
+            },
         })
     }
 
