@@ -7,10 +7,12 @@
 //! |---|---|---|
 //! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
 //! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ \[d\], V [d, k] |
+//! | [`Kernels::reduce`] | what both of them need of G, once | [d, d] → [`Reduced`] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
 //! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
 //! | [`Kernels::thin_qr`] | the Q of Y = QR | [l, k] → [l, k] |
+//! | [`Kernels::complement`] | what is orthogonal to Y | [l, k] → [l, l − k] |
 //! | [`Kernels::qr_pivoted`] | R and Π of A Π = QR | [l, k] → [min(l, k), k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!
@@ -30,6 +32,7 @@ mod kernels;
 #[cfg(feature = "lapack")]
 mod lapack_backend;
 mod real;
+mod reduced;
 #[cfg(test)]
 mod suite;
 
@@ -40,3 +43,4 @@ pub use kernels::{Accumulate, Backend, Eigen, Kernels, PivotedQr};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
 pub use real::Real;
+pub use reduced::Reduced;

@@ -1,5 +1,6 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+use crate::scratch::Scratch;
 use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
@@ -78,7 +79,9 @@ pub fn compress(
         ));
     }
 
-    let course = Course { staging: Some(&staging), interrupt: request.interrupt };
+    let scratch = Scratch::new(parent, still_needed);
+    let course =
+        Course { staging: Some(&staging), scratch: scratch.as_ref(), interrupt: request.interrupt };
     let resources = request.resources;
     let planned = Lens::new(checkpoint, &base_model, text, resources, &pool, progress, request.interrupt)
         .and_then(|lens| {
@@ -102,6 +105,7 @@ pub fn compress(
         ranks: plan.ranks(),
         optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
         spectra: &planned.spectra,
+        scratch: scratch.as_ref(),
         lens: &lens,
         request,
     };
@@ -226,6 +230,7 @@ struct Work<'a> {
     /// Error of the best factors of the planned rank, where spectra are known.
     optimum: BTreeMap<MatrixId, Option<f64>>,
     spectra: &'a BTreeMap<MatrixId, Spectrum>,
+    scratch: Option<&'a Scratch>,
     lens: &'a Lens,
     request: Request<'a>,
 }
@@ -328,7 +333,15 @@ impl Work<'_> {
         let norm = self.lens.norm(id)?;
         let metric = norm.metric();
         let Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error } =
-            self.form().remake(matrix, id, rank, &metric, self.request.factor, self.spectra.get(&id))?;
+            self.form().remake(
+                matrix,
+                id,
+                rank,
+                &metric,
+                self.request.factor,
+                self.spectra.get(&id),
+                self.scratch.and_then(|scratch| scratch.take(id)),
+            )?;
         let outcome = Outcome {
             relative_error,
             calibrated_error,

@@ -21,6 +21,7 @@ pub mod lens;
 pub mod planning;
 pub mod reproduce;
 pub mod round;
+pub mod scratch;
 pub mod settings;
 pub mod spectra;
 mod stored;

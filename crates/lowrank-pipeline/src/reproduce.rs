@@ -465,7 +465,7 @@ fn sampled(
                     .transpose()
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
                 let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
-                let again = form.remake(matrix, id, rank, &metric, &factor, spectrum.as_ref())?;
+                let again = form.remake(matrix, id, rank, &metric, &factor, spectrum.as_ref(), None)?;
                 progress.advance(1);
                 let was = pieces_of(id, out.read_matrix(id)?);
                 let pairs = was.into_iter().zip(again.pieces);

@@ -1,5 +1,6 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
+use crate::scratch::Scratch;
 use crate::{Interrupt, Lens, PipelineError};
 use lowrank_compute::Faer;
 use lowrank_model::{MatrixId, Progress, Spectrum};
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 pub struct Course<'a> {
     /// Spectra of an earlier run, and the place for this run's.
     pub staging: Option<&'a StagingDir>,
+    /// Where the factors will look for what the spectra leave behind; absent where no factors follow.
+    pub scratch: Option<&'a Scratch>,
     /// Asked before each unit.
     pub interrupt: &'a Interrupt,
 }
@@ -49,9 +52,13 @@ pub fn spectra(
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-                let spectrum =
-                    lowrank_svd::spectrum_in(&Faer, &matrix, &lens.norm(id)?.metric(), PrecisionChoice::Auto)
+                let (spectrum, reduction) =
+                    lowrank_svd::reduce_in(&Faer, &matrix, &lens.norm(id)?.metric(), PrecisionChoice::Auto)
                         .map_err(|source| PipelineError::Svd { name: id, source })?;
+                drop(matrix);
+                if let (Some(scratch), Some(reduction)) = (course.scratch, reduction) {
+                    scratch.keep(id, reduction);
+                }
                 if let Some(staging) = course.staging {
                     let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
                     staging.note(&note, text)?;

@@ -9,7 +9,7 @@ use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, Spectrum, Storage, Tensor};
 use lowrank_reader::StoredMatrix;
 use lowrank_svd::residual::residual_energy;
-use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Route, unpivoted};
+use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, unpivoted};
 use lowrank_writer::{Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -85,12 +85,14 @@ impl Form {
         metric: &Metric<'_>,
         settings: &FactorSettings,
         spectrum: Option<&Spectrum>,
+        reduction: Option<Reduction>,
     ) -> Result<Remade, PipelineError> {
         let FactorSettings { method, seed, .. } = *settings;
         let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
         let Factored { factors, route, relative_error, metric_error: calibrated_error, .. } =
-            lowrank_svd::factor_in(&Faer, &matrix, rank, metric, &options, spectrum).map_err(failed)?;
+            lowrank_svd::factor_reduced_in(&Faer, &matrix, rank, metric, &options, spectrum, reduction)
+                .map_err(failed)?;
         // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.
         let matrix = calibrated_error.map(|_| matrix);
         let planned = self.output_tensors(id, factors.shape, rank);

@@ -6,10 +6,11 @@
 use crate::factors::{Split, split};
 use crate::precision::{Known, condition, in_sufficient_precision};
 use crate::randomized::{Sketch, Subspace, generator, subspace};
+use crate::reduction::Reduction;
 use crate::spectrum::sigma_from_eigenvalues;
 use crate::survey::{Survey, survey};
 use crate::{Factors, Precision, PrecisionChoice, SvdError};
-use lowrank_compute::{Backend, Kernels, Real, Side};
+use lowrank_compute::{Backend, Kernels, Real, Reduced, Side};
 use lowrank_model::{MatrixId, MatrixShape, Projection, Spectrum, Tensor};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -163,6 +164,18 @@ pub fn factor(
     options: &FactorOptions,
     spectrum: Option<&Spectrum>,
 ) -> Result<Factored, SvdError> {
+    factor_reduced(backend, w, rank, options, spectrum, None)
+}
+
+/// As [`factor`], beginning from what the spectrum of the same W left behind, where that helps; the same bits.
+pub(crate) fn factor_reduced(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    options: &FactorOptions,
+    spectrum: Option<&Spectrum>,
+    mut reduction: Option<Reduction>,
+) -> Result<Factored, SvdError> {
     let survey = survey(w)?;
     let Survey { shape, energy, largest_weight } = survey;
     check_request(shape, rank, spectrum)?;
@@ -177,10 +190,10 @@ pub fn factor(
     let (ready, precision) =
         in_sufficient_precision(options.precision, &known, |precision| match precision {
             Precision::F32 => {
-                task.find::<f32>(backend).map(|(found, condition)| (Ready::F32(found), condition))
+                task.find::<f32>(backend, kept(&mut reduction, backend, precision)).map(|(found, condition)| (Ready::F32(found), condition))
             }
             Precision::F64 => {
-                task.find::<f64>(backend).map(|(found, condition)| (Ready::F64(found), condition))
+                task.find::<f64>(backend, kept(&mut reduction, backend, precision)).map(|(found, condition)| (Ready::F64(found), condition))
             }
         })?;
     let Split { factors, kept_energy, .. } = match ready {
@@ -200,6 +213,15 @@ pub fn factor(
         metric_error: None,
         excess_over_optimum,
     })
+}
+
+/// What is at hand for a search in this precision.
+fn kept<T: Real>(
+    reduction: &mut Option<Reduction>,
+    backend: &dyn Backend,
+    precision: Precision,
+) -> Option<Reduced<T>> {
+    reduction.take_if(|reduction| reduction.precision() == precision)?.reduced(backend.name())
 }
 
 /// Everything about the search except its precision.
@@ -225,10 +247,18 @@ enum Ready {
 
 impl Task<'_> {
     /// The subspace and σ₁/σᵣ.
-    fn find<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Found<T>, f64), SvdError> {
+    fn find<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        kept: Option<Reduced<T>>,
+    ) -> Result<(Found<T>, f64), SvdError> {
         let (found, sigma) = match self.sketch {
             None => {
-                let eigen = kernels.eigh(kernels.gram(self.w, self.side), self.rank)?;
+                let reduced = match kept {
+                    Some(reduced) => reduced,
+                    None => kernels.reduce(kernels.gram(self.w, self.side))?,
+                };
+                let eigen = kernels.reduced_vectors(reduced, self.rank)?;
                 let sigma = sigma_from_eigenvalues(&eigen.values, 0.0)?;
                 (Found { x: eigen.vectors, image: None }, sigma)
             }

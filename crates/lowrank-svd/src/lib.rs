@@ -17,6 +17,7 @@
 //! | [`calibrated`] | spectrum and factors in a metric |
 //! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
+//! | [`reduction`] | what a spectrum leaves behind for factors |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
 //!
@@ -34,13 +35,14 @@ mod outputs;
 pub mod pivot;
 pub mod precision;
 pub mod randomized;
+pub mod reduction;
 pub mod residual;
 mod root;
 pub mod spectrum;
 mod survey;
 
 pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
-pub use calibrated::{decompose_in, factor_in, spectrum_in};
+pub use calibrated::{decompose_in, factor_in, factor_reduced_in, reduce_in, spectrum_in};
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;
@@ -48,4 +50,5 @@ pub use fitted::{Unseen, fitted_map};
 pub use metric::Metric;
 pub use pivot::{Pivoted, pivot, unpivoted};
 pub use precision::{Precision, PrecisionChoice};
+pub use reduction::Reduction;
 pub use spectrum::spectrum;
