@@ -29,13 +29,14 @@ pub(crate) struct Dimensions {
     pub(crate) layers: usize,
     pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
+    pub(crate) experts: usize,
     pub(crate) vocab_size: u32,
 }
 
 impl Dimensions {
     /// Of Mixtral-8x7B.
     pub(crate) fn mixtral(layers: usize) -> Self {
-        Self { layers, hidden_size: 4096, intermediate_size: 14_336, vocab_size: 32_000 }
+        Self { layers, hidden_size: 4096, intermediate_size: 14_336, experts: 8, vocab_size: 32_000 }
     }
 }
 
@@ -52,13 +53,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Writes a checkpoint; → what it holds.
 pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Value> {
-    let Dimensions { layers, hidden_size, intermediate_size, vocab_size } = dimensions;
+    let Dimensions { layers, hidden_size, intermediate_size, experts, vocab_size } = dimensions;
     job(&json!({
         "job": "synth",
         "out": out,
         "layers": layers,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
+        "experts": experts,
         "vocab_size": vocab_size,
         "seed": seed,
         "tokenizer": root().join("tests/fixtures/tiny-mixtral"),
