@@ -20,7 +20,7 @@
 
 use lowrank_compute::cuda::measure::{self, Figure};
 use lowrank_compute::cuda::{Cuda, WeightProducts};
-use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Split};
+use lowrank_compute::{Accumulate, Faer, Kernels, Split};
 use lowrank_forward::cuda::CudaEngine;
 use lowrank_forward::engine::{StoredAttention, StoredExpert};
 use lowrank_forward::{Cpu, Engine, Forward, Hidden};
@@ -419,8 +419,8 @@ fn algebra_parity(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
         made.push((route.0, factored));
     }
     let least = optimum.relative_error(sizes.rank);
+    let energy = optimum.energy();
     let excess: Vec<f64> = std::thread::scope(|scope| {
-        let energy = optimum.energy();
         let threads: Vec<_> = made
             .iter()
             .map(|(_, made)| scope.spawn(|| (residual_energy(&Faer, &w, &made.factors) / energy).sqrt()))
