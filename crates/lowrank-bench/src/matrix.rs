@@ -50,7 +50,9 @@ impl Matrix {
         let meter = Meter::start()?;
 
         let read = || -> Result<Tensor> {
-            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else { bail!("{id} is factored already") };
+            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
+                bail!("{id} is factored already")
+            };
             checkpoint.check_finite(&format!("{id}.weight"), &w)?;
             Ok(w)
         };
@@ -66,7 +68,7 @@ impl Matrix {
         stages.push(("read again", took));
         let (factored, took) = timed(|| {
             let known = Some(&sigma);
-            Ok(factor_reduced_in(backend, &w, self.rank, &metric, &options, known, reduction)?)
+            Ok(factor_reduced_in(backend, &w, self.rank, &metric, &options, known, reduction.as_ref())?)
         })?;
         stages.push(("factors", took));
         let factors = &factored.factors;
@@ -83,8 +85,7 @@ impl Matrix {
             };
             let (stored, took) = timed(round)?;
             stages.push(("round", took));
-            let (_, took) =
-                timed(|| Ok(pivoted.round_trip_error(backend, factors, &stored.0, &stored.1)))?;
+            let (_, took) = timed(|| Ok(pivoted.round_trip_error(backend, factors, &stored.0, &stored.1)))?;
             stages.push(("error of rounding", took));
             stored
         } else {

@@ -207,7 +207,17 @@ mod tests {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
         let (layers, hidden_size, intermediate_size, vocab_size) = (1, 128, 448, 1024);
         let (experts, shard_bytes_max) = (8, 1 << 20);
-        Synth { out, layers, hidden_size, intermediate_size, experts, vocab_size, seed, tokenizer, shard_bytes_max }
+        Synth {
+            out,
+            layers,
+            hidden_size,
+            intermediate_size,
+            experts,
+            vocab_size,
+            seed,
+            tokenizer,
+            shard_bytes_max,
+        }
     }
 
     #[test]

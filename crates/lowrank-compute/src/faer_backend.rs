@@ -142,7 +142,8 @@ impl<T: Real + RealField> Kernels<T> for Faer {
         vectors.shrink_to_fit();
         if size > 1 && count > 0 {
             let block = coefficients.nrows();
-            let request = apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(size - 1, block, count);
+            let request =
+                apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(size - 1, block, count);
             let mut memory = MemBuffer::new(request);
             apply_block_householder_sequence_on_the_left_in_place_with_conj(
                 reflectors.as_ref(),

@@ -1,7 +1,8 @@
 //! What a backend can do.
 
 use crate::blocks::{for_each_block, matrix_shape};
-use crate::{ComputeError, Real, Reduced, Side};
+use crate::projector::by_products;
+use crate::{ComputeError, Real, Reduced, Side, Split};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
@@ -90,6 +91,17 @@ pub trait Kernels<T: Real> {
         let mut projector = Array2::eye(len);
         self.gemm(q.mapv(|value| -value).view(), q.t(), projector.view_mut(), Accumulate::Add);
         Ok(self.eigh(projector, len - cols)?.vectors)
+    }
+
+    /// Orthonormal columns [d, k] of the span of a symmetric matrix' first k eigenvectors, where `split` says that there is a
+    /// gap; from random columns Ω [d, k], by products alone. `None` if rounding closes the gap. Reads the lower triangle.
+    fn upper_subspace(
+        &self,
+        gram: Array2<T>,
+        split: &Split,
+        omega: Array2<T>,
+    ) -> Result<Option<Array2<T>>, ComputeError> {
+        by_products(self, gram, split, omega)
     }
 
     /// The lower triangle of AᵀA [d, d]; zero above.

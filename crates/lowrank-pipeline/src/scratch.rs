@@ -113,7 +113,8 @@ mod tests {
             let options = FactorOptions { precision, ..FactorOptions::default() };
             let [with, without] = [back, None].map(|reduction| {
                 let known = Some(&spectrum);
-                factor_reduced_in(&Faer, &w, 17, &Metric::Weights, &options, known, reduction).unwrap()
+                factor_reduced_in(&Faer, &w, 17, &Metric::Weights, &options, known, reduction.as_ref())
+                    .unwrap()
             });
             assert_eq!(with, without);
         }

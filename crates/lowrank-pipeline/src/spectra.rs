@@ -2,7 +2,7 @@
 
 use crate::scratch::Scratch;
 use crate::{Interrupt, Lens, PipelineError};
-use lowrank_compute::Faer;
+use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::{MatrixId, Progress, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
@@ -52,9 +52,12 @@ pub fn spectra(
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+                let norm = lens.norm(id)?;
+                let (reduced, _) = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                    lowrank_svd::reduce_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
+                });
                 let (spectrum, reduction) =
-                    lowrank_svd::reduce_in(&Faer, &matrix, &lens.norm(id)?.metric(), PrecisionChoice::Auto)
-                        .map_err(|source| PipelineError::Svd { name: id, source })?;
+                    reduced.map_err(|source| PipelineError::Svd { name: id, source })?;
                 drop(matrix);
                 if let (Some(scratch), Some(reduction)) = (course.scratch, reduction) {
                     scratch.keep(id, reduction);

@@ -18,6 +18,7 @@
 //! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
 //! | [`reduction`] | what a spectrum leaves behind for factors |
+//! | `projector` | the subspace of a rank without its eigenvectors |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
 //!
@@ -34,6 +35,7 @@ pub mod metric;
 mod outputs;
 pub mod pivot;
 pub mod precision;
+mod projector;
 pub mod randomized;
 pub mod reduction;
 pub mod residual;

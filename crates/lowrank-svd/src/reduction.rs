@@ -64,15 +64,15 @@ impl Reduction {
     }
 
     /// The reduced matrix, if this backend made it in this precision.
-    pub(crate) fn reduced<T: Real>(self, backend: &str) -> Option<Reduced<T>> {
-        if self.backend != backend {
+    pub(crate) fn reduced<T: Real>(&self, backend: &dyn Backend) -> Option<Reduced<T>> {
+        if self.backend != backend.name() {
             return None;
         }
-        let any: Box<dyn std::any::Any> = match self.numbers {
-            Numbers::F32(values) => Box::new(values),
-            Numbers::F64(values) => Box::new(values),
+        let any: &dyn std::any::Any = match &self.numbers {
+            Numbers::F32(values) => values,
+            Numbers::F64(values) => values,
         };
-        let numbers = *any.downcast::<Vec<T>>().ok()?;
+        let numbers = any.downcast_ref::<Vec<T>>()?.clone();
         Some(Reduced::Packed { size: self.size, numbers })
     }
 }
