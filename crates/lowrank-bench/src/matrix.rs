@@ -3,7 +3,7 @@
 
 use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result, bail};
-use lowrank_compute::{Accumulate, Faer, Kernels, Real};
+use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Real};
 use lowrank_model::{Dtype, MatrixId, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::factor::residual_energy;
@@ -26,6 +26,7 @@ pub(crate) struct Matrix {
     matrix: String,
     rank: usize,
     precision: PrecisionChoice,
+    backend: BackendName,
     /// Pivots and coefficients instead of u·v.
     #[serde(default)]
     pivoted: bool,
@@ -36,11 +37,31 @@ pub(crate) struct Matrix {
     compare: bool,
 }
 
+/// What decomposes it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BackendName {
+    Faer,
+    Lapack,
+}
+
+impl BackendName {
+    fn open(self) -> Result<&'static dyn Backend> {
+        match self {
+            Self::Faer => Ok(&Faer),
+            #[cfg(feature = "lapack")]
+            Self::Lapack => Ok(&lowrank_compute::Lapack),
+            #[cfg(not(feature = "lapack"))]
+            Self::Lapack => bail!("this was built without its feature `lapack`"),
+        }
+    }
+}
+
 impl Matrix {
     pub(crate) fn run(&self) -> Result<Value> {
         let checkpoint = Checkpoint::open(&self.model)?;
         let id = MatrixId::parse(&self.matrix).context("no module name of an expert matrix")?;
-        let backend = &Faer;
+        let backend = self.backend.open()?;
         let options = FactorOptions {
             method: MethodChoice::Exact,
             precision: self.precision,

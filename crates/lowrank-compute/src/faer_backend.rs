@@ -3,9 +3,9 @@
 //! Always `Par::Seq`: faer's eigensolver and QR give other bits on another number of threads. Parallelism belongs to
 //! the caller, over matrices.
 
+use crate::tridiagonal::{Tridiagonal, packed};
 use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real, Reduced};
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
@@ -84,14 +84,17 @@ impl<T: Real + RealField> Kernels<T> for Faer {
     }
 
     fn reduce(&self, gram: Array2<T>) -> Result<Reduced<T>, ComputeError> {
-        Ok(Tridiagonal::of(gram).packed())
+        let mut work = Mat::<T>::zeros(gram.nrows(), gram.nrows());
+        work.copy_from_triangular_lower(mat(&dense(gram.view())));
+        drop(gram);
+        Ok(Tridiagonal::of(work).packed())
     }
 
     /// In f64 also where the matrix was reduced in f32: faer's iteration for values alone loses up to 2·10⁻⁴ of an f32
     /// eigenvalue at d = 2048.
     fn reduced_values(&self, reduced: &Reduced<T>) -> Result<Vec<T>, ComputeError> {
         let (size, numbers) = packed(reduced);
-        let (diagonal, off_diagonal) = Tridiagonal::ends(size, numbers);
+        let (diagonal, off_diagonal) = Tridiagonal::<T>::ends(size, numbers);
         let column = |values: &[T]| Mat::from_fn(size, 1, |i, _| values.get(i).map_or(0.0, |v| v.as_f64()));
         let (diagonal, off_diagonal) = (column(diagonal), column(off_diagonal));
         let mut values = Mat::<f64>::zeros(size, 1);
@@ -252,101 +255,6 @@ fn columns_of_q<T: Real + RealField>(y: Array2<T>, wanted: Range<usize>) -> Arra
         stack,
     );
     Array2::from_shape_vec((rows, wanted.len()).f(), q).expect("q was made in this shape")
-}
-
-/// The parts of what this backend packed.
-///
-/// # Panics
-/// If another backend made it.
-fn packed<T>(reduced: &Reduced<T>) -> (usize, &[T]) {
-    match reduced {
-        Reduced::Packed { size, numbers } => (*size, numbers),
-        Reduced::Whole(_) => panic!("kept whole by another backend"),
-    }
-}
-
-/// QᵀGQ with Q as Householder reflections in blocks.
-struct Tridiagonal<T> {
-    /// [d, 1]
-    diagonal: Mat<T>,
-    /// [d, 1], the last entry unused.
-    off_diagonal: Mat<T>,
-    /// [d − 1, d − 1], used below the diagonal.
-    reflectors: Mat<T>,
-    /// [block, d − 1]
-    coefficients: Mat<T>,
-}
-
-impl<T: Real + RealField> Tridiagonal<T> {
-    fn of(gram: Array2<T>) -> Self {
-        let size = gram.nrows();
-        let mut work = Mat::<T>::zeros(size, size);
-        work.copy_from_triangular_lower(mat(&dense(gram.view())));
-        drop(gram);
-        let mut coefficients = Mat::<T>::zeros(Self::block(size), size.saturating_sub(1));
-        let params = Default::default();
-        let mut memory = MemBuffer::new(tridiag_in_place_scratch::<T>(size, Par::Seq, params));
-        let stack = MemStack::new(&mut memory);
-        tridiag_in_place(work.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
-        let diagonal = Mat::from_fn(size, 1, |i, _| work[(i, i)]);
-        let off_diagonal =
-            Mat::from_fn(size, 1, |i, _| if i + 1 < size { work[(i + 1, i)] } else { T::zero() });
-        // One row up: what stood on the subdiagonal is on the diagonal now, where reflectors have an implied 1.
-        let rest = size.saturating_sub(1);
-        for j in 0..rest {
-            work.col_as_slice_mut(j).copy_within(j + 1.., j);
-        }
-        work.truncate(rest, rest);
-        Self { diagonal, off_diagonal, reflectors: work, coefficients }
-    }
-
-    fn block(size: usize) -> usize {
-        recommended_block_size::<T>(size, size)
-    }
-
-    /// Diagonal, off-diagonal, coefficients, and the reflectors column by column.
-    fn packed(&self) -> Reduced<T> {
-        let size = self.diagonal.nrows();
-        let rest = size.saturating_sub(1);
-        let mut numbers = Vec::with_capacity(2 * size + self.coefficients.nrows() * rest + rest * rest / 2);
-        numbers.extend_from_slice(self.diagonal.col_as_slice(0));
-        numbers.extend_from_slice(&self.off_diagonal.col_as_slice(0)[..rest]);
-        for j in 0..rest {
-            numbers.extend_from_slice(self.coefficients.col_as_slice(j));
-        }
-        for j in 0..rest {
-            numbers.extend_from_slice(&self.reflectors.col_as_slice(j)[j + 1..]);
-        }
-        Reduced::Packed { size, numbers }
-    }
-
-    /// Diagonal [d] and off-diagonal [d − 1].
-    fn ends(size: usize, numbers: &[T]) -> (&[T], &[T]) {
-        let (diagonal, numbers) = numbers.split_at(size);
-        (diagonal, &numbers[..size.saturating_sub(1)])
-    }
-
-    fn unpacked(size: usize, numbers: &[T]) -> Self {
-        let (rest, block) = (size.saturating_sub(1), Self::block(size));
-        let (diagonal, off_diagonal) = Self::ends(size, numbers);
-        let column = |values: &[T]| Mat::from_fn(size, 1, |i, _| values.get(i).copied().unwrap_or(T::zero()));
-        let (diagonal, off_diagonal) = (column(diagonal), column(off_diagonal));
-        let mut numbers = &numbers[size + rest..];
-        let mut take = |count| {
-            let (taken, left) = numbers.split_at(count);
-            numbers = left;
-            taken
-        };
-        let mut coefficients = Mat::zeros(block, rest);
-        for j in 0..rest {
-            coefficients.col_as_slice_mut(j).copy_from_slice(take(block));
-        }
-        let mut reflectors = Mat::zeros(rest, rest);
-        for j in 0..rest {
-            reflectors.col_as_slice_mut(j)[j + 1..].copy_from_slice(take(rest - j - 1));
-        }
-        Self { diagonal, off_diagonal, reflectors, coefficients }
-    }
 }
 
 /// The same array, row-major or column-major without gaps; copied only if it is neither.

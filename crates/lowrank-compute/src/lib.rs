@@ -38,6 +38,7 @@ mod real;
 mod reduced;
 #[cfg(test)]
 mod suite;
+mod tridiagonal;
 
 pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
 pub use blocks::Side;

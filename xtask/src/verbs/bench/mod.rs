@@ -1,6 +1,8 @@
 //! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
+mod document;
 pub(crate) mod forward;
+pub(crate) mod speed;
 pub(crate) mod synth;
 
 use anyhow::Result;
@@ -9,6 +11,8 @@ use anyhow::Result;
 pub(crate) enum What {
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
+    /// Measure what a matrix costs here and elsewhere, how runs scale, and what bounds them; write docs/benchmarks.md
+    Speed(speed::Args),
     /// Our forward pass against transformers' on the same tokens
     Forward(forward::Args),
 }
@@ -17,6 +21,7 @@ pub(crate) enum What {
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Synth(args) => synth::run(args),
+        What::Speed(args) => speed::run(args),
         What::Forward(args) => forward::run(args),
     }
 }
