@@ -37,6 +37,9 @@ pub(crate) fn run() -> Result<()> {
         ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
+        ("speed benchmark, small", &|| {
+            super::bench::speed::run(&super::bench::speed::Args { small: true, only: Vec::new(), repeats: 1 })
+        }),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])
