@@ -1,5 +1,6 @@
 //! Who the base model is: its public name if it was given by one, and the content of its shards.
 
+use crate::workers::Resources;
 use crate::{Interrupt, PipelineError};
 use lowrank_cache::{Arrays, Cache};
 use lowrank_model::Progress;
@@ -35,6 +36,19 @@ pub(crate) fn identify_remembered(
     cache: &Cache,
 ) -> Result<BaseModel, PipelineError> {
     identify_with(checkpoint, given, pool, progress, interrupt, Some(cache))
+}
+
+/// As [`identify`], but what was hashed before is looked up in the cache: good enough to find what is measured, not to
+/// certify what was compressed.
+pub fn identify_cached(
+    checkpoint: &Checkpoint,
+    given: &str,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+    resources: &Resources,
+) -> Result<BaseModel, PipelineError> {
+    identify_remembered(checkpoint, given, pool, progress, interrupt, &resources.cache()?)
 }
 
 fn identify_with(
