@@ -115,3 +115,27 @@ impl Progress for Talk {
         }
     }
 }
+
+/// The stages of one point of many, with its number before their names.
+pub(crate) struct OfPoint<'a> {
+    pub(crate) label: &'a str,
+    pub(crate) talk: &'a Talk,
+}
+
+impl Progress for OfPoint<'_> {
+    fn start(&self, stage: &str, total: u64, unit: &'static str) {
+        self.talk.start(&format!("{} {stage}", self.label), total, unit);
+    }
+
+    fn advance(&self, units: u64) {
+        self.talk.advance(units);
+    }
+
+    fn finish(&self) {
+        self.talk.finish();
+    }
+
+    fn note(&self, text: &str) {
+        self.talk.note(&format!("{} {text}", self.label));
+    }
+}
