@@ -28,15 +28,15 @@ enum Verb {
     Lapack,
     /// Sweep the bundled model by the example config, kill it in the middle, and let it go on
     Sweep,
-    /// Measure what docs/benchmarks.md says
-    #[command(subcommand)]
-    Bench(verbs::bench::What),
     /// Open report pages in headless Chromium, and compare what is drawn with its documents (installs it where it may)
     ReportTest,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
     Torture(verbs::torture::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
+    /// Measure, or write what is measured on
+    #[command(subcommand)]
+    Bench(verbs::bench::What),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -59,10 +59,10 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
         Verb::Sweep => verbs::sweep::run(),
-        Verb::Bench(what) => verbs::bench::run(&what),
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
+        Verb::Bench(what) => verbs::bench::run(&what),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

@@ -1,6 +1,7 @@
-//! `cargo xtask bench WHAT`: measurements whose figures stand in `docs/benchmarks.md`. One of them, one file.
+//! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
 pub(crate) mod sweep;
+pub(crate) mod synth;
 
 use anyhow::Result;
 
@@ -8,11 +9,14 @@ use anyhow::Result;
 pub(crate) enum What {
     /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
     Sweep(sweep::Args),
+    /// Write a generated checkpoint of true Mixtral-8x7B dimensions
+    Synth(synth::Args),
 }
 
 /// The verb.
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Sweep(args) => sweep::run(args),
+        What::Synth(args) => synth::run(args),
     }
 }
