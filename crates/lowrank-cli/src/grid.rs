@@ -100,6 +100,9 @@ struct Stands {
 /// Own keys of a point, and the line of the whole.
 type Own = (Vec<(String, Stands)>, usize);
 
+/// A key of the grid and the values to try.
+type Axis = (String, Vec<Stands>);
+
 /// The text of a config.
 struct Source<'a> {
     file: &'a Path,
@@ -192,7 +195,7 @@ impl Sweep {
         let table = parsed.get_ref();
         let mut base: BTreeMap<String, Stands> = BTreeMap::new();
         let (mut compress, mut keep, mut verify) = (Compress::None, false, VerifyKeys::default());
-        let mut grid: Option<(Vec<(String, Vec<Stands>)>, usize)> = None;
+        let mut grid: Option<(Vec<Axis>, usize)> = None;
         let mut singles: Vec<Own> = Vec::new();
         for (key, value) in table {
             let line = source.line(key);
@@ -327,7 +330,7 @@ fn read_verify(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Veri
     Ok(whole.try_into().expect("every key was read before"))
 }
 
-fn read_grid(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<(String, Vec<Stands>)>> {
+fn read_grid(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<Axis>> {
     let table = value.get_ref().as_table();
     let table = table.ok_or_else(|| source.error(source.line(value), "`grid` is a table: [grid]"))?;
     if table.is_empty() {
@@ -382,7 +385,7 @@ fn read_points(source: &Source<'_>, value: &Spanned<DeValue<'_>>) -> Result<Vec<
 }
 
 /// Every combination; the last axis varies fastest.
-fn product(source: &Source<'_>, axes: Vec<(String, Vec<Stands>)>, line: usize) -> Result<Vec<Own>> {
+fn product(source: &Source<'_>, axes: Vec<Axis>, line: usize) -> Result<Vec<Own>> {
     let count = axes.iter().try_fold(1_usize, |count, (_, values)| count.checked_mul(values.len()));
     if count.is_none_or(|count| count > POINTS_MAX) {
         return Err(source.error(line, format_args!("[grid] has more than {POINTS_MAX} points")));

@@ -27,20 +27,7 @@ pub fn identify(
 
 /// As [`identify`], but a shard that was hashed before and has the same path, length, inode and time of change is not
 /// read again: good enough to find what is cached, not to certify what was compressed.
-pub(crate) fn identify_remembered(
-    checkpoint: &Checkpoint,
-    given: &str,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-    cache: &Cache,
-) -> Result<BaseModel, PipelineError> {
-    identify_with(checkpoint, given, pool, progress, interrupt, Some(cache))
-}
-
-/// As [`identify`], but what was hashed before is looked up in the cache: good enough to find what is measured, not to
-/// certify what was compressed.
-pub fn identify_cached(
+pub fn identify_remembered(
     checkpoint: &Checkpoint,
     given: &str,
     pool: &rayon::ThreadPool,
@@ -48,7 +35,7 @@ pub fn identify_cached(
     interrupt: &Interrupt,
     resources: &Resources,
 ) -> Result<BaseModel, PipelineError> {
-    identify_remembered(checkpoint, given, pool, progress, interrupt, &resources.cache()?)
+    identify_with(checkpoint, given, pool, progress, interrupt, Some(&resources.cache()?))
 }
 
 fn identify_with(

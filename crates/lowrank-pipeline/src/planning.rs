@@ -45,8 +45,7 @@ pub fn plan(
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let base = match settings.goal {
         Goal::Budget(_) => {
-            let cache = resources.cache()?;
-            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, &cache)?
+            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, resources)?
         }
         // Given ranks are checked without a look at the weights.
         _ => BaseModel::default(),

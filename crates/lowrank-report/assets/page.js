@@ -36,12 +36,12 @@ function figure(parent, id, caption, option, heightPx) {
   figures.push({ chart, option });
 }
 
-function table(parent, header, rows) {
+function table(parent, header, rows, kind = "") {
   const cell = (tag, value, at) =>
     el(tag, { class: typeof rows[0]?.[at] === "number" || header[at].endsWith("#") ? "number" : "text" }, value);
   const head = header.map((name, at) => cell("th", name.replace(/#$/, ""), at));
   const body = rows.map((row) => el("tr", {}, ...row.map((value, at) => cell("td", value ?? "–", at))));
-  parent.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
+  parent.append(el("div", { class: "scroll" }, el("table", { class: kind }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
 }
 
 function tiles(parent, all) {
@@ -107,6 +107,8 @@ function base(extra) {
       backgroundColor: css("--card"),
       borderColor: css("--line"),
       textStyle: { color: css("--ink"), fontSize: 12 },
+      // Confined to its figure, it must be able to fit into one that is narrow.
+      extraCssText: "max-width: min(88vw, 26rem); white-space: normal; overflow-wrap: anywhere;",
       ...extra.tooltip,
     },
     ...Object.fromEntries(Object.entries(extra).filter(([name]) => name !== "tooltip")),
@@ -422,7 +424,7 @@ const settingText = (value) => {
 /** A row, what follows from it, and what it says of itself. */
 const pointsOf = ({ header, rows, derived }) => rows.map((row, at) => ({
   ...row, ...derived[at],
-  label: header.axes.map((axis) => `${axis} ${settingText(row.settings[axis])}`).join(", "),
+  label: header.axes.filter((axis) => axis in row.settings).map((axis) => `${axis} ${settingText(row.settings[axis])}`).join(", "),
 }));
 
 function sweepSummary({ header, rows }) {
@@ -501,16 +503,17 @@ function pointTable(sweep) {
   const points = pointsOf(sweep);
   const { axes } = sweep.header;
   const number = (one) => (one.page ? el("a", { href: one.page }, String(one.point)) : String(one.point));
+  const known = (value, show) => (value === null ? null : show(value));
+  const card = (one) => known(one.bytes, () => (one.smallest_card_gb ? `${one.smallest_card_gb} GB` : "none"));
+  const best = (one) => [one.on_front && "predicted", one.on_measured_front && "measured"].filter(Boolean).join(", ");
+  const failed = points.some((one) => one.error !== null);
   const rows = points.map((one) => [
-    number(one), one.status, ...axes.map((axis) => settingText(one.settings[axis])),
-    one.params === null ? null : grouped(one.params), one.bytes === null ? null : bytes(one.bytes),
-    one.bytes === null ? null : (one.smallest_card_gb ? `${one.smallest_card_gb} GB` : "none"),
-    digits(one.predicted_error, 4), one.on_front ? "yes" : "", digits(one.mean_kl, 4),
-    one.perplexity_ratio === null ? null : one.perplexity_ratio.toFixed(4),
-    one.top1_agreement === null ? null : `${(100 * one.top1_agreement).toFixed(2)} %`,
-    one.on_measured_front ? "yes" : "", one.error ?? "",
+    number(one), one.status, known(one.params, grouped), known(one.bytes, bytes), card(one), digits(one.predicted_error), digits(one.mean_kl),
+    known(one.perplexity_ratio, (ratio) => ratio.toFixed(4)), known(one.top1_agreement, (share) => `${(100 * share).toFixed(2)}\u00a0%`), best(one),
+    ...axes.map((axis) => settingText(one.settings[axis])), ...(failed ? [one.error ?? ""] : []),
   ]);
-  table(part, ["Point#", "So far", ...axes, "Parameters#", "Bytes#", "Card#", "Predicted#", "Best predicted", "Mean KL#", "Perplexity ×#", "Same token#", "Best measured", "Error"], rows);
+  const header = ["Point#", "So far", "Parameters#", "Bytes#", "Card#", "Predicted#", "Mean KL#", "Perplexity ×#", "Same token#", "Not beaten"];
+  table(part, [...header, ...axes, ...(failed ? ["Error"] : [])], rows, "wide");
 }
 
 function sweepProvenance({ header }) {

@@ -109,7 +109,7 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
     let interrupt = signals::watch()?;
     let talk = Talk::new(args.talk.quiet);
     let pool = workers::pool(checkpoint.config(), &resources)?;
-    let base = base::identify_cached(&checkpoint, model, &pool, &talk, &interrupt, &resources)?;
+    let base = base::identify_remembered(&checkpoint, model, &pool, &talk, &interrupt, &resources)?;
     let results = Results::open(&out, &header_of(&config, &base, &subject, &verification), &AXES)?;
     let sweep = Run {
         config: &config,
@@ -396,17 +396,18 @@ impl Run<'_> {
         let numbers: BTreeMap<&PointId, usize> =
             self.points.iter().map(|one| (&one.id, one.point.number)).collect();
         let mut results = self.results();
-        let mut scales: BTreeMap<&str, Vec<(&PointId, (u64, f64))>> = BTreeMap::new();
-        for row in results.rows().iter().filter(|row| numbers.contains_key(&row.id)) {
-            if let (Some(scale), Some(params), Some(error)) = (&row.scale, row.params, row.predicted_error) {
-                scales.entry(scale).or_default().push((&row.id, (params, error)));
-            }
-        }
+        let predicted = |row: &Row| {
+            let scale = row.scale.clone().filter(|_| numbers.contains_key(&row.id))?;
+            Some((scale, row.id.clone(), (row.params?, row.predicted_error?)))
+        };
+        let mut all: Vec<(String, PointId, (u64, f64))> =
+            results.rows().iter().filter_map(predicted).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
         let mut on_front: BTreeSet<PointId> = BTreeSet::new();
-        for points in scales.values() {
-            let sizes: Vec<(u64, f64)> = points.iter().map(|(_, point)| *point).collect();
-            let chosen = points.iter().zip(front(&sizes)).filter(|(_, chosen)| *chosen);
-            on_front.extend(chosen.map(|((id, _), _)| (*id).clone()));
+        for of_scale in all.chunk_by(|a, b| a.0 == b.0) {
+            let sizes: Vec<(u64, f64)> = of_scale.iter().map(|(_, _, sizes)| *sizes).collect();
+            let best = of_scale.iter().zip(front(&sizes)).filter(|(_, best)| *best);
+            on_front.extend(best.map(|((_, id, _), _)| id.clone()));
         }
         results.order(|row| {
             row.point = numbers.get(&row.id).copied().unwrap_or_default();
@@ -440,12 +441,13 @@ impl Run<'_> {
         let folder = self.out.join(POINTS);
         std::fs::create_dir_all(&folder)
             .map_err(|error| Output::new(format!("{}: {error}", folder.display())))?;
+        let noted = Mutex::default();
         for (index, one) in chosen.iter().enumerate() {
             self.interrupt.check()?;
             let label = format!("[{}/{}]", index + 1, chosen.len());
-            self.talk.note(&format!("{label} point {}: {}", one.point.number, one.point.label()));
+            let talk = OfPoint { label, talk: self.talk, noted: &noted };
+            talk.note(&format!("point {}: {}", one.point.number, one.point.label()));
             let row = self.results().get(&one.id).cloned().expect("it was planned");
-            let talk = OfPoint { label: &label, talk: self.talk };
             let row = match self.compress_one(one, row.clone(), &engine, &talk) {
                 Ok(row) => row,
                 Err(error) if ends_all(&error) => return Err(error),
