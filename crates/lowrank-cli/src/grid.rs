@@ -429,7 +429,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     /// Flags that hold for a whole sweep, or have no meaning in one.
-    const NO_AXES: [&str; 17] = [
+    const NO_AXES: [&str; 18] = [
         "model",
         "out",
         "plan",
@@ -441,6 +441,7 @@ mod tests {
         "memory",
         "cache",
         "device",
+        "algebra",
         "resume",
         "restart",
         "config",

@@ -1,6 +1,6 @@
 //! `sweep`: plans of many points, compression and verification of some, and files that hold what came of each.
 
-use crate::args::{JobArgs, TalkArgs};
+use crate::args::{Algebra, JobArgs, TalkArgs};
 use crate::commands::report::{self, Verified};
 use crate::commands::verify::Device;
 use crate::commands::{open, print_json, resolve};
@@ -67,6 +67,9 @@ pub(crate) struct SweepArgs {
     /// Where models run
     #[arg(long, value_name = "auto|cpu|cuda")]
     device: Option<Device>,
+    /// Where matrices are decomposed
+    #[arg(long, value_name = "cpu|cuda")]
+    algebra: Option<Algebra>,
     #[command(flatten)]
     talk: TalkArgs,
 }
@@ -82,6 +85,7 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
         memory: args.memory.clone(),
         cache: args.cache.clone(),
         device: args.device,
+        algebra: args.algebra,
         ..JobArgs::default()
     };
     let config = Sweep::read(&args.config, &flags)?;
@@ -106,6 +110,8 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
     if args.dry_run {
         return list(&config, &points, &out, args.talk);
     }
+    // A device that is not there fails the sweep, not each of its points.
+    resources.algebra().map_err(PipelineError::from)?;
     let interrupt = signals::watch()?;
     let talk = Talk::new(args.talk.quiet);
     let pool = workers::pool(checkpoint.config(), &resources)?;
@@ -355,7 +361,8 @@ impl Run<'_> {
     ) -> Result<()> {
         let &Self { checkpoint, base, resources, talk, interrupt, .. } = self;
         let own = text.map(|place| self.texts[place].clone());
-        let lens = Lens::new(checkpoint, base, own, resources, pool, talk, interrupt)?;
+        let algebra = resources.algebra().map_err(PipelineError::from)?;
+        let lens = Lens::new(checkpoint, base, own, algebra, resources, pool, talk, interrupt)?;
         let course = Course { staging: None, interrupt };
         let sensitivity = points[0].sensitivity;
         let errors = planning::errors(checkpoint, &lens, Some(sensitivity), pool, talk, course)?;
