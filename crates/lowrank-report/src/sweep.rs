@@ -25,7 +25,7 @@ pub struct SweepPage {
 pub struct Derived {
     /// Memory of the smallest card that holds its weights.
     pub smallest_card_gb: Option<u64>,
-    /// Whether no verified point beats it, by size and mean KL ([`lowrank_sweep::front`]).
+    /// Whether no verified point beats it, by size and mean KL ([`mod@lowrank_sweep::front`]).
     pub on_measured_front: bool,
     /// Where its own page lies, seen from the sweep's.
     pub page: Option<String>,

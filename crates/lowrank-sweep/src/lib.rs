@@ -13,7 +13,7 @@
 //! | [`row`] | a point: its settings, what is predicted, what was measured, how long it took |
 //! | [`header`] | what all points of one folder share |
 //! | [`results`] | the files, and going on after a kill |
-//! | [`front`] | which points no other beats |
+//! | [`mod@front`] | which points no other beats |
 
 mod error;
 pub mod front;

@@ -84,7 +84,7 @@ pub struct Row {
     pub lower_bound: Option<f64>,
     /// (predicted error − lower bound) / lower bound.
     pub duality_gap: Option<f64>,
-    /// Whether no point of the same scale beats it, by size and predicted error ([`crate::front`]).
+    /// Whether no point of the same scale beats it, by size and predicted error ([`mod@crate::front`]).
     pub on_front: bool,
     /// Mean KL(original ‖ compressed), nats per token.
     pub mean_kl: Option<f64>,
