@@ -3,12 +3,15 @@
 mod document;
 pub(crate) mod forward;
 pub(crate) mod speed;
+pub(crate) mod sweep;
 pub(crate) mod synth;
 
 use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum What {
+    /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
+    Sweep(sweep::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
     /// Measure what a matrix costs here and elsewhere, how runs scale, and what bounds them; write docs/benchmarks.md
@@ -20,6 +23,7 @@ pub(crate) enum What {
 /// The verb.
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
+        What::Sweep(args) => sweep::run(args),
         What::Synth(args) => synth::run(args),
         What::Speed(args) => speed::run(args),
         What::Forward(args) => forward::run(args),
