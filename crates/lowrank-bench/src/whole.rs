@@ -63,6 +63,7 @@ fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
         allocation: Default::default(),
         calibration: None,
         keep_dense: Vec::new(),
+        fixed_ranks: Default::default(),
         storage: Some(Storage::Uv),
         factor_dtype: None,
     }
