@@ -86,7 +86,7 @@ impl<T: Real + RealField> Tridiagonal<T> {
         Reduced::Packed { size, numbers }
     }
 
-    /// Diagonal [d] and off-diagonal [d − 1].
+    /// Diagonal \[d\] and off-diagonal [d − 1].
     pub(crate) fn ends(size: usize, numbers: &[T]) -> (&[T], &[T]) {
         let (diagonal, numbers) = numbers.split_at(size);
         (diagonal, &numbers[..size.saturating_sub(1)])
