@@ -14,9 +14,19 @@ export LOWRANK_FIXTURES="$PWD/fixtures"
 tool=./lowrank-compress
 model=fixtures/tiny-mixtral
 text=(--max-tokens 4096)
-job=(--budget 20% --model "$model" --device cuda --algebra cuda --cache none --quiet)
+job=(--model "$model" --device cuda --algebra cuda --cache none --quiet)
+goal=(--budget 20%)
 if [[ "${1:-}" == --small ]]; then
     text=(--max-tokens 256)
+    # One layer's first experts, without a look at the spectra of all.
+    for expert in 0 1; do
+        for projection in w1 w2 w3; do
+            printf '%s"model.layers.0.block_sparse_moe.experts.%s.%s": 60' "${comma-}" "$expert" "$projection"
+            comma=', '
+        done
+    done >results/ranks.body
+    printf '{%s}\n' "$(cat results/ranks.body)" >results/ranks.json && rm results/ranks.body
+    goal=(--ranks results/ranks.json)
     job+=(--calibrate none)
 fi
 
@@ -72,8 +82,9 @@ step() {
 # The suites, and the whole job on the bundled model: twice with other numbers of lanes, which must not change a byte.
 step suite-compute 120 ./suite-compute cuda --nocapture
 step suite-forward 60 ./suite-forward --nocapture
-if step compress 90 "$tool" "${job[@]}" --workers 1 --out results/compressed; then
-    step compress-4-lanes 90 "$tool" "${job[@]}" --workers 4 --out results/again &&
+step plan 90 "$tool" plan "${job[@]}" --budget 20% --plan-out results/plan.json
+if step compress 90 "$tool" "${job[@]}" "${goal[@]}" --workers 2 --out results/compressed; then
+    step compress-8-workers 90 "$tool" "${job[@]}" "${goal[@]}" --workers 8 --out results/again &&
         step compress-repeats 10 diff -r results/compressed results/again
     step compress-on-device 10 grep -q ', cuda"' results/compressed/lowrank_report.json
     step compress-not-on-cpu 10 sh -c '! grep -E "\"route\": \"(exact|randomized|projector) f(32|64)\"" results/compressed/lowrank_report.json'
@@ -81,7 +92,7 @@ if step compress 90 "$tool" "${job[@]}" --workers 1 --out results/compressed; th
     step verify-cuda 60 "$tool" verify --original "$model" --compressed results/compressed --device cuda "${text[@]}"
     step reproduce 60 "$tool" reproduce results/compressed --model "$model" --quick --sample 4 --cache none
 fi
-step compress-projector 90 "$tool" "${job[@]}" --method projector --out results/projected &&
+step compress-projector 90 "$tool" "${job[@]}" "${goal[@]}" --method projector --out results/projected &&
     step verify-projector 60 "$tool" verify --original "$model" --compressed results/projected --device cuda "${text[@]}"
 rm -rf results/compressed results/again results/projected results/*.report.html
 
