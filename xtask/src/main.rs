@@ -32,6 +32,8 @@ enum Verb {
     Torture(verbs::torture::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
+    /// Measure what stands in docs/
+    Bench(verbs::bench::Args),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -56,6 +58,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
+        Verb::Bench(args) => verbs::bench::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

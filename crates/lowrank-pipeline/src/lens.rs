@@ -7,7 +7,8 @@ use crate::workers::Resources;
 use crate::{Interrupt, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
-    CalibrateError, CalibrationSettings, Norm, Norms, Sensitivities, Store, collect, measure,
+    CalibrateError, CalibrationSettings, MomentSettings, Norm, Norms, Propagation, Reach, Sensitivities,
+    Store, collect, measure,
 };
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::plan::{LayerSensitivity, Sensitivity};
@@ -55,6 +56,11 @@ impl CalibrationText {
         json!({ "tokens": self.blake3, "moments": moments, "blend": blend, "sensitivity_tokens": sensitivity_tokens })
     }
 
+    /// What decides the factors beyond that.
+    pub(crate) fn propagation(&self) -> Propagation {
+        self.settings.propagation
+    }
+
     /// Of all token ids.
     pub(crate) fn blake3(&self) -> &str {
         &self.blake3
@@ -93,10 +99,27 @@ pub struct Lens {
 }
 
 #[derive(Debug)]
-struct Calibrated {
+pub(crate) struct Calibrated {
     text: CalibrationText,
-    norms: Norms,
-    engine: Box<dyn Engine>,
+    pub(crate) norms: Norms,
+    pub(crate) engine: Box<dyn Engine>,
+}
+
+impl Calibrated {
+    /// Token ids of the text.
+    pub(crate) fn sequences(&self) -> &[Vec<u32>] {
+        &self.text.sequences
+    }
+
+    /// What is summed.
+    pub(crate) fn moments(&self) -> MomentSettings {
+        self.text.settings.moments
+    }
+
+    /// What factors are fitted to.
+    pub(crate) fn propagation(&self) -> Propagation {
+        self.text.settings.propagation
+    }
 }
 
 impl Lens {
@@ -140,6 +163,11 @@ impl Lens {
     /// Whether a text is looked through.
     pub fn is_calibrated(&self) -> bool {
         self.calibrated.is_some()
+    }
+
+    /// The text, if factors are fitted to what other factors make of it.
+    pub(crate) fn propagating(&self) -> Option<&Calibrated> {
+        self.calibrated.as_ref().filter(|calibrated| calibrated.propagation().reach != Reach::None)
     }
 
     /// How errors of different matrices compare, if nobody says otherwise.
@@ -205,7 +233,8 @@ impl Lens {
     /// For `lowrank_report.json`.
     pub(crate) fn report(&self, layers: Option<&[LayerSensitivity]>) -> Option<CalibrationReport> {
         let Calibrated { text, norms, engine } = self.calibrated.as_ref()?;
-        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, .. } = text.settings;
+        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, propagation, .. } =
+            text.settings;
         let unrouted = norms.tokens_per_expert().iter().enumerate().flat_map(|(layer, experts)| {
             let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
             none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
@@ -218,6 +247,8 @@ impl Lens {
             gate_weight: moments.gate_weight.to_string(),
             target: moments.target.to_string(),
             blend,
+            propagate: propagation.reach.to_string(),
+            propagate_own_share: propagation.own_share,
             sensitivity_tokens,
             engine: engine.describe(),
             tokens_per_expert: norms.tokens_per_expert().to_vec(),
