@@ -32,8 +32,9 @@ enum Verb {
     Torture(verbs::torture::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
-    /// Measure what stands in docs/
-    Bench(verbs::bench::Args),
+    /// Measure, or write what is measured on
+    #[command(subcommand)]
+    Bench(verbs::bench::What),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -58,7 +59,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
-        Verb::Bench(args) => verbs::bench::run(&args),
+        Verb::Bench(what) => verbs::bench::run(&what),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

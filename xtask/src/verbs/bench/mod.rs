@@ -1,24 +1,22 @@
-//! `cargo xtask bench WHAT`: measurements whose figures stand in `docs/`. One file per subject.
+//! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
 pub(crate) mod fidelity;
+pub(crate) mod synth;
 
 use anyhow::Result;
 
-#[derive(clap::Args)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(clap::Subcommand)]
-enum What {
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum What {
     /// What every method keeps of the bundled models at several budgets, on texts that were not calibrated on
     Fidelity(fidelity::Args),
+    /// Write a generated checkpoint of true Mixtral-8x7B dimensions
+    Synth(synth::Args),
 }
 
 /// The verb.
-pub(crate) fn run(args: &Args) -> Result<()> {
-    match &args.what {
+pub(crate) fn run(what: &What) -> Result<()> {
+    match what {
         What::Fidelity(args) => fidelity::run(args),
+        What::Synth(args) => synth::run(args),
     }
 }
