@@ -1,6 +1,6 @@
 //! The main job: what is removed, what is written, that bytes repeat.
 
-use crate::support::{compress, data_range, files, run, tensors, tiny_mixtral};
+use crate::support::{brief, compress, data_range, files, run, tensors, tiny_mixtral};
 use lowrank_model::{MatrixId, MatrixShape, Projection};
 use std::collections::BTreeMap;
 use tempfile::tempdir;
@@ -270,7 +270,9 @@ fn a_plan_for_other_storage_is_refused() {
     let plan = folder.path().join("plan.json");
     let plan = plan.to_str().unwrap();
     let model = tiny_mixtral();
-    run(["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"]).ok();
+    let words =
+        ["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"];
+    run(brief(&words)).ok();
     let words = ["--plan", plan, "--layout", "uv", "--quiet"];
     compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout uv", "pivoted"]);
 }

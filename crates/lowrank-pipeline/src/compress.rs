@@ -10,7 +10,7 @@ use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_writer::report::{BaseModel, Outcome, Settings};
+use lowrank_writer::report::{BaseModel, CalibrationReport, Outcome, Settings};
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published,
     Report, ShardLayout, StagingDir, check_out, check_space, held_bytes,
@@ -47,6 +47,8 @@ pub struct Request<'a> {
 pub struct Compressed {
     /// The ranks.
     pub plan: RankPlan,
+    /// What the factors were fitted to, if to anything.
+    pub calibration: Option<CalibrationReport>,
     /// What lies at the output now.
     pub published: Published,
 }
@@ -133,7 +135,8 @@ pub fn compress(
         settle(error, partial.as_deref(), progress);
     })?;
     progress.finish();
-    Ok(Compressed { plan, published })
+    let calibration = lens.report(plan.sensitivities.as_deref());
+    Ok(Compressed { plan, calibration, published })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -288,7 +291,7 @@ impl Work<'_> {
         // Factors that are fitted to others come after, layer by layer.
         let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
             specs.into_iter().partition(|spec| fitted.is_some() && self.rank_of(spec).is_some());
-        progress.start("factor and write", now.len() as u64, "tensors");
+        progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
         let outcomes: Result<Vec<Option<(MatrixId, Outcome)>>, PipelineError> = pool.install(|| {
             now.par_iter()
                 .with_max_len(1)
@@ -311,11 +314,11 @@ impl Work<'_> {
                 })
                 .collect()
         });
-        progress.finish();
         let mut outcomes: BTreeMap<MatrixId, Outcome> = outcomes?.into_iter().flatten().collect();
         if let Some(calibrated) = fitted {
             outcomes.extend(self.fit_and_write(writer, calibrated, &later, pool, progress)?);
         }
+        progress.finish();
         Ok(outcomes)
     }
 
@@ -332,7 +335,10 @@ impl Work<'_> {
         for spec in specs {
             let Some((id, _)) = self.rank_of(spec) else { continue };
             match writer.finished(&spec.name)? {
-                Some(note) => drop(finished.insert(id, outcome_of(note, id)?)),
+                Some(note) => {
+                    finished.insert(id, outcome_of(note, id)?);
+                    progress.advance(1);
+                }
                 None => drop(units.insert(id, spec.name.as_str())),
             }
         }
@@ -349,9 +355,9 @@ impl Work<'_> {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
                 let outcome = self.keep(writer, units[&id], remade, optimum)?;
                 outcomes.lock().expect("nobody panics").insert(id, outcome);
+                progress.advance(1);
                 Ok(())
             },
-            progress,
             interrupt: self.request.interrupt,
         };
         pool.install(|| propagation.run(calibrated))?;

@@ -120,6 +120,16 @@ impl Calibrated {
     pub(crate) fn propagation(&self) -> Propagation {
         self.text.settings.propagation
     }
+
+    /// Names of the experts that saw nothing.
+    fn unrouted(&self) -> Vec<String> {
+        let layers = self.norms.tokens_per_expert().iter().enumerate();
+        let unrouted = layers.flat_map(|(layer, experts)| {
+            let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
+            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
+        });
+        unrouted.collect()
+    }
 }
 
 impl Lens {
@@ -145,6 +155,8 @@ impl Lens {
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
         }
+        let sources: Vec<&str> = text.infos.iter().map(|info| info.source.as_str()).collect();
+        progress.note(&format!("calibrating on {}: {} tokens", sources.join(", "), text.tokens()));
         let engine = chosen.engine;
         let moments = text.settings.moments;
         let key = json!({
@@ -157,7 +169,15 @@ impl Lens {
             .map_err(|error| explained(error, checkpoint, interrupt))?;
         let blend = text.settings.blend;
         let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
-        Ok(Self { model, cache, calibrated: Some(Calibrated { text, norms, engine }) })
+        let calibrated = Calibrated { text, norms, engine };
+        let unrouted = calibrated.unrouted();
+        if !unrouted.is_empty() {
+            progress.note(&format!(
+                "no token of the calibration text visits {}: compressed without data",
+                unrouted.join(", ")
+            ));
+        }
+        Ok(Self { model, cache, calibrated: Some(calibrated) })
     }
 
     /// Whether a text is looked through.
@@ -232,13 +252,10 @@ impl Lens {
 
     /// For `lowrank_report.json`.
     pub(crate) fn report(&self, layers: Option<&[LayerSensitivity]>) -> Option<CalibrationReport> {
-        let Calibrated { text, norms, engine } = self.calibrated.as_ref()?;
+        let calibrated = self.calibrated.as_ref()?;
+        let Calibrated { text, norms, engine } = calibrated;
         let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, propagation, .. } =
             text.settings;
-        let unrouted = norms.tokens_per_expert().iter().enumerate().flat_map(|(layer, experts)| {
-            let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
-            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
-        });
         Some(CalibrationReport {
             texts: text.infos.iter().map(|info| serde_json::to_value(info).expect("plain values")).collect(),
             tokens,
@@ -252,7 +269,7 @@ impl Lens {
             sensitivity_tokens,
             engine: engine.describe(),
             tokens_per_expert: norms.tokens_per_expert().to_vec(),
-            unrouted_experts: unrouted.collect(),
+            unrouted_experts: calibrated.unrouted(),
             kl_at_half: layers.map(|layers| layers.iter().map(|layer| layer.kl).collect()),
             sensitivity: layers.map(|layers| layers.iter().map(|layer| layer.sensitivity).collect()),
         })

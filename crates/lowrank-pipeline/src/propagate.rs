@@ -21,7 +21,7 @@ use lowrank_calibrate::moments::column_energies;
 use lowrank_calibrate::{CalibrateError, ExpertMoments, MomentSettings, Pair, Reach};
 use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
-use lowrank_model::{MatrixId, Progress, Projection, Tensor};
+use lowrank_model::{MatrixId, Projection, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::{Metric, Unseen};
 use ndarray::Array2;
@@ -42,7 +42,6 @@ pub(crate) struct Propagation<'a> {
     pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
     pub(crate) make: &'a Make<'a>,
     pub(crate) take: &'a Take<'a>,
-    pub(crate) progress: &'a dyn Progress,
     pub(crate) interrupt: &'a Interrupt,
 }
 
@@ -54,7 +53,6 @@ impl Propagation<'_> {
             return Ok(());
         };
         let layers_too = calibrated.propagation().reach == Reach::Layers;
-        self.progress.start("fit and write", last as u64 + 1, "layers");
         let mut own = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
         let mut changed = layers_too.then(|| own.clone());
         for layer in 0..=last {
@@ -70,9 +68,7 @@ impl Propagation<'_> {
                 let output = forward.moe_of(layer, &[seen], &mut (), expert_of)?.remove(0);
                 forward.add(changed, &output);
             }
-            self.progress.advance(1);
         }
-        self.progress.finish();
         Ok(())
     }
 }
@@ -194,13 +190,10 @@ impl Layer<'_> {
             return Ok(Vec::new());
         }
         let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
-        let Some(seen) = self.seen else { return ids.into_iter().map(alone).collect() };
-        if visit.tokens.is_empty() {
-            return Ok(ids
-                .into_iter()
-                .map(|id| (id, Fit::Alone(lowrank_calibrate::Norm::Weights)))
-                .collect());
-        }
+        let seen = match self.seen {
+            Some(seen) if !visit.tokens.is_empty() => seen,
+            _ => return ids.into_iter().map(alone).collect(),
+        };
         let config = self.forward.config();
         let settings = self.calibrated.moments();
         let weights = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;

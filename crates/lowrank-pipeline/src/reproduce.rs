@@ -468,6 +468,7 @@ fn sampled(
             .map_err(|source| PipelineError::Svd { name: id, source })?;
         form.remake(matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref())
     };
+    progress.start("make again", ids.len() as u64, "matrices");
     if let Some(calibrated) = lens.propagating() {
         let found = Mutex::new(Vec::new());
         let propagated = Propagated {
@@ -477,19 +478,19 @@ fn sampled(
             make: &make,
             take: &|id, again, _| {
                 let differing = compared(id, again)?;
+                progress.advance(1);
                 found.lock().expect("nobody panics").extend(differing.into_iter().map(|one| (id, one)));
                 Ok(())
             },
-            progress,
             interrupt: job.interrupt,
         };
         pool.install(|| propagated.run(calibrated))?;
+        progress.finish();
         let mut found = found.into_inner().expect("nobody panics");
         found.sort_by_key(|(id, _)| *id);
         differences.extend(found.into_iter().map(|(_, difference)| difference));
         return Ok(ids.len());
     }
-    progress.start("make again", ids.len() as u64, "matrices");
     let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
         ids.par_iter()
             .with_max_len(1)
