@@ -3,7 +3,7 @@
 
 use crate::CalibrateError;
 use crate::moments::{add_cross, add_moment};
-use lowrank_compute::Faer;
+use lowrank_compute::Backend;
 use lowrank_svd::{SvdError, Unseen, fitted_map};
 use ndarray::Array2;
 
@@ -34,12 +34,18 @@ impl Pair {
     }
 
     /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂.
-    pub fn map(&self, blend: f64, own_share: f64, unseen: Unseen<'_>) -> Result<Array2<f64>, SvdError> {
+    pub fn map(
+        &self,
+        backend: &dyn Backend,
+        blend: f64,
+        own_share: f64,
+        unseen: Unseen<'_>,
+    ) -> Result<Array2<f64>, SvdError> {
         let wanted = Array2::from_shape_fn(self.cross.dim(), |(i, j)| {
             let own = self.moment[if j <= i { [i, j] } else { [j, i] }];
             (1.0 - own_share) * self.cross[[i, j]] + own_share * own
         });
-        fitted_map(&Faer, wanted.view(), self.moment.view(), blend, unseen)
+        fitted_map(backend, wanted.view(), self.moment.view(), blend, unseen)
     }
 
     /// Whether every sum is finite.
@@ -52,6 +58,7 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_compute::Faer;
 
     fn rows(seed: f32) -> Vec<f32> {
         (0..15).map(|i| (seed * (i as f32 + 1.0)).sin()).collect()
@@ -78,7 +85,7 @@ mod tests {
     fn a_model_that_wants_only_its_own_needs_no_map() {
         let pair = Pair::of(&rows(1.0), &rows(2.5), &[1.0; 5], 3);
         let away = |own_share: f64| {
-            let map = pair.map(0.0, own_share, Unseen::Inputs).unwrap();
+            let map = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
             (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))
         };
         assert!(away(1.0) < 1e-9 && away(0.0) > 0.1, "{} {}", away(1.0), away(0.0));

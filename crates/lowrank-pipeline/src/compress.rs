@@ -6,6 +6,7 @@ use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Interrupt, Lens, PipelineError, PlanSettings, base, planning};
+use lowrank_compute::{Algebra, Processor, Substituted};
 use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
@@ -66,6 +67,7 @@ pub fn compress(
     let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
     planning::refuse_early(checkpoint, request.plan)?;
+    let algebra = request.resources.algebra()?;
     let pool = workers::pool(checkpoint.config(), request.resources)?;
     let calibration = request.plan.calibration.as_ref();
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
@@ -73,7 +75,7 @@ pub fn compress(
     if let Some(BaseModel { id, revision, .. }) = request.provenance {
         (base_model.id, base_model.revision) = (id.clone(), revision.clone());
     }
-    let key = job_key(checkpoint, &base_model, text.as_ref(), &request);
+    let key = job_key(checkpoint, &base_model, text.as_ref(), &algebra, &request);
     let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
     if let Some(partial) = staging.resumable() {
         progress.note(&format!(
@@ -85,11 +87,12 @@ pub fn compress(
 
     let course = Course { staging: Some(&staging), interrupt: request.interrupt };
     let resources = request.resources;
-    let planned = Lens::new(checkpoint, &base_model, text, resources, &pool, progress, request.interrupt)
-        .and_then(|lens| {
-            let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
-            Ok((lens, plan))
-        });
+    let planned =
+        Lens::new(checkpoint, &base_model, text, algebra, resources, &pool, progress, request.interrupt)
+            .and_then(|lens| {
+                let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
+                Ok((lens, plan))
+            });
     let (lens, planned) = match planned {
         Ok(planned) => planned,
         Err(error) => {
@@ -129,6 +132,7 @@ pub fn compress(
             return Err(error);
         }
     };
+    say_substituted(lens.algebra(), progress);
     progress.start("publish", 1, "directory");
     let partial = writer.resumable().map(Path::to_owned);
     let published = writer.finish(documents).map_err(PipelineError::from).inspect_err(|error| {
@@ -137,6 +141,16 @@ pub fn compress(
     progress.finish();
     let calibration = lens.report(plan.sensitivities.as_deref());
     Ok(Compressed { plan, calibration, published })
+}
+
+/// How much the device left to the CPU.
+pub(crate) fn say_substituted(algebra: &Algebra, progress: &dyn Progress) {
+    let Substituted { times, first } = algebra.substituted();
+    if let Some(first) = first {
+        progress.note(&format!(
+            "{times} decompositions were done by the CPU in place of the device, the first because: {first}"
+        ));
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -164,6 +178,7 @@ fn job_key(
     checkpoint: &Checkpoint,
     base: &BaseModel,
     text: Option<&CalibrationText>,
+    algebra: &Algebra,
     request: &Request<'_>,
 ) -> JobKey {
     let Request { plan, factor, .. } = request;
@@ -186,6 +201,7 @@ fn job_key(
         "calibration": text.map(CalibrationText::key),
         "propagation": text.map(CalibrationText::propagation),
         "device": format!("{:?}", request.resources.device),
+        "algebra": algebra.identity(),
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "factor_dtype": plan.factor_dtype,
         "storage": plan.storage,
@@ -345,11 +361,13 @@ impl Work<'_> {
         let outcomes = Mutex::new(finished);
         let propagation = Propagation {
             checkpoint: self.checkpoint,
+            algebra: self.lens.algebra(),
             ranks: &self.ranks,
             wanted: &|id| units.contains_key(&id),
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
-                self.form().remake(matrix, id, self.ranks[&id], metric, self.request.factor, spectrum)
+                let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
+                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum)
             },
             take: &|id, remade, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
@@ -383,8 +401,9 @@ impl Work<'_> {
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
         let norm = self.lens.norm(id)?;
         let metric = norm.metric();
-        let remade =
-            self.form().remake(matrix, id, rank, &metric, self.request.factor, self.spectra.get(&id))?;
+        let spectrum = self.spectra.get(&id);
+        let algebra = self.lens.algebra();
+        let remade = self.form().remake(algebra, matrix, id, rank, &metric, self.request.factor, spectrum)?;
         self.keep(writer, &spec.name, remade, self.optimum[&id])
     }
 
@@ -396,13 +415,23 @@ impl Work<'_> {
         remade: Remade,
         optimum: Option<f64>,
     ) -> Result<Outcome, PipelineError> {
-        let Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error } =
-            remade;
+        let Remade {
+            pieces,
+            route,
+            processor,
+            relative_error,
+            calibrated_error,
+            largest_coefficient,
+            round_trip_error,
+        } = remade;
         let outcome = Outcome {
             relative_error,
             calibrated_error,
             excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), optimum),
-            route: route.to_string(),
+            route: match processor {
+                Processor::Cpu => route.to_string(),
+                Processor::Cuda => format!("{route}, {processor}"),
+            },
             largest_coefficient,
             round_trip_error,
         };
@@ -455,6 +484,7 @@ impl Work<'_> {
             keep_dense: self.plan.keep_dense.clone(),
             factor_dtype: self.factor_dtype(),
             shard_bytes_max,
+            algebra: self.lens.algebra().identity(),
         }
     }
 }

@@ -10,6 +10,7 @@ use lowrank_calibrate::{
     CalibrateError, CalibrationSettings, MomentSettings, Norm, Norms, Propagation, Reach, Sensitivities,
     Store, collect, measure,
 };
+use lowrank_compute::Algebra;
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::plan::{LayerSensitivity, Sensitivity};
 use lowrank_model::{MatrixId, Progress, Spectrum};
@@ -95,6 +96,7 @@ pub struct Lens {
     /// What all cached numbers of this model depend on.
     model: Value,
     cache: Cache,
+    algebra: Algebra,
     calibrated: Option<Calibrated>,
 }
 
@@ -138,6 +140,7 @@ impl Lens {
         checkpoint: &Checkpoint,
         base: &BaseModel,
         text: Option<CalibrationText>,
+        algebra: Algebra,
         resources: &Resources,
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
@@ -150,7 +153,7 @@ impl Lens {
             "files": base.files,
             "config": checkpoint.config_json(),
         });
-        let Some(text) = text else { return Ok(Self { model, cache, calibrated: None }) };
+        let Some(text) = text else { return Ok(Self { model, cache, algebra, calibrated: None }) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
@@ -177,7 +180,12 @@ impl Lens {
                 unrouted.join(", ")
             ));
         }
-        Ok(Self { model, cache, calibrated: Some(calibrated) })
+        Ok(Self { model, cache, algebra, calibrated: Some(calibrated) })
+    }
+
+    /// What decomposes the matrices.
+    pub fn algebra(&self) -> &Algebra {
+        &self.algebra
     }
 
     /// Whether a text is looked through.
@@ -205,7 +213,10 @@ impl Lens {
         let calibration = self.calibrated.as_ref().map(
             |calibrated| json!({ "text": calibrated.text.key(), "engine": calibrated.engine.describe() }),
         );
-        self.cache.entry(&json!({ "what": what, "model": self.model, "calibration": calibration }))
+        let algebra = self.algebra.identity();
+        self.cache.entry(
+            &json!({ "what": what, "model": self.model, "calibration": calibration, "algebra": algebra }),
+        )
     }
 
     /// Spectra of an earlier run.
@@ -243,7 +254,7 @@ impl Lens {
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
-            .install(|| measure(checkpoint, &forward, norms, &windows, progress, &stop))
+            .install(|| measure(checkpoint, &forward, norms, &self.algebra, &windows, progress, &stop))
             .map_err(|error| explained(error, checkpoint, interrupt))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;

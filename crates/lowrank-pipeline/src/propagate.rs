@@ -19,6 +19,7 @@ use crate::stored::Remade;
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
 use lowrank_calibrate::{CalibrateError, ExpertMoments, MomentSettings, Pair, Reach};
+use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
 use lowrank_model::{MatrixId, Projection, Tensor};
@@ -36,6 +37,7 @@ type Take<'a> = dyn Fn(MatrixId, Remade, bool) -> Result<(), PipelineError> + Sy
 /// What to make, and what to do with it.
 pub(crate) struct Propagation<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) algebra: &'a Algebra,
     /// Matrices that become factors.
     pub(crate) ranks: &'a BTreeMap<MatrixId, usize>,
     /// Of those, the ones to hand on; what only they depend on is made, too.
@@ -214,10 +216,7 @@ impl Layer<'_> {
         let pair = Pair::of(&self.rows(self.x, visit), &rows, &counted, config.hidden_size);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
-        let own_share = self.calibrated.propagation().own_share;
-        let map = pair
-            .map(blend, own_share, Unseen::Inputs)
-            .map_err(|source| PipelineError::Svd { name: ids[0], source })?;
+        let map = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
         let fit = |id: MatrixId| {
             let rows = if id.projection == Projection::W1 { &sums.gate_rows } else { &sums.up_rows };
             let (moment, rows, map) = (pair.moment.clone(), rows.clone(), map.clone());
@@ -269,10 +268,22 @@ impl Layer<'_> {
         let pair = Pair::of(&wanted, &given, &shares, h);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
-        let map = pair
-            .map(blend, self.calibrated.propagation().own_share, Unseen::OutputsOf(&w2))
-            .map_err(|source| PipelineError::Svd { name: id, source })?;
+        let map = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
         Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
+    }
+
+    /// From what is seen to what is wanted, for a matrix.
+    fn map(
+        &self,
+        id: MatrixId,
+        pair: &Pair,
+        blend: f64,
+        unseen: Unseen<'_>,
+    ) -> Result<Array2<f64>, PipelineError> {
+        let own_share = self.calibrated.propagation().own_share;
+        let shape = self.forward.config().matrix_shape(id.projection);
+        let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, unseen));
+        map.map_err(|source| PipelineError::Svd { name: id, source })
     }
 
     /// Makes several matrices at once and hands them on.

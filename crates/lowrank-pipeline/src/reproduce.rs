@@ -9,7 +9,8 @@ use crate::stored::{Form, Piece, Remade, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
-use lowrank_compute::Faer;
+use lowrank_compute::blocks::matrix_shape;
+use lowrank_compute::{AlgebraChoice, Processor};
 use lowrank_forward::{Cpu, Device, Engine};
 use lowrank_model::plan::Allocation;
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, Tensor, Unit, format};
@@ -101,6 +102,14 @@ pub fn reproduce(
 
     let plan = plan_settings(&report, &report_path, job.texts)?;
     let resources = &resources_of(&report, job.resources);
+    let algebra = resources.algebra()?;
+    if algebra.identity() != report.settings.algebra {
+        progress.note(&format!(
+            "matrices were decomposed by {}, and here by {}: expect differences of rounding",
+            report.settings.algebra,
+            algebra.identity()
+        ));
+    }
     // Read before hours of work, so that another text is named at once.
     let text =
         plan.calibration.as_ref().map(|calibration| CalibrationText::read(base, calibration)).transpose()?;
@@ -114,7 +123,7 @@ pub fn reproduce(
     }
     let (files, matrices) = match job.sample {
         Some(sample) => {
-            let lens = Lens::new(base, &given, text, resources, &pool, progress, job.interrupt)?;
+            let lens = Lens::new(base, &given, text, algebra, resources, &pool, progress, job.interrupt)?;
             let remade = sampled(base, &report, job, sample, &lens, &pool, progress, &mut differences)?;
             (found.files.len(), remade)
         }
@@ -168,13 +177,18 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineE
     serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
 }
 
-/// The device that the first run calibrated on decides bits.
+/// What the first run calibrated on and decomposed with decides bits.
 fn resources_of(report: &Report, given: &Resources) -> Resources {
     let device = match &report.calibration {
         Some(calibration) if calibration.engine != Cpu.describe() => Device::Cuda,
         _ => Device::Cpu,
     };
-    Resources { device, ..given.clone() }
+    let algebra = if report.settings.algebra == Processor::Cpu.to_string() {
+        AlgebraChoice::Cpu
+    } else {
+        AlgebraChoice::Cuda
+    };
+    Resources { device, algebra, ..given.clone() }
 }
 
 fn calibration_settings(
@@ -463,16 +477,22 @@ fn sampled(
     let make = |id: MatrixId, matrix: Tensor, metric: &Metric<'_>, alone: bool| {
         // A spectrum decides precision, so it is taken where the first run had it.
         let spectrum = (alone && report.budget.is_some())
-            .then(|| lowrank_svd::spectrum_in(&Faer, &matrix, metric, PrecisionChoice::Auto))
+            .then(|| {
+                let spectrum = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                    lowrank_svd::spectrum_in(backend, &matrix, metric, PrecisionChoice::Auto)
+                });
+                spectrum.0
+            })
             .transpose()
             .map_err(|source| PipelineError::Svd { name: id, source })?;
-        form.remake(matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref())
+        form.remake(lens.algebra(), matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref())
     };
     progress.start("make again", ids.len() as u64, "matrices");
     if let Some(calibrated) = lens.propagating() {
         let found = Mutex::new(Vec::new());
         let propagated = Propagated {
             checkpoint: base,
+            algebra: lens.algebra(),
             ranks: out.ranks(),
             wanted: &|id| ids.contains(&id),
             make: &make,

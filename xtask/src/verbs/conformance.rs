@@ -54,7 +54,11 @@ fn pivoted_keeps_bf16(tool: &Path, pivoted: &Path) -> Result<()> {
     for transformers in Transformers::ALL {
         let mut check = python(transformers)?;
         check.arg("tests/conformance/check_bf16.py").arg("--base").arg(&base).arg("--pivoted").arg(pivoted);
-        check.arg("--uv").arg(&uv).arg("--text").arg(root().join("tests/fixtures/text/inaugural_addresses.txt"));
+        check
+            .arg("--uv")
+            .arg(&uv)
+            .arg("--text")
+            .arg(root().join("tests/fixtures/text/inaugural_addresses.txt"));
         sh(&mut check)?;
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
 pub(crate) mod fidelity;
+pub(crate) mod forward;
 pub(crate) mod synth;
 
 use anyhow::Result;
@@ -11,6 +12,8 @@ pub(crate) enum What {
     Fidelity(fidelity::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
+    /// Our forward pass against transformers' on the same tokens
+    Forward(forward::Args),
 }
 
 /// The verb.
@@ -18,5 +21,6 @@ pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Fidelity(args) => fidelity::run(args),
         What::Synth(args) => synth::run(args),
+        What::Forward(args) => forward::run(args),
     }
 }
