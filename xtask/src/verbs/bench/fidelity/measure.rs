@@ -38,6 +38,8 @@ pub(crate) struct Measured {
     pub(crate) params: u64,
     /// Of the original, by text.
     pub(crate) perplexities: Vec<f64>,
+    /// `verify`'s measure of how unlike the calibration text each text is.
+    pub(crate) routing_distances: Vec<Option<f64>>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -66,6 +68,8 @@ pub(crate) struct Score {
     /// Share of positions.
     pub(crate) top1: (f64, f64),
     pub(crate) perplexity_original: f64,
+    /// Absent where nothing was calibrated.
+    pub(crate) routing_distance: Option<f64>,
 }
 
 impl Bench {
@@ -142,6 +146,7 @@ impl Bench {
             calibrated_on: subject.calibrate.as_deref().map_or(BUNDLED.into(), name),
             expert_params,
             params: inspected["params"].as_u64().context("`inspect` counts nothing")?,
+            routing_distances: scores.iter().map(|score| score.routing_distance).collect(),
             perplexities: scores.iter().map(|score| score.perplexity_original).collect(),
             rows,
         })
@@ -219,7 +224,8 @@ impl Bench {
             let verdict = json(verify.args(["--max-tokens", &self.tokens.to_string()]))?;
             let params = |side: &str| verdict["files"][side]["params"].as_u64().context("no count");
             removed_params = params("original")? - params("compressed")?;
-            scores.push(score(&verdict["outcome"]["logits"])?);
+            let routing_distance = verdict["outcome"]["routing_distance"].as_f64();
+            scores.push(Score { routing_distance, ..score(&verdict["outcome"]["logits"])? });
         }
         Ok(Cell { removed_params, scores })
     }
@@ -245,6 +251,7 @@ fn score(logits: &Value) -> Result<Score> {
         kl: with_error("mean_kl", "mean_kl_error")?,
         top1: with_error("top1_agreement", "top1_error")?,
         perplexity_original: number("perplexity_original")?,
+        routing_distance: None,
     })
 }
 

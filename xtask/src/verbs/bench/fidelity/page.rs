@@ -99,16 +99,21 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
         tokens = bench.tokens,
     )?;
     for model in measured {
+        let distance =
+            |share: &Option<f64>| share.map_or("?".into(), |share| format!("{:.1} %", 100.0 * share));
+        let distances: Vec<String> = model.routing_distances.iter().map(distance).collect();
         let perplexities: Vec<String> = model.perplexities.iter().map(|p| format!("{p:.3}")).collect();
         writeln!(
             page,
             "## {}, calibrated on {}\n\n\
-             {} of its {} parameters are in the experts. Its perplexity is {}.\n",
+             {} of its {} parameters are in the experts. Its perplexity is {}. Against the calibration text, {} of the visits\n\
+             go to other experts.\n",
             model.model,
             model.calibrated_on,
             model.expert_params,
             model.params,
-            perplexities.join(" / ")
+            perplexities.join(" / "),
+            distances.join(" / ")
         )?;
         table(&mut page, bench, model, &format!("Increase of perplexity in percent, {texts}"), |score| {
             with_error(score.increase, 100.0, true)
