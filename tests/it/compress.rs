@@ -77,7 +77,9 @@ fn two_runs_and_any_number_of_workers_give_the_same_bytes() {
 fn the_randomized_method_repeats_too_and_says_what_it_cost() {
     let folder = tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    let words = ["--budget", "60%", "--method", "randomized", "--seed", "7", "--quiet"];
+    // Fitted to other factors, w2 has no optimum to be held against.
+    let words =
+        ["--budget", "60%", "--method", "randomized", "--seed", "7", "--propagate", "none", "--quiet"];
     compress(&tiny_mixtral(), &a, &[&words[..], &["--workers", "1"]].concat()).ok();
     compress(&tiny_mixtral(), &b, &[&words[..], &["--workers", "2"]].concat()).ok();
     assert!(files(&a) == files(&b));
