@@ -38,6 +38,7 @@ pub(crate) fn run() -> Result<()> {
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
         ("fidelity, small form", &super::bench::fidelity::small),
+        ("example sweep, killed and gone on with", &super::sweep::run),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])

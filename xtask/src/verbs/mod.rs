@@ -8,5 +8,6 @@ pub(crate) mod fixtures;
 pub(crate) mod gpu_check;
 pub(crate) mod lapack;
 pub(crate) mod report_test;
+pub(crate) mod sweep;
 pub(crate) mod tidy;
 pub(crate) mod torture;

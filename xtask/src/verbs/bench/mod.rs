@@ -2,6 +2,7 @@
 
 pub(crate) mod fidelity;
 pub(crate) mod forward;
+pub(crate) mod sweep;
 pub(crate) mod synth;
 
 use anyhow::Result;
@@ -10,6 +11,8 @@ use anyhow::Result;
 pub(crate) enum What {
     /// What every method keeps of the bundled models at several budgets, on texts that were not calibrated on
     Fidelity(fidelity::Args),
+    /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
+    Sweep(sweep::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
     /// Our forward pass against transformers' on the same tokens
@@ -20,6 +23,7 @@ pub(crate) enum What {
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Fidelity(args) => fidelity::run(args),
+        What::Sweep(args) => sweep::run(args),
         What::Synth(args) => synth::run(args),
         What::Forward(args) => forward::run(args),
     }
