@@ -50,8 +50,8 @@ pub(crate) const FEW_TOKENS: [&str; 2] = ["--calibration-tokens", "4096"];
 
 /// The words of a job, with few tokens to calibrate on unless they speak of calibration themselves.
 pub(crate) fn brief<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    let speaks = |word: &&str| word.starts_with("--calibrat") || *word == "--config";
-    let few: &[&str] = if words.iter().any(speaks) { &[] } else { &FEW_TOKENS };
+    let few: &[&str] =
+        if words.iter().any(|word| word.starts_with("--calibrat")) { &[] } else { &FEW_TOKENS };
     [words, few].concat()
 }
 

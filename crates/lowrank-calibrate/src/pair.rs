@@ -61,7 +61,7 @@ mod tests {
     use lowrank_compute::Faer;
 
     fn rows(seed: f32) -> Vec<f32> {
-        (0..15).map(|i| (seed * (i as f32 + 1.0)).sin()).collect()
+        (0..15).map(|i| (seed * (i as f32 + 1.0).powi(2)).sin()).collect()
     }
 
     #[test]
