@@ -37,6 +37,7 @@ pub(crate) fn run() -> Result<()> {
         ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
+        ("fidelity, small form", &super::bench::fidelity::small),
         ("example sweep, killed and gone on with", &super::sweep::run),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
