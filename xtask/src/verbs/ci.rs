@@ -40,6 +40,7 @@ pub(crate) fn run() -> Result<()> {
         ("speed benchmark, small", &|| {
             super::bench::speed::run(&super::bench::speed::Args { small: true, only: Vec::new(), repeats: 1 })
         }),
+        ("fidelity, small form", &super::bench::fidelity::small),
         ("example sweep, killed and gone on with", &super::sweep::run),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
