@@ -45,7 +45,7 @@ fn gib(value: Option<f64>) -> String {
 }
 
 fn over(a: Option<f64>, b: Option<f64>) -> Option<f64> {
-    Some(a? / b?)
+    Some(a? / b.filter(|&b| b > 0.0)?)
 }
 
 /// A measurement of one matrix: how it is called, its runs, and where its numbers stand in them.
