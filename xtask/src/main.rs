@@ -30,6 +30,8 @@ enum Verb {
     ReportTest,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
     Torture(verbs::torture::Args),
+    /// Read headers, configs, plans and texts that are nearly right, a million of them if told so
+    Fuzz(verbs::fuzz::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
     /// Make the golden fixtures anew with transformers
@@ -55,6 +57,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Lapack => verbs::lapack::run(),
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
+        Verb::Fuzz(args) => verbs::fuzz::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
         Verb::Fixtures => verbs::fixtures::run(),
     }

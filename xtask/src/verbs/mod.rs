@@ -4,6 +4,7 @@ pub(crate) mod ci;
 pub(crate) mod conformance;
 pub(crate) mod demo;
 pub(crate) mod fixtures;
+pub(crate) mod fuzz;
 pub(crate) mod gpu_check;
 pub(crate) mod lapack;
 pub(crate) mod report_test;
