@@ -34,6 +34,9 @@ enum Verb {
     Fuzz(verbs::fuzz::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
+    /// Measure, or write what is measured on
+    #[command(subcommand)]
+    Bench(verbs::bench::What),
     /// Make the golden fixtures anew with transformers
     Fixtures,
 }
@@ -59,6 +62,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::Fuzz(args) => verbs::fuzz::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
+        Verb::Bench(what) => verbs::bench::run(&what),
         Verb::Fixtures => verbs::fixtures::run(),
     }
 }

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | [`settings`] | what can be chosen, and the defaults |
 //! | [`moments`] | the sums over tokens |
-//! | [`collect`] | the pass that takes them, one expert in memory at a time |
+//! | [`mod@collect`] | the pass that takes them, one expert in memory at a time |
 //! | [`store`] | where they lie until they are used |
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
 //! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |

@@ -1,6 +1,6 @@
 //! Sums over the tokens that visit an expert, from which the norm of each of its matrices' errors follows.
 //!
-//! With router weight g (through [`GateWeight`]), input x \[H\], a = w1 x, b = w3 x, z = silu(a) ∘ b \[F\], y = w2 z \[H\] and
+//! With router weight g (through [`GateWeight`](crate::GateWeight)), input x \[H\], a = w1 x, b = w3 x, z = silu(a) ∘ b \[F\], y = w2 z \[H\] and
 //! cᵢ = ‖w2's column i‖²:
 //!
 //! | Sum | [`Target::Expert`] | [`Target::Matrix`] |

@@ -67,7 +67,7 @@ pub struct Norms {
 }
 
 impl Norms {
-    /// Takes a store that [`crate::collect`] has filled from so many tokens.
+    /// Takes a store that [`crate::collect()`] has filled from so many tokens.
     pub fn new(
         store: Store,
         config: &ModelConfig,

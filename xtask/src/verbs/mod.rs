@@ -1,5 +1,6 @@
 //! One verb, one file.
 
+pub(crate) mod bench;
 pub(crate) mod ci;
 pub(crate) mod conformance;
 pub(crate) mod demo;

@@ -1,0 +1,40 @@
+//! What `cargo xtask bench` runs: generated checkpoints, and single measurements, each in a process of its own so that its
+//! CPU seconds and peak memory are its alone.
+//!
+//! The only argument is a [`Job`] in JSON; the only line on stdout is its result in JSON.
+
+mod synth;
+
+use serde::Deserialize;
+use std::process::ExitCode;
+
+/// One piece of work.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "job", rename_all = "kebab-case", deny_unknown_fields)]
+enum Job {
+    /// Writes a checkpoint.
+    Synth(synth::Synth),
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(result) => {
+            println!("{result}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<serde_json::Value> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(job), None) = (arguments.next(), arguments.next()) else {
+        anyhow::bail!("expected one argument, a job in JSON; `cargo xtask bench` gives it");
+    };
+    match serde_json::from_str(&job)? {
+        Job::Synth(synth) => synth.run(),
+    }
+}

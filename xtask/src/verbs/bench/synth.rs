@@ -1,0 +1,75 @@
+//! `cargo xtask bench synth`: an ordinary Mixtral directory of true dimensions, from a seed.
+
+use crate::shell::{cargo, output, root, run as sh, target};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Decoder layers; each is 2.9 GB
+    #[arg(long, default_value_t = 1)]
+    layers: usize,
+    /// Where to write it; must not exist [default: target/bench/synth-LAYERS]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Of all random numbers
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Rows of embedding and head, at least the 1,024 of the tokenizer; Mixtral's are 262 MB each
+    #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u32).range(1024..))]
+    vocab_size: u32,
+}
+
+/// What a checkpoint is generated from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dimensions {
+    pub(crate) layers: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) vocab_size: u32,
+}
+
+impl Dimensions {
+    /// Of Mixtral-8x7B.
+    pub(crate) fn mixtral(layers: usize) -> Self {
+        Self { layers, hidden_size: 4096, intermediate_size: 14_336, vocab_size: 32_000 }
+    }
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let dimensions = Dimensions { vocab_size: args.vocab_size, ..Dimensions::mixtral(args.layers) };
+    let usual = || target().join(format!("bench/synth-{}", args.layers));
+    let out = std::path::absolute(args.out.clone().unwrap_or_else(usual))?;
+    let start = Instant::now();
+    let written = write(dimensions, args.seed, &out)?;
+    println!("{}: {written} in {:.0} s", out.display(), start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Writes a checkpoint; → what it holds.
+pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Value> {
+    let Dimensions { layers, hidden_size, intermediate_size, vocab_size } = dimensions;
+    job(&json!({
+        "job": "synth",
+        "out": out,
+        "layers": layers,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "vocab_size": vocab_size,
+        "seed": seed,
+        "tokenizer": root().join("tests/fixtures/tiny-mixtral"),
+        // Small enough for a checkpoint of one layer to have several.
+        "shard_bytes_max": 2_000_000_000_u64,
+    }))
+}
+
+/// Runs a job of `lowrank-bench`; → its result.
+pub(crate) fn job(job: &Value) -> Result<Value> {
+    sh(&mut cargo(&["build", "--quiet", "--release", "--locked", "--package", "lowrank-bench"]))?;
+    let result = output(Command::new(target().join("release/lowrank-bench")).arg(job.to_string()))?;
+    Ok(serde_json::from_str(&result)?)
+}
