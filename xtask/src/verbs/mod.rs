@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 pub(crate) mod fuzz;
 pub(crate) mod gpu_check;
 pub(crate) mod lapack;
+pub(crate) mod other_cpu;
 pub(crate) mod report_test;
 pub(crate) mod tidy;
 pub(crate) mod torture;
