@@ -5,6 +5,8 @@
 
 use lowrank_model::plan::Size;
 use lowrank_model::{Storage, Unit, format};
+use lowrank_reader::index::INDEX_BYTES_MAX;
+use lowrank_reader::read_at_most;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -72,11 +74,21 @@ pub struct Row {
     /// In the norm of the calibration; absent without one.
     #[serde(default)]
     pub calibrated_error: Option<f64>,
+    /// max |T| of a pivoted matrix, before rounding.
+    #[serde(default)]
+    pub largest_coefficient: Option<f64>,
+    /// What rounding a pivoted matrix cost, of ‖Ŵ‖.
+    #[serde(default)]
+    pub round_trip_error: Option<f64>,
 }
+
+/// The longest report that is read; that of 65,536 experts is shorter.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// Reads the record; the text says what is wrong with it.
 pub fn read_record(dir: &Path) -> Result<Record, String> {
-    let text = std::fs::read(dir.join(format::REPORT_FILE)).map_err(|error| error.to_string())?;
+    let text =
+        read_at_most(&dir.join(format::REPORT_FILE), REPORT_BYTES_MAX).map_err(|error| error.to_string())?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     if record.report_version != REPORT_VERSION {
         return Err(format!(
@@ -99,7 +111,7 @@ pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
         #[serde(default)]
         metadata: Metadata,
     }
-    let index = std::fs::read(dir.join(format::INDEX_FILE)).ok();
+    let index = read_at_most(&dir.join(format::INDEX_FILE), INDEX_BYTES_MAX).ok();
     let index = index.and_then(|text| serde_json::from_slice::<Index>(&text).ok());
     index.map_or((None, None), |index| (index.metadata.total_size, index.metadata.total_parameters))
 }
