@@ -191,6 +191,7 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Calibrate(error) => of_calibrate(error),
         PipelineError::Plan(_)
         | PipelineError::NothingToMeasureOn
+        | PipelineError::TooManyWorkers { .. }
         | PipelineError::PatternMatchesNothing(_)
         | PipelineError::PlanStorage { .. }
         | PipelineError::PlanDtype { .. } => Failure::Usage,

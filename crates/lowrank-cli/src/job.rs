@@ -5,7 +5,7 @@ use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
-use lowrank_model::display::abridge;
+use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
 use lowrank_pipeline::workers::{CachePlace, Resources};
@@ -246,7 +246,7 @@ fn patterns(patterns: &[String]) -> Result<Vec<regex::Regex>> {
             regex::Regex::new(pattern).map_err(|error| {
                 let reason = error.to_string();
                 let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
-                Usage::new(format!("--keep-dense `{pattern}`: {reason}")).into()
+                Usage::new(format!("--keep-dense `{}`: {}", clip(pattern), clip(&reason))).into()
             })
         })
         .collect()
@@ -265,5 +265,5 @@ pub(crate) fn bytes(flag: &str, text: &str) -> Result<u64> {
 }
 
 fn wrong(flag: &str, value: &str, expected: &str) -> anyhow::Error {
-    Usage::new(format!("{flag} is `{value}`, expected {expected}")).into()
+    Usage::new(format!("{flag} is `{}`, expected {expected}", clip(value))).into()
 }

@@ -91,6 +91,14 @@ pub enum PipelineError {
         /// By the flag, or free.
         allowed_bytes: u64,
     },
+    /// A number of threads that no machine serves.
+    #[error("--workers is {asked}, expected at most {most}")]
+    TooManyWorkers {
+        /// By the flag.
+        asked: usize,
+        /// What can be.
+        most: usize,
+    },
     /// Asked to stop.
     #[error("stopped by signal {signal} ({}) before the end; nothing was published", if *.signal == 2 { "SIGINT" } else { "SIGTERM" })]
     Interrupted {
