@@ -1,7 +1,8 @@
 //! Every bad input: one line that names file and tensor, its exit code, nothing at `--out`.
 
 use crate::support::{
-    INDEX, compress, copy_of_model, data_range, edit_header, edit_json, run, shard_of, tiny_mixtral,
+    INDEX, compress, copy_of_model, data_range, edit_header, edit_json, outcome, run, shard_of, tiny_mixtral,
+    tool,
 };
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
@@ -186,6 +187,23 @@ fn nonsense_on_the_command_line() {
     }
     run(["compress", "--budget", "10%"]).refused(2, &["--model"]);
     run(["compress", "--budget", "10%", "--model", "x"]).refused(2, &["--out"]);
+}
+
+#[test]
+fn linear_algebra_on_a_device_that_is_not_there() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    // Not even on a machine with a GPU: no CUDA is in this folder, and another is not looked for.
+    let run = |command: &str| {
+        let mut tool = tool();
+        tool.args([command, "--budget", "20%", "--algebra", "cuda", "--model"]).arg(tiny_mixtral());
+        tool.arg("--out").arg(&out).env("LOWRANK_CUDA_LIBS", folder.path());
+        outcome(&mut tool)
+    };
+    for command in ["compress", "plan"] {
+        run(command).refused(2, &["--algebra cuda", "no CUDA here", "--algebra cpu"]);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }
 
 #[test]

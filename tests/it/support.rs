@@ -65,7 +65,12 @@ pub(crate) fn tool() -> Command {
 
 /// Runs `lowrank-compress` with these words.
 pub(crate) fn run<I: AsRef<std::ffi::OsStr>>(words: impl IntoIterator<Item = I>) -> Outcome {
-    let output = tool().args(words).output().expect("the tool starts");
+    outcome(tool().args(words))
+}
+
+/// Runs a command of the tool.
+pub(crate) fn outcome(tool: &mut Command) -> Outcome {
+    let output = tool.output().expect("the tool starts");
     Outcome {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).expect("stdout is UTF-8"),

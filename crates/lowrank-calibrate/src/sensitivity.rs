@@ -9,7 +9,7 @@
 //! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
 
 use crate::{CalibrateError, Norms};
-use lowrank_compute::Faer;
+use lowrank_compute::Algebra;
 use lowrank_forward::distribution::compare;
 use lowrank_forward::{Forward, Hidden};
 use lowrank_model::plan::LayerSensitivity;
@@ -56,6 +56,7 @@ pub fn measure(
     checkpoint: &Checkpoint,
     forward: &Forward<'_>,
     norms: &Norms,
+    algebra: &Algebra,
     windows: &[Vec<u32>],
     progress: &dyn Progress,
     stop: &(dyn Fn() -> bool + Sync),
@@ -67,7 +68,7 @@ pub fn measure(
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
-        let mut halved = halve(checkpoint, norms, config, layer, stop)?;
+        let mut halved = halve(checkpoint, norms, algebra, config, layer, stop)?;
         let walked = walk(forward, layer, states, &halved)?;
         states = walked;
         scale_unrouted(norms, layer, &mut halved);
@@ -116,6 +117,7 @@ struct Half {
 fn halve(
     checkpoint: &Checkpoint,
     norms: &Norms,
+    algebra: &Algebra,
     config: &ModelConfig,
     layer: usize,
     stop: &(dyn Fn() -> bool + Sync),
@@ -139,8 +141,10 @@ fn halve(
             let rank = rank_reference(shape);
             let norm = norms.of(id)?;
             let options = FactorOptions::default().for_matrix(id);
-            let (spectrum, factored) = decompose_in(&Faer, &w, rank, &norm.metric(), &options)
-                .map_err(|source| CalibrateError::Svd { name: id, source })?;
+            let (decomposed, _) =
+                algebra.run(shape, |backend| decompose_in(backend, &w, rank, &norm.metric(), &options));
+            let (spectrum, factored) =
+                decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
             let f32s = |shape: [usize; 2], values: &[f32]| {
                 Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
             };

@@ -2,7 +2,7 @@
 //!
 //! [`JobArgs`] is read twice, from flags by clap and from `--config` by serde, so that the file holds any flag.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -137,7 +137,7 @@ pub(crate) struct JobArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) allocation: Option<String>,
     /// How factors are computed [default: auto: randomized only where the rank is a small part of the short side]
-    #[arg(long, value_name = "auto|exact|randomized")]
+    #[arg(long, value_name = "auto|exact|projector|randomized")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) method: Option<String>,
     /// Seed of the randomized method [default: 0]
@@ -168,6 +168,11 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "auto|cpu|cuda")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) device: Option<crate::commands::verify::Device>,
+    /// Where matrices are decomposed: cpu for the same bytes on every machine, cuda for those of this machine's GPU
+    /// [default: cpu]
+    #[arg(long, value_name = "cpu|cuda")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) algebra: Option<Algebra>,
     /// Go on where an earlier run of the same job stopped (this is what happens anyway)
     #[arg(long, conflicts_with = "restart")]
     #[serde(skip)]
@@ -193,6 +198,16 @@ pub(crate) struct JobArgs {
     #[arg(long, short)]
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) verbose: bool,
+}
+
+/// Where matrices are decomposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Algebra {
+    /// The CPU.
+    Cpu,
+    /// A GPU, or fail.
+    Cuda,
 }
 
 impl JobArgs {

@@ -190,6 +190,7 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Budget(BudgetError::NothingToDo { .. }) => Failure::BudgetImpossible,
         PipelineError::Calibrate(error) => of_calibrate(error),
         PipelineError::Plan(_)
+        | PipelineError::NoDevice(_)
         | PipelineError::NothingToMeasureOn
         | PipelineError::TooManyWorkers { .. }
         | PipelineError::PatternMatchesNothing(_)

@@ -1,6 +1,6 @@
 //! From what was typed to what is meant: flags over `--config`, strings into values, every mistake named here.
 
-use crate::args::JobArgs;
+use crate::args::{Algebra, JobArgs};
 use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
 use lowrank_pipeline::workers::{CachePlace, Resources};
-use lowrank_pipeline::{FactorSettings, Goal, PlanSettings};
+use lowrank_pipeline::{AlgebraChoice, FactorSettings, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
 use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
@@ -106,7 +106,10 @@ impl Job {
             None | Some("auto") => MethodChoice::Auto,
             Some("exact") => MethodChoice::Exact,
             Some("randomized") => MethodChoice::Randomized,
-            Some(other) => return Err(wrong("--method", other, "auto, exact or randomized")),
+            Some("projector") => MethodChoice::Projector,
+            Some(other) => {
+                return Err(wrong("--method", other, "auto, exact, projector or randomized"));
+            }
         };
         let shard_bytes_max = bytes("--max-shard-size", args.max_shard_size.as_deref().unwrap_or("5GB"))?;
         Ok(Self {
@@ -122,6 +125,10 @@ impl Job {
                 memory_bytes: args.memory.as_deref().map(|text| bytes("--memory", text)).transpose()?,
                 cache: cache_place(args.cache.as_deref()),
                 device: args.device.unwrap_or(Device::Auto).into(),
+                algebra: match args.algebra {
+                    None | Some(Algebra::Cpu) => AlgebraChoice::Cpu,
+                    Some(Algebra::Cuda) => AlgebraChoice::Cuda,
+                },
             },
         })
     }

@@ -1,7 +1,8 @@
 //! What a backend can do.
 
 use crate::blocks::{for_each_block, matrix_shape};
-use crate::{ComputeError, Real, Side};
+use crate::projector::by_products;
+use crate::{ComputeError, Real, Side, Split};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
@@ -65,6 +66,17 @@ pub trait Kernels<T: Real> {
     /// QR of A [l, k] with column pivoting: the next column is the one that is farthest from those before (Businger and
     /// Golub, 1965).
     fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError>;
+
+    /// Orthonormal columns [d, k] of the span of a symmetric matrix' first k eigenvectors, where `split` says that there is a
+    /// gap; from random columns Ω [d, k], by products alone. `None` if rounding closes the gap. Reads the lower triangle.
+    fn upper_subspace(
+        &self,
+        gram: Array2<T>,
+        split: &Split,
+        omega: Array2<T>,
+    ) -> Result<Option<Array2<T>>, ComputeError> {
+        by_products(self, gram, split, omega)
+    }
 
     /// The lower triangle of AᵀA [d, d]; zero above.
     fn gram(&self, w: &Tensor, side: Side) -> Array2<T> {

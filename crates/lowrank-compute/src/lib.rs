@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
 //! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ \[d\], V [d, k] |
+//! | [`Kernels::upper_subspace`] | the first columns of V up to a rotation, by [`projector`] | [d, d] → [d, k] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
 //! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
@@ -21,6 +22,7 @@
 //! the feature `cuda` (default) there is a third, [`cuda::Cuda`], that needs a device when it is asked for and nothing
 //! before.
 
+mod algebra;
 pub mod blocks;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -29,14 +31,17 @@ mod faer_backend;
 mod kernels;
 #[cfg(feature = "lapack")]
 mod lapack_backend;
+pub mod projector;
 mod real;
 #[cfg(test)]
 mod suite;
 
+pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
 pub use blocks::Side;
 pub use error::ComputeError;
 pub use faer_backend::Faer;
 pub use kernels::{Accumulate, Backend, Eigen, Kernels, PivotedQr};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
+pub use projector::Split;
 pub use real::Real;

@@ -1,6 +1,6 @@
 //! One suite, every backend, in both precisions. References are plain loops in f64.
 
-use crate::{Accumulate, Kernels, PivotedQr, Real, Side};
+use crate::{Accumulate, Kernels, PivotedQr, Real, Side, Split};
 use lowrank_model::{Dtype, MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2, ShapeBuilder, array, s};
 use rand_chacha::ChaCha8Rng;
@@ -191,6 +191,37 @@ fn pivoted_qr_rebuilds_the_matrix_and_its_diagonal_falls<T: Real>(kernels: &dyn 
     assert!(r.iter().all(|value| value.is_zero()));
 }
 
+fn the_upper_subspace_is_that_of_the_first_eigenvectors<T: Real>(kernels: &dyn Kernels<T>) {
+    for (size, k) in [(2, 1), (31, 30), (60, 7), (150, 90)] {
+        let b = random(size + 3, size, 7);
+        let gram = product(b.t(), b.view());
+        // The upper triangle must not be read.
+        let lower =
+            Array2::from_shape_fn((size, size), |(i, j)| if i >= j { gram[[i, j]] } else { f64::NAN });
+        let reference: &dyn Kernels<f64> = &crate::Faer;
+        let eigen = reference.eigh(lower.clone(), k).unwrap();
+        let split = Split::after(k, &eigen.values).unwrap();
+        let omega = random(size, k, 12);
+        let found = kernels.upper_subspace(to::<T>(&lower), &split, to::<T>(&omega)).unwrap().unwrap();
+        let q = found.mapv(T::as_f64);
+        assert_close(&product(q.t(), q.view()).mapv(T::of_f64), &Array2::eye(k), 16 * size);
+        // What lies outside of the span: rounding over the gap, where eigenvectors are no better.
+        let inside = product(eigen.vectors.view(), product(eigen.vectors.t(), q.view()).view());
+        let outside = (&q - &inside).iter().fold(0.0_f64, |worst, value| worst.max(value.abs()));
+        let rounding = 8.0 * T::EPSILON.as_f64() * size as f64 * split.reach / split.gap;
+        assert!(outside <= rounding, "{size}, {k}: {outside:e} for {rounding:e}");
+
+        // A threshold between other eigenvalues than it says, and a gap that rounding closes.
+        let wrong = Split { above: k, ..Split::after(1.max(k - 1), &eigen.values).unwrap() };
+        if k > 1 {
+            let found = kernels.upper_subspace(to::<T>(&lower), &wrong, to::<T>(&omega)).unwrap();
+            assert_eq!(found, None);
+        }
+        let closed = Split { gap: T::EPSILON.as_f64() * split.reach, ..split };
+        assert_eq!(kernels.upper_subspace(to::<T>(&lower), &closed, to::<T>(&omega)).unwrap(), None);
+    }
+}
+
 macro_rules! suite {
     ($backend:expr; $($case:ident),* $(,)?) => {
         $(
@@ -219,6 +250,7 @@ macro_rules! suites {
                     a_direct_svd_agrees_with_the_eigenvalues_of_the_gram_matrix,
                     thin_q_is_orthonormal_and_spans_the_columns,
                     pivoted_qr_rebuilds_the_matrix_and_its_diagonal_falls,
+                    the_upper_subspace_is_that_of_the_first_eigenvectors,
                 );
             }
         )*

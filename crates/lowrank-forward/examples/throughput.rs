@@ -1,10 +1,14 @@
 //! Speed of the forward pass: `throughput DIR ids.json`, where `ids.json` holds sequences of token ids.
 //!
-//! Prints the time of the layers and of the logits, tokens per second, and the perplexity as a proof of work done.
+//! Prints one JSON document: tokens, wall and CPU seconds, of them those of the layers, threads, what a product of square f32
+//! matrices reaches on one of them, and the perplexity as a proof of work done. `cargo xtask bench forward` calls it.
 
+use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::Forward;
 use lowrank_forward::math::exp;
 use lowrank_reader::Checkpoint;
+use ndarray::Array2;
+use serde_json::json;
 use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
@@ -16,16 +20,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open(Path::new(directory))?;
     let forward = Forward::new(&checkpoint);
 
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_s());
     let hidden = forward.run(&sequences, &mut ())?;
     let layers_s = start.elapsed().as_secs_f64();
     let head = forward.head()?;
     let (mut loss, mut predicted) = (0.0, 0_u32);
-    let mut logits_s = 0.0;
     for (sequence, tokens) in sequences.iter().enumerate() {
-        let start = Instant::now();
         let logits = head.logits(&hidden, sequence)?;
-        logits_s += start.elapsed().as_secs_f64();
         for (row, &next) in logits.chunks_exact(head.vocab_size()).zip(&tokens[1..]) {
             let largest = row.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
             let total: f64 = row.iter().map(|&logit| f64::from(exp(logit - largest))).sum();
@@ -33,13 +34,36 @@ fn main() -> Result<(), Box<dyn Error>> {
             predicted += 1;
         }
     }
-    let seconds = layers_s + logits_s;
+    let (wall_s, cpu_s) = (start.elapsed().as_secs_f64(), cpu_s() - cpu);
     println!(
-        "{} tokens: layers {layers_s:.3} s, logits {logits_s:.3} s, {:.0} tokens/s, perplexity {:.4}, {} threads",
-        hidden.tokens(),
-        hidden.tokens() as f64 / seconds,
-        (loss / f64::from(predicted)).exp(),
-        rayon::current_num_threads(),
+        "{}",
+        json!({
+            "tokens": hidden.tokens(),
+            "wall_s": wall_s,
+            "cpu_s": cpu_s,
+            "layers_s": layers_s,
+            "threads": rayon::current_num_threads(),
+            "perplexity": (loss / f64::from(predicted)).exp(),
+            "product_gflops": product_gflops(),
+        })
     );
     Ok(())
+}
+
+/// CPU seconds of this process so far, all threads, as Linux counts them: hundredths.
+fn cpu_s() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    let ticks = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+    ticks.sum::<f64>() / 100.0
+}
+
+/// 10⁹ operations per second of one thread.
+fn product_gflops() -> f64 {
+    const SIZE: usize = 2048;
+    let a = Array2::from_shape_fn((SIZE, SIZE), |(i, j)| ((i * 31 + j * 17) % 97) as f32 / 97.0);
+    let mut c = Array2::zeros((SIZE, SIZE));
+    let start = Instant::now();
+    Faer.gemm(a.view(), a.view(), c.view_mut(), Accumulate::Replace);
+    2e-9 * (SIZE as f64).powi(3) / start.elapsed().as_secs_f64()
 }

@@ -4,6 +4,7 @@ use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Interrupt, Lens, PipelineError, PlanSettings, base, planning};
+use lowrank_compute::{Algebra, Processor, Substituted};
 use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
@@ -61,6 +62,7 @@ pub fn compress(
     let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
     planning::refuse_early(checkpoint, request.plan)?;
+    let algebra = request.resources.algebra()?;
     let pool = workers::pool(checkpoint.config(), request.resources)?;
     let calibration = request.plan.calibration.as_ref();
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
@@ -68,7 +70,7 @@ pub fn compress(
     if let Some(BaseModel { id, revision, .. }) = request.provenance {
         (base_model.id, base_model.revision) = (id.clone(), revision.clone());
     }
-    let key = job_key(checkpoint, &base_model, text.as_ref(), &request);
+    let key = job_key(checkpoint, &base_model, text.as_ref(), &algebra, &request);
     let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
     if let Some(partial) = staging.resumable() {
         progress.note(&format!(
@@ -80,11 +82,12 @@ pub fn compress(
 
     let course = Course { staging: Some(&staging), interrupt: request.interrupt };
     let resources = request.resources;
-    let planned = Lens::new(checkpoint, &base_model, text, resources, &pool, progress, request.interrupt)
-        .and_then(|lens| {
-            let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
-            Ok((lens, plan))
-        });
+    let planned =
+        Lens::new(checkpoint, &base_model, text, algebra, resources, &pool, progress, request.interrupt)
+            .and_then(|lens| {
+                let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
+                Ok((lens, plan))
+            });
     let (lens, planned) = match planned {
         Ok(planned) => planned,
         Err(error) => {
@@ -124,6 +127,7 @@ pub fn compress(
             return Err(error);
         }
     };
+    say_substituted(lens.algebra(), progress);
     progress.start("publish", 1, "directory");
     let partial = writer.resumable().map(Path::to_owned);
     let published = writer.finish(documents).map_err(PipelineError::from).inspect_err(|error| {
@@ -131,6 +135,16 @@ pub fn compress(
     })?;
     progress.finish();
     Ok(Compressed { plan, published })
+}
+
+/// How much the device left to the CPU.
+pub(crate) fn say_substituted(algebra: &Algebra, progress: &dyn Progress) {
+    let Substituted { times, first } = algebra.substituted();
+    if let Some(first) = first {
+        progress.note(&format!(
+            "{times} decompositions were done by the CPU in place of the device, the first because: {first}"
+        ));
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -158,6 +172,7 @@ fn job_key(
     checkpoint: &Checkpoint,
     base: &BaseModel,
     text: Option<&CalibrationText>,
+    algebra: &Algebra,
     request: &Request<'_>,
 ) -> JobKey {
     let Request { plan, factor, .. } = request;
@@ -179,6 +194,7 @@ fn job_key(
         "allocation": plan.allocation,
         "calibration": text.map(CalibrationText::key),
         "device": format!("{:?}", request.resources.device),
+        "algebra": algebra.identity(),
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "factor_dtype": plan.factor_dtype,
         "storage": plan.storage,
@@ -327,13 +343,32 @@ impl Work<'_> {
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
         let norm = self.lens.norm(id)?;
         let metric = norm.metric();
-        let Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error } =
-            self.form().remake(matrix, id, rank, &metric, self.request.factor, self.spectra.get(&id))?;
+        let algebra = self.lens.algebra();
+        let Remade {
+            pieces,
+            route,
+            processor,
+            relative_error,
+            calibrated_error,
+            largest_coefficient,
+            round_trip_error,
+        } = self.form().remake(
+            algebra,
+            matrix,
+            id,
+            rank,
+            &metric,
+            self.request.factor,
+            self.spectra.get(&id),
+        )?;
         let outcome = Outcome {
             relative_error,
             calibrated_error,
             excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), self.optimum[&id]),
-            route: route.to_string(),
+            route: match processor {
+                Processor::Cpu => route.to_string(),
+                Processor::Cuda => format!("{route}, {processor}"),
+            },
             largest_coefficient,
             round_trip_error,
         };
@@ -386,6 +421,7 @@ impl Work<'_> {
             keep_dense: self.plan.keep_dense.clone(),
             factor_dtype: self.factor_dtype(),
             shard_bytes_max,
+            algebra: self.lens.algebra().identity(),
         }
     }
 }

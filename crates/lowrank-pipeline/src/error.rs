@@ -1,6 +1,7 @@
 //! Every way in which a job can fail.
 
 use lowrank_calibrate::CalibrateError;
+use lowrank_compute::NoDevice;
 use lowrank_forward::ForwardError;
 use lowrank_model::{Dtype, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
 use lowrank_reader::ReadError;
@@ -37,6 +38,9 @@ pub enum PipelineError {
     /// The calibration.
     #[error(transparent)]
     Calibrate(#[from] CalibrateError),
+    /// Linear algebra on a device that is not there.
+    #[error(transparent)]
+    NoDevice(#[from] NoDevice),
     /// Sensitivities that were asked for and cannot be measured.
     #[error("--sensitivity measured needs a text to measure on; drop --calibrate none")]
     NothingToMeasureOn,

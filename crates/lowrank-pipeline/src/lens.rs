@@ -9,6 +9,7 @@ use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
     CalibrateError, CalibrationSettings, Norm, Norms, Sensitivities, Store, collect, measure,
 };
+use lowrank_compute::Algebra;
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::plan::{LayerSensitivity, Sensitivity};
 use lowrank_model::{MatrixId, Progress, Spectrum};
@@ -89,6 +90,7 @@ pub struct Lens {
     /// What all cached numbers of this model depend on.
     model: Value,
     cache: Cache,
+    algebra: Algebra,
     calibrated: Option<Calibrated>,
 }
 
@@ -105,6 +107,7 @@ impl Lens {
         checkpoint: &Checkpoint,
         base: &BaseModel,
         text: Option<CalibrationText>,
+        algebra: Algebra,
         resources: &Resources,
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
@@ -117,7 +120,7 @@ impl Lens {
             "files": base.files,
             "config": checkpoint.config_json(),
         });
-        let Some(text) = text else { return Ok(Self { model, cache, calibrated: None }) };
+        let Some(text) = text else { return Ok(Self { model, cache, algebra, calibrated: None }) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
@@ -134,7 +137,12 @@ impl Lens {
             .map_err(|error| explained(error, checkpoint, interrupt))?;
         let blend = text.settings.blend;
         let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
-        Ok(Self { model, cache, calibrated: Some(Calibrated { text, norms, engine }) })
+        Ok(Self { model, cache, algebra, calibrated: Some(Calibrated { text, norms, engine }) })
+    }
+
+    /// What decomposes the matrices.
+    pub fn algebra(&self) -> &Algebra {
+        &self.algebra
     }
 
     /// Whether a text is looked through.
@@ -157,7 +165,10 @@ impl Lens {
         let calibration = self.calibrated.as_ref().map(
             |calibrated| json!({ "text": calibrated.text.key(), "engine": calibrated.engine.describe() }),
         );
-        self.cache.entry(&json!({ "what": what, "model": self.model, "calibration": calibration }))
+        let algebra = self.algebra.identity();
+        self.cache.entry(
+            &json!({ "what": what, "model": self.model, "calibration": calibration, "algebra": algebra }),
+        )
     }
 
     /// Spectra of an earlier run.
@@ -195,7 +206,7 @@ impl Lens {
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
-            .install(|| measure(checkpoint, &forward, norms, &windows, progress, &stop))
+            .install(|| measure(checkpoint, &forward, norms, &self.algebra, &windows, progress, &stop))
             .map_err(|error| explained(error, checkpoint, interrupt))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;

@@ -29,4 +29,5 @@ pub mod workers;
 pub use error::PipelineError;
 pub use interrupt::Interrupt;
 pub use lens::{CalibrationText, Lens};
+pub use lowrank_compute::AlgebraChoice;
 pub use settings::{FactorSettings, Goal, PlanSettings};

@@ -1,5 +1,6 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
+use crate::compress::say_substituted;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
@@ -37,6 +38,7 @@ pub fn plan(
     interrupt: &Interrupt,
 ) -> Result<Planned, PipelineError> {
     refuse_early(checkpoint, settings)?;
+    let algebra = resources.algebra()?;
     let pool = workers::pool(checkpoint.config(), resources)?;
     let course = Course { staging: None, interrupt };
     let calibration = settings.calibration.as_ref().filter(|_| matches!(settings.goal, Goal::Budget(_)));
@@ -49,8 +51,10 @@ pub fn plan(
         // Given ranks are checked without a look at the weights.
         _ => BaseModel::default(),
     };
-    let lens = Lens::new(checkpoint, &base, text, resources, &pool, progress, interrupt)?;
-    plan_through(checkpoint, &lens, settings, &pool, progress, course)
+    let lens = Lens::new(checkpoint, &base, text, algebra, resources, &pool, progress, interrupt)?;
+    let planned = plan_through(checkpoint, &lens, settings, &pool, progress, course)?;
+    say_substituted(lens.algebra(), progress);
+    Ok(planned)
 }
 
 /// Refuses what needs no look at the weights: a budget that cannot be met, a pattern that matches nothing, a plan or ranks

@@ -13,7 +13,8 @@ use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
 use compare::{Gap, compare, tensor_gap};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
-use lowrank_compute::Faer;
+use lowrank_compute::blocks::matrix_shape;
+use lowrank_compute::{AlgebraChoice, Processor};
 use lowrank_forward::{Cpu, Device, Engine};
 use lowrank_model::plan::Allocation;
 use lowrank_model::{Budget, MatrixId, Progress, Unit, format};
@@ -84,6 +85,14 @@ pub fn reproduce(
 
     let plan = plan_settings(&report, &report_path, job.texts)?;
     let resources = &resources_of(&report, job.resources);
+    let algebra = resources.algebra()?;
+    if algebra.identity() != report.settings.algebra {
+        progress.note(&format!(
+            "matrices were decomposed by {}, and here by {}: expect differences of rounding",
+            report.settings.algebra,
+            algebra.identity()
+        ));
+    }
     // Read before hours of work, so that another text is named at once.
     let text =
         plan.calibration.as_ref().map(|calibration| CalibrationText::read(base, calibration)).transpose()?;
@@ -97,7 +106,7 @@ pub fn reproduce(
     }
     let (files, matrices) = match job.sample {
         Some(sample) => {
-            let lens = Lens::new(base, &given, text, resources, &pool, progress, job.interrupt)?;
+            let lens = Lens::new(base, &given, text, algebra, resources, &pool, progress, job.interrupt)?;
             let remade = sampled(base, &report, job, sample, &lens, &pool, progress, &mut differences)?;
             (found.files.len(), remade)
         }
@@ -151,13 +160,18 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineE
     serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
 }
 
-/// The device that the first run calibrated on decides bits.
+/// What the first run calibrated on and decomposed with decides bits.
 fn resources_of(report: &Report, given: &Resources) -> Resources {
     let device = match &report.calibration {
         Some(calibration) if calibration.engine != Cpu.describe() => Device::Cuda,
         _ => Device::Cpu,
     };
-    Resources { device, ..given.clone() }
+    let algebra = if report.settings.algebra == Processor::Cpu.to_string() {
+        AlgebraChoice::Cpu
+    } else {
+        AlgebraChoice::Cuda
+    };
+    Resources { device, algebra, ..given.clone() }
 }
 
 fn calibration_settings(
@@ -326,13 +340,19 @@ fn sampled(
                 // A spectrum decides precision, so it is taken where the first run had it.
                 let norm = lens.norm(id)?;
                 let metric = norm.metric();
+                let algebra = lens.algebra();
                 let spectrum = report
                     .budget
-                    .map(|_| lowrank_svd::spectrum_in(&Faer, &matrix, &metric, PrecisionChoice::Auto))
+                    .map(|_| {
+                        let spectrum = algebra.run(matrix_shape(&matrix), |backend| {
+                            lowrank_svd::spectrum_in(backend, &matrix, &metric, PrecisionChoice::Auto)
+                        });
+                        spectrum.0
+                    })
                     .transpose()
                     .map_err(|source| PipelineError::Svd { name: id, source })?;
                 let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
-                let again = form.remake(matrix, id, rank, &metric, &factor, spectrum.as_ref())?;
+                let again = form.remake(algebra, matrix, id, rank, &metric, &factor, spectrum.as_ref())?;
                 progress.advance(1);
                 let was = pieces_of(id, out.read_matrix(id)?);
                 let pairs = was.into_iter().zip(again.pieces);

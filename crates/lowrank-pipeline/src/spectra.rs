@@ -1,7 +1,7 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
 use crate::{Interrupt, Lens, PipelineError};
-use lowrank_compute::Faer;
+use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::{MatrixId, Progress, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::PrecisionChoice;
@@ -49,9 +49,11 @@ pub fn spectra(
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-                let spectrum =
-                    lowrank_svd::spectrum_in(&Faer, &matrix, &lens.norm(id)?.metric(), PrecisionChoice::Auto)
-                        .map_err(|source| PipelineError::Svd { name: id, source })?;
+                let norm = lens.norm(id)?;
+                let (spectrum, _) = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                    lowrank_svd::spectrum_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
+                });
+                let spectrum = spectrum.map_err(|source| PipelineError::Svd { name: id, source })?;
                 if let Some(staging) = course.staging {
                     let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
                     staging.note(&note, text)?;

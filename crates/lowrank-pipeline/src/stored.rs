@@ -3,7 +3,8 @@
 //! A function of its arguments alone, so that a second run, or a sample of one, makes the same bytes.
 
 use crate::{FactorSettings, PipelineError, round::round};
-use lowrank_compute::Faer;
+use lowrank_compute::blocks::matrix_shape;
+use lowrank_compute::{Algebra, Backend, Processor};
 use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, Spectrum, Storage, Tensor};
@@ -35,6 +36,8 @@ pub(crate) struct Remade {
     /// By name, in the order of [`Form::output_tensors`].
     pub(crate) pieces: Vec<(String, Piece)>,
     pub(crate) route: Route,
+    /// What computed the numbers that are stored.
+    pub(crate) processor: Processor,
     /// Of the factors before rounding; calibrated, of what is stored.
     pub(crate) relative_error: f64,
     /// In the norm of the calibration, if there was one.
@@ -79,6 +82,7 @@ impl Form {
     /// Factors one matrix.
     pub(crate) fn remake(
         self,
+        algebra: &Algebra,
         matrix: Tensor,
         id: MatrixId,
         rank: usize,
@@ -89,11 +93,14 @@ impl Form {
         let FactorSettings { method, seed, .. } = *settings;
         let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
+        let shape = matrix_shape(&matrix);
+        let (factored, mut processor) = algebra
+            .run(shape, |backend| lowrank_svd::factor_in(backend, &matrix, rank, metric, &options, spectrum));
         let Factored { factors, route, relative_error, metric_error: calibrated_error, .. } =
-            lowrank_svd::factor_in(&Faer, &matrix, rank, metric, &options, spectrum).map_err(failed)?;
+            factored.map_err(failed)?;
         // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.
         let matrix = calibrated_error.map(|_| matrix);
-        let planned = self.output_tensors(id, factors.shape, rank);
+        let planned = self.output_tensors(id, shape, rank);
         let rounded = |at: usize, values: &[f32]| -> Result<Tensor, PipelineError> {
             round(&planned[at].name, planned[at].shape.clone(), self.dtype, values)
         };
@@ -103,26 +110,38 @@ impl Form {
                 (pieces.map(Piece::Weights).into_iter().collect::<Vec<_>>(), None, None)
             }
             Storage::Pivoted => {
-                let pivoted = lowrank_svd::pivot(&Faer, &factors).map_err(failed)?;
+                let (pivoted, pivoted_by) =
+                    algebra.run(shape, |backend| lowrank_svd::pivot(backend, &factors));
+                let pivoted = pivoted.map_err(failed)?;
+                processor = processor.and(pivoted_by);
                 let (basis, coefficients) = (rounded(0, &pivoted.basis)?, rounded(1, &pivoted.coefficients)?);
-                let error = pivoted.round_trip_error(&Faer, &factors, &basis, &coefficients);
+                let (error, _) = algebra
+                    .run(shape, |backend| pivoted.round_trip_error(backend, &factors, &basis, &coefficients));
                 let order = Piece::Order(pivoted.order);
                 let pieces = vec![Piece::Weights(basis), Piece::Weights(coefficients), order];
                 (pieces, Some(pivoted.largest_coefficient), Some(error))
             }
         };
         let relative_error = match matrix {
-            Some(matrix) => stored_error(&matrix, factors.shape, &pieces),
+            Some(matrix) => algebra.run(shape, |backend| stored_error(backend, &matrix, shape, &pieces)).0,
             None => relative_error,
         };
         let names = planned.into_iter().map(|tensor| tensor.name);
         let pieces = names.zip(pieces).collect();
-        Ok(Remade { pieces, route, relative_error, calibrated_error, largest_coefficient, round_trip_error })
+        Ok(Remade {
+            pieces,
+            route,
+            processor,
+            relative_error,
+            calibrated_error,
+            largest_coefficient,
+            round_trip_error,
+        })
     }
 }
 
 /// ‖W − Ŵ‖ / ‖W‖ of what is stored.
-fn stored_error(matrix: &Tensor, shape: MatrixShape, pieces: &[Piece]) -> f64 {
+fn stored_error(backend: &dyn Backend, matrix: &Tensor, shape: MatrixShape, pieces: &[Piece]) -> f64 {
     let stored = match pieces {
         [Piece::Weights(u), Piece::Weights(v)] => {
             Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
@@ -133,7 +152,7 @@ fn stored_error(matrix: &Tensor, shape: MatrixShape, pieces: &[Piece]) -> f64 {
         _ => unreachable!("there are two ways to store factors"),
     };
     let energy: f64 = matrix.to_f32().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
-    if energy == 0.0 { 0.0 } else { (residual_energy(&Faer, matrix, &stored) / energy).sqrt() }
+    if energy == 0.0 { 0.0 } else { (residual_energy(backend, matrix, &stored) / energy).sqrt() }
 }
 
 /// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.

@@ -3,6 +3,7 @@
 use crate::PipelineError;
 use lowrank_cache::Cache;
 use lowrank_calibrate::CalibrateError;
+use lowrank_compute::{Algebra, AlgebraChoice, NoDevice};
 use lowrank_forward::Device;
 use lowrank_model::{MatrixShape, ModelConfig, Projection};
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ pub struct Resources {
     pub cache: CachePlace,
     /// Where a model runs that is calibrated on.
     pub device: Device,
+    /// Where matrices are decomposed; decides bits, so nothing but the user chooses it.
+    pub algebra: AlgebraChoice,
 }
 
 /// Where measured numbers are kept.
@@ -36,6 +39,11 @@ pub enum CachePlace {
 }
 
 impl Resources {
+    /// Opens what decomposes matrices.
+    pub(crate) fn algebra(&self) -> Result<Algebra, NoDevice> {
+        Algebra::open(self.algebra)
+    }
+
     /// Opens the cache.
     pub(crate) fn cache(&self) -> Result<Cache, CalibrateError> {
         match (&self.cache, Cache::default_root()) {

@@ -41,7 +41,9 @@ fn timed<R>(what: &str, work: impl FnOnce() -> R) -> R {
 
 fn report(backend: &dyn Backend, w: &Tensor, rank: usize, options: FactorOptions, exact: &Spectrum) {
     let start = Instant::now();
-    let factored = factor(backend, w, rank, &options, None).expect("the matrix is finite");
+    // The projector needs a threshold; the others do without a spectrum.
+    let known = (options.method == MethodChoice::Projector).then_some(exact);
+    let factored = factor(backend, w, rank, &options, known).expect("the matrix is finite");
     let seconds = start.elapsed().as_secs_f64();
     let error = (residual_energy(backend, w, &factored.factors) / exact.energy()).sqrt();
     println!(
@@ -71,9 +73,10 @@ fn run(rows: usize, cols: usize, rank: usize) {
         "predicted error at rank {rank} off by {:.1e}",
         auto.relative_error(rank) / exact.relative_error(rank) - 1.0
     );
-    for precision in [PrecisionChoice::F32, PrecisionChoice::F64] {
-        let options = FactorOptions { method: MethodChoice::Exact, precision, ..FactorOptions::default() };
-        report(backend, &w, rank, options, &exact);
+    for method in [MethodChoice::Exact, MethodChoice::Projector] {
+        for precision in [PrecisionChoice::F32, PrecisionChoice::F64] {
+            report(backend, &w, rank, FactorOptions { method, precision, ..Default::default() }, &exact);
+        }
     }
     let short = rows.min(cols);
     for rank in [short / 64, short / 32, short / 20, short / 10] {

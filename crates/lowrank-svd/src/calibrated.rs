@@ -6,16 +6,17 @@
 //!
 //! [`decompose_in`] does both for the price of the second.
 
-use crate::factor::{check_request, excess, missed_energy, route};
+use crate::factor::{Way, check_request, excess, missed_energy, route};
 use crate::factors::{Split, split};
 use crate::inputs::product;
 use crate::metric::Norm;
 use crate::precision::{Known, Precision, in_sufficient_precision};
+use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, generator};
 use crate::residual::residual_energy;
 use crate::root::Root;
 use crate::survey::{Survey, survey};
-use crate::{FactorOptions, Factored, Metric, PrecisionChoice, SvdError, factor, spectrum};
+use crate::{FactorOptions, Factored, MethodChoice, Metric, PrecisionChoice, SvdError, factor, spectrum};
 use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{Spectrum, Tensor};
 use ndarray::{Array2, s};
@@ -99,6 +100,7 @@ pub fn decompose_in(
 struct Found<T> {
     basis: Basis<T>,
     sigma: Vec<f64>,
+    way: Way,
 }
 
 enum Ready {
@@ -191,32 +193,57 @@ impl<'w, 'm> Search<'w, 'm> {
         rank: usize,
         last: usize,
         options: &FactorOptions,
+        spectrum: Option<&Spectrum>,
     ) -> Result<(Found<T>, f64), SvdError> {
-        let (basis, sigma, bound) = if let Some(sketch) = self.sketch {
+        let (basis, sigma, bound, way) = if let Some(sketch) = self.sketch {
             let rng = generator(options.seed, options.stream);
             let (basis, values) = match &self.norm {
                 Norm::Inputs(inputs) => inputs.sketch(kernels, self.w, rank, sketch, rng)?,
                 Norm::Outputs(outputs) => outputs.sketch(kernels, self.w, rank, sketch, rng)?,
             };
-            (basis, self.sigma(&values)?, 0.0)
+            (basis, self.sigma(&values)?, 0.0, Way::Eigenvectors)
         } else {
             let Whole { a, bound } = self.whole(kernels);
             let count = rank.min(a.nrows());
-            let eigen = kernels.eigh(a, count)?;
+            let (vectors, values, way) = self.exact(kernels, a, count, options, spectrum)?;
             let basis = match &self.norm {
-                Norm::Inputs(inputs) => inputs.basis(kernels, self.root(), eigen.vectors.view())?,
-                Norm::Outputs(outputs) => outputs.basis(kernels, eigen.vectors),
+                Norm::Inputs(inputs) => inputs.basis(kernels, self.root(), vectors.view())?,
+                Norm::Outputs(outputs) => outputs.basis(kernels, vectors),
             };
-            (basis, self.sigma(&eigen.values)?, bound)
+            (basis, self.sigma(&values)?, bound, way)
         };
         let condition = condition(bound, &sigma, last);
         let Basis { x, y } = basis;
         let basis = Basis { x: padded(x, rank), y: y.map(|y| padded(y, rank)) };
-        Ok((Found { basis, sigma }, condition))
+        Ok((Found { basis, sigma, way }, condition))
+    }
+
+    /// Orthonormal columns that span the first eigenvectors of A, and all eigenvalues.
+    fn exact<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        a: Array2<T>,
+        count: usize,
+        options: &FactorOptions,
+        spectrum: Option<&Spectrum>,
+    ) -> Result<(Array2<T>, Vec<T>, Way), SvdError> {
+        if options.method == MethodChoice::Projector {
+            // A has as many eigenvalues as it has rows, and a spectrum as many as W's short side.
+            let known = spectrum.filter(|spectrum| spectrum.sigma().len() == a.nrows());
+            let values = |spectrum: &Spectrum| {
+                spectrum.sigma().iter().map(|sigma| sigma * sigma / self.scale()).collect()
+            };
+            let rng = generator(options.seed, options.stream);
+            if let Some(Upper { basis, values }) = upper(kernels, &a, count, known.map(values), rng)? {
+                return Ok((basis, values, Way::Products));
+            }
+        }
+        let eigen = kernels.eigh(a, count)?;
+        Ok((eigen.vectors, eigen.values, Way::Eigenvectors))
     }
 
     fn cut<T: Real>(&self, kernels: &dyn Kernels<T>, found: Found<T>) -> Cut {
-        let Found { basis: Basis { x, y }, sigma } = found;
+        let Found { basis: Basis { x, y }, sigma, .. } = found;
         let y = y.as_ref().unwrap_or(&x);
         let image = kernels.project(self.w, self.side(), y.view());
         let split = split(self.survey.shape, self.side(), &x, image);
@@ -238,14 +265,18 @@ impl<'w, 'm> Search<'w, 'm> {
         let (ready, precision) =
             in_sufficient_precision(options.precision, &self.known(hint), |precision| match precision {
                 Precision::F32 => {
-                    let (found, condition) = self.find::<f32>(backend, rank, last, options)?;
+                    let (found, condition) = self.find::<f32>(backend, rank, last, options, spectrum)?;
                     Ok((Ready::F32(found), condition))
                 }
                 Precision::F64 => {
-                    let (found, condition) = self.find::<f64>(backend, rank, last, options)?;
+                    let (found, condition) = self.find::<f64>(backend, rank, last, options, spectrum)?;
                     Ok((Ready::F64(found), condition))
                 }
             })?;
+        let way = match &ready {
+            Ready::F32(found) => found.way,
+            Ready::F64(found) => found.way,
+        };
         let Cut { split, sigma, y } = match ready {
             Ready::F32(found) => self.cut::<f32>(backend, found),
             Ready::F64(found) => self.cut::<f64>(backend, found),
@@ -272,7 +303,7 @@ impl<'w, 'm> Search<'w, 'm> {
         let metric_error = Some(if error == 0.0 { 0.0 } else { (error / (error + kept)).sqrt() });
         let factored = Factored {
             factors,
-            route: route(self.sketch, precision),
+            route: route(self.sketch, way, precision),
             relative_error: if energy == 0.0 { 0.0 } else { (missed / energy).sqrt() },
             metric_error,
             excess_over_optimum: excess(metric_error, spectrum, rank),

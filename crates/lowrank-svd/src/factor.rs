@@ -5,6 +5,7 @@
 
 use crate::factors::{Split, split};
 use crate::precision::{Known, condition, in_sufficient_precision};
+use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, Subspace, generator, subspace};
 use crate::spectrum::sigma_from_eigenvalues;
 use crate::survey::{Survey, survey};
@@ -36,6 +37,9 @@ pub enum MethodChoice {
     Exact,
     /// A random sketch, with its excess error.
     Randomized,
+    /// The optimum, by products alone where the spectrum has a gap after the rank: for devices that multiply much faster
+    /// than they find eigenvectors.
+    Projector,
 }
 
 /// How to factor.
@@ -83,7 +87,7 @@ impl FactorOptions {
     pub(crate) fn sketch(&self, shape: MatrixShape, rank: usize) -> Option<Sketch> {
         let short = shape.short_side();
         let sketched = match self.method {
-            MethodChoice::Exact => false,
+            MethodChoice::Exact | MethodChoice::Projector => false,
             MethodChoice::Randomized => true,
             MethodChoice::Auto => {
                 short >= SKETCH_SHORT_SIDE_MIN && rank * SKETCH_SHORT_SIDE_PER_RANK <= short
@@ -100,6 +104,11 @@ impl FactorOptions {
 pub enum Route {
     /// Gram matrix, all eigenvectors, projection.
     Exact {
+        /// Computed in.
+        precision: Precision,
+    },
+    /// Gram matrix, a projector onto its upper side by products, projection.
+    Projector {
         /// Computed in.
         precision: Precision,
     },
@@ -120,6 +129,7 @@ impl fmt::Display for MethodChoice {
             Self::Auto => "auto",
             Self::Exact => "exact",
             Self::Randomized => "randomized",
+            Self::Projector => "projector",
         })
     }
 }
@@ -128,6 +138,7 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exact { precision } => write!(f, "exact {precision}"),
+            Self::Projector { precision } => write!(f, "projector {precision}"),
             Self::Randomized { precision, sketch_columns, power_iterations } => {
                 write!(
                     f,
@@ -173,7 +184,7 @@ pub fn factor(
         largest_weight,
         condition: spectrum.map(|spectrum| condition(spectrum.sigma()[0], spectrum.sigma()[rank - 1])),
     };
-    let task = Task { w, side, rank, sketch, seed: options.seed, stream: options.stream };
+    let task = Task { w, side, rank, sketch, options, spectrum };
     let (ready, precision) =
         in_sufficient_precision(options.precision, &known, |precision| match precision {
             Precision::F32 => {
@@ -183,6 +194,10 @@ pub fn factor(
                 task.find::<f64>(backend).map(|(found, condition)| (Ready::F64(found), condition))
             }
         })?;
+    let way = match &ready {
+        Ready::F32(found) => found.way,
+        Ready::F64(found) => found.way,
+    };
     let Split { factors, kept_energy, .. } = match ready {
         Ready::F32(found) => task.split::<f32>(backend, shape, found),
         Ready::F64(found) => task.split::<f64>(backend, shape, found),
@@ -195,7 +210,7 @@ pub fn factor(
     let excess_over_optimum = excess(Some(relative_error), spectrum, rank);
     Ok(Factored {
         factors,
-        route: route(sketch, precision),
+        route: route(sketch, way, precision),
         relative_error,
         metric_error: None,
         excess_over_optimum,
@@ -208,14 +223,22 @@ struct Task<'a> {
     side: Side,
     rank: usize,
     sketch: Option<Sketch>,
-    seed: u64,
-    stream: u64,
+    options: &'a FactorOptions,
+    spectrum: Option<&'a Spectrum>,
 }
 
 /// The subspace found, with its image if the search made one on its way.
 struct Found<T> {
     x: Array2<T>,
     image: Option<Array2<f32>>,
+    way: Way,
+}
+
+/// How a subspace that is no sketch was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Eigenvectors,
+    Products,
 }
 
 enum Ready {
@@ -228,22 +251,36 @@ impl Task<'_> {
     fn find<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Found<T>, f64), SvdError> {
         let (found, sigma) = match self.sketch {
             None => {
-                let eigen = kernels.eigh(kernels.gram(self.w, self.side), self.rank)?;
-                let sigma = sigma_from_eigenvalues(&eigen.values, 0.0)?;
-                (Found { x: eigen.vectors, image: None }, sigma)
+                let (x, values, way) = self.exact(kernels)?;
+                (Found { x, image: None, way }, sigma_from_eigenvalues(&values, 0.0)?)
             }
             Some(sketch) => {
-                let rng = generator(self.seed, self.stream);
+                let rng = generator(self.options.seed, self.options.stream);
                 let Subspace { x, image, sigma } =
                     subspace(kernels, self.w, self.side, self.rank, sketch, rng)?;
-                (Found { x, image: Some(image) }, sigma)
+                (Found { x, image: Some(image), way: Way::Eigenvectors }, sigma)
             }
         };
         Ok((found, condition(sigma[0], sigma[self.rank - 1])))
     }
 
+    /// The subspace [d, r] and all eigenvalues.
+    fn exact<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Array2<T>, Vec<T>, Way), SvdError> {
+        let gram = kernels.gram(self.w, self.side);
+        if self.options.method == MethodChoice::Projector {
+            let squares = |spectrum: &Spectrum| spectrum.sigma().iter().map(|sigma| sigma * sigma).collect();
+            let rng = generator(self.options.seed, self.options.stream);
+            let upper = upper(kernels, &gram, self.rank, self.spectrum.map(squares), rng)?;
+            if let Some(Upper { basis, values }) = upper {
+                return Ok((basis, values, Way::Products));
+            }
+        }
+        let eigen = kernels.eigh(gram, self.rank)?;
+        Ok((eigen.vectors, eigen.values, Way::Eigenvectors))
+    }
+
     fn split<T: Real>(&self, kernels: &dyn Kernels<T>, shape: MatrixShape, found: Found<T>) -> Split {
-        let Found { x, image } = found;
+        let Found { x, image, .. } = found;
         let image = image.unwrap_or_else(|| kernels.project(self.w, self.side, x.view()));
         split(shape, self.side, &x, image)
     }
@@ -283,8 +320,9 @@ pub(crate) fn check_request(
     }
 }
 
-pub(crate) fn route(sketch: Option<Sketch>, precision: Precision) -> Route {
+pub(crate) fn route(sketch: Option<Sketch>, way: Way, precision: Precision) -> Route {
     match sketch {
+        None if way == Way::Products => Route::Projector { precision },
         None => Route::Exact { precision },
         Some(Sketch { columns, power_iterations }) => {
             Route::Randomized { precision, sketch_columns: columns, power_iterations }

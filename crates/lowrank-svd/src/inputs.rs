@@ -1,4 +1,4 @@
-//! The metric of w1 and w3: W [m, n] by the moment C [n, n] of its inputs, and d [m] per output.
+//! The metric of w1 and w3: W [m, n] by the moment C [n, n] of its inputs, and d `[m]` per output.
 //!
 //! With S Sᵀ = C̃ ([`crate::root`]) and G = WᵀDW, D = diag(d), the error is ‖D^½ (W − Ŵ) S‖², so V holds eigenvectors of
 //! A = SᵀG S and Ŵ = W S V VᵀS⁺. That is an oblique projection W Y Xᵀ, XᵀY = I. X is made orthonormal before anything is

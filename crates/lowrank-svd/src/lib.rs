@@ -17,6 +17,7 @@
 //! | [`calibrated`] | spectrum and factors in a metric |
 //! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
+//! | `projector` | the subspace of a rank without its eigenvectors |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
 //!
@@ -33,6 +34,7 @@ pub mod metric;
 mod outputs;
 pub mod pivot;
 pub mod precision;
+mod projector;
 pub mod randomized;
 pub mod residual;
 mod root;

@@ -88,6 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         keep_dense: Vec::new(),
         factor_dtype: Dtype::Bf16,
         shard_bytes_max: 2_000_000,
+        algebra: "cpu".into(),
     };
     let report = Report::new(&plan, &outcomes, BaseModel::default(), settings, None);
     let template = ChatTemplate::find(|name| fs::read(base.join(name)).ok());

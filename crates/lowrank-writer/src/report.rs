@@ -101,6 +101,9 @@ pub struct Settings {
     pub factor_dtype: Dtype,
     /// A new shard begins before this many bytes of tensors would be exceeded.
     pub shard_bytes_max: u64,
+    /// What decomposed the matrices: `cpu`, or the name of a device.
+    #[serde(default = "cpu")]
+    pub algebra: String,
 }
 
 /// What the factors were fitted to.
@@ -134,6 +137,10 @@ pub struct CalibrationReport {
     pub sensitivity: Option<Vec<[f64; 3]>>,
 }
 
+fn cpu() -> String {
+    "cpu".into()
+}
+
 fn global() -> String {
     "global".into()
 }
@@ -156,7 +163,7 @@ pub struct MatrixReport {
     /// Error / optimum − 1, against the best matrix of this rank (Eckart–Young), in the norm that was fitted to; absent where no full spectrum
     /// was taken.
     pub excess_over_optimum: Option<f64>,
-    /// How the factors were found, `dense` for a matrix left dense.
+    /// How the factors were found, followed by `cuda` where a device found them; `dense` for a matrix left dense.
     pub route: String,
     /// max |T| of a pivoted matrix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,6 +321,7 @@ pub(crate) mod tests {
             keep_dense: Vec::new(),
             factor_dtype: Dtype::Bf16,
             shard_bytes_max: 5_000_000_000,
+            algebra: "cpu".into(),
         };
         let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
         Report::new(&plan, &outcomes, base, settings, None)

@@ -1,16 +1,24 @@
 #!/usr/bin/env bash
 # Checks and measures lowrank-compress on this machine's GPU. Needs the NVIDIA driver and CUDA's libraries (a toolkit, or
 # the Python wheels that torch brings); no Rust and no network. `LOWRANK_CUDA_LIBS=FOLDER` names the libraries' folder.
-# About five minutes on an H100. Everything is written to results/; begin with results/results.md.
+# Under eight minutes, whatever happens: every step has a limit of its own, and SECONDS_MAX ends them all. One that fails does
+# not stop the others. Everything is written to results/ as it comes; begin with results/results.md.
 # `./run.sh --small` tries the script itself on tiny sizes.
 #
-# Exit codes: 0 all equal and measured, 1 something is wrong, 3 no CUDA here.
+# Exit codes: 0 all equal and measured, 1 something is wrong (the last lines say what), 3 no CUDA here.
 set -uo pipefail
+SECONDS_MAX="${SECONDS_MAX:-470}"
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 rm -rf results && mkdir results || exit 1
 export LOWRANK_FIXTURES="$PWD/fixtures"
-text=()
-[[ "${1:-}" == --small ]] && text=(--max-tokens 256)
+tool=./lowrank-compress
+model=fixtures/tiny-mixtral
+text=(--max-tokens 4096)
+job=(--budget 20% --model "$model" --device cuda --algebra cuda --cache none --quiet)
+if [[ "${1:-}" == --small ]]; then
+    text=(--max-tokens 256)
+    job+=(--calibrate none)
+fi
 
 ./gpu_check --device 2>&1 | tee results/device.txt
 case "${PIPESTATUS[0]}" in
@@ -24,38 +32,70 @@ esac
 {
     date -u +%Y-%m-%d
     uname -srm
-    ./lowrank-compress --version
+    nproc
+    "$tool" --version
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null
 } >results/machine.txt
 
 failed=()
-step() {
-    local name="$1"
-    shift
-    echo "== $name"
-    if ! "$@" >"results/$name.txt" 2>&1; then
-        failed+=("$name")
-        tail -n 20 "results/$name.txt"
-    fi
-    # A suite that skipped has checked nothing.
-    if grep -q skipped: "results/$name.txt"; then
-        failed+=("$name: skipped")
-        grep skipped: "results/$name.txt" | head -n 1
-    fi
+fail() {
+    failed+=("$1")
+    echo "FAILED: $1" | tee -a results/verdict.txt
 }
 
-step suite-compute ./suite-compute cuda --nocapture
-step suite-forward ./suite-forward --nocapture
-step compress ./lowrank-compress --budget 20% --model fixtures/tiny-mixtral --out results/compressed
-step verify-cpu ./lowrank-compress verify --original fixtures/tiny-mixtral --compressed results/compressed --device cpu "${text[@]}"
-step verify-cuda ./lowrank-compress verify --original fixtures/tiny-mixtral --compressed results/compressed --device cuda "${text[@]}"
-rm -rf results/compressed
-step gpu_check ./gpu_check fixtures results "$@"
+# step NAME LIMIT_SECONDS COMMAND...: its output goes to results/NAME.txt.
+step() {
+    local name="$1" limit="$2" status
+    shift 2
+    if ((SECONDS >= SECONDS_MAX)); then
+        fail "$name: not run, no time left"
+        return 1
+    fi
+    ((limit > SECONDS_MAX - SECONDS)) && limit=$((SECONDS_MAX - SECONDS))
+    echo "== $name ($SECONDS s)"
+    timeout --kill-after=5 "$limit" "$@" >"results/$name.txt" 2>&1
+    status=$?
+    if ((status == 124 || status == 137)); then
+        fail "$name: stopped after $limit s"
+    elif ((status)); then
+        fail "$name: exit code $status"
+    elif grep -q skipped: "results/$name.txt"; then
+        # A suite that skipped has checked nothing.
+        fail "$name: $(grep -m 1 skipped: "results/$name.txt")"
+    else
+        return 0
+    fi
+    tail -n 20 "results/$name.txt"
+    return 1
+}
+
+# The suites, and the whole job on the bundled model: twice with other numbers of lanes, which must not change a byte.
+step suite-compute 120 ./suite-compute cuda --nocapture
+step suite-forward 60 ./suite-forward --nocapture
+if step compress 90 "$tool" "${job[@]}" --workers 1 --out results/compressed; then
+    step compress-4-lanes 90 "$tool" "${job[@]}" --workers 4 --out results/again &&
+        step compress-repeats 10 diff -r results/compressed results/again
+    step compress-on-device 10 grep -q ', cuda"' results/compressed/lowrank_report.json
+    step compress-not-on-cpu 10 sh -c '! grep -E "\"route\": \"(exact|randomized|projector) f(32|64)\"" results/compressed/lowrank_report.json'
+    step verify-cpu 60 "$tool" verify --original "$model" --compressed results/compressed --device cpu "${text[@]}"
+    step verify-cuda 60 "$tool" verify --original "$model" --compressed results/compressed --device cuda "${text[@]}"
+    step reproduce 60 "$tool" reproduce results/compressed --model "$model" --quick --sample 4 --cache none
+fi
+step compress-projector 90 "$tool" "${job[@]}" --method projector --out results/projected &&
+    step verify-projector 60 "$tool" verify --original "$model" --compressed results/projected --device cuda "${text[@]}"
+rm -rf results/compressed results/again results/projected results/*.report.html
+
+# Parity and speed, each in a process of its own.
+for part in $(./gpu_check --parts); do
+    step "gpu_check-$part" 150 ./gpu_check "$part" fixtures results "$@"
+done
+./gpu_check --summary results || fail "summary"
 cat results/results.md
 
 echo
 if ((${#failed[@]})); then
-    printf 'FAILED: %s\n' "${failed[@]}" | tee results/verdict.txt
+    echo "in $SECONDS s; wrong are:"
+    cat results/verdict.txt
     exit 1
 fi
-echo "all equal and measured" | tee results/verdict.txt
+echo "all equal and measured, in $SECONDS s" | tee results/verdict.txt

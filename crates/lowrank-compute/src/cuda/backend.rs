@@ -11,7 +11,7 @@ use super::products::{Element, Operand, Outer};
 use super::solver::{Qr, Wanted};
 use super::{CudaDevice, NoCuda};
 use crate::blocks::matrix_shape;
-use crate::{Accumulate, Backend, ComputeError, Eigen, Faer, Kernels, PivotedQr, Real, Side};
+use crate::{Accumulate, Backend, ComputeError, Eigen, Faer, Kernels, PivotedQr, Real, Side, Split};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder, s};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Cuda {
     device: Arc<CudaDevice>,
     /// Lanes that nobody uses at the moment.
-    idle: Mutex<Vec<Lane>>,
+    idle: Arc<Mutex<Vec<Lane>>>,
     fallbacks: Mutex<Fallbacks>,
     cpu: Faer,
 }
@@ -39,7 +39,13 @@ impl Cuda {
     /// The device of this process, or why there is none.
     pub fn new() -> Result<Self, NoCuda> {
         let device = super::available()?;
-        Ok(Self { device, idle: Mutex::default(), fallbacks: Mutex::default(), cpu: Faer })
+        Ok(Self { device, idle: Arc::default(), fallbacks: Mutex::default(), cpu: Faer })
+    }
+
+    /// The same device and lanes with a count of its own.
+    pub(crate) fn session(&self) -> Self {
+        let (device, idle) = (self.device.clone(), self.idle.clone());
+        Self { device, idle, fallbacks: Mutex::default(), cpu: Faer }
     }
 
     /// The device.
@@ -53,7 +59,7 @@ impl Cuda {
     }
 
     /// Tries on the device; `None` when the CPU must.
-    pub(super) fn try_on_device<R>(&self, run: impl FnOnce(&Lane) -> Result<R, CudaError>) -> Option<R> {
+    pub(crate) fn try_on_device<R>(&self, run: impl FnOnce(&Lane) -> Result<R, CudaError>) -> Option<R> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let lane = idle.map_or_else(|| self.device.lane(), Ok);
         let result = lane.and_then(|lane| {
@@ -150,6 +156,30 @@ where
         match values {
             Some(values) => Ok(values.into_iter().rev().collect()),
             None => self.cpu.eigvalsh(gram),
+        }
+    }
+
+    fn upper_subspace(
+        &self,
+        gram: Array2<T>,
+        split: &Split,
+        omega: Array2<T>,
+    ) -> Result<Option<Array2<T>>, ComputeError> {
+        let size = gram.nrows();
+        let found = self.try_on_device(|lane| {
+            let on_device = |array: &Array2<T>| {
+                lane.upload(array.as_standard_layout().as_slice().expect("standard layout"))
+            };
+            match lane.upper_subspace(on_device(&gram)?, size, split, &on_device(&omega)?)? {
+                Some((q, _)) => lane.download(&q, 0, q.len()).map(Some),
+                None => Ok(None),
+            }
+        });
+        match found {
+            Some(found) => Ok(found.map(|q| {
+                Array2::from_shape_vec((size, split.above).f(), q).expect("as many as there are columns")
+            })),
+            None => self.cpu.upper_subspace(gram, split, omega),
         }
     }
 

@@ -70,6 +70,18 @@ impl CudaDevice {
         format!("{}, compute capability {major}.{minor}, {gib:.0} GiB", self.name)
     }
 
+    /// Name and compute capability: what bits depend on.
+    pub fn identity(&self) -> String {
+        let (major, minor) = self.capability;
+        format!("{}, compute capability {major}.{minor}", self.name)
+    }
+
+    /// Memory that nobody uses at the moment.
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        let (free, _) = self.context.mem_get_info().during("reading the size of free memory")?;
+        Ok(free as u64)
+    }
+
     /// A stream with its own cuBLAS and cuSOLVER handles.
     pub fn lane(self: &Arc<Self>) -> Result<Lane, CudaError> {
         Lane::new(self)
@@ -142,6 +154,10 @@ functions! {
     narrow_f32_bf16,
     mirror_lower_f32,
     mirror_lower_f64,
+    affine_f32,
+    affine_f64,
+    diagonal_f32,
+    diagonal_f64,
     rms_norm,
     rope,
     attention_softmax,

@@ -65,6 +65,23 @@ extern "C" __global__ void narrow_f32_bf16(u16* out, const float* in, i64 elemen
 MIRROR(mirror_lower_f32, float)
 MIRROR(mirror_lower_f64, double)
 
+// a [size, size] ← scale · a + shift · I.
+#define AFFINE(name, real)                                                                     \
+    extern "C" __global__ void name(real* a, i64 size, real scale, real shift) {               \
+        for (i64 i = FIRST; i < size * size; i += STEP)                                        \
+            a[i] = scale * a[i] + (i / size == i % size ? shift : (real)0);                    \
+    }
+AFFINE(affine_f32, float)
+AFFINE(affine_f64, double)
+
+// out [size] = the diagonal of a [size, size].
+#define DIAGONAL(name, real)                                                                   \
+    extern "C" __global__ void name(real* out, const real* a, i64 size) {                      \
+        for (i64 i = FIRST; i < size; i += STEP) out[i] = a[i * size + i];                     \
+    }
+DIAGONAL(diagonal_f32, float)
+DIAGONAL(diagonal_f64, double)
+
 // ---- rows -------------------------------------------------------------------------------------------------------------
 
 // The sum over the block of one number per thread, for every thread.

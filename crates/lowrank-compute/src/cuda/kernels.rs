@@ -82,8 +82,9 @@ pub fn compile_for_inspection(nvrtc: &Path, capability: (i32, i32)) -> Result<St
 pub(super) fn names() -> Vec<&'static str> {
     let functions = SOURCE.split("__global__ void ").skip(1);
     let named = functions.filter_map(|rest| rest.split('(').next()).filter(|name| *name != "name");
+    const MACROS: [&str; 4] = ["WIDEN(", "MIRROR(", "AFFINE(", "DIAGONAL("];
     let macros = SOURCE
         .lines()
-        .filter_map(|line| line.strip_prefix("WIDEN(").or(line.strip_prefix("MIRROR("))?.split(',').next());
+        .filter_map(|line| MACROS.iter().find_map(|name| line.strip_prefix(name))?.split(',').next());
     named.chain(macros).collect()
 }

@@ -2,6 +2,7 @@
 
 use super::error::{CudaError, During};
 use super::kernels::THREADS;
+use super::staging::Staging;
 use super::{CudaDevice, products::Element};
 use cudarc::cublas::CudaBlas;
 use cudarc::cusolver::DnHandle;
@@ -18,6 +19,7 @@ pub struct Lane {
     pub(super) stream: Arc<CudaStream>,
     pub(super) blas: CudaBlas,
     pub(super) solver: DnHandle,
+    staging: Staging,
     /// cuBLAS's handle must not be used by two threads at once.
     _one_thread: std::marker::PhantomData<std::cell::Cell<()>>,
 }
@@ -35,6 +37,7 @@ pub(super) enum Arg {
     Pointer(u64),
     Int(i64),
     Float(f32),
+    Double(f64),
 }
 
 /// How much work a kernel has.
@@ -55,7 +58,15 @@ impl Lane {
         let stream = device.context.new_stream().during("making a stream")?;
         let blas = CudaBlas::new(stream.clone()).during("starting cuBLAS")?;
         let solver = DnHandle::new(stream.clone()).during("starting cuSOLVER")?;
-        Ok(Self { device: device.clone(), stream, blas, solver, _one_thread: std::marker::PhantomData })
+        let staging = Staging::new(&stream)?;
+        Ok(Self {
+            device: device.clone(),
+            stream,
+            blas,
+            solver,
+            staging,
+            _one_thread: std::marker::PhantomData,
+        })
     }
 
     /// The device.
@@ -70,14 +81,18 @@ impl Lane {
         Ok(Buffer { slice, len })
     }
 
+    /// `len` numbers that are to be written before they are read.
+    fn unwritten<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        // SAFETY: any bits of the device's memory are a T, as those of `zeros` are; nothing reads them on the host.
+        let slice = unsafe { self.stream.alloc(len.max(1)) }.during("allocating")?;
+        Ok(Buffer { slice, len })
+    }
+
     /// Copies to the device.
     pub fn upload<T: DeviceRepr + ValidAsZeroBits>(&self, values: &[T]) -> Result<Buffer<T>, CudaError> {
-        let mut buffer = self.zeros(values.len())?;
-        if !values.is_empty() {
-            self.stream.memcpy_htod(values, &mut buffer.slice).during("copying to the device")?;
-            // The caller may change or free `values` as soon as this returns.
-            self.wait()?;
-        }
+        let buffer = self.unwritten(values.len())?;
+        // SAFETY: the buffer is of this lane's stream and holds as many numbers.
+        unsafe { self.staging.upload(values, self.pointer(&buffer)) }?;
         Ok(buffer)
     }
 
@@ -89,13 +104,11 @@ impl Lane {
         len: usize,
     ) -> Result<Vec<T>, CudaError> {
         assert!(first + len <= buffer.len, "{first} + {len} of {} numbers", buffer.len);
-        self.assert_own(&buffer.slice);
         let mut values = vec![T::default(); len];
-        if len > 0 {
-            let view = buffer.slice.slice(first..first + len);
-            self.stream.memcpy_dtoh(&view, &mut values).during("copying from the device")?;
-        }
-        self.wait()?;
+        let from = self.pointer(buffer) + (first * size_of::<T>()) as u64;
+        // SAFETY: the buffer is of this lane's stream and holds `len` numbers from `first` on, whose bits are those of the
+        // numbers that kernels and libraries wrote there.
+        unsafe { self.staging.download(from, &mut values) }?;
         Ok(values)
     }
 
@@ -190,6 +203,7 @@ impl Lane {
                 Arg::Pointer(value) => launch.arg(value),
                 Arg::Int(value) => launch.arg(value),
                 Arg::Float(value) => launch.arg(value),
+                Arg::Double(value) => launch.arg(value),
             };
         }
         let config =

@@ -5,8 +5,10 @@
 //! | `library.rs` | where CUDA's libraries are looked for |
 //! | `device.rs` | a device with its compiled kernels |
 //! | `lane.rs` | one stream with its handles; buffers on the device |
+//! | `staging.rs` | copies that overlap with computing |
 //! | `kernels.cu`, `kernels.rs` | everything that is not a product, and its compiler |
 //! | `products.rs` | products by cuBLAS: f32, f64, bf16 in with f32 sums |
+//! | `projector.rs` | the upper subspace of a symmetric matrix, by products |
 //! | `solver.rs` | eigenvectors and QR by cuSOLVER |
 //! | `operations.rs` | the operations of a forward pass |
 //! | `measure.rs` | peaks and the time of every step, for benchmarks |
@@ -27,7 +29,9 @@ mod library;
 pub mod measure;
 mod operations;
 mod products;
+mod projector;
 mod solver;
+mod staging;
 #[cfg(test)]
 mod tests;
 

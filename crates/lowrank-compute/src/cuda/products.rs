@@ -23,7 +23,11 @@ pub(super) trait Element:
 
     fn widen(functions: &Functions, from: Dtype) -> &CudaFunction;
     fn mirror_lower(functions: &Functions) -> &CudaFunction;
+    fn affine(functions: &Functions) -> &CudaFunction;
+    fn diagonal(functions: &Functions) -> &CudaFunction;
     fn to_f32(functions: &Functions) -> &CudaFunction;
+    /// To nearest, as an argument of a kernel.
+    fn argument(value: f64) -> Arg;
     /// C += A Aᵀ or AᵀA in columns, one triangle.
     ///
     /// # Safety
@@ -69,7 +73,8 @@ inputs! {
 }
 
 macro_rules! elements {
-    ($($real:ty, $kind:ident, $syrk:ident, $f32:ident, $f16:ident, $bf16:ident, $mirror:ident, $to_f32:ident;)*) => {$(
+    ($($real:ty, $kind:ident, $argument:ident, $syrk:ident, $f32:ident, $f16:ident, $bf16:ident, $mirror:ident,
+       $affine:ident, $diagonal:ident, $to_f32:ident;)*) => {$(
         impl Element for $real {
             const SOLVER: solver::cudaDataType = solver::cudaDataType_t::$kind;
 
@@ -83,6 +88,18 @@ macro_rules! elements {
 
             fn mirror_lower(functions: &Functions) -> &CudaFunction {
                 &functions.$mirror
+            }
+
+            fn affine(functions: &Functions) -> &CudaFunction {
+                &functions.$affine
+            }
+
+            fn diagonal(functions: &Functions) -> &CudaFunction {
+                &functions.$diagonal
+            }
+
+            fn argument(value: f64) -> Arg {
+                Arg::$argument(value as $real)
             }
 
             fn to_f32(functions: &Functions) -> &CudaFunction {
@@ -106,8 +123,10 @@ macro_rules! elements {
 }
 
 elements! {
-    f32, CUDA_R_32F, cublasSsyrk_v2, widen_f32_f32, widen_f16_f32, widen_bf16_f32, mirror_lower_f32, widen_f32_f32;
-    f64, CUDA_R_64F, cublasDsyrk_v2, widen_f32_f64, widen_f16_f64, widen_bf16_f64, mirror_lower_f64, narrow_f64_f32;
+    f32, CUDA_R_32F, Float, cublasSsyrk_v2, widen_f32_f32, widen_f16_f32, widen_bf16_f32, mirror_lower_f32,
+        affine_f32, diagonal_f32, widen_f32_f32;
+    f64, CUDA_R_64F, Double, cublasDsyrk_v2, widen_f32_f64, widen_f16_f64, widen_bf16_f64, mirror_lower_f64,
+        affine_f64, diagonal_f64, narrow_f64_f32;
 }
 
 /// Where a row-major matrix lies in its buffer, and how it enters a product.

@@ -88,6 +88,26 @@ fn stored_numbers_are_widened_exactly() {
 }
 
 #[test]
+fn copies_in_many_pieces_carry_the_numbers_of_their_time() {
+    let Some(lane) = lane() else { return };
+    // Longer than both pinned pieces together, and not a multiple of one.
+    for len in [0, 1, 255, 256, 257, 5 * 256 + 3] {
+        let first = random(len, 21);
+        let mut values = first.clone();
+        let uploaded = lane.upload(&values).unwrap();
+        // What happens to the source afterwards is of no account, however late the device copies.
+        values.fill(f32::NAN);
+        let second = random(len, 22);
+        let other = lane.upload(&second).unwrap();
+        drop(values);
+        assert_eq!((host(&lane, &uploaded), host(&lane, &other)), (first.clone(), second));
+        if len > 256 {
+            assert_eq!(lane.download(&uploaded, 200, 57).unwrap(), first[200..257]);
+        }
+    }
+}
+
+#[test]
 fn linear_maps_equal_plain_sums_dense_and_factored() {
     let Some(lane) = lane() else { return };
     let (n, m, r) = (70, 33, 9);
@@ -320,9 +340,15 @@ fn bits_are_the_same_in_every_run_and_on_every_lane() {
 fn every_step_can_be_measured() {
     let Some(lane) = lane() else { return };
     let peaks = super::measure::peaks(&lane, 40).unwrap();
-    let steps = super::measure::steps(&lane, &stored([60, 40], Dtype::Bf16, 20), 7).unwrap();
-    assert_eq!((peaks.len(), steps.len()), (6, 11));
+    let w = stored([60, 40], Dtype::Bf16, 20);
+    let kernels: &dyn Kernels<f64> = &Faer;
+    let values = kernels.eigvalsh(kernels.gram(&w, Side::Cols)).unwrap();
+    let mut steps = Vec::new();
+    let split = crate::Split::after(7, &values).unwrap();
+    super::measure::steps(&lane, &w, &split, &mut |figure| steps.push(figure)).unwrap();
+    assert_eq!((peaks.len(), steps.len()), (7, 15));
     for figure in peaks.iter().chain(&steps) {
         assert!(figure.milliseconds > 0.0 && (figure.flops > 0.0) != (figure.bytes > 0.0), "{figure:?}");
+        assert!(figure.share_of(&peaks).unwrap() > 0.0, "{figure:?}");
     }
 }

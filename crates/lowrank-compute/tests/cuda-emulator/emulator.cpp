@@ -1,6 +1,9 @@
 // A CUDA device made of nothing but the CPU: the functions of libcuda, nvrtc, cuBLAS and cuSOLVER that the GPU code calls,
 // each a plain, slow definition, and kernels.cu itself compiled as C++.
 //
+// Copies from and to pinned memory are put off until somebody waits for them or works on their stream, so that whoever reuses
+// pinned memory too early copies the wrong numbers.
+//
 // It lets the whole GPU path run on a machine without a GPU: which kernel is launched with which arguments, in which
 // order, with which dimensions and transposes; that no kernel writes beyond its buffers; that a full device memory is
 // survived. It says nothing about speed, about the hardware's rounding, or about threads that race.
@@ -12,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -88,6 +92,8 @@ static const std::map<std::string, Kernel> kernels = {
     KERNEL(widen_f32_f32, false),   KERNEL(widen_f16_f32, false),    KERNEL(widen_bf16_f32, false),
     KERNEL(widen_f32_f64, false),   KERNEL(widen_f16_f64, false),    KERNEL(widen_bf16_f64, false),
     KERNEL(narrow_f64_f32, false),  KERNEL(narrow_f32_bf16, false),  KERNEL(mirror_lower_f32, false),
+    KERNEL(affine_f32, false),      KERNEL(affine_f64, false),       KERNEL(diagonal_f32, false),
+    KERNEL(diagonal_f64, false),
     KERNEL(mirror_lower_f64, false), KERNEL(rms_norm, true),         KERNEL(rope, false),
     KERNEL(attention_softmax, true), KERNEL(router_top_k, false),    KERNEL(swiglu, false),
     KERNEL(gather_rows, false),     KERNEL(scatter_add_rows, false), KERNEL(add, false),
@@ -189,6 +195,51 @@ static void within(u64 pointer, size_t bytes, const char* what) {
     }
 }
 
+// ---- streams: copies of pinned memory that are still to come, in order ------------------------------------------------------
+
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+struct Stream {
+    std::deque<Copy> waiting;
+    u64 asked = 0, done = 0;
+};
+struct Event {
+    Stream* stream = nullptr;
+    u64 after = 0;
+};
+static std::mutex streams_lock;
+static std::map<u64, size_t> pinned;
+
+static bool is_pinned(const void* from, size_t bytes) {
+    auto next = pinned.upper_bound(reinterpret_cast<u64>(from));
+    return next != pinned.begin() && (--next, reinterpret_cast<u64>(from) + bytes <= next->first + next->second);
+}
+// Everything up to the copy with this number.
+static void catch_up(Stream* stream, u64 number = ~0ull) {
+    std::lock_guard<std::mutex> guard(streams_lock);
+    for (; stream && stream->done < number && !stream->waiting.empty(); stream->done++) {
+        Copy& copy = stream->waiting.front();
+        memcpy(copy.to, copy.from, copy.bytes);
+        stream->waiting.pop_front();
+    }
+}
+static void copy(void* to, const void* from, size_t bytes, const void* on_host, void* stream_handle) {
+    auto* stream = static_cast<Stream*>(stream_handle);
+    {
+        std::lock_guard<std::mutex> guard(streams_lock);
+        if (is_pinned(on_host, bytes)) {
+            stream->waiting.push_back({to, from, bytes});
+            stream->asked++;
+            return;
+        }
+    }
+    catch_up(stream);
+    memcpy(to, from, bytes);
+}
+
 static thread_local void* current = nullptr;
 static int the_context, the_pool;
 API int cuInit(unsigned) { return OK; }
@@ -210,25 +261,51 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
 API int cuCtxGetCurrent(void** context) { return *context = current, OK; }
 API int cuCtxSetCurrent(void* context) { return current = context, OK; }
 API int cuCtxSynchronize() { return OK; }
-API int cuStreamCreate(void** stream, unsigned) { return *stream = malloc(1), OK; }
-API int cuStreamDestroy_v2(void* stream) { return free(stream), OK; }
-API int cuStreamSynchronize(void*) { return current ? OK : 201; }
+API int cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, OK; }
+API int cuStreamDestroy_v2(void* stream) {
+    // Events outlive it, as they may: what is left of it stays.
+    return catch_up(static_cast<Stream*>(stream)), OK;
+}
+API int cuStreamSynchronize(void* stream) { return catch_up(static_cast<Stream*>(stream)), current ? OK : 201; }
+API int cuEventCreate(void** event, unsigned) { return *event = new Event, current ? OK : 201; }
+API int cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), OK; }
+API int cuEventRecord(void* event, void* stream) {
+    std::lock_guard<std::mutex> guard(streams_lock);
+    auto* on = static_cast<Stream*>(stream);
+    return *static_cast<Event*>(event) = {on, on->asked}, OK;
+}
+API int cuEventSynchronize(void* event) {
+    auto* waited = static_cast<Event*>(event);
+    return catch_up(waited->stream, waited->after), current ? OK : 201;
+}
+API int cuMemHostAlloc(void** pointer, size_t bytes, unsigned) {
+    std::lock_guard<std::mutex> guard(streams_lock);
+    *pointer = memset(malloc(bytes), FRESH_BYTE, bytes);
+    return pinned[reinterpret_cast<u64>(*pointer)] = bytes, current ? OK : 201;
+}
+API int cuMemFreeHost(void* pointer) {
+    std::lock_guard<std::mutex> guard(streams_lock);
+    if (!pinned.erase(reinterpret_cast<u64>(pointer))) return INVALID_VALUE;
+    return free(pointer), OK;
+}
 API int cuGetErrorString(int, const char** text) { return *text = "emulated error", OK; }
 API int cuMemAllocAsync(u64* pointer, size_t bytes, void*) { return allocate(pointer, bytes); }
-API int cuMemFreeAsync(u64 pointer, void*) { return release(pointer); }
-API int cuMemsetD8Async(u64 pointer, unsigned char value, size_t bytes, void*) {
+API int cuMemFreeAsync(u64 pointer, void* stream) { return catch_up(static_cast<Stream*>(stream)), release(pointer); }
+API int cuMemsetD8Async(u64 pointer, unsigned char value, size_t bytes, void* stream) {
+    catch_up(static_cast<Stream*>(stream));
     within(pointer, bytes, "a memset");
     return memset(reinterpret_cast<void*>(pointer), value, bytes), OK;
 }
-API int cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void*) {
+API int cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, void* stream) {
     within(to, bytes, "a copy to the device");
-    return memcpy(reinterpret_cast<void*>(to), from, bytes), OK;
+    return copy(reinterpret_cast<void*>(to), from, bytes, from, stream), OK;
 }
-API int cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void*) {
+API int cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, void* stream) {
     within(from, bytes, "a copy from the device");
-    return memcpy(to, reinterpret_cast<void*>(from), bytes), OK;
+    return copy(to, reinterpret_cast<void*>(from), bytes, to, stream), OK;
 }
-API int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void*) {
+API int cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void* stream) {
+    catch_up(static_cast<Stream*>(stream));
     within(from, bytes, "a copy on the device");
     within(to, bytes, "a copy on the device");
     return memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes), OK;
@@ -242,8 +319,9 @@ API int cuModuleGetFunction(void** function, void*, const char* name) {
     return OK;
 }
 API int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                       unsigned, void*, void** arguments, void**) {
+                       unsigned, void* stream, void** arguments, void**) {
     if (!current) return 201;
+    catch_up(static_cast<Stream*>(stream));
     if (gx == 0 || gy != 1 || gz != 1 || bx != THREADS || by != 1 || bz != 1) return INVALID_VALUE;
     std::lock_guard<std::mutex> guard(launch_lock);
     auto* kernel = static_cast<Kernel*>(function);
@@ -281,9 +359,14 @@ API int nvrtcGetPTX(void*, char* code) { return memcpy(code, CODE, sizeof CODE),
 
 // ---- cuBLAS: columns ----------------------------------------------------------------------------------------------------
 
-API int cublasCreate_v2(void** handle) { return *handle = malloc(1), 0; }
-API int cublasDestroy_v2(void* handle) { return free(handle), 0; }
-API int cublasSetStream_v2(void*, void*) { return 0; }
+// A handle of either library is the place of its stream.
+static int make_handle(void** handle) { return *handle = new Stream*(nullptr), 0; }
+static int drop_handle(void* handle) { return delete static_cast<Stream**>(handle), 0; }
+static int set_stream(void* handle, void* stream) { return *static_cast<Stream**>(handle) = static_cast<Stream*>(stream), 0; }
+static void begin(void* handle) { catch_up(*static_cast<Stream**>(handle)); }
+API int cublasCreate_v2(void** handle) { return make_handle(handle); }
+API int cublasDestroy_v2(void* handle) { return drop_handle(handle); }
+API int cublasSetStream_v2(void* handle, void* stream) { return set_stream(handle, stream); }
 
 enum { R_32F = 0, R_64F = 1, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
 static size_t size_of(int type) { return type == R_64F ? 8 : type == R_32F ? 4 : 2; }
@@ -293,11 +376,11 @@ static double load(const void* base, int type, long long index) {
     return of_bf16(static_cast<const unsigned short*>(base)[index]);
 }
 
-API int cublasGemmStridedBatchedEx(void*, int transa, int transb, int m, int n, int k, const void* alpha, const void* A,
+API int cublasGemmStridedBatchedEx(void* handle, int transa, int transb, int m, int n, int k, const void* alpha, const void* A,
                                    int Atype, int lda, long long strideA, const void* B, int Btype, int ldb,
                                    long long strideB, const void* beta, void* C, int Ctype, int ldc, long long strideC,
                                    int batch, int compute, int) {
-    if (!current && Ctype < 0) return 1;
+    begin(handle);
     bool types = (Atype == R_32F && Btype == R_32F && Ctype == R_32F && compute == COMPUTE_32F) ||
                  (Atype == R_16BF && Btype == R_16BF && Ctype == R_32F && compute == COMPUTE_32F) ||
                  (Atype == R_64F && Btype == R_64F && Ctype == R_64F && compute == COMPUTE_64F);
@@ -346,20 +429,22 @@ static int syrk(int uplo, int trans, int n, int k, const T* alpha, const T* A, i
     }
     return 0;
 }
-API int cublasSsyrk_v2(void*, int uplo, int trans, int n, int k, const float* alpha, const float* A, int lda,
+API int cublasSsyrk_v2(void* handle, int uplo, int trans, int n, int k, const float* alpha, const float* A, int lda,
                        const float* beta, float* C, int ldc) {
+    begin(handle);
     return syrk(uplo, trans, n, k, alpha, A, lda, beta, C, ldc);
 }
-API int cublasDsyrk_v2(void*, int uplo, int trans, int n, int k, const double* alpha, const double* A, int lda,
+API int cublasDsyrk_v2(void* handle, int uplo, int trans, int n, int k, const double* alpha, const double* A, int lda,
                        const double* beta, double* C, int ldc) {
+    begin(handle);
     return syrk(uplo, trans, n, k, alpha, A, lda, beta, C, ldc);
 }
 
 // ---- cuSOLVER: columns --------------------------------------------------------------------------------------------------
 
-API int cusolverDnCreate(void** handle) { return *handle = malloc(1), 0; }
-API int cusolverDnDestroy(void* handle) { return free(handle), 0; }
-API int cusolverDnSetStream(void*, void*) { return 0; }
+API int cusolverDnCreate(void** handle) { return make_handle(handle); }
+API int cusolverDnDestroy(void* handle) { return drop_handle(handle); }
+API int cusolverDnSetStream(void* handle, void* stream) { return set_stream(handle, stream); }
 API int cusolverDnCreateParams(void** params) { return *params = malloc(1), 0; }
 API int cusolverDnDestroyParams(void* params) { return free(params), 0; }
 
@@ -413,9 +498,10 @@ template <class T> static int eigen(bool vectors, bool upper, long long n, T* A,
     }
     return 0;
 }
-API int cusolverDnXsyevd(void*, void*, int jobz, int uplo, long long n, int typeA, void* A, long long lda, int typeW,
+API int cusolverDnXsyevd(void* handle, void*, int jobz, int uplo, long long n, int typeA, void* A, long long lda, int typeW,
                          void* W, int compute, void*, size_t device, void* host, size_t host_bytes, int* info) {
     if (n < 1 || lda < n || typeA != typeW || typeA != compute || device < WORKSPACE || host_bytes < WORKSPACE + 1) return 3;
+    begin(handle);
     memset(host, 0, host_bytes);
     *info = typeA == R_64F ? eigen(jobz == 1, uplo == 1, n, static_cast<double*>(A), lda, static_cast<double*>(W))
                            : eigen(jobz == 1, uplo == 1, n, static_cast<float*>(A), lda, static_cast<float*>(W));
@@ -467,10 +553,13 @@ template <class T> static int orgqr(int m, int n, int k, T* A, int lda, const T*
     API int cusolverDn##S##orgqr_bufferSize(void*, int, int n, int, const T*, int, const T*, int* size) {              \
         return *size = n + 1, 0;                                                                                        \
     }                                                                                                                   \
-    API int cusolverDn##S##geqrf(void*, int m, int n, T* A, int lda, T* tau, T*, int size, int* info) {                 \
+    API int cusolverDn##S##geqrf(void* handle, int m, int n, T* A, int lda, T* tau, T*, int size, int* info) {          \
+        begin(handle);                                                                                                  \
         return lda < m || size < n ? 3 : geqrf(m, n, A, lda, tau, info);                                                \
     }                                                                                                                   \
-    API int cusolverDn##S##orgqr(void*, int m, int n, int k, T* A, int lda, const T* tau, T*, int size, int* info) {    \
+    API int cusolverDn##S##orgqr(void* handle, int m, int n, int k, T* A, int lda, const T* tau, T*, int size,          \
+                                  int* info) {                                                                          \
+        begin(handle);                                                                                                  \
         return lda < m || size < n + 1 || n > m || k > n ? 3 : orgqr(m, n, k, A, lda, tau, info);                       \
     }
 QR(S, float)
