@@ -11,6 +11,7 @@ use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::MethodChoice;
+use lowrank_svd::allocate::AllocateError;
 use lowrank_text::TextSource;
 use lowrank_verify::{Depth, Verdict, VerifyOptions, verify};
 use lowrank_writer::Leftover;
@@ -199,8 +200,8 @@ proptest! {
         let done = match run(&model, &job, &folder) {
             Ok(done) => done,
             // So small matrices cannot give everything away.
-            Err(PipelineError::Allocate(error)) => {
-                prop_assert!(!out.exists() && error.to_string().contains("at most"), "{}", error);
+            Err(PipelineError::Allocate(AllocateError::Infeasible { .. })) => {
+                prop_assert!(!out.exists());
                 return Ok(());
             }
             Err(error) => return Err(TestCaseError::fail(error.to_string())),

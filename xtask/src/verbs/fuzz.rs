@@ -27,6 +27,13 @@ pub(crate) struct Args {
     pub(crate) coverage: bool,
 }
 
+impl Args {
+    /// All targets, by chance.
+    pub(crate) fn for_seconds(seconds: u64) -> Self {
+        Self { target: None, executions: 0, seconds, seed: 0, coverage: false }
+    }
+}
+
 /// The verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let seeds = shell::root().join("fuzz/seeds");
