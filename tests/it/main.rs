@@ -15,3 +15,5 @@ mod refusals;
 mod report;
 /// Runs that end early and go on; outputs that are made again.
 mod resume;
+/// Sweeps: what is tried, what is refused, and that nothing is done twice.
+mod sweep;

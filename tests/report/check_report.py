@@ -1,10 +1,11 @@
 """Opens report pages in headless Chromium and compares what is drawn with the documents that they were made from.
 
-Reads `lowrank_report.json`, `lowrank_spectra.json` and `NAME.verification.json` itself; what the page derives is derived here
-once more. Leaves screenshots, and a print of each page, in --shots.
+Reads `lowrank_report.json`, `lowrank_spectra.json` and `NAME.verification.json`, or `sweep.json`, `results.jsonl` and `results.csv` of a sweep,
+itself; what the page derives is derived here once more. Leaves screenshots, and a print of each page, in --shots.
 """
 
 import argparse
+import csv
 import json
 import math
 import re
@@ -196,7 +197,9 @@ def coverage(page, report):
 
 def provenance(page, report):
     text = page.page.evaluate("document.getElementById('provenance').textContent")
-    for shown in [report["version"], report["storage"], *[file["sha256"] for file in report["base_model"]["files"]]]:
+    calibration = report.get("calibration")
+    more = [calibration["texts"][0]["source"], calibration["engine"]] if calibration else []
+    for shown in [report["version"], report["storage"], *more, *[file["sha256"] for file in report["base_model"]["files"]]]:
         page.check(shown in text, f"{shown} is not there")
 
 
@@ -208,8 +211,88 @@ def documents(file):
     return (name, read(folder / "lowrank_report.json"), read(folder / "lowrank_spectra.json"), read(file.with_name(f"{name}.verification.json")))
 
 
-def check(browser, file, shots):
+def checkpoint(page, file):
     name, report, curves, verification = documents(file)
+    shown = page.inside["checkpoint"]
+    page.same((shown["report"], shown["spectra"], shown["verification"]), (report, curves, verification), "the data inside")
+    page.same(page.page.inner_text("h1"), name, "title")
+    summary(page, report, verification)
+    quality(page, verification)
+    heat_maps(page, report)
+    spectra(page, report, curves)
+    layers(page, report, verification)
+    coverage(page, report)
+    provenance(page, report)
+
+
+def front(points):
+    """Ids of (id, size, error) that no other beats; sizes within a thousandth count as equal."""
+    beats = lambda a, b: a[1] <= b[1] + b[1] // 1000 and a[2] <= b[2] and (a[1] < b[1] or a[2] < b[2])
+    return {point[0] for point in points if not any(beats(other, point) for other in points)}
+
+
+def curve(page, id, rows, key, *words):
+    """A chart of sizes and errors; hovers its best and one that is beaten."""
+    known = [row for row in rows if row["params"] is not None and row[key] is not None]
+    best = front([(row["id"], row["params"], row[key]) for row in known])
+    line, others = page.chart(id)["series"]
+    place = lambda row: (row["id"], row["params"], row[key])
+    drawn = lambda series: [(one["name"], *one["value"]) for one in series["data"]]
+    page.same(set(drawn(line)), {place(row) for row in known if row["id"] in best}, f"front of {id}")
+    page.same(set(drawn(others)), {place(row) for row in known if row["id"] not in best}, f"others of {id}")
+    sizes = [size for _, size, _ in drawn(line)]
+    page.same(sizes, sorted(sizes), f"the line of {id} runs to the right")
+    for row in [row for row in known if row["id"] in best][:1]:
+        value = "".join(f"{row[key]:.5g}"[:6])
+        page.hover(id, 0, [row["params"], row[key]], f"point {row['point']}", f"{row['params']:,} parameters", value, *words)
+
+
+def sweep(page, file):
+    folder = file.parent
+    header = json.loads((folder / "sweep.json").read_text())
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    page.same(page.page.inner_text("h1"), folder.name, "title")
+    page.same((page.inside["sweep"]["header"], page.inside["sweep"]["rows"]), (header, rows), "the data inside")
+    page.same([row["point"] for row in rows], list(range(1, len(rows) + 1)), "one row a point, in order")
+
+    with open(folder / "results.csv", newline="") as table:
+        lines = list(csv.DictReader(table))
+    text = lambda value: "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    for row, line in zip(rows, lines, strict=True):
+        for key in ["id", "status", "params", "bytes", "scale", "on_front"]:
+            page.same(line[key], text(row[key]), f"{key} in results.csv")
+        for key in ["predicted_error", "mean_kl", "perplexity_ratio", "plan_seconds"]:
+            page.check((line[key] == "") == (row[key] is None) and close(float(line[key] or 0), row[key] or 0), f"{key} in results.csv")
+
+    counted = page.page.inner_text("#sweep-summary").replace("\u00a0", " ")
+    verified = [row for row in rows if row["status"] == "verified"]
+    for shown in [f"{header['params_before']:,} parameters", f"{len(verified)} compressed and verified"]:
+        page.check(shown in counted, f"{shown} is not in {counted!r}")
+
+    curve(page, "chart-measured", rows, "mean_kl", header["axes"][0], "perplexity × ")
+    scales = sorted({row["scale"] for row in rows if row["scale"] is not None})
+    page.check(len(scales) > 1, "only one scale is tried")
+    for scale in reversed(scales):
+        page.page.select_option("#scale", scale)
+        here = [row for row in rows if row["scale"] == scale]
+        page.same({row["id"] for row in here if row["on_front"]}, front([(row["id"], row["params"], row["predicted_error"]) for row in here]), f"front of {scale}")
+        curve(page, "chart-predicted", here, "predicted_error", header["axes"][0])
+
+    shown = page.page.locator("#points tbody tr")
+    page.same(shown.count(), len(rows), "rows of the table")
+    for index in {0, len(rows) // 2, len(rows) - 1}:
+        cells = shown.nth(index).locator("td").all_inner_texts()
+        page.same(cells[:2], [str(rows[index]["point"]), rows[index]["status"]], "cells")
+        page.check(f"{rows[index]['params']:,}" in cells, f"{cells} lack the parameters")
+    links = page.page.locator("#points a").evaluate_all("all => all.map(one => one.getAttribute('href'))")
+    page.same(links, [f"points/{row['id']}.report.html" for row in verified], "links to pages")
+    page.check(all((folder / link).is_file() for link in links), "a link leads nowhere")
+    page.check(header["verification"]["tokens_blake3"] in page.page.inner_text("#provenance"), "provenance")
+
+
+def check(browser, file, shots):
+    of_sweep = (file.parent / "sweep.json").exists()
+    name = f"sweep-{file.parent.name}" if of_sweep else documents(file)[0]
     total = hovered = 0
     for view, scheme, width in [("light", "light", 1200), ("dark", "dark", 1200), ("narrow", "light", 400), ("narrow-dark", "dark", 400)]:
         context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
@@ -220,17 +303,8 @@ def check(browser, file, shots):
         tab.on("request", lambda request: requests.append(request.url))
         tab.goto(file.resolve().as_uri())
         page = Page(tab, f"{name}, {view}")
-        inside = json.loads(tab.inner_text("#data", timeout=1000) or tab.evaluate("document.getElementById('data').textContent"))
-        shown = inside["checkpoint"]
-        page.same((shown["report"], shown["spectra"], shown["verification"]), (report, curves, verification), "the data inside")
-        page.same(tab.inner_text("h1"), name, "title")
-        summary(page, report, verification)
-        quality(page, verification)
-        heat_maps(page, report)
-        spectra(page, report, curves)
-        layers(page, report, verification)
-        coverage(page, report)
-        provenance(page, report)
+        page.inside = json.loads(tab.inner_text("#data", timeout=1000) or tab.evaluate("document.getElementById('data').textContent"))
+        (sweep if of_sweep else checkpoint)(page, file)
         tab.mouse.move(0, 0)
         page.check(tab.evaluate("document.documentElement.scrollWidth") <= width, "wider than the screen")
         tab.screenshot(path=shots / f"{name}-{view}.png", full_page=True)

@@ -26,6 +26,8 @@ enum Verb {
     Conformance,
     /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
     Lapack,
+    /// Sweep the bundled model by the example config, kill it in the middle, and let it go on
+    Sweep,
     /// Open report pages in headless Chromium, and compare what is drawn with its documents (installs it where it may)
     ReportTest,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
@@ -60,6 +62,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
         Verb::Lapack => verbs::lapack::run(),
+        Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
         Verb::OtherCpu(args) => verbs::other_cpu::run(&args),

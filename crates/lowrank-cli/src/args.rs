@@ -10,6 +10,7 @@ const EXAMPLES: &str = "\
 Examples:
   lowrank-compress --budget 10B --model mistralai/Mixtral-8x7B-Instruct-v0.1 --out mixtral-36b
   lowrank-compress plan --budget 20% --model ./mixtral
+  lowrank-compress sweep configs/sweep-mixtral.toml --out sweep
   lowrank-compress inspect ./mixtral
   lowrank-compress verify --original ./mixtral --compressed ./mixtral-36b
 Exit codes: docs/exit-codes.md";
@@ -38,6 +39,8 @@ pub(crate) enum Command {
     Verify(crate::commands::verify::VerifyArgs),
     /// Make a compressed checkpoint again from its own metadata, and compare every byte
     Reproduce(crate::commands::reproduce::ReproduceArgs),
+    /// Plan many points of a grid, compress and verify the best, and show what they cost
+    Sweep(crate::commands::sweep::SweepArgs),
     /// Make one HTML file that shows what was removed, where it was cut and what it cost
     Report(crate::commands::report::ReportArgs),
     /// Print a completion script for a shell
@@ -99,6 +102,10 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "REGEX")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) keep_dense: Vec<String>,
+    /// Give matrices whose module name matches a rank, whatever the budget; may be repeated, the last that matches counts
+    #[arg(long, value_name = "REGEX=RANK")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) fix_rank: Vec<String>,
     /// How factors are stored: by pivots, or as u·v, the same matrices in more parameters [default: pivoted]
     #[arg(long, value_name = "pivoted|uv")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,7 +225,7 @@ impl JobArgs {
 }
 
 /// How much is said, and to whom.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct TalkArgs {
     /// Put one machine-readable JSON document on stdout instead of tables
     #[arg(long)]

@@ -10,6 +10,7 @@ use lowrank_reader::ReadError;
 use lowrank_report::ReportError;
 use lowrank_svd::SvdError;
 use lowrank_svd::allocate::AllocateError;
+use lowrank_sweep::SweepError;
 use lowrank_verify::VerifyError;
 use lowrank_writer::WriteError;
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ enum Failure {
     InputOutput = 10,
     VerificationMissed = 11,
     NotReproduced = 12,
+    PointsFailed = 13,
     Interrupted = 130,
     Terminated = 143,
 }
@@ -50,6 +52,10 @@ pub(crate) struct VerificationMissed(pub(crate) String);
 #[derive(Debug)]
 pub(crate) struct NotReproduced(pub(crate) String);
 
+/// Some points of a sweep failed; the others are done.
+#[derive(Debug)]
+pub(crate) struct PointsFailed(pub(crate) String);
+
 macro_rules! message_error {
     ($($name:ident),*) => {$(
         impl std::fmt::Display for $name {
@@ -60,7 +66,7 @@ macro_rules! message_error {
         impl std::error::Error for $name {}
     )*};
 }
-message_error!(Usage, Output, VerificationMissed, NotReproduced);
+message_error!(Usage, Output, VerificationMissed, NotReproduced, PointsFailed);
 
 impl Usage {
     pub(crate) fn new(message: impl Into<String>) -> Self {
@@ -101,6 +107,10 @@ fn failure(error: &anyhow::Error) -> Failure {
         Failure::VerificationMissed
     } else if error.is::<NotReproduced>() {
         Failure::NotReproduced
+    } else if error.is::<PointsFailed>() {
+        Failure::PointsFailed
+    } else if let Some(error) = error.downcast_ref::<SweepError>() {
+        of_sweep(error)
     } else if let Some(error) = error.downcast_ref::<PipelineError>() {
         of_pipeline(error)
     } else if let Some(error) = error.downcast_ref::<ReadError>() {
@@ -114,10 +124,20 @@ fn failure(error: &anyhow::Error) -> Failure {
     }
 }
 
+fn of_sweep(error: &SweepError) -> Failure {
+    match error {
+        SweepError::Io { source, .. } => of_io(source),
+        SweepError::Broken { .. } | SweepError::OtherSweep { .. } | SweepError::Busy { .. } => {
+            Failure::Output
+        }
+    }
+}
+
 fn of_report(error: &ReportError) -> Failure {
     match error {
         ReportError::NotACheckpoint { .. } => Failure::NoModel,
         ReportError::Document { .. } | ReportError::OtherCheckpoint { .. } => Failure::BrokenCheckpoint,
+        ReportError::Sweep(error) => of_sweep(error),
         ReportError::Read { .. } => Failure::InputOutput,
         ReportError::Write { .. } => Failure::Output,
     }
@@ -193,7 +213,9 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         | PipelineError::NoDevice(_)
         | PipelineError::NothingToMeasureOn
         | PipelineError::TooManyWorkers { .. }
-        | PipelineError::PatternMatchesNothing(_)
+        | PipelineError::PatternMatchesNothing { .. }
+        | PipelineError::FixedRank { .. }
+        | PipelineError::DenseAndFixed { .. }
         | PipelineError::PlanStorage { .. }
         | PipelineError::PlanDtype { .. } => Failure::Usage,
         PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,

@@ -8,14 +8,16 @@ use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target}
 use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
+use lowrank_pipeline::settings::pattern_of;
 use lowrank_pipeline::workers::{CachePlace, Resources};
-use lowrank_pipeline::{AlgebraChoice, FactorSettings, Goal, PlanSettings};
+use lowrank_pipeline::{AlgebraChoice, FactorSettings, FixedRank, Goal, PlanSettings};
 use lowrank_svd::MethodChoice;
 use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// A validated compression job.
 #[derive(Debug)]
@@ -32,18 +34,24 @@ pub(crate) struct Job {
 
 /// Longest `--config`.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Keys that say what to remove; they exclude each other.
+pub(crate) const RANK_SOURCES: [&str; 5] = ["budget", "target-params", "target-size", "plan", "ranks"];
+
+/// The text of a config file.
+pub(crate) fn read_config(path: &Path) -> Result<String> {
+    let text = String::from_utf8(read_file(path, CONFIG_BYTES_MAX)?);
+    Ok(text.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
+}
 
 /// Flags, with what they leave open taken from `--config`.
 pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
     let Some(path) = flags.config.clone() else { return Ok(flags) };
-    let text = String::from_utf8(read_file(&path, CONFIG_BYTES_MAX)?)
-        .map_err(|error| Usage::new(format!("{}: {error}", path.display())))?;
+    let text = read_config(&path)?;
     // Read once as the struct, for the sake of errors that name line and key.
     let _: JobArgs = toml::from_str(&text)
         .map_err(|error| Usage::new(format!("{}: {}", path.display(), one_line(&error, &text))))?;
     let mut merged: toml::Table = toml::from_str(&text).context("read twice")?;
     let typed = toml::Table::try_from(&flags).context("flags are plain values")?;
-    const RANK_SOURCES: [&str; 5] = ["budget", "target-params", "target-size", "plan", "ranks"];
     if RANK_SOURCES.iter().any(|key| typed.contains_key(*key)) {
         // A flag that says what to remove replaces the file's way of saying it.
         RANK_SOURCES.iter().for_each(|key| drop(merged.remove(*key)));
@@ -55,16 +63,18 @@ pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
     Ok(args)
 }
 
-fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let line = error.span().map(|span| {
-        1 + text.as_bytes()[..span.start.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
-    });
-    let message = error.message().lines().next().unwrap_or("cannot be read").to_owned();
-    let message = abridge(&message);
-    match line {
-        Some(line) => format!("line {line}: {message}"),
+/// What is wrong with a config, and in which line.
+pub(crate) fn one_line(error: &toml::de::Error, text: &str) -> String {
+    let message = abridge(error.message().lines().next().unwrap_or("cannot be read"));
+    match error.span() {
+        Some(span) => format!("line {}: {message}", line_of(text, span.start)),
         None => message,
     }
+}
+
+/// The line, from 1, in which a byte stands.
+pub(crate) fn line_of(text: &str, at: usize) -> usize {
+    1 + text.as_bytes()[..at.min(text.len())].iter().filter(|&&byte| byte == b'\n').count()
 }
 
 impl Job {
@@ -90,7 +100,8 @@ impl Job {
             )?
             .unwrap_or_default(),
             calibration: calibration(&args)?,
-            keep_dense: patterns(&args.keep_dense)?,
+            keep_dense: each("--keep-dense", &args.keep_dense, pattern_of)?,
+            fixed_ranks: each("--fix-rank", &args.fix_rank, FixedRank::from_str)?,
             storage: match args.layout.as_deref() {
                 None => None,
                 Some(text) => {
@@ -246,17 +257,12 @@ fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
     Ok(ranks.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
 }
 
-fn patterns(patterns: &[String]) -> Result<Vec<regex::Regex>> {
-    patterns
-        .iter()
-        .map(|pattern| {
-            regex::Regex::new(pattern).map_err(|error| {
-                let reason = error.to_string();
-                let reason = reason.lines().last().unwrap_or_default().trim().to_owned();
-                Usage::new(format!("--keep-dense `{}`: {}", clip(pattern), clip(&reason))).into()
-            })
-        })
-        .collect()
+/// Every value of a flag that may be repeated.
+fn each<T>(flag: &str, texts: &[String], parse: fn(&str) -> Result<T, String>) -> Result<Vec<T>> {
+    let one = |text: &String| {
+        parse(text).map_err(|reason| Usage::new(format!("{flag} `{}`: {}", clip(text), clip(&reason))).into())
+    };
+    texts.iter().map(one).collect()
 }
 
 pub(crate) fn dtype(text: &str) -> Result<Dtype> {

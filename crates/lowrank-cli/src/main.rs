@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod exit;
+mod grid;
 mod job;
 mod progress;
 mod signals;
@@ -32,6 +33,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Densify(args)) => commands::densify::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Reproduce(args)) => commands::reproduce::run(&args),
+        Some(Command::Sweep(args)) => commands::sweep::run(&args),
         Some(Command::Report(args)) => commands::report::run(&args),
         Some(Command::Completions { shell }) => {
             clap_complete::generate(shell, &mut Cli::command(), "lowrank-compress", &mut std::io::stdout());

@@ -2,6 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use lowrank_model::Progress;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 
@@ -112,6 +113,36 @@ impl Progress for Talk {
                 None => eprintln!("note: {text}"),
             },
             Self::Lines(_) => eprintln!("note: {text}"),
+        }
+    }
+}
+
+/// The points of a sweep: stages of each are bars with its number before their names. As plain lines they would be too many
+/// to read, so there are none, and what was noted of one point is not said again of the next.
+pub(crate) struct OfPoint<'a> {
+    pub(crate) label: String,
+    pub(crate) talk: &'a Talk,
+    pub(crate) noted: &'a Mutex<BTreeSet<String>>,
+}
+
+impl Progress for OfPoint<'_> {
+    fn start(&self, stage: &str, total: u64, unit: &'static str) {
+        if let Talk::Bars(_) = self.talk {
+            self.talk.start(&format!("{} {stage}", self.label), total, unit);
+        }
+    }
+
+    fn advance(&self, units: u64) {
+        self.talk.advance(units);
+    }
+
+    fn finish(&self) {
+        self.talk.finish();
+    }
+
+    fn note(&self, text: &str) {
+        if lock(self.noted).insert(text.to_owned()) {
+            self.talk.note(&format!("{} {text}", self.label));
         }
     }
 }

@@ -24,7 +24,7 @@ impl fmt::Display for Unit {
 }
 
 /// Why a budget could not be read or met.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum BudgetError {
     /// Not a number in any known spelling.
     #[error("`{text}` is not {expected}")]

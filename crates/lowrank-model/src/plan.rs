@@ -115,6 +115,9 @@ pub struct RankPlan {
     /// Matrices whose name matched any of these were kept dense.
     #[serde(default, deserialize_with = "patterns")]
     pub keep_dense: Vec<String>,
+    /// `PATTERN=RANK`: matrices whose name matched got this rank; of several the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "patterns")]
+    pub fix_rank: Vec<String>,
     /// The whole checkpoint before.
     pub before: Size,
     /// The whole checkpoint after.
@@ -254,6 +257,7 @@ impl RankPlan {
             rank_multiple,
             rank_min: 1,
             keep_dense: Vec::new(),
+            fix_rank: Vec::new(),
             allocation: Allocation::default(),
             sensitivities: None,
             before,
@@ -266,8 +270,8 @@ impl RankPlan {
 
     /// Records the constraints under which the ranks were chosen.
     #[must_use]
-    pub fn constrained(self, rank_min: usize, keep_dense: Vec<String>) -> Self {
-        Self { rank_min, keep_dense, ..self }
+    pub fn constrained(self, rank_min: usize, keep_dense: Vec<String>, fix_rank: Vec<String>) -> Self {
+        Self { rank_min, keep_dense, fix_rank, ..self }
     }
 
     /// Records how the ranks were chosen.
@@ -420,7 +424,7 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
             while let Some(pattern) = list.next_element()? {
                 if patterns.len() == PATTERNS_MAX {
                     return Err(A::Error::custom(format_args!(
-                        "`keep_dense` has more than {PATTERNS_MAX} patterns"
+                        "a list has more than {PATTERNS_MAX} patterns"
                     )));
                 }
                 patterns.push(pattern);
@@ -550,6 +554,6 @@ mod tests {
         let mut json = serde_json::to_value(plan).unwrap();
         json["keep_dense"] = vec![""; 1_000_000].into();
         let error = RankPlan::from_json(json.to_string().as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("`keep_dense` has more than 65536 patterns"), "{error}");
+        assert!(error.to_string().contains("more than 65536 patterns"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Who the base model is: its public name if it was given by one, and the content of its shards.
 
+use crate::workers::Resources;
 use crate::{Interrupt, PipelineError};
 use lowrank_cache::{Arrays, Cache};
 use lowrank_model::Progress;
@@ -26,15 +27,15 @@ pub fn identify(
 
 /// As [`identify`], but a shard that was hashed before and has the same path, length, inode and time of change is not
 /// read again: good enough to find what is cached, not to certify what was compressed.
-pub(crate) fn identify_remembered(
+pub fn identify_remembered(
     checkpoint: &Checkpoint,
     given: &str,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     interrupt: &Interrupt,
-    cache: &Cache,
+    resources: &Resources,
 ) -> Result<BaseModel, PipelineError> {
-    identify_with(checkpoint, given, pool, progress, interrupt, Some(cache))
+    identify_with(checkpoint, given, pool, progress, interrupt, Some(&resources.cache()?))
 }
 
 fn identify_with(

@@ -196,6 +196,7 @@ fn job_key(
         "device": format!("{:?}", request.resources.device),
         "algebra": algebra.identity(),
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "fix_rank": plan.fixed_ranks.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "factor_dtype": plan.factor_dtype,
         "storage": plan.storage,
         "method": factor.method,
@@ -419,6 +420,7 @@ impl Work<'_> {
             rank_multiple: self.plan.rank_multiple,
             rank_min: self.plan.rank_min,
             keep_dense: self.plan.keep_dense.clone(),
+            fix_rank: self.plan.fix_rank.clone(),
             factor_dtype: self.factor_dtype(),
             shard_bytes_max,
             algebra: self.lens.algebra().identity(),
@@ -468,6 +470,7 @@ mod tests {
                 allocation: Default::default(),
                 calibration: None,
                 keep_dense: Vec::new(),
+                fixed_ranks: Vec::new(),
                 storage: Some(storage),
                 factor_dtype: dtype,
             };

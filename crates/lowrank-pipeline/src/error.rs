@@ -74,9 +74,38 @@ pub enum PipelineError {
     NotFactored(Layout),
     /// A pattern that matches nothing is a typing error.
     #[error(
-        "--keep-dense `{0}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
+        "{flag} `{pattern}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
     )]
-    PatternMatchesNothing(String),
+    PatternMatchesNothing {
+        /// Where it was given.
+        flag: &'static str,
+        /// What was given.
+        pattern: String,
+    },
+    /// A rank that saves nothing, or is zero.
+    #[error(
+        "--fix-rank `{pattern}={rank}`: {name} can have ranks from 1 to {rank_max} as {storage}; beyond, factors are no smaller than the matrix"
+    )]
+    FixedRank {
+        /// What was given.
+        pattern: String,
+        /// The rank.
+        rank: usize,
+        /// The first matrix that cannot have it.
+        name: MatrixId,
+        /// How its factors are stored.
+        storage: Storage,
+        /// The largest that saves.
+        rank_max: usize,
+    },
+    /// Two wishes for one matrix.
+    #[error("--keep-dense `{pattern}` keeps {name} dense, and --fix-rank gives it a rank; drop one of them")]
+    DenseAndFixed {
+        /// What was given.
+        pattern: String,
+        /// The first such matrix.
+        name: MatrixId,
+    },
     /// Rounding to a narrower dtype left its range.
     #[error("{tensor}: a value does not fit {dtype}; choose another --dtype")]
     Overflow {

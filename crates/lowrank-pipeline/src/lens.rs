@@ -46,12 +46,12 @@ impl CalibrationText {
             infos.push(windows.info);
             sequences.extend(windows.sequences);
         }
-        let blake3 = hash_of(&sequences);
+        let blake3 = tokens_hash(&sequences);
         Ok(Self { settings: settings.clone(), infos, sequences, blake3 })
     }
 
     /// What decides the numbers that are measured on it.
-    pub(crate) fn key(&self) -> Value {
+    pub fn key(&self) -> Value {
         let CalibrationSettings { moments, blend, sensitivity_tokens, .. } = &self.settings;
         json!({ "tokens": self.blake3, "moments": moments, "blend": blend, "sensitivity_tokens": sensitivity_tokens })
     }
@@ -73,7 +73,8 @@ impl CalibrationText {
     }
 }
 
-fn hash_of(sequences: &[Vec<u32>]) -> String {
+/// Of all token ids and where windows end.
+pub fn tokens_hash(sequences: &[Vec<u32>]) -> String {
     let mut hasher = blake3::Hasher::new();
     for sequence in sequences {
         hasher.update(&(sequence.len() as u64).to_le_bytes());

@@ -24,10 +24,11 @@ pub mod round;
 pub mod settings;
 pub mod spectra;
 mod stored;
+pub mod sweep;
 pub mod workers;
 
 pub use error::PipelineError;
 pub use interrupt::Interrupt;
 pub use lens::{CalibrationText, Lens};
 pub use lowrank_compute::AlgebraChoice;
-pub use settings::{FactorSettings, Goal, PlanSettings};
+pub use settings::{FactorSettings, FixedRank, Goal, PlanSettings};

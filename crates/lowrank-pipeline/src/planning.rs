@@ -3,16 +3,18 @@
 use crate::compress::say_substituted;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
-use crate::{CalibrationText, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use crate::{CalibrationText, FixedRank, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
 use lowrank_calibrate::Sensitivities;
-use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity};
+use lowrank_model::params::rank_max_saving;
+use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity, Size};
 use lowrank_model::{
-    Budget, CostModel, MatrixId, Progress, Projection, RankPlan, Spectrum, SpectrumCurves, Unit,
+    Budget, CostModel, Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum,
+    SpectrumCurves, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
-use lowrank_svd::allocate::{AllocationRequest, Candidate, allocate, check, plan_from_ranks, uniform_plan};
+use lowrank_svd::allocate::{AllocationRequest, Allocator, Candidate, Choices, check, plan_from_ranks};
 use lowrank_writer::report::BaseModel;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Short sides from here on belong to models whose matrices are multiplied on tensor cores.
 const TRUE_SIZE: usize = 1024;
@@ -45,8 +47,7 @@ pub fn plan(
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let base = match settings.goal {
         Goal::Budget(_) => {
-            let cache = resources.cache()?;
-            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, &cache)?
+            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, resources)?
         }
         // Given ranks are checked without a look at the weights.
         _ => BaseModel::default(),
@@ -60,26 +61,27 @@ pub fn plan(
 /// Refuses what needs no look at the weights: a budget that cannot be met, a pattern that matches nothing, a plan or ranks
 /// for another model.
 pub fn refuse_early(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<(), PipelineError> {
-    if !checkpoint.ranks().is_empty() {
-        return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
-    }
+    refuse_factored(checkpoint)?;
     if settings.calibration.is_none() && settings.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
     match &settings.goal {
         Goal::Plan(_) | Goal::Ranks(_) => given(checkpoint, settings).map(|_| ()),
         Goal::Budget(budget) => {
-            let config = checkpoint.config();
-            let zeros = |id: MatrixId| vec![0.0; config.matrix_shape(id.projection).short_side()];
-            let spectrum = |id| Spectrum::new(zeros(id)).expect("zeros do not rise");
-            let errors = Errors {
-                spectra: config.matrices().map(|id| (id, spectrum(id))).collect(),
-                sensitivity: Sensitivity::default(),
-                layers: None,
-            };
-            with_request(checkpoint, settings, *budget, &errors, |request| Ok(check(request)?))
+            let subject = Subject::of(checkpoint);
+            let target = budget.resolve(subject.before.params, subject.before.bytes)?;
+            let errors = subject.without_errors();
+            subject.with_request(settings, target, &errors, |request| Ok(check(request)?))
         }
     }
+}
+
+/// Only what is dense can be compressed.
+pub fn refuse_factored(checkpoint: &Checkpoint) -> Result<(), PipelineError> {
+    if checkpoint.ranks().is_empty() {
+        return Ok(());
+    }
+    Err(PipelineError::AlreadyFactored(checkpoint.layout()))
 }
 
 /// As [`plan`], with a lens at hand.
@@ -97,7 +99,7 @@ pub fn plan_through(
         }
         Goal::Budget(budget) => {
             let errors = errors(checkpoint, lens, settings.sensitivity, pool, progress, course)?;
-            let plan = plan_from(checkpoint, settings, *budget, &errors)?;
+            let plan = plan_from(&Subject::of(checkpoint), settings, *budget, &errors)?;
             Ok(Planned { plan, spectra: errors.spectra })
         }
     }
@@ -133,35 +135,74 @@ pub fn errors(
     Ok(Errors { spectra, sensitivity, layers: Some(layers) })
 }
 
+impl Errors {
+    /// The spectra thinned, for a plan to carry.
+    pub fn curves(&self) -> Option<SpectrumCurves> {
+        SpectrumCurves::of(self.spectra.iter().map(|(name, spectrum)| (*name, spectrum)))
+    }
+}
+
 /// The plan of a budget; the settings' own goal is of no account.
 pub fn plan_from(
-    checkpoint: &Checkpoint,
+    subject: &Subject,
     settings: &PlanSettings,
     budget: Budget,
     errors: &Errors,
 ) -> Result<RankPlan, PipelineError> {
-    let plan = with_request(checkpoint, settings, budget, errors, |request| {
-        Ok(match settings.allocation {
-            Allocation::Global => allocate(request)?,
-            Allocation::Uniform => uniform_plan(request)?,
-        })
-    })?;
-    let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
-    let mut plan = plan.constrained(settings.rank_min, patterns);
-    plan.spectra = SpectrumCurves::of(errors.spectra.iter().map(|(name, spectrum)| (*name, spectrum)));
-    Ok(plan.chosen_by(settings.allocation, errors.layers.clone()))
+    let mut plan = plans_from(subject, settings, &[(budget, settings.allocation)], errors)?.remove(0)?;
+    plan.spectra = errors.curves();
+    Ok(plan)
+}
+
+/// The plans of several budgets, in their order and without [`RankPlan::spectra`]. They share what is costly, so one more
+/// costs a millisecond. Goal and allocation of the settings are of no account. Fails where none can be made.
+pub fn plans_from(
+    subject: &Subject,
+    settings: &PlanSettings,
+    wishes: &[(Budget, Allocation)],
+    errors: &Errors,
+) -> Result<Vec<Result<RankPlan, PipelineError>>, PipelineError> {
+    let resolve = |budget: &Budget| budget.resolve(subject.before.params, subject.before.bytes);
+    let targets: Vec<_> = wishes.iter().map(|(budget, _)| resolve(budget)).collect();
+    let mut plans: Vec<Option<Result<RankPlan, PipelineError>>> =
+        targets.iter().map(|target| target.as_ref().err().map(|error| Err(error.clone().into()))).collect();
+    for unit in [Unit::Params, Unit::Bytes] {
+        let here: Vec<(usize, Target)> = targets
+            .iter()
+            .enumerate()
+            .filter_map(|(index, target)| Some((index, *target.as_ref().ok()?)))
+            .filter(|(_, target)| target.unit == unit)
+            .collect();
+        let Some(&(_, first)) = here.first() else { continue };
+        let removals: Vec<_> =
+            here.iter().map(|&(index, target)| (target.remove_at_least, wishes[index].1)).collect();
+        let made = subject
+            .with_request(settings, first, errors, |request| Ok(Allocator::new(request)?.plans(&removals)))?;
+        for ((index, _), plan) in here.into_iter().zip(made) {
+            plans[index] = Some(plan.map_err(PipelineError::from));
+        }
+    }
+    let patterns: Vec<String> = settings.keep_dense.iter().map(ToString::to_string).collect();
+    let fixed: Vec<String> = settings.fixed_ranks.iter().map(ToString::to_string).collect();
+    let recorded = |plan: RankPlan, allocation| {
+        let plan = plan.constrained(settings.rank_min, patterns.clone(), fixed.clone());
+        plan.chosen_by(allocation, errors.layers.clone())
+    };
+    let plans = plans.into_iter().map(|plan| plan.expect("every budget is in one of the units"));
+    Ok(plans.zip(wishes).map(|(plan, wish)| plan.map(|plan| recorded(plan, wish.1))).collect())
 }
 
 /// A plan or ranks that were given, held against the checkpoint.
 fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, PipelineError> {
-    let (config, before) = (checkpoint.config(), checkpoint.size());
+    let subject = Subject::of(checkpoint);
+    let (config, before) = (&subject.config, subject.before);
     match &settings.goal {
         Goal::Plan(plan) => {
             if let Some(asked) = settings.storage.filter(|&asked| asked != plan.cost.storage) {
                 return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
             }
             plan.validate(config, before)?;
-            let cost = cost_model(checkpoint, settings, plan.cost.unit);
+            let cost = subject.cost_model(settings, plan.cost.unit);
             for (what, planned, actual) in [
                 ("matrix", plan.cost.dense_element_bytes, cost.dense_element_bytes),
                 ("factor", plan.cost.factor_element_bytes, cost.factor_element_bytes),
@@ -173,72 +214,132 @@ fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, P
             Ok((**plan).clone())
         }
         Goal::Ranks(ranks) => {
-            let cost = cost_model(checkpoint, settings, Unit::Params);
+            let cost = subject.cost_model(settings, Unit::Params);
             Ok(plan_from_ranks(config, ranks, cost, before)?)
         }
         Goal::Budget(_) => unreachable!("a budget gives no ranks"),
     }
 }
 
-/// Puts together what an allocation needs.
-fn with_request<R>(
-    checkpoint: &Checkpoint,
-    settings: &PlanSettings,
-    budget: Budget,
-    errors: &Errors,
-    act: impl FnOnce(&AllocationRequest<'_>) -> Result<R, PipelineError>,
-) -> Result<R, PipelineError> {
-    let (config, before) = (checkpoint.config(), checkpoint.size());
-    let target = budget.resolve(before.params, before.bytes)?;
-    let dense = kept_dense(checkpoint, settings)?;
-    let measured =
-        |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
-    let candidate = |(&name, spectrum)| Candidate {
-        name,
-        shape: config.matrix_shape(name.projection),
-        spectrum,
-        measured: measured(name),
-        keep_dense: dense.contains(&name),
-    };
-    let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
-    act(&AllocationRequest {
-        matrices: &candidates,
-        target,
-        cost: cost_model(checkpoint, settings, target.unit),
-        rank_multiple: settings.rank_multiple.unwrap_or_else(|| default_rank_multiple(checkpoint)),
-        rank_min: settings.rank_min,
-        sensitivity: errors.sensitivity,
-        before,
-    })
+/// What a plan has to know of a checkpoint: nothing of its weights.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Which matrices there are, and their shapes.
+    pub config: ModelConfig,
+    /// The whole checkpoint.
+    pub before: Size,
+    /// Of the expert matrices, which share one.
+    pub dtype: Dtype,
 }
 
-fn default_rank_multiple(checkpoint: &Checkpoint) -> usize {
-    let short = checkpoint.config().matrix_shape(Projection::W1).short_side();
-    if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 }
-}
-
-/// Bytes per element before and after. Expert matrices of one checkpoint share a dtype.
-fn cost_model(checkpoint: &Checkpoint, settings: &PlanSettings, unit: Unit) -> CostModel {
-    let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
-    let dense = checkpoint.matrix_dtype(first);
-    CostModel {
-        storage: settings.storage.unwrap_or_default(),
-        unit,
-        dense_element_bytes: dense.size_bytes(),
-        factor_element_bytes: settings.factor_dtype.unwrap_or(dense).size_bytes(),
+impl Subject {
+    /// As its headers say.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+        Self {
+            config: checkpoint.config().clone(),
+            before: checkpoint.size(),
+            dtype: checkpoint.matrix_dtype(first),
+        }
     }
-}
 
-/// Matrices that a pattern keeps; a pattern that keeps none is a typing error.
-fn kept_dense(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<BTreeSet<MatrixId>, PipelineError> {
-    let mut kept = BTreeSet::new();
-    for pattern in &settings.keep_dense {
-        let ids = checkpoint.config().matrices();
+    /// Multiples that ranks are of, unless the settings say.
+    pub fn rank_multiple(&self, settings: &PlanSettings) -> usize {
+        let short = self.config.matrix_shape(Projection::W1).short_side();
+        let usual = if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 };
+        settings.rank_multiple.unwrap_or(usual)
+    }
+
+    /// For questions that only shapes decide.
+    fn without_errors(&self) -> Errors {
+        let zeros = |id: MatrixId| vec![0.0; self.config.matrix_shape(id.projection).short_side()];
+        let spectrum = |id| Spectrum::new(zeros(id)).expect("zeros do not rise");
+        Errors {
+            spectra: self.config.matrices().map(|id| (id, spectrum(id))).collect(),
+            sensitivity: Sensitivity::default(),
+            layers: None,
+        }
+    }
+
+    /// Puts together what an allocation needs.
+    fn with_request<R>(
+        &self,
+        settings: &PlanSettings,
+        target: Target,
+        errors: &Errors,
+        act: impl FnOnce(&AllocationRequest<'_>) -> Result<R, PipelineError>,
+    ) -> Result<R, PipelineError> {
+        let choices = self.choices(settings)?;
+        let measured =
+            |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
+        let candidate = |(&name, spectrum)| Candidate {
+            name,
+            shape: self.config.matrix_shape(name.projection),
+            spectrum,
+            measured: measured(name),
+            choices: choices.get(&name).copied().unwrap_or_default(),
+        };
+        let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
+        act(&AllocationRequest {
+            matrices: &candidates,
+            target,
+            cost: self.cost_model(settings, target.unit),
+            rank_multiple: self.rank_multiple(settings),
+            rank_min: settings.rank_min,
+            sensitivity: errors.sensitivity,
+            before: self.before,
+        })
+    }
+
+    /// Bytes per element before and after.
+    fn cost_model(&self, settings: &PlanSettings, unit: Unit) -> CostModel {
+        CostModel {
+            storage: settings.storage.unwrap_or_default(),
+            unit,
+            dense_element_bytes: self.dtype.size_bytes(),
+            factor_element_bytes: settings.factor_dtype.unwrap_or(self.dtype).size_bytes(),
+        }
+    }
+
+    /// Matrices that patterns keep dense or give a rank, checked against each other and against what a rank may be. A
+    /// pattern that matches nothing is a typing error.
+    pub fn choices(&self, settings: &PlanSettings) -> Result<BTreeMap<MatrixId, Choices>, PipelineError> {
+        let storage = settings.storage.unwrap_or_default();
+        let mut held = BTreeMap::new();
+        for FixedRank { pattern, rank } in &settings.fixed_ranks {
+            for id in self.matching("--fix-rank", pattern)? {
+                let shape = self.config.matrix_shape(id.projection);
+                let rank_max = rank_max_saving(shape, storage);
+                if !(1..=rank_max).contains(rank) {
+                    let pattern = pattern.to_string();
+                    return Err(PipelineError::FixedRank {
+                        pattern,
+                        rank: *rank,
+                        name: id,
+                        storage,
+                        rank_max,
+                    });
+                }
+                held.insert(id, Choices::Rank(*rank));
+            }
+        }
+        for pattern in &settings.keep_dense {
+            for id in self.matching("--keep-dense", pattern)? {
+                if matches!(held.insert(id, Choices::Dense), Some(Choices::Rank(_))) {
+                    return Err(PipelineError::DenseAndFixed { pattern: pattern.to_string(), name: id });
+                }
+            }
+        }
+        Ok(held)
+    }
+
+    fn matching(&self, flag: &'static str, pattern: &regex::Regex) -> Result<Vec<MatrixId>, PipelineError> {
+        let ids = self.config.matrices();
         let matches: Vec<MatrixId> = ids.filter(|id| pattern.is_match(&id.module_name())).collect();
         if matches.is_empty() {
-            return Err(PipelineError::PatternMatchesNothing(pattern.to_string()));
+            let pattern = pattern.to_string();
+            return Err(PipelineError::PatternMatchesNothing { flag, pattern });
         }
-        kept.extend(matches);
+        Ok(matches)
     }
-    Ok(kept)
 }

@@ -8,6 +8,7 @@ mod compare;
 pub use compare::Difference;
 
 use crate::compress::{self, Request};
+use crate::settings::pattern_of;
 use crate::stored::{Form, Piece, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
@@ -211,8 +212,9 @@ fn calibration_settings(
 }
 
 fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<PlanSettings, PipelineError> {
-    let Settings { sensitivity, allocation, rank_multiple, rank_min, keep_dense, factor_dtype, .. } =
-        &report.settings;
+    let Settings {
+        sensitivity, allocation, rank_multiple, rank_min, keep_dense, fix_rank, factor_dtype, ..
+    } = &report.settings;
     let goal = match report.budget {
         None => {
             let ranks = report.matrices.iter().filter_map(|row| Some((row.name, row.rank?)));
@@ -223,20 +225,18 @@ fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<P
             Unit::Bytes => Budget::TargetBytes(report.before.bytes.saturating_sub(budget.asked)),
         }),
     };
-    let patterns: Result<Vec<regex::Regex>, _> =
-        keep_dense.iter().map(|pattern| regex::Regex::new(pattern)).collect();
-    let keep_dense = patterns.map_err(|error| PipelineError::Unrepeatable {
-        path: path.to_owned(),
-        what: format!("settings.keep_dense: {error}"),
-    })?;
+    let unrepeatable = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
+    let keep_dense: Result<Vec<_>, _> = keep_dense.iter().map(|text| pattern_of(text)).collect();
+    let keep_dense = keep_dense.map_err(|error| unrepeatable(format!("settings.keep_dense: {error}")))?;
+    let fixed_ranks: Result<Vec<_>, _> = fix_rank.iter().map(|text| text.parse()).collect();
+    let fixed_ranks = fixed_ranks.map_err(|error| unrepeatable(format!("settings.fix_rank: {error}")))?;
     Ok(PlanSettings {
         goal,
         rank_multiple: Some((*rank_multiple).max(1)),
         rank_min: (*rank_min).max(1),
         sensitivity: Some(*sensitivity),
-        allocation: Allocation::parse(allocation).ok_or_else(|| PipelineError::Unrepeatable {
-            path: path.to_owned(),
-            what: format!("settings.allocation is `{allocation}`, which this version does not know"),
+        allocation: Allocation::parse(allocation).ok_or_else(|| {
+            unrepeatable(format!("settings.allocation is `{allocation}`, which this version does not know"))
         })?,
         calibration: report
             .calibration
@@ -244,6 +244,7 @@ fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<P
             .map(|recorded| calibration_settings(recorded, path, texts))
             .transpose()?,
         keep_dense,
+        fixed_ranks,
         factor_dtype: Some(*factor_dtype),
         storage: Some(report.storage),
     })

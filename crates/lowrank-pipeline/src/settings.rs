@@ -5,6 +5,8 @@ use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage};
 use lowrank_svd::MethodChoice;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 /// Where the ranks come from.
 #[derive(Debug, Clone)]
@@ -34,10 +36,47 @@ pub struct PlanSettings {
     pub calibration: Option<CalibrationSettings>,
     /// Matrices whose module name matches any of these stay dense.
     pub keep_dense: Vec<regex::Regex>,
+    /// Matrices whose module name matches have this rank; of several that match the last counts.
+    pub fixed_ranks: Vec<FixedRank>,
     /// How factors are stored; `None`: as u·v, or as a given plan says.
     pub storage: Option<Storage>,
     /// Dtype of the factors; `None`: that of the matrix.
     pub factor_dtype: Option<Dtype>,
+}
+
+/// A rank that is given to some matrices, while the others share the budget.
+#[derive(Debug, Clone)]
+pub struct FixedRank {
+    /// Of module names.
+    pub pattern: regex::Regex,
+    /// Need not be a multiple of anything.
+    pub rank: usize,
+}
+
+impl FromStr for FixedRank {
+    /// What is wrong with it.
+    type Err = String;
+
+    /// `PATTERN=RANK`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pattern, rank) = text.rsplit_once('=').ok_or("expected PATTERN=RANK")?;
+        let rank = rank.trim().parse().map_err(|_| format!("`{rank}` is no rank; expected PATTERN=RANK"))?;
+        Ok(Self { pattern: pattern_of(pattern)?, rank })
+    }
+}
+
+impl fmt::Display for FixedRank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.pattern, self.rank)
+    }
+}
+
+/// A regular expression, or the line that says why it is none.
+pub fn pattern_of(text: &str) -> Result<regex::Regex, String> {
+    regex::Regex::new(text).map_err(|error| {
+        let reason = error.to_string();
+        reason.lines().last().unwrap_or_default().trim().to_owned()
+    })
 }
 
 /// How factors are computed and written.

@@ -40,7 +40,7 @@ pub enum CachePlace {
 
 impl Resources {
     /// Opens what decomposes matrices.
-    pub(crate) fn algebra(&self) -> Result<Algebra, NoDevice> {
+    pub fn algebra(&self) -> Result<Algebra, NoDevice> {
         Algebra::open(self.algebra)
     }
 

@@ -174,6 +174,7 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
         allocation: Default::default(),
         calibration: job.calibrated.then_some(calibration),
         keep_dense: Vec::new(),
+        fixed_ranks: Vec::new(),
         storage: Some(job.storage),
         factor_dtype: job.factor_dtype,
     };

@@ -36,12 +36,12 @@ function figure(parent, id, caption, option, heightPx) {
   figures.push({ chart, option });
 }
 
-function table(parent, header, rows) {
+function table(parent, header, rows, kind = "") {
   const cell = (tag, value, at) =>
     el(tag, { class: typeof rows[0]?.[at] === "number" || header[at].endsWith("#") ? "number" : "text" }, value);
   const head = header.map((name, at) => cell("th", name.replace(/#$/, ""), at));
   const body = rows.map((row) => el("tr", {}, ...row.map((value, at) => cell("td", value ?? "–", at))));
-  parent.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
+  parent.append(el("div", { class: "scroll" }, el("table", { class: kind }, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body))));
 }
 
 function tiles(parent, all) {
@@ -107,6 +107,8 @@ function base(extra) {
       backgroundColor: css("--card"),
       borderColor: css("--line"),
       textStyle: { color: css("--ink"), fontSize: 12 },
+      // Confined to its figure, it must be able to fit into one that is narrow.
+      extraCssText: "max-width: min(88vw, 26rem); white-space: normal; overflow-wrap: anywhere;",
       ...extra.tooltip,
     },
     ...Object.fromEntries(Object.entries(extra).filter(([name]) => name !== "tooltip")),
@@ -276,6 +278,7 @@ function heatMaps({ report }) {
       row.name,
       `[${row.shape.join(", ")}]: ${row.rank === null ? "left dense" : `rank ${row.rank}, ${row.route}`}`,
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
+      typeof row.calibrated_error === "number" && `in the norm of its inputs ${digits(row.calibrated_error, 5)}`,
       row.excess_over_optimum !== null && `above the best of its rank by ${digits(row.excess_over_optimum, 2)}`,
       row.round_trip_error !== undefined && `rounding to its number format ${digits(row.round_trip_error, 3)}`,
     );
@@ -383,7 +386,7 @@ function provenance({ report }) {
     return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value ?? "none");
   };
   const settings = Object.entries(report.settings);
-  const budget = report.budget;
+  const { budget, calibration } = report;
   table(part, ["What", "Value"], [
     ["Tool", `${report.tool} ${report.version}`],
     ["Base model", report.base_model.id ?? "given as a directory"],
@@ -392,10 +395,138 @@ function provenance({ report }) {
     ["Asked to remove", budget && `${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
     ["Above the least possible error by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
     ...settings.map(([name, value]) => [name.replaceAll("_", " "), flat(value)]),
+    ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.tokens)} tokens` : "nothing: errors are counted by the weights alone"],
+    ...(calibration ? [
+      ["Tokens, BLAKE3", el("code", {}, calibration.tokens_blake3)],
+      ["Weight of a token", calibration.gate_weight],
+      ["Whose output is kept", calibration.target],
+      ["Data-free share of the norm", String(calibration.blend)],
+      ["Calibrated with", calibration.engine],
+    ] : []),
   ]);
-  const files = el("details", {}, el("summary", {}, `${report.base_model.files.length} files of the base`));
+  baseFiles(part, report.base_model);
+}
+
+function baseFiles(part, { files: all }) {
+  const files = el("details", {}, el("summary", {}, `${all.length} files of the base`));
   part.append(files);
-  table(files, ["File", "Bytes#", "SHA-256"], report.base_model.files.map((file) => [el("code", {}, file.name), grouped(file.bytes), el("code", {}, file.sha256)]));
+  table(files, ["File", "Bytes#", "SHA-256"], all.map((file) => [el("code", {}, file.name), grouped(file.bytes), el("code", {}, file.sha256)]));
+}
+
+// ---- sections of a sweep
+
+const settingText = (value) => {
+  if (value === undefined || value === null) return "–";
+  if (Array.isArray(value)) return value.length ? value.map(String).join(" | ") : "none";
+  return String(value);
+};
+
+/** A row, what follows from it, and what it says of itself. */
+const pointsOf = ({ header, rows, derived }) => rows.map((row, at) => ({
+  ...row, ...derived[at],
+  label: header.axes.filter((axis) => axis in row.settings).map((axis) => `${axis} ${settingText(row.settings[axis])}`).join(", "),
+}));
+
+function sweepSummary({ header, rows }) {
+  const part = section("sweep-summary", "What was tried");
+  const count = (status) => rows.filter((row) => row.status === status).length;
+  const verified = rows.filter((row) => row.mean_kl !== null);
+  const sizes = rows.filter((row) => row.params !== null).map((row) => row.params);
+  tiles(part, [
+    ["Base model", params(header.params_before), `${grouped(header.params_before)} parameters, ${bytes(header.bytes_before)}`],
+    ["Points", grouped(rows.length), `${count("planned")} planned, ${count("verified")} compressed and verified`],
+    ["Failed", grouped(count("failed")), "see the table", count("failed") ? "bad" : ""],
+    sizes.length ? ["Parameters left", `${params(Math.min(...sizes))} – ${params(Math.max(...sizes))}`, `${percent(Math.min(...sizes), header.params_before)} – ${percent(Math.max(...sizes), header.params_before)} of the base`] : null,
+    verified.length ? ["Mean KL, nats per token", `${digits(Math.min(...verified.map((row) => row.mean_kl)), 3)} – ${digits(Math.max(...verified.map((row) => row.mean_kl)), 3)}`, `${header.verification.text.source}, ${grouped(header.verification.text.tokens)} tokens`] : null,
+  ]);
+}
+
+/** Parameters against an error: every point, and a line through those that no other beats. */
+function pareto(points, error, onFront, errorName, more) {
+  const known = points.filter((one) => one.params !== null && error(one) !== null);
+  const at = (one) => ({ name: one.id, value: [one.params, error(one)] });
+  const best = known.filter(onFront).sort((a, b) => a.params - b.params || error(a) - error(b));
+  const byId = new Map(points.map((one) => [one.id, one]));
+  const positive = known.every((one) => error(one) > 0);
+  const values = known.map(error);
+  const log = positive && known.length ? { type: "log", min: roundedDown(Math.min(...values)), max: roundedUp(Math.max(...values)) } : { type: "value" };
+  return base({
+    tooltip: {
+      trigger: "item",
+      formatter: ({ name, value }) => {
+        const one = byId.get(name);
+        return lines(`point ${one.point}`, one.label, `${grouped(one.params)} parameters, ${bytes(one.bytes)}`, `${errorName} ${digits(value[1], 5)}`, ...more(one));
+      },
+    },
+    legend: legend(),
+    grid: { left: 64, right: 16, top: 36, bottom: 44 },
+    xAxis: axis({ type: "value", scale: true, name: "parameters left", axisLabel: { color: css("--faint"), hideOverlap: true, formatter: (value) => params(value, 4) } }),
+    yAxis: axis({ ...log, axisLabel: { color: css("--faint"), formatter: (value) => String(Number(value.toPrecision(3))) } }),
+    series: [
+      { type: "line", name: "no point is better", data: best.map(at), symbol: "circle", symbolSize: 9, z: 4, lineStyle: { color: css("--accent") }, itemStyle: { color: css("--accent") } },
+      { type: "scatter", name: "others", data: known.filter((one) => !onFront(one)).map(at), symbolSize: 7, itemStyle: { color: css("--second"), opacity: 0.75 } },
+    ],
+  });
+}
+
+function measuredCurve(sweep) {
+  const part = section("measured", "Size against what was measured", sweep.rows.some((row) => row.mean_kl !== null)
+    ? "Points that were compressed and run beside the original on the same text. Lower and further left is better. Hover or tap a point for its settings."
+    : "No point was compressed: compress = \"pareto\" in the config.");
+  const points = pointsOf(sweep);
+  if (!points.some((one) => one.mean_kl !== null)) return;
+  const measured = (one) => [
+    one.mean_kl !== null && `perplexity × ${one.perplexity_ratio.toFixed(4)}, same first token ${(100 * one.top1_agreement).toFixed(2)} %`,
+    one.predicted_error !== null && `predicted ${digits(one.predicted_error, 4)} (${one.scale})`,
+  ];
+  figure(part, "chart-measured", "Mean KL(original ‖ compressed), nats per token", () => pareto(points, (one) => one.mean_kl, (one) => one.on_measured_front, "mean KL", measured), 340);
+}
+
+function predictedCurves(sweep) {
+  const part = section("predicted", "Size against what was predicted", "Every point that was planned. Predictions of different scales cannot be compared; choose one.");
+  const points = pointsOf(sweep).filter((one) => one.scale !== null);
+  const scales = [...new Set(points.map((one) => one.scale))].sort();
+  if (!scales.length) return;
+  const select = el("select", { id: "scale", "aria-label": "scale" }, ...scales.map((scale) => el("option", { value: scale }, scale)));
+  part.append(select);
+  const more = (one) => [
+    `above the least possible by at most ${digits(100 * one.duality_gap, 2)} %`,
+    one.mean_kl !== null && `measured: mean KL ${digits(one.mean_kl, 4)}`,
+  ];
+  figure(part, "chart-predicted", "Predicted error", () => pareto(points.filter((one) => one.scale === select.value), (one) => one.predicted_error, (one) => one.on_front, "predicted", more), 340);
+  select.addEventListener("change", drawAll);
+}
+
+function pointTable(sweep) {
+  const part = section("points", "Every point");
+  part.classList.add("long");
+  const points = pointsOf(sweep);
+  const { axes } = sweep.header;
+  const number = (one) => (one.page ? el("a", { href: one.page }, String(one.point)) : String(one.point));
+  const known = (value, show) => (value === null ? null : show(value));
+  const card = (one) => known(one.bytes, () => (one.smallest_card_gb ? `${one.smallest_card_gb} GB` : "none"));
+  const best = (one) => [one.on_front && "predicted", one.on_measured_front && "measured"].filter(Boolean).join(", ");
+  const failed = points.some((one) => one.error !== null);
+  const rows = points.map((one) => [
+    number(one), one.status, known(one.params, grouped), known(one.bytes, bytes), card(one), digits(one.predicted_error), digits(one.mean_kl),
+    known(one.perplexity_ratio, (ratio) => ratio.toFixed(4)), known(one.top1_agreement, (share) => `${(100 * share).toFixed(2)}\u00a0%`), best(one),
+    ...axes.map((axis) => settingText(one.settings[axis])), ...(failed ? [one.error ?? ""] : []),
+  ]);
+  const header = ["Point#", "So far", "Parameters#", "Bytes#", "Card#", "Predicted#", "Mean KL#", "Perplexity ×#", "Same token#", "Not beaten"];
+  table(part, [...header, ...axes, ...(failed ? ["Error"] : [])], rows, "wide");
+}
+
+function sweepProvenance({ header }) {
+  const part = section("provenance", "Where it comes from");
+  const text = header.verification?.text;
+  table(part, ["What", "Value"], [
+    ["Tool", `${header.tool} ${header.version}`],
+    ["Base model", header.base_model.id ?? "given as a directory"],
+    ["Revision", header.base_model.revision ?? "none"],
+    ["Verified on", text ? `${text.source}: ${grouped(text.tokens)} tokens in ${grouped(text.sequences)} windows` : "nothing"],
+    ["Tokens, BLAKE3", header.verification?.tokens_blake3 ?? "none"],
+  ]);
+  baseFiles(part, header.base_model);
 }
 
 // ---- the page
@@ -445,6 +576,9 @@ link.addEventListener("click", () => {
 });
 if (data.checkpoint) {
   for (const draw of [summary, quality, heatMaps, spectra, layerErrors, perLayer, coverage, findings, provenance]) draw(data.checkpoint);
+}
+if (data.sweep) {
+  for (const draw of [sweepSummary, measuredCurve, predictedCurves, pointTable, sweepProvenance]) draw(data.sweep);
 }
 drawAll();
 watchWidths();

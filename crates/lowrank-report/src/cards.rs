@@ -29,6 +29,11 @@ pub fn cards(bytes_before: u64, bytes_after: u64) -> Vec<Card> {
         .collect()
 }
 
+/// The smallest of them that holds so many bytes; absent if none does.
+pub fn smallest(bytes: u64) -> Option<u64> {
+    CARDS_GB.into_iter().find(|card_gb| card_gb * 1_000_000_000 >= bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +46,9 @@ mod tests {
             all.iter().filter(|card| card.room_after.is_some()).map(|card| card.card_gb).collect();
         assert_eq!(fits, [80]);
         assert_eq!(all[4].room_after, Some(6_594_414_592));
+        assert_eq!(
+            (smallest(93_405_585_408), smallest(73_405_585_408), smallest(0)),
+            (None, Some(80), Some(16))
+        );
     }
 }

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// The directory holds no compressed checkpoint.
-    #[error("{}: no {file} in it; give the output of `lowrank-compress`", dir.display())]
+    #[error("{}: no {file} in it; give the output of `lowrank-compress`, or the folder of a `sweep`", dir.display())]
     NotACheckpoint {
         /// What was given.
         dir: PathBuf,
         /// What it lacks.
         file: &'static str,
     },
+    /// The files of a sweep.
+    #[error(transparent)]
+    Sweep(#[from] lowrank_sweep::SweepError),
     /// A file that is there cannot be read.
     #[error("{}: cannot read: {source}", path.display())]
     Read {

@@ -8,16 +8,19 @@
 //! DIR/lowrank_report.json ─┐
 //! DIR/lowrank_spectra.json ├─► Page ── html ──► NAME.report.html, beside DIR
 //! NAME.verification.json  ─┘
+//! SWEEP/sweep.json ────────┬─► Page ── html ──► SWEEP/report.html
+//! SWEEP/results.jsonl ─────┘
 //! ```
 //!
 //! | Module | Holds |
 //! |---|---|
 //! | [`checkpoint`] | the documents of one checkpoint, and what is derived from them for the page |
+//! | [`sweep`] | the points of a sweep, and which of them no other beats |
 //! | [`cards`] | which graphics cards hold so many bytes of weights |
 //! | [`page`] | the HTML, filled from the assets beside this crate's sources |
 //! | [`place`] | where things lie beside a checkpoint |
 //!
-//! Figures are drawn by Apache ECharts (`assets/README.md`). The page stands beside the checkpoint and not in it, because
+//! Figures are drawn by Apache ECharts (`assets/README.md`). The page of a checkpoint stands beside it and not in it, because
 //! the manifest fixes every byte of the checkpoint before `verify` has run.
 
 pub mod cards;
@@ -25,7 +28,9 @@ pub mod checkpoint;
 mod error;
 pub mod page;
 pub mod place;
+pub mod sweep;
 
 pub use checkpoint::CheckpointPage;
 pub use error::ReportError;
 pub use page::Page;
+pub use sweep::SweepPage;

@@ -1,6 +1,6 @@
 //! The HTML: assets and data put together.
 
-use crate::{CheckpointPage, ReportError};
+use crate::{CheckpointPage, ReportError, SweepPage};
 use serde::Serialize;
 use std::io::Write as _;
 use std::path::Path;
@@ -32,6 +32,8 @@ pub struct Page {
     pub subtitle: String,
     /// A checkpoint.
     pub checkpoint: Option<CheckpointPage>,
+    /// A sweep.
+    pub sweep: Option<SweepPage>,
 }
 
 impl Page {
@@ -42,7 +44,14 @@ impl Page {
             name,
             subtitle: checkpoint.subtitle(),
             checkpoint: Some(checkpoint),
+            sweep: None,
         }
+    }
+
+    /// The page of one sweep.
+    pub fn of_sweep(name: String, sweep: SweepPage) -> Self {
+        let subtitle = sweep.subtitle();
+        Self { page_version: PAGE_VERSION, name, subtitle, checkpoint: None, sweep: Some(sweep) }
     }
 
     /// The whole file.
@@ -104,7 +113,13 @@ mod tests {
     use sha2::{Digest, Sha256};
 
     fn page(name: &str) -> Page {
-        Page { page_version: PAGE_VERSION, name: name.into(), subtitle: String::new(), checkpoint: None }
+        Page {
+            page_version: PAGE_VERSION,
+            name: name.into(),
+            subtitle: String::new(),
+            checkpoint: None,
+            sweep: None,
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod fill;
 
 use curve::Curve;
 use fill::{fill, shave};
-use lowrank_model::plan::{Optimality, PlanError, PlannedMatrix, Sensitivity, Size};
+use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Sensitivity, Size};
 use lowrank_model::{
     CostModel, MatrixId, MatrixShape, ModelConfig, RankPlan, Spectrum, Target, Unit, params::rank_max_saving,
 };
@@ -30,8 +30,20 @@ pub struct Candidate<'a> {
     pub spectrum: &'a Spectrum,
     /// s for [`Sensitivity::Measured`], at least 0, on the scale of the spectrum; not read otherwise.
     pub measured: f64,
-    /// Whether it must stay dense.
-    pub keep_dense: bool,
+    /// What it may become.
+    pub choices: Choices,
+}
+
+/// What a matrix may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choices {
+    /// Any permitted rank, or dense.
+    #[default]
+    Any,
+    /// Dense.
+    Dense,
+    /// This rank, which need not be a multiple of anything.
+    Rank(usize),
 }
 
 /// Everything that a plan depends on.
@@ -59,7 +71,8 @@ pub enum AllocateError {
     /// More than factoring everything can remove.
     #[error(
         "cannot remove {asked} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
-         dense, the most that can be removed is {most}"
+         dense{}, the most that can be removed is {most}",
+        at_a_given_rank(*fixed)
     )]
     Infeasible {
         /// How much must go.
@@ -72,6 +85,8 @@ pub enum AllocateError {
         rank_floor: usize,
         /// Matrices that must stay dense.
         kept_dense: usize,
+        /// Matrices whose rank is given.
+        fixed: usize,
         /// All matrices.
         matrices: usize,
     },
@@ -104,48 +119,74 @@ pub enum AllocateError {
     Plan(#[from] PlanError),
 }
 
+fn at_a_given_rank(fixed: usize) -> String {
+    if fixed > 0 { format!(" and {fixed} at a given rank") } else { String::new() }
+}
+
 /// The ranks of least total error that remove at least the target, and less than one step more: afterwards no matrix can
-/// be given the next rank, or be left dense, without missing the target.
+/// be given the next rank, or be left dense, without missing the target. (Given ranks alone may remove more.)
 pub fn allocate(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateError> {
-    let problem = Problem::new(request)?;
-    let relaxed = problem.relax();
-    // Stop before the step that is fractional in the relaxation, and fill what is left with smaller steps.
-    let mut below = relaxed.chosen.clone();
-    fill(&problem.curves, &mut below, relaxed.slack);
-    // Or take that step, and take back the least useful ones before it.
-    let mut best = below;
-    if let Some(critical) = relaxed.critical {
-        let mut beyond = relaxed.chosen;
-        let slack = shave(&problem.curves, &mut beyond, relaxed.slack, &relaxed.taken, critical);
-        if let Some(slack) = slack {
-            fill(&problem.curves, &mut beyond, slack);
-            if problem.objective(&beyond) < problem.objective(&best) {
-                best = beyond;
-            }
-        }
-    }
-    Ok(problem.plan(request, &best, relaxed.lower_bound))
+    Allocator::new(request)?.one(request.target.remove_at_least, Allocation::Global)
 }
 
 /// Whether there is a plan at all, which the shapes decide: spectra may be any.
 pub fn check(request: &AllocationRequest<'_>) -> Result<(), AllocateError> {
-    Problem::new(request).map(|_| ())
+    Problem::new(request)?.capacity(request, request.target.remove_at_least).map(|_| ())
 }
 
 /// The baseline: one rank for every matrix that is not kept dense (or its largest saving rank, where that is less), the
 /// largest that meets the target. Its gap is against the same bound as [`allocate`]'s.
 pub fn uniform_plan(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateError> {
-    let problem = Problem::new(request)?;
-    let at = |step: usize| -> Vec<usize> {
-        problem.curves.iter().map(|curve| step.min(curve.ranks().saturating_sub(1))).collect()
-    };
-    // Costs rise with the step, and step 0 fits.
-    let (mut fits, mut beyond) = (0, problem.curves.iter().map(Curve::ranks).max().unwrap_or(1).max(1));
-    while beyond - fits > 1 {
-        let middle = fits + (beyond - fits) / 2;
-        if problem.cost(&at(middle)) <= problem.capacity { fits = middle } else { beyond = middle }
+    Allocator::new(request)?.one(request.target.remove_at_least, Allocation::Uniform)
+}
+
+/// What plans of different targets share: the curves of all matrices and the order of their steps. For 768 matrices of
+/// 4096 singular values and ranks that are multiples of 1, 90 MB.
+pub struct Allocator<'a> {
+    request: AllocationRequest<'a>,
+    problem: Problem,
+    /// Every step of every hull, by falling slope.
+    segments: Vec<Segment>,
+}
+
+impl<'a> Allocator<'a> {
+    /// Prepares for targets in the unit of the request's own.
+    pub fn new(request: &AllocationRequest<'a>) -> Result<Self, AllocateError> {
+        let problem = Problem::new(request)?;
+        Ok(Self { request: *request, segments: problem.segments(), problem })
     }
-    Ok(problem.plan(request, &at(fits), problem.relax().lower_bound))
+
+    /// The plan of each removal, in their order; all in one walk over the steps.
+    pub fn plans(&self, wishes: &[(u64, Allocation)]) -> Vec<Result<RankPlan, AllocateError>> {
+        let mut order: Vec<usize> = (0..wishes.len()).collect();
+        // The walk spends more and more: the smallest capacity first.
+        order.sort_by_key(|&index| std::cmp::Reverse(wishes[index].0));
+        let mut walk = Walk::new(self);
+        let mut plans: Vec<(usize, Result<RankPlan, AllocateError>)> = order
+            .into_iter()
+            .map(|index| {
+                let (remove_at_least, allocation) = wishes[index];
+                let capacity = self.problem.capacity(&self.request, remove_at_least);
+                let plan = capacity.map(|capacity| {
+                    let relaxed = walk.up_to(capacity);
+                    let chosen = match allocation {
+                        Allocation::Global => self.problem.repaired(&relaxed),
+                        Allocation::Uniform => self.problem.uniform(capacity),
+                    };
+                    let target = Target { remove_at_least, ..self.request.target };
+                    let request = AllocationRequest { target, ..self.request };
+                    self.problem.plan(&request, &chosen, relaxed.lower_bound)
+                });
+                (index, plan)
+            })
+            .collect();
+        plans.sort_by_key(|(index, _)| *index);
+        plans.into_iter().map(|(_, plan)| plan).collect()
+    }
+
+    fn one(&self, remove_at_least: u64, allocation: Allocation) -> Result<RankPlan, AllocateError> {
+        self.plans(&[(remove_at_least, allocation)]).remove(0)
+    }
 }
 
 /// A plan of given ranks; matrices that are not named stay dense.
@@ -175,20 +216,23 @@ pub fn plan_from_ranks(
     Ok(RankPlan::new(None, cost, 1, before, None, rows))
 }
 
-/// The choices of every matrix, in the order of their names, and the cost that may be kept.
+/// The choices of every matrix, in the order of their names.
 struct Problem {
     curves: Vec<Curve>,
-    capacity: u64,
+    /// Cost of all of them left dense.
+    dense: u64,
+    /// Cost of the cheapest choices.
+    least: u64,
 }
 
 /// The optimum when one matrix may be a mixture of two choices.
-struct Relaxed {
+struct Relaxed<'a> {
     /// The choice of each matrix where nothing is fractional yet.
-    chosen: Vec<usize>,
+    chosen: &'a [usize],
     /// Capacity that is left then.
     slack: u64,
     /// Steps taken, by falling slope.
-    taken: Vec<Segment>,
+    taken: &'a [Segment],
     /// The step that does not fit as a whole; absent if everything can stay dense.
     critical: Option<Segment>,
     lower_bound: f64,
@@ -204,6 +248,51 @@ struct Segment {
     vertex: u32,
 }
 
+/// Steps taken in their order, as far as a capacity lasts; for rising capacities.
+struct Walk<'a> {
+    problem: &'a Problem,
+    segments: &'a [Segment],
+    chosen: Vec<usize>,
+    cost: u64,
+    taken: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(allocator: &'a Allocator<'_>) -> Self {
+        let Allocator { problem, segments, .. } = allocator;
+        Self { problem, segments, chosen: vec![0; problem.curves.len()], cost: problem.least, taken: 0 }
+    }
+
+    fn up_to(&mut self, capacity: u64) -> Relaxed<'_> {
+        let Self { problem, segments, .. } = *self;
+        let mut critical = None;
+        while let Some(&segment) = segments.get(self.taken) {
+            let curve = &problem.curves[segment.curve as usize];
+            let (from, to) = curve.ends(segment.vertex);
+            let step = curve.cost(to) - curve.cost(from);
+            if step > capacity - self.cost {
+                critical = Some((segment, to, step));
+                break;
+            }
+            self.chosen[segment.curve as usize] = to;
+            self.cost += step;
+            self.taken += 1;
+        }
+        let slack = capacity - self.cost;
+        let lower_bound = match critical {
+            None => problem.objective(&self.chosen),
+            Some((segment, to, step)) => {
+                let mut with_it = self.chosen.clone();
+                with_it[segment.curve as usize] = to;
+                // What the missing part of the step would have saved: a sum of positive terms, so nothing cancels.
+                problem.objective(&with_it) + segment.slope * (step - slack) as f64
+            }
+        };
+        let (chosen, taken) = (self.chosen.as_slice(), &segments[..self.taken]);
+        Relaxed { chosen, slack, taken, critical: critical.map(|(segment, ..)| segment), lower_bound }
+    }
+}
+
 impl Problem {
     fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
         let &AllocationRequest { target, rank_multiple, rank_min, sensitivity, .. } = request;
@@ -216,20 +305,29 @@ impl Problem {
         if let Some(pair) = matrices.windows(2).find(|pair| pair[0].name == pair[1].name) {
             return Err(AllocateError::Duplicate(pair[0].name));
         }
+        let dense = matrices.iter().map(|matrix| cost.cost(matrix.shape, None)).sum();
         let curves = matrices
             .into_iter()
             .map(|matrix| Curve::new(matrix, cost, rank_multiple, rank_min, sensitivity))
             .collect::<Result<Vec<_>, _>>()?;
-        let dense: u64 = curves.iter().map(|curve| curve.cost(curve.dense())).sum();
-        let least: u64 = curves.iter().map(|curve| curve.cost(0)).sum();
-        match dense.checked_sub(target.remove_at_least) {
-            Some(capacity) if capacity >= least => Ok(Self { curves, capacity }),
+        let least = curves.iter().map(|curve| curve.cost(0)).sum();
+        Ok(Self { curves, dense, least })
+    }
+
+    /// The cost that may be kept.
+    fn capacity(&self, request: &AllocationRequest<'_>, asked: u64) -> Result<u64, AllocateError> {
+        let count = |wanted: fn(Choices) -> bool| {
+            request.matrices.iter().filter(|matrix| wanted(matrix.choices)).count()
+        };
+        match self.dense.checked_sub(asked) {
+            Some(capacity) if capacity >= self.least => Ok(capacity),
             _ => Err(AllocateError::Infeasible {
-                asked: target.remove_at_least,
-                most: dense - least,
-                unit: target.unit,
-                rank_floor: rank_min.max(1).next_multiple_of(rank_multiple),
-                kept_dense: request.matrices.iter().filter(|matrix| matrix.keep_dense).count(),
+                asked,
+                most: self.dense.saturating_sub(self.least),
+                unit: request.target.unit,
+                rank_floor: request.rank_min.max(1).next_multiple_of(request.rank_multiple),
+                kept_dense: count(|choices| choices == Choices::Dense),
+                fixed: count(|choices| matches!(choices, Choices::Rank(_))),
                 matrices: request.matrices.len(),
             }),
         }
@@ -243,7 +341,7 @@ impl Problem {
         self.curves.iter().zip(chosen).map(|(curve, &choice)| curve.error(choice)).sum()
     }
 
-    fn relax(&self) -> Relaxed {
+    fn segments(&self) -> Vec<Segment> {
         let mut segments: Vec<Segment> = Vec::with_capacity(self.curves.iter().map(|c| c.hull().len()).sum());
         for (index, curve) in self.curves.iter().enumerate() {
             segments.extend(curve.hull().windows(2).enumerate().map(|(vertex, ends)| Segment {
@@ -256,25 +354,41 @@ impl Problem {
         segments.sort_unstable_by(|a, b| {
             b.slope.total_cmp(&a.slope).then((a.curve, a.vertex).cmp(&(b.curve, b.vertex)))
         });
-        let mut chosen = vec![0; self.curves.len()];
-        let mut slack = self.capacity - self.cost(&chosen);
-        for (position, &segment) in segments.iter().enumerate() {
-            let curve = &self.curves[segment.curve as usize];
-            let (from, to) = curve.ends(segment.vertex);
-            let step = curve.cost(to) - curve.cost(from);
-            if step > slack {
-                let mut with_it = chosen.clone();
-                with_it[segment.curve as usize] = to;
-                // What the missing part of the step would have saved: a sum of positive terms, so nothing cancels.
-                let lower_bound = self.objective(&with_it) + segment.slope * (step - slack) as f64;
-                segments.truncate(position);
-                return Relaxed { chosen, slack, taken: segments, critical: Some(segment), lower_bound };
+        segments
+    }
+
+    /// A choice for each matrix that is no mixture.
+    fn repaired(&self, relaxed: &Relaxed<'_>) -> Vec<usize> {
+        // Stop before the step that is fractional in the relaxation, and fill what is left with smaller steps.
+        let mut below = relaxed.chosen.to_vec();
+        fill(&self.curves, &mut below, relaxed.slack);
+        // Or take that step, and take back the least useful ones before it.
+        let mut best = below;
+        if let Some(critical) = relaxed.critical {
+            let mut beyond = relaxed.chosen.to_vec();
+            let slack = shave(&self.curves, &mut beyond, relaxed.slack, relaxed.taken, critical);
+            if let Some(slack) = slack {
+                fill(&self.curves, &mut beyond, slack);
+                if self.objective(&beyond) < self.objective(&best) {
+                    best = beyond;
+                }
             }
-            chosen[segment.curve as usize] = to;
-            slack -= step;
         }
-        let lower_bound = self.objective(&chosen);
-        Relaxed { chosen, slack, taken: segments, critical: None, lower_bound }
+        best
+    }
+
+    /// The largest common rank that the capacity allows.
+    fn uniform(&self, capacity: u64) -> Vec<usize> {
+        let at = |step: usize| -> Vec<usize> {
+            self.curves.iter().map(|curve| step.min(curve.ranks().saturating_sub(1))).collect()
+        };
+        // Costs rise with the step, and step 0 fits.
+        let (mut fits, mut beyond) = (0, self.curves.iter().map(Curve::ranks).max().unwrap_or(1).max(1));
+        while beyond - fits > 1 {
+            let middle = fits + (beyond - fits) / 2;
+            if self.cost(&at(middle)) <= capacity { fits = middle } else { beyond = middle }
+        }
+        at(fits)
     }
 
     fn plan(&self, request: &AllocationRequest<'_>, chosen: &[usize], lower_bound: f64) -> RankPlan {

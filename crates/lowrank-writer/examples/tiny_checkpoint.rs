@@ -86,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         rank_multiple: 1,
         rank_min: 1,
         keep_dense: Vec::new(),
+        fix_rank: Vec::new(),
         factor_dtype: Dtype::Bf16,
         shard_bytes_max: 2_000_000,
         algebra: "cpu".into(),

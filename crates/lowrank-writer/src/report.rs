@@ -97,6 +97,9 @@ pub struct Settings {
     pub rank_min: usize,
     /// Matrices whose name any of these matches stay dense.
     pub keep_dense: Vec<String>,
+    /// `PATTERN=RANK`: matrices whose name matches have this rank; of several the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fix_rank: Vec<String>,
     /// Number format of the factors.
     pub factor_dtype: Dtype,
     /// A new shard begins before this many bytes of tensors would be exceeded.
@@ -319,6 +322,7 @@ pub(crate) mod tests {
             rank_multiple: 1,
             rank_min: 1,
             keep_dense: Vec::new(),
+            fix_rank: Vec::new(),
             factor_dtype: Dtype::Bf16,
             shard_bytes_max: 5_000_000_000,
             algebra: "cpu".into(),

@@ -38,6 +38,7 @@ pub(crate) fn run() -> Result<()> {
         ("fuzzing, a little", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
+        ("example sweep, killed and gone on with", &super::sweep::run),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])

@@ -36,5 +36,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     verify.args(["verify", "--original"]).arg(bundled_model()).arg("--compressed").arg(&out);
     sh(&mut verify)?;
     println!("\nThe compressed checkpoint: {}", out.display());
+    println!("Its report, a page to look at: {}", out.with_extension("report.html").display());
     Ok(())
 }

@@ -10,5 +10,6 @@ pub(crate) mod gpu_check;
 pub(crate) mod lapack;
 pub(crate) mod other_cpu;
 pub(crate) mod report_test;
+pub(crate) mod sweep;
 pub(crate) mod tidy;
 pub(crate) mod torture;

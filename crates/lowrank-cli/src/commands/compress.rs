@@ -77,7 +77,7 @@ fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
 }
 
 /// Written beside and renamed, so that a plan is whole or absent.
-fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
+pub(super) fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
     let mut text = serde_json::to_string_pretty(plan)?;
     text.push('\n');
     let beside = path.with_extension("json.partial");

@@ -5,6 +5,7 @@ pub(crate) mod densify;
 pub(crate) mod inspect;
 pub(crate) mod report;
 pub(crate) mod reproduce;
+pub(crate) mod sweep;
 pub(crate) mod verify;
 
 use anyhow::Result;

@@ -2,21 +2,22 @@
 
 use crate::args::TalkArgs;
 use crate::commands::print_json;
+use crate::exit::Usage;
 use anyhow::Result;
 use clap::Args;
-use lowrank_report::{CheckpointPage, Page, ReportError, place};
+use lowrank_report::{CheckpointPage, Page, ReportError, SweepPage, place};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Flags of `report`.
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// The compressed checkpoint
+    /// The compressed checkpoint, or the folder of a sweep
     dir: PathBuf,
     /// What `verify` said [default: NAME.verification.json beside the checkpoint, if it is there]
     #[arg(long, value_name = "FILE")]
     verification: Option<PathBuf>,
-    /// Where the page goes [default: NAME.report.html beside the checkpoint]
+    /// Where the page goes [default: NAME.report.html beside the checkpoint, report.html in the folder of a sweep]
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -25,9 +26,18 @@ pub(crate) struct ReportArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
-    let page = CheckpointPage::read(&args.dir)?.with_verification(&args.dir, args.verification.as_deref())?;
-    let file = args.out.clone().unwrap_or_else(|| place::beside(&args.dir, place::REPORT));
-    Page::of_checkpoint(place::name(&args.dir), page).write(&file)?;
+    let (dir, name) = (&args.dir, place::name(&args.dir));
+    let (page, usual) = if SweepPage::is_there(dir) {
+        if args.verification.is_some() {
+            return Err(Usage::new("--verification is for a checkpoint; a sweep has its own").into());
+        }
+        (Page::of_sweep(name, SweepPage::read(dir)?), dir.join(place::REPORT))
+    } else {
+        let page = CheckpointPage::read(dir)?.with_verification(dir, args.verification.as_deref())?;
+        (Page::of_checkpoint(name, page), place::beside(dir, place::REPORT))
+    };
+    let file = args.out.clone().unwrap_or(usual);
+    page.write(&file)?;
     if args.talk.json {
         return print_json(&json!({ "report": file }));
     }

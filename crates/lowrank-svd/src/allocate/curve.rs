@@ -1,10 +1,11 @@
 //! The choices of one matrix: cost and weighted error of every permitted rank, and of leaving it dense.
 
-use super::{AllocateError, Candidate};
-use lowrank_model::plan::Sensitivity;
+use super::{AllocateError, Candidate, Choices};
+use lowrank_model::plan::{PlanError, Sensitivity};
 use lowrank_model::{CostModel, MatrixId, MatrixShape, params::rank_max_saving};
 
-/// Choices by rising cost: permitted ranks that are cheaper than the dense matrix, then dense. Errors do not rise.
+/// Choices by rising cost: permitted ranks that are cheaper than the dense matrix, then dense; or a given rank alone.
+/// Errors do not rise.
 pub(super) struct Curve {
     pub(super) name: MatrixId,
     pub(super) shape: MatrixShape,
@@ -16,6 +17,8 @@ pub(super) struct Curve {
     rank_first: usize,
     rank_multiple: usize,
     ranks: usize,
+    /// The dearest choice.
+    last: usize,
     /// Choices on the lower convex hull of (cost, error), by rising cost.
     hull: Vec<u32>,
 }
@@ -28,7 +31,7 @@ impl Curve {
         rank_min: usize,
         sensitivity: Sensitivity,
     ) -> Result<Self, AllocateError> {
-        let Candidate { name, shape, spectrum, measured, keep_dense } = matrix;
+        let Candidate { name, shape, spectrum, measured, choices } = matrix;
         if spectrum.sigma().len() != shape.short_side() {
             return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
         }
@@ -37,16 +40,35 @@ impl Curve {
             return Err(AllocateError::Measured { name, value: measured.to_string() });
         }
         let weight = weight(sensitivity, tails[0], measured);
-        let rank_first = rank_min.max(1).next_multiple_of(rank_multiple);
+        let rank_max = rank_max_saving(shape, cost.storage);
         let dense = cost.cost(shape, None);
-        // Costs rise with the rank, so the permitted ranks are the first ones.
-        let permitted = (rank_first..=rank_max_saving(shape, cost.storage)).step_by(rank_multiple);
-        let ranks = match keep_dense {
-            true => 0,
-            false => permitted.take_while(|&rank| cost.cost(shape, Some(rank)) < dense).count(),
+        let rank_first = match choices {
+            Choices::Rank(rank) if rank == 0 || rank > rank_max => {
+                return Err(PlanError::Rank { name, shape, rank, rank_max }.into());
+            }
+            Choices::Rank(rank) => rank,
+            Choices::Any | Choices::Dense => rank_min.max(1).next_multiple_of(rank_multiple),
         };
-        let mut curve =
-            Self { name, shape, cost, weight, tails, rank_first, rank_multiple, ranks, hull: Vec::new() };
+        // Costs rise with the rank, so the permitted ranks are the first ones.
+        let permitted = (rank_first..=rank_max).step_by(rank_multiple);
+        let ranks = match choices {
+            Choices::Dense => 0,
+            Choices::Rank(_) => 1,
+            Choices::Any => permitted.take_while(|&rank| cost.cost(shape, Some(rank)) < dense).count(),
+        };
+        let last = if matches!(choices, Choices::Rank(_)) { 0 } else { ranks };
+        let mut curve = Self {
+            name,
+            shape,
+            cost,
+            weight,
+            tails,
+            rank_first,
+            rank_multiple,
+            ranks,
+            last,
+            hull: Vec::new(),
+        };
         curve.hull = curve.lower_hull();
         Ok(curve)
     }
@@ -56,9 +78,9 @@ impl Curve {
         self.ranks
     }
 
-    /// The last choice: leave it dense.
-    pub(super) fn dense(&self) -> usize {
-        self.ranks
+    /// The dearest choice: leave it dense, if that is one.
+    pub(super) fn last(&self) -> usize {
+        self.last
     }
 
     pub(super) fn rank(&self, choice: usize) -> Option<usize> {
@@ -107,7 +129,7 @@ impl Curve {
     fn lower_hull(&self) -> Vec<u32> {
         let mut hull: Vec<u32> = Vec::with_capacity(self.ranks + 1);
         let mut slopes: Vec<f64> = Vec::with_capacity(self.ranks);
-        for choice in 0..=self.dense() {
+        for choice in 0..=self.last() {
             let slope = loop {
                 let Some(&last) = hull.last() else { break None };
                 let slope = self.slope(last as usize, choice);

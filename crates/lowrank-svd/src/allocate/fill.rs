@@ -52,13 +52,13 @@ pub(super) fn fill(curves: &[Curve], chosen: &mut [usize], mut slack: u64) {
     }
 }
 
-/// The next rank, the next vertex of the hull, and dense.
+/// The next rank, the next vertex of the hull, and the dearest choice.
 fn offer(moves: &mut BinaryHeap<Move>, curves: &[Curve], index: usize, from: usize) {
     let curve = &curves[index];
-    if from == curve.dense() {
+    if from == curve.last() {
         return;
     }
-    let mut targets = [from + 1, curve.next_vertex(from).unwrap_or(from + 1), curve.dense()];
+    let mut targets = [from + 1, curve.next_vertex(from).unwrap_or(from + 1), curve.last()];
     targets.sort_unstable();
     for (i, &to) in targets.iter().enumerate() {
         if i == 0 || targets[i - 1] != to {

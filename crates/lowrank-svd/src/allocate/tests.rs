@@ -17,7 +17,7 @@ fn id(k: usize) -> MatrixId {
 /// A small instance that owns its spectra.
 #[derive(Debug, Clone)]
 struct Instance {
-    matrices: Vec<(MatrixShape, Spectrum, f64, bool)>,
+    matrices: Vec<(MatrixShape, Spectrum, f64, Choices)>,
     cost: CostModel,
     rank_multiple: usize,
     rank_min: usize,
@@ -28,12 +28,12 @@ struct Instance {
 impl Instance {
     fn candidates(&self) -> Vec<Candidate<'_>> {
         let rows = self.matrices.iter().enumerate();
-        rows.map(|(k, (shape, spectrum, measured, keep_dense))| Candidate {
+        rows.map(|(k, (shape, spectrum, measured, choices))| Candidate {
             name: id(k),
             shape: *shape,
             spectrum,
             measured: *measured,
-            keep_dense: *keep_dense,
+            choices: *choices,
         })
         .collect()
     }
@@ -61,7 +61,7 @@ impl Instance {
 
     /// Every permitted choice of a matrix as (rank, cost, error), spelled out again from the definitions.
     fn choices(&self, k: usize) -> Vec<(Option<usize>, u64, f64)> {
-        let (shape, spectrum, measured, keep_dense) = &self.matrices[k];
+        let (shape, spectrum, measured, permitted) = &self.matrices[k];
         let weight = match self.sensitivity {
             Sensitivity::Absolute => 1.0,
             Sensitivity::Relative => {
@@ -74,11 +74,18 @@ impl Instance {
             Sensitivity::Measured => *measured,
         };
         let dense = self.cost.cost(*shape, None);
-        let mut choices = vec![(None, dense, 0.0)];
+        let mut choices = Vec::new();
+        if !matches!(permitted, Choices::Rank(_)) {
+            choices.push((None, dense, 0.0));
+        }
         for rank in 1..=rank_max_saving(*shape, self.cost.storage) {
             let cost = self.cost.cost(*shape, Some(rank));
-            let permitted = rank >= self.rank_min && rank % self.rank_multiple == 0 && cost < dense;
-            if permitted && !keep_dense {
+            let permitted = match *permitted {
+                Choices::Any => rank >= self.rank_min && rank % self.rank_multiple == 0 && cost < dense,
+                Choices::Dense => false,
+                Choices::Rank(given) => rank == given,
+            };
+            if permitted {
                 let tail: f64 = spectrum.sigma()[rank..].iter().map(|sigma| sigma * sigma).sum();
                 choices.push((Some(rank), cost, weight * tail));
             }
@@ -95,11 +102,20 @@ fn sigma(short: usize) -> impl Strategy<Value = Spectrum> {
     })
 }
 
-fn matrix() -> impl Strategy<Value = (MatrixShape, Spectrum, f64, bool)> {
+fn matrix() -> impl Strategy<Value = (MatrixShape, Spectrum, f64, Choices)> {
     (1..14_usize, 1..14_usize).prop_flat_map(|(rows, cols)| {
-        let keep_dense = prop::bool::weighted(0.1);
+        let shape = MatrixShape { rows, cols };
+        // A rank that saves something in every unit and element size that is tried here.
+        let given = (1..14_usize).prop_map(move |rank| {
+            if 2 * rank * (rows + cols) + 4 * rows.min(cols) < rows * cols {
+                Choices::Rank(rank)
+            } else {
+                Choices::Any
+            }
+        });
+        let choices = prop_oneof![8 => Just(Choices::Any), 1 => Just(Choices::Dense), 2 => given];
         let measured = prop_oneof![Just(0.0), Just(1.0), 1e-6..1e6_f64];
-        (Just(MatrixShape { rows, cols }), sigma(rows.min(cols)), measured, keep_dense)
+        (Just(shape), sigma(rows.min(cols)), measured, choices)
     })
 }
 
@@ -250,6 +266,59 @@ proptest! {
             prop_assert!(uniform.optimality.unwrap().objective >= bound * (1.0 - 1e-12));
         }
     }
+
+    #[test]
+    fn plans_made_in_one_walk_are_those_made_alone(
+        instance in instance(9),
+        permilles in prop::collection::vec((0..1000_u64, any::<bool>()), 0..6),
+    ) {
+        let candidates = instance.candidates();
+        let request = instance.request(&candidates);
+        let dense = instance.dense_cost(instance.cost.unit);
+        let wish = |&(permille, uniform): &(u64, bool)| {
+            (dense * permille / 1000, if uniform { Allocation::Uniform } else { Allocation::Global })
+        };
+        let wishes: Vec<_> = permilles.iter().map(wish).collect();
+        let together = Allocator::new(&request).unwrap().plans(&wishes);
+        let alone = wishes.iter().map(|&(remove_at_least, allocation)| {
+            let target = Target { remove_at_least, ..request.target };
+            let request = AllocationRequest { target, ..request };
+            if allocation == Allocation::Uniform { uniform_plan(&request) } else { allocate(&request) }
+        });
+        prop_assert_eq!(together, alone.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_given_rank_is_kept_and_one_that_saves_nothing_is_refused() {
+    let (shape, spectrum) =
+        (MatrixShape { rows: 6, cols: 4 }, Spectrum::new(vec![4.0, 3.0, 2.0, 1.0]).unwrap());
+    let of = |k, choices| Candidate { name: id(k), shape, spectrum: &spectrum, measured: 1.0, choices };
+    let request = |matrices: &[Candidate<'_>], remove_at_least| {
+        let size = |element| 100 + element * matrices.len() as u64 * 24;
+        allocate(&AllocationRequest {
+            matrices,
+            target: Target { unit: Unit::Params, remove_at_least },
+            cost: COST,
+            rank_multiple: 2,
+            rank_min: 1,
+            sensitivity: Sensitivity::Absolute,
+            before: Size { params: size(1), bytes: size(2) },
+        })
+    };
+    // u·v of rank 1 costs 10 of 24; nothing else has to go.
+    let plan = request(&[of(0, Choices::Rank(1)), of(1, Choices::Any)], 3).unwrap();
+    assert_eq!(plan.matrices.iter().map(|row| row.rank).collect::<Vec<_>>(), [Some(1), None]);
+    assert_eq!(plan.optimality.unwrap().objective, 9.0 + 4.0 + 1.0);
+    for rank in [0, 3] {
+        let refused = request(&[of(0, Choices::Rank(rank))], 3).unwrap_err();
+        assert!(matches!(refused, AllocateError::Plan(PlanError::Rank { rank_max: 2, .. })), "{refused}");
+    }
+    let refused = request(&[of(0, Choices::Rank(1)), of(1, Choices::Dense)], 15).unwrap_err().to_string();
+    assert!(
+        refused.contains("1 of 2 matrices kept dense and 1 at a given rank") && refused.ends_with("is 14"),
+        "{refused}"
+    );
 }
 
 /// σ of a trained expert in shape: a Marchenko-Pastur-like floor from 1 down to 0.3 and a power-law head.
@@ -306,7 +375,7 @@ fn candidates(matrices: &[(MatrixId, MatrixShape, Spectrum)]) -> Vec<Candidate<'
             shape: *shape,
             spectrum,
             measured: 0.0,
-            keep_dense: false,
+            choices: Choices::Any,
         })
         .collect()
 }
@@ -358,7 +427,8 @@ fn mixtral_is_planned_in_less_than_a_second() {
 fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPlan, AllocateError> {
     let spectrum = Spectrum::new(sigma.to_vec()).unwrap();
     let shape = MatrixShape { rows, cols };
-    let matrices = [Candidate { name: id(0), shape, spectrum: &spectrum, measured: 1.0, keep_dense: false }];
+    let matrices =
+        [Candidate { name: id(0), shape, spectrum: &spectrum, measured: 1.0, choices: Choices::Any }];
     allocate(&AllocationRequest {
         matrices: &matrices,
         target: Target { unit: Unit::Params, remove_at_least: remove },
@@ -381,6 +451,7 @@ fn an_impossible_budget_says_exactly_what_is_possible() {
             unit: Unit::Params,
             rank_floor: 1,
             kept_dense: 0,
+            fixed: 0,
             matrices: 1
         }
     );
@@ -397,7 +468,7 @@ fn a_zero_matrix_gives_way_before_any_other() {
         shape,
         spectrum,
         measured: 1.0,
-        keep_dense: false,
+        choices: Choices::Any,
     });
     for sensitivity in [Sensitivity::Absolute, Sensitivity::Relative, Sensitivity::Measured] {
         let plan = allocate(&AllocationRequest {
@@ -427,7 +498,7 @@ fn measured_plan(measured: &[f64]) -> RankPlan {
             shape,
             spectrum,
             measured,
-            keep_dense: false,
+            choices: Choices::Any,
         })
         .collect();
     let params = (shape.rows * shape.cols * measured.len()) as u64;
@@ -486,7 +557,7 @@ fn matrices_that_do_not_matter_get_the_least_rank_while_others_can_use_more() {
 fn what_cannot_be_planned_is_named() {
     let spectrum = Spectrum::new(vec![1.0; 4]).unwrap();
     let shape = MatrixShape { rows: 6, cols: 4 };
-    let matrix = Candidate { name: id(3), shape, spectrum: &spectrum, measured: 1.0, keep_dense: false };
+    let matrix = Candidate { name: id(3), shape, spectrum: &spectrum, measured: 1.0, choices: Choices::Any };
     let twice = [matrix, matrix];
     assert_eq!(allocate(&mixtral_request(&twice)), Err(AllocateError::Duplicate(id(3))));
     let wrong = [Candidate { shape: MatrixShape { rows: 6, cols: 5 }, ..matrix }];

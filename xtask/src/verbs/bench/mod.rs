@@ -1,12 +1,15 @@
 //! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
 pub(crate) mod forward;
+pub(crate) mod sweep;
 pub(crate) mod synth;
 
 use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum What {
+    /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
+    Sweep(sweep::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
     /// Our forward pass against transformers' on the same tokens
@@ -16,6 +19,7 @@ pub(crate) enum What {
 /// The verb.
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
+        What::Sweep(args) => sweep::run(args),
         What::Synth(args) => synth::run(args),
         What::Forward(args) => forward::run(args),
     }

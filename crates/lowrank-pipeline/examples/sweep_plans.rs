@@ -1,0 +1,101 @@
+//! Times 1,000 plans of Mixtral-8x7B from generated spectra, without weights: `cargo xtask bench sweep [--jobs N]`.
+//!
+//! 768 spectra of 4096 values, a noise floor with a power-law head as trained experts have it, from a seed. The grid: 25
+//! budgets × 2 layouts × 4 rank multiples × 5 sets of matrices kept dense.
+
+use lowrank_model::plan::{Sensitivity, Size};
+use lowrank_model::{Budget, Dtype, MatrixId, ModelConfig, Spectrum, Storage};
+use lowrank_pipeline::planning::{Errors, Subject};
+use lowrank_pipeline::sweep::{Made, plan_many};
+use lowrank_pipeline::{Goal, Interrupt, PipelineError, PlanSettings};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::json;
+use std::error::Error;
+use std::sync::Mutex;
+use std::time::Instant;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let jobs: usize = std::env::args().nth(1).map_or(Ok(0), |text| text.parse())?;
+    let subject = mixtral()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    let spectra = subject.config.matrices().map(|id: MatrixId| (id, trained_like(4096, &mut rng))).collect();
+    let errors = Errors { spectra, sensitivity: Sensitivity::Relative, layers: None };
+    let points = grid()?;
+    let asked: Vec<&PlanSettings> = points.iter().collect();
+    let gaps = Mutex::new(Vec::new());
+    let each = |_, Made { plan, .. }: Made| -> Result<(), PipelineError> {
+        let gap = plan.expect("every budget can be met").optimality.expect("of a budget").duality_gap;
+        gaps.lock().expect("nobody panics").push(gap);
+        Ok(())
+    };
+    let start = Instant::now();
+    plan_many(&subject, &errors, &asked, jobs, &Interrupt::default(), &each)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let gaps = gaps.into_inner()?;
+    let largest = gaps.iter().copied().fold(0.0, f64::max);
+    println!("{} plans of {} spectra in {seconds:.2} s", gaps.len(), errors.spectra.len());
+    println!("largest duality gap {largest:.2e}");
+    println!("peak resident memory {} MB", peak_bytes()? / 1_000_000);
+    Ok(())
+}
+
+/// Its shapes and its size in bf16.
+fn mixtral() -> Result<Subject, Box<dyn Error>> {
+    let config = ModelConfig::from_hf_json(&json!({
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32000, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    }))?;
+    let params = 46_702_792_704;
+    Ok(Subject { config, before: Size { params, bytes: 2 * params }, dtype: Dtype::Bf16 })
+}
+
+fn grid() -> Result<Vec<PlanSettings>, Box<dyn Error>> {
+    let mut points = Vec::new();
+    let kept = [None, Some(r"layers\.0\."), Some(r"layers\.31\."), Some(r"layers\.(0|31)\."), Some(r"\.w2$")];
+    for dense in kept {
+        for storage in [Storage::Pivoted, Storage::Uv] {
+            for rank_multiple in [1, 8, 32, 64] {
+                for step in 1..=25 {
+                    points.push(PlanSettings {
+                        goal: Goal::Budget(Budget::RemoveParams(step * 800_000_000)),
+                        rank_multiple: Some(rank_multiple),
+                        rank_min: 1,
+                        sensitivity: Some(Sensitivity::Relative),
+                        allocation: Default::default(),
+                        calibration: None,
+                        keep_dense: dense.map(regex::Regex::new).transpose()?.into_iter().collect(),
+                        fixed_ranks: Vec::new(),
+                        storage: Some(storage),
+                        factor_dtype: None,
+                    });
+                }
+            }
+        }
+    }
+    Ok(points)
+}
+
+/// σ from 1 down to 0.3, as a Marchenko-Pastur floor falls, and a head that falls by a power.
+fn trained_like(short: usize, rng: &mut ChaCha8Rng) -> Spectrum {
+    let mut uniform = || f64::from(rng.next_u32()) / f64::from(u32::MAX);
+    let (scale, head, fall) = (0.5 + uniform(), 4.0 + 8.0 * uniform(), 0.4 + 0.3 * uniform());
+    let mut sigma: Vec<f64> = (0..short)
+        .map(|i| {
+            let floor = 1.0 - 0.7 * i as f64 / short as f64 + 1e-4 * uniform();
+            scale * floor.hypot(head * (1.0 + i as f64).powf(-fall))
+        })
+        .collect();
+    sigma.sort_unstable_by(|a, b| b.total_cmp(a));
+    Spectrum::new(sigma).expect("it falls")
+}
+
+/// `VmHWM` of Linux.
+fn peak_bytes() -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line =
+        status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
+    let kib: u64 = line.split_whitespace().nth(1).ok_or("no number")?.parse()?;
+    Ok(kib * 1024)
+}

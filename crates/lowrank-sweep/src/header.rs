@@ -1,0 +1,66 @@
+//! What all points of a folder share, `sweep.json`: points that differ in it cannot be compared.
+
+use crate::SweepError;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// The file.
+pub const FILE: &str = "sweep.json";
+/// Version of this document.
+pub const SWEEP_VERSION: u32 = 1;
+
+/// The document. No clock, path or host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// [`SWEEP_VERSION`].
+    pub sweep_version: u32,
+    /// `lowrank-compress`.
+    pub tool: String,
+    /// Of the tool: another may measure other numbers.
+    pub version: String,
+    /// Name and files of the base, as in `lowrank_report.json`.
+    pub base_model: Value,
+    /// Parameters of the base.
+    pub params_before: u64,
+    /// Bytes of its weights.
+    pub bytes_before: u64,
+    /// What points are verified on; absent where none is compressed.
+    pub verification: Option<Value>,
+    /// Keys in which the points differ.
+    pub axes: Vec<String>,
+}
+
+impl Header {
+    /// Reads the one in a folder; `None` if there is none.
+    pub fn read(dir: &Path) -> Result<Option<Self>, SweepError> {
+        let path = dir.join(FILE);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(SweepError::Io { path, action: "read", source }),
+        };
+        let header = serde_json::from_slice(&text);
+        header.map(Some).map_err(|error| SweepError::Broken {
+            path,
+            line: error.line(),
+            what: error.to_string(),
+        })
+    }
+
+    /// Whether points of an earlier run can stand beside those to come.
+    pub(crate) fn check(&self, earlier: &Self, dir: &Path) -> Result<(), SweepError> {
+        let files = |header: &Self| header.base_model["files"].clone();
+        let other = |what| Err(SweepError::OtherSweep { dir: dir.to_owned(), what });
+        if (self.sweep_version, &self.version) != (earlier.sweep_version, &earlier.version) {
+            return other("results of another version of this tool");
+        }
+        if files(self) != files(earlier) {
+            return other("another base model");
+        }
+        match (&self.verification, &earlier.verification) {
+            (Some(now), Some(then)) if now != then => other("points verified on another text"),
+            _ => Ok(()),
+        }
+    }
+}
