@@ -65,6 +65,8 @@ struct Sizes {
     peak: usize,
     tokens: usize,
     window: usize,
+    /// Threads at once; calibrated routes on the second number alone.
+    lanes: &'static [usize],
     config: ModelConfig,
 }
 
@@ -93,6 +95,7 @@ fn sizes(small: bool) -> Sizes {
             peak: 8192,
             tokens: 4096,
             window: 256,
+            lanes: &[1, 8, 4, 2],
             config: mixtral,
         };
     }
@@ -104,7 +107,7 @@ fn sizes(small: bool) -> Sizes {
         head_dim: 8,
         ..mixtral
     };
-    Sizes { matrix: (120, 80), rank: 40, peak: 64, tokens: 64, window: 16, config }
+    Sizes { matrix: (120, 80), rank: 40, peak: 64, tokens: 64, window: 16, lanes: &[1, 3], config }
 }
 
 /// What a part has found so far: for machines, and for people. Written as it grows.
@@ -317,7 +320,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, Option<String>)> {
         ),
         ("numbers that differ in a second run (allowed: 0)", number("repeat", "differing").map(shown)),
         ("peak: products in bf16, f32, f64", figures("peaks", &speed, &["product"])),
-        ("peak: copies to, from and on the device", figures("peaks", &speed, &["copy"])),
+        ("peak: copies to (pinned, not pinned), from and on the device", figures("peaks", &speed, &["copy"])),
         (
             "ms per 14336 × 4096 matrix (share of peak): upload; Gram bf16, f32, f64",
             figures("steps", &time, &["upload, bf16", "Gram"]),
@@ -329,7 +332,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, Option<String>)> {
         ("ms: upper subspace by products, f32; f64", figures("steps", &time, &["upper"])),
         ("ms: projection at rank 2479, f32; f64", figures("steps", &time, &["projection"])),
         ("s per matrix, host to host, 1 lane: routes in the order above", routes(1, "s_per_matrix")),
-        ("the same, 8 lanes", routes(8, "s_per_matrix")),
+        ("the same, 8 lanes; then calibrated and pivoted, both", routes(8, "s_per_matrix")),
         ("min for 768 matrices, 8 lanes", routes(8, "minutes_768")),
         (
             "tokens/s of one decoder layer in Mixtral-8x7B's dimensions, f32, bf16",
@@ -678,9 +681,9 @@ fn whole_matrices(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
         routes.push((format!("calibrated, pivoted, {name}"), Box::new(work)));
     }
     let (plain, calibrated) = routes.split_at(ROUTES.len());
-    let plan = [1, 8, 4, 2].into_iter().flat_map(|lanes| {
-        // Pivots are slow, and slow on one core: on all lanes only.
-        let calibrated = calibrated.iter().filter(move |_| lanes == 8);
+    let plan = sizes.lanes.iter().flat_map(|&lanes| {
+        // Pivots are slow on one core: on many lanes only.
+        let calibrated = calibrated.iter().filter(move |_| lanes == sizes.lanes[1]);
         plain.iter().chain(calibrated).map(move |route| (lanes, route))
     });
     let (start, mut rows) = (Instant::now(), Vec::new());
