@@ -39,6 +39,7 @@ pub(crate) fn run() -> Result<()> {
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
         ("example sweep, killed and gone on with", &super::sweep::run),
+        ("an older CPU, emulated", &|| super::other_cpu::run(&super::other_cpu::Args::default())),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])

@@ -16,9 +16,15 @@ pub(crate) struct Args {
     /// A CPU that the emulator knows
     #[arg(long, default_value = "Nehalem")]
     pub(crate) cpu: String,
-    /// Tokens to calibrate on; emulation is slow
-    #[arg(long, default_value_t = 1024)]
+    /// Tokens to calibrate on; 0 does without, for emulation is slow
+    #[arg(long, default_value_t = 0)]
     pub(crate) tokens: usize,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self { cpu: "Nehalem".into(), tokens: 0 }
+    }
 }
 
 /// The verb. Needs Debian's qemu-user; installs it where it may, and skips with a word where it may not.
@@ -39,9 +45,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     let out = folder.join("out");
     let tokens = args.tokens.to_string();
+    let calibration = match args.tokens {
+        0 => vec!["--calibrate", "none"],
+        _ => vec!["--calibration-tokens", &tokens, "--sensitivity-tokens", &tokens],
+    };
     sh(command(&tool)
-        .args(["--quiet", "--budget", "21.412%", "--calibration-tokens", &tokens])
-        .args(["--sensitivity-tokens", &tokens, "--model"])
+        .args(["--quiet", "--budget", "21.412%"])
+        .args(calibration)
+        .arg("--model")
         .arg(bundled_model())
         .arg("--out")
         .arg(&out))?;

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A run that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// A run that takes longer hangs; on a machine that is busy with other things a second may take a minute.
+const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// Contents by name.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
