@@ -68,15 +68,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "| What | wall s | CPU s | tokens/s | times ours | GFLOP per CPU second | share of its product's peak |\n|---|---|---|---|---|---|---|\n",
     );
     let ours_s = median(&own, "wall_s")?;
-    for (name, runs, peak_threads) in [
-        ("lowrank-forward", &own, 1.0),
-        ("transformers, experts by default", &default, args.threads as f64),
-        ("transformers, experts `eager`", &eager, args.threads as f64),
+    for (name, runs) in [
+        ("lowrank-forward", &own),
+        ("transformers, experts by default", &default),
+        ("transformers, experts `eager`", &eager),
     ] {
         let (wall, cpu) = (median(runs, "wall_s")?, median(runs, "cpu_s")?);
         let tokens = median(runs, "tokens")?;
         let speed = per_token * tokens / cpu / 1e9;
-        let share = speed * peak_threads / median(runs, "product_gflops")?;
+        let share = speed / median(runs, "product_gflops")?;
         text.push_str(&format!(
             "| {name} | {wall:.1} | {cpu:.1} | {:.0} | {:.1} | {speed:.0} | {:.0} % |\n",
             tokens / wall,
