@@ -3,6 +3,8 @@
 /// Running the tool, and copies of the bundled model to break.
 mod support;
 
+/// What factors are fitted to, experts that nobody asks, texts unlike each other.
+mod calibration;
 /// The main job: what is removed, what is written, that bytes repeat.
 mod compress;
 /// Odd numbers and absurd values on the default path.

@@ -1,6 +1,6 @@
 //! plan.json, rank maps, config files: other ways to say the same.
 
-use crate::support::{compress, files, run, tiny_mixtral};
+use crate::support::{brief, compress, files, run, tiny_mixtral};
 use std::path::Path;
 use tempfile::tempdir;
 
@@ -8,7 +8,7 @@ fn plan(out: &Path, words: &[&str]) -> crate::support::Outcome {
     let model = tiny_mixtral();
     let start =
         ["plan".as_ref(), "--model".as_ref(), model.as_os_str(), "--plan-out".as_ref(), out.as_os_str()];
-    run(start.into_iter().chain(words.iter().map(AsRef::as_ref)))
+    run(start.into_iter().chain(brief(words).into_iter().map(AsRef::as_ref)))
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Runs that end early and runs that go on, and outputs that are made again.
 
-use crate::support::{compress, copy_of_model, data_range, edit_json, files, run, tiny_mixtral, tool};
+use crate::support::{
+    FEW_TOKENS, compress, copy_of_model, data_range, edit_json, files, run, tiny_mixtral, tool,
+};
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,10 +12,12 @@ const BUDGET: [&str; 2] = ["--budget", "20%"];
 /// Of a layer that gives so much away that none of its matrices stays dense.
 const T: &str = "model.layers.1.block_sparse_moe.experts.0.w2.coefficients.weight";
 
-/// Starts a run and sends it a signal when a quarter of its tensors is written; returns its exit code.
-fn stopped_while_factoring(model: &Path, out: &Path, signal: &str) -> i32 {
+/// Starts a run and sends it a signal when most of its tensors are written; returns its exit code.
+fn stopped_while_factoring(model: &Path, out: &Path, words: &[&str], signal: &str) -> i32 {
     let mut child = tool()
-        .args(["--budget", "20%", "--workers", "1", "--model"])
+        .args(FEW_TOKENS)
+        .args(words)
+        .args(["--workers", "1", "--model"])
         .arg(model)
         .arg("--out")
         .arg(out)
@@ -24,7 +28,7 @@ fn stopped_while_factoring(model: &Path, out: &Path, signal: &str) -> i32 {
     let mut said = Vec::new();
     let mut stderr = child.stderr.take().unwrap();
     let mut block = [0; 256];
-    while !String::from_utf8_lossy(&said).contains("factor and write: 32/") {
+    while !String::from_utf8_lossy(&said).contains("factor and write: 96/") {
         let length = stderr.read(&mut block).unwrap();
         assert!(length > 0, "{}", String::from_utf8_lossy(&said));
         said.extend(&block[..length]);
@@ -39,19 +43,31 @@ fn stopped_while_factoring(model: &Path, out: &Path, signal: &str) -> i32 {
 fn a_run_that_is_stopped_says_so_and_the_same_command_goes_on() {
     let folder = tempdir().unwrap();
     let (undisturbed, out) = (folder.path().join("undisturbed"), folder.path().join("out"));
-    compress(&tiny_mixtral(), &undisturbed, &BUDGET).ok();
-    for (signal, code) in [("INT", 130), ("TERM", 143), ("KILL", -1)] {
-        assert_eq!(stopped_while_factoring(&tiny_mixtral(), &out, signal), code, "{signal}");
-        assert!(!out.exists());
-        let partial = folder.path().join(".out.lowrank-partial");
-        assert!(partial.exists());
-        // Other settings are refused, and the work stays.
-        compress(&tiny_mixtral(), &out, &["--budget", "30%"]).refused(8, &["--restart", "lowrank-partial"]);
-        let resumed = compress(&tiny_mixtral(), &out, &BUDGET).ok();
-        assert!(resumed.stderr.contains("note: going on from"), "{}", resumed.stderr);
-        assert!(files(&out) == files(&undisturbed));
-        assert!(!partial.exists());
-        std::fs::remove_dir_all(&out).unwrap();
+    for (reach, ends) in [
+        ("none", &[("KILL", -1)][..]),
+        ("experts", &[("INT", 130), ("TERM", 143), ("KILL", -1)]),
+        ("layers", &[("KILL", -1)]),
+    ] {
+        let words = [&BUDGET[..], &["--propagate", reach]].concat();
+        compress(&tiny_mixtral(), &undisturbed, &words).ok();
+        for &(signal, code) in ends {
+            assert_eq!(stopped_while_factoring(&tiny_mixtral(), &out, &words, signal), code, "{signal}");
+            assert!(!out.exists());
+            let partial = folder.path().join(".out.lowrank-partial");
+            assert!(partial.exists());
+            // Other settings are refused, and the work stays.
+            for other in
+                [["--budget", "30%", "--propagate", reach], ["--budget", "20%", "--propagate-own-share", "1"]]
+            {
+                compress(&tiny_mixtral(), &out, &other).refused(8, &["--restart", "lowrank-partial"]);
+            }
+            let resumed = compress(&tiny_mixtral(), &out, &words).ok();
+            assert!(resumed.stderr.contains("note: going on from"), "{}", resumed.stderr);
+            assert!(files(&out) == files(&undisturbed), "{reach} {signal}");
+            assert!(!partial.exists());
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        std::fs::remove_dir_all(&undisturbed).unwrap();
     }
 }
 
@@ -60,7 +76,7 @@ fn finished_bytes_that_changed_meanwhile_are_made_again() {
     let folder = tempdir().unwrap();
     let (undisturbed, out) = (folder.path().join("undisturbed"), folder.path().join("out"));
     compress(&tiny_mixtral(), &undisturbed, &BUDGET).ok();
-    stopped_while_factoring(&tiny_mixtral(), &out, "TERM");
+    stopped_while_factoring(&tiny_mixtral(), &out, &BUDGET, "TERM");
     let shard = folder.path().join(".out.lowrank-partial/out/model-00001-of-00001.safetensors");
     let mut bytes = std::fs::read(&shard).unwrap();
     let range = data_range(&bytes, "model.embed_tokens.weight");
@@ -74,7 +90,7 @@ fn finished_bytes_that_changed_meanwhile_are_made_again() {
 fn another_job_begins_only_with_restart() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
-    stopped_while_factoring(&tiny_mixtral(), &out, "TERM");
+    stopped_while_factoring(&tiny_mixtral(), &out, &BUDGET, "TERM");
     let words = ["--budget", "30%", "--restart"];
     compress(&tiny_mixtral(), &out, &words).ok();
     let fresh = folder.path().join("fresh");

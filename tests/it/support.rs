@@ -45,6 +45,16 @@ impl Outcome {
     }
 }
 
+/// What a calibration costs is not what most tests are about.
+pub(crate) const FEW_TOKENS: [&str; 2] = ["--calibration-tokens", "4096"];
+
+/// The words of a job, with few tokens to calibrate on unless they speak of calibration themselves.
+pub(crate) fn brief<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let few: &[&str] =
+        if words.iter().any(|word| word.starts_with("--calibrat")) { &[] } else { &FEW_TOKENS };
+    [words, few].concat()
+}
+
 /// The tool, with a cache that starts empty with the tests and is theirs alone.
 pub(crate) fn tool() -> Command {
     static CACHE: OnceLock<PathBuf> = OnceLock::new();
@@ -53,7 +63,11 @@ pub(crate) fn tool() -> Command {
         let _ = std::fs::remove_dir_all(&cache);
         // Once for all tests, which would otherwise all do it at once.
         let mut first = Command::new(env!("CARGO_BIN_EXE_lowrank-compress"));
-        first.args(["plan", "--quiet", "--budget", "20%", "--model"]).arg(tiny_mixtral());
+        first
+            .args(["plan", "--quiet", "--budget", "20%"])
+            .args(FEW_TOKENS)
+            .arg("--model")
+            .arg(tiny_mixtral());
         first.arg("--plan-out").arg(cache.with_extension("json")).env("XDG_CACHE_HOME", &cache);
         assert!(first.status().expect("the tool starts").success());
         cache
@@ -81,7 +95,7 @@ pub(crate) fn outcome(tool: &mut Command) -> Outcome {
 /// Runs with a model, an output and further words.
 pub(crate) fn compress(model: &Path, out: &Path, words: &[&str]) -> Outcome {
     let start = ["--model".as_ref(), model.as_os_str(), "--out".as_ref(), out.as_os_str()];
-    run(start.into_iter().chain(words.iter().map(AsRef::as_ref)))
+    run(start.into_iter().chain(brief(words).into_iter().map(AsRef::as_ref)))
 }
 
 /// A copy of the bundled model that a test may break.

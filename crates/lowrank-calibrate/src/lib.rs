@@ -15,6 +15,7 @@
 //! | [`mod@collect`] | the pass that takes them, one expert in memory at a time |
 //! | [`store`] | where they lie until they are used |
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
+//! | [`pair`] | moments of what a compressed model sees, beside what the original saw |
 //! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
 //!
 //! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
@@ -23,6 +24,7 @@ pub mod collect;
 mod error;
 pub mod moments;
 pub mod norm;
+pub mod pair;
 pub mod sensitivity;
 pub mod settings;
 pub mod store;
@@ -31,6 +33,7 @@ pub use collect::collect;
 pub use error::CalibrateError;
 pub use moments::ExpertMoments;
 pub use norm::{Norm, Norms};
+pub use pair::Pair;
 pub use sensitivity::{Sensitivities, measure};
-pub use settings::{CalibrationSettings, GateWeight, MomentSettings, Target};
+pub use settings::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 pub use store::Store;

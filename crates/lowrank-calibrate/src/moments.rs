@@ -59,19 +59,23 @@ impl ExpertMoments {
         }
     }
 
-    /// Adds tokens. `column_energies` \[F\] are w2's ‖column‖².
-    pub fn add(&mut self, batch: &ExpertBatch<'_>, column_energies: &[f64], settings: MomentSettings) {
+    /// Adds tokens; → what each counted in `inputs`. `column_energies` \[F\] are w2's ‖column‖².
+    pub fn add(
+        &mut self,
+        batch: &ExpertBatch<'_>,
+        column_energies: &[f64],
+        settings: MomentSettings,
+    ) -> Vec<f64> {
         let hidden_size = self.inputs.nrows();
         self.tokens += batch.tokens.len() as u64;
         let shares: Vec<f64> = batch.weights.iter().map(|&g| settings.gate_weight.of(g)).collect();
-        match settings.target {
-            Target::Matrix => add_moment(&mut self.inputs, batch.x, &shares, hidden_size),
-            Target::Expert => {
-                let per_token = self.add_rows(batch, column_energies, &shares);
-                add_moment(&mut self.inputs, batch.x, &per_token, hidden_size);
-            }
-        }
+        let counted = match settings.target {
+            Target::Matrix => shares.clone(),
+            Target::Expert => self.add_rows(batch, column_energies, &shares),
+        };
+        add_moment(&mut self.inputs, batch.x, &counted, hidden_size);
         add_moment(&mut self.outputs, batch.y, &shares, hidden_size);
+        counted
     }
 
     /// Adds to both vectors of rows; → ω of every token.
@@ -122,14 +126,8 @@ fn slopes(a: f32, b: f32) -> (f64, f64) {
 }
 
 /// moment += Σ weight · x xᵀ, lower triangle, for the rows x of `rows` [n, H].
-fn add_moment(moment: &mut Array2<f64>, rows: &[f32], weights: &[f64], hidden_size: usize) {
-    let mut scaled = Array2::<f64>::zeros((weights.len(), hidden_size));
-    scaled.outer_iter_mut().zip(rows.chunks_exact(hidden_size)).zip(weights).for_each(
-        |((mut out, x), weight)| {
-            let root = weight.sqrt();
-            out.iter_mut().zip(x).for_each(|(out, &x)| *out = root * f64::from(x));
-        },
-    );
+pub(crate) fn add_moment(moment: &mut Array2<f64>, rows: &[f32], weights: &[f64], hidden_size: usize) {
+    let scaled = scaled(rows, weights, hidden_size);
     let strips: Vec<ArrayViewMut2<'_, f64>> = moment.axis_chunks_iter_mut(Axis(1), STRIP).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, mut out)| {
         let first = strip * STRIP;
@@ -138,6 +136,35 @@ fn add_moment(moment: &mut Array2<f64>, rows: &[f32], weights: &[f64], hidden_si
         let below = out.slice_mut(s![first.., ..]);
         Faer.gemm(left.reversed_axes(), right, below, Accumulate::Add);
     });
+}
+
+/// moment += Σ weight · left rightᵀ, all of it, for the rows of `left` and `right` [n, H].
+pub(crate) fn add_cross(
+    moment: &mut Array2<f64>,
+    left: &[f32],
+    right: &[f32],
+    weights: &[f64],
+    hidden_size: usize,
+) {
+    let left = scaled(left, weights, hidden_size);
+    let right = scaled(right, weights, hidden_size);
+    let strips: Vec<ArrayViewMut2<'_, f64>> = moment.axis_chunks_iter_mut(Axis(1), STRIP).collect();
+    strips.into_par_iter().enumerate().for_each(|(strip, out)| {
+        let right = right.slice(s![.., strip * STRIP..strip * STRIP + out.ncols()]);
+        Faer.gemm(left.t(), right, out, Accumulate::Add);
+    });
+}
+
+/// Rows [n, H] times the roots of their weights.
+fn scaled(rows: &[f32], weights: &[f64], hidden_size: usize) -> Array2<f64> {
+    let mut scaled = Array2::<f64>::zeros((weights.len(), hidden_size));
+    scaled.outer_iter_mut().zip(rows.chunks_exact(hidden_size)).zip(weights).for_each(
+        |((mut out, x), weight)| {
+            let root = weight.sqrt();
+            out.iter_mut().zip(x).for_each(|(out, &x)| *out = root * f64::from(x));
+        },
+    );
+    scaled
 }
 
 /// ‖column‖² of a stored matrix W [m, n], \[n\].

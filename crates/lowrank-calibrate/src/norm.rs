@@ -118,7 +118,7 @@ impl Norms {
     }
 
     /// More for an expert that saw little: 1 at no visits, the chosen blend at many.
-    fn blend_of(&self, visits: f64) -> f64 {
+    pub fn blend_of(&self, visits: f64) -> f64 {
         let weight_of_none = VISITS_PER_FEATURE * self.hidden_size as f64;
         (self.blend * visits + weight_of_none) / (visits + weight_of_none)
     }

@@ -19,6 +19,30 @@ pub struct CalibrationSettings {
     pub moments: MomentSettings,
     /// Share of the data-free norm that is mixed into the measured one.
     pub blend: f64,
+    /// What the factors are fitted to.
+    pub propagation: Propagation,
+}
+
+/// Whose activations the factors of a matrix are fitted to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Propagation {
+    /// How much of the compression before a matrix it sees.
+    pub reach: Reach,
+    /// Share of what the compressed model makes itself in what is wanted of it: at 0 a matrix is to give what the original
+    /// gave, at 1 what the original matrix would give for the changed inputs.
+    pub own_share: f64,
+}
+
+/// How much of the compression before a matrix it sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// Nothing: its inputs are the original's.
+    None,
+    /// That of its expert: w2 is fitted to what the factors of w1 and w3 give it.
+    Experts,
+    /// That of everything before: inputs are those of the compressed model.
+    Layers,
 }
 
 /// What is summed over the tokens of an expert.
@@ -61,6 +85,8 @@ pub const CALIBRATION_TOKENS: usize = 65_536;
 pub const WINDOW_TOKENS: usize = 256;
 /// Share of the data-free norm: measured on two models, on texts like and unlike the calibration text.
 pub const BLEND: f64 = 0.1;
+/// w2 makes good what the factors of w1 and w3 lose. All layers in order keep a little more, for three times the price.
+pub const PROPAGATION: Propagation = Propagation { reach: Reach::Experts, own_share: 0.0 };
 /// Tokens that sensitivities of a small model are measured with.
 const SENSITIVITY_TOKENS_SMALL: usize = 8192;
 /// And those of a large one, whose passes cost.
@@ -78,6 +104,7 @@ impl CalibrationSettings {
             sensitivity_tokens: None,
             moments: MomentSettings::default(),
             blend: BLEND,
+            propagation: PROPAGATION,
         }
     }
 
@@ -127,6 +154,23 @@ impl fmt::Display for Target {
         f.write_str(match self {
             Self::Matrix => "matrix",
             Self::Expert => "expert",
+        })
+    }
+}
+
+impl Reach {
+    /// Reads a flag.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::None, Self::Experts, Self::Layers].into_iter().find(|reach| reach.to_string() == text)
+    }
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Experts => "experts",
+            Self::Layers => "layers",
         })
     }
 }

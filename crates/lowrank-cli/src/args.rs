@@ -131,6 +131,15 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) calibration_blend: Option<f64>,
+    /// How much of the compression before a matrix its factors make good: none; that of its expert, w2 is fitted to the
+    /// factors of w1 and w3; or that of all layers before, in order [default: experts]
+    #[arg(long, value_name = "none|experts|layers")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) propagate: Option<String>,
+    /// With --propagate: share of what the compressed model makes itself in what is wanted of it, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) propagate_own_share: Option<f64>,
     /// Tokens to measure sensitivities with [default: 8192, for hidden sizes from 1024 on 2048]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

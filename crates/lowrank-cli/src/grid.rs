@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 /// Keys in which points may differ: everything that decides the bytes.
-pub(crate) const AXES: [&str; 19] = [
+pub(crate) const AXES: [&str; 21] = [
     "budget",
     "target-params",
     "target-size",
@@ -27,6 +27,8 @@ pub(crate) const AXES: [&str; 19] = [
     "gate-weight",
     "calibration-target",
     "calibration-blend",
+    "propagate",
+    "propagate-own-share",
     "sensitivity-tokens",
     "sensitivity",
     "allocation",

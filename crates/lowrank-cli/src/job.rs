@@ -4,7 +4,7 @@ use crate::args::{Algebra, JobArgs};
 use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
-use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
+use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
@@ -152,6 +152,8 @@ fn calibration(args: &JobArgs) -> Result<Option<CalibrationSettings>> {
             JobArgs { calibration_tokens: None, gate_weight: None, calibration_target: None, .. }
                 if args.calibrate.len() == 1
                     && args.calibration_blend.is_none()
+                    && args.propagate.is_none()
+                    && args.propagate_own_share.is_none()
                     && args.sensitivity_tokens.is_none() =>
             {
                 Ok(None)
@@ -175,10 +177,19 @@ fn calibration(args: &JobArgs) -> Result<Option<CalibrationSettings>> {
             target: target.unwrap_or(usual.moments.target),
         },
         blend: args.calibration_blend.unwrap_or(usual.blend),
+        propagation: Propagation {
+            reach: flag("--propagate", args.propagate.as_deref(), "none, experts or layers", Reach::parse)?
+                .unwrap_or(usual.propagation.reach),
+            own_share: args.propagate_own_share.unwrap_or(usual.propagation.own_share),
+        },
         ..usual
     };
     if !(0.0..=1.0).contains(&settings.blend) {
         return Err(wrong("--calibration-blend", &settings.blend.to_string(), "a share from 0 to 1"));
+    }
+    if !(0.0..=1.0).contains(&settings.propagation.own_share) {
+        let given = settings.propagation.own_share.to_string();
+        return Err(wrong("--propagate-own-share", &given, "a share from 0 to 1"));
     }
     if settings.tokens < 2 || settings.sensitivity_tokens.is_some_and(|tokens| tokens < 2) {
         return Err(Usage::new("--calibration-tokens and --sensitivity-tokens start at 2").into());

@@ -9,7 +9,7 @@ use crate::math::add_scaled;
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
-use lowrank_model::{MatrixId, ModelConfig, Projection, Tensor, names};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, Tensor, names};
 use lowrank_reader::Checkpoint;
 use rayon::prelude::*;
 
@@ -124,6 +124,25 @@ impl<'a> Forward<'a> {
             mixture.expert((layer, expert), expert_of(expert)?, observer)?;
         }
         Ok(mixture.outputs()?)
+    }
+
+    /// y = w2 (silu(w1 x) ∘ w3 x) for every row x of `rows` [n, H], whichever expert a router would choose; → [n, H].
+    /// To the observer it is expert 0 of its layer, of router weight 1.
+    pub fn expert_on(
+        &self,
+        layer: usize,
+        weights: StoredExpert,
+        rows: &[f32],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>, ForwardError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let h = self.config.hidden_size;
+        let router = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]).expect("one row of h numbers");
+        let mut mixture = self.engine.mixture(&[rows], &router, 1)?;
+        mixture.expert((layer, 0), weights, observer)?;
+        Ok(mixture.outputs()?.remove(0))
     }
 
     /// Which experts the tokens of an input [N, H] visit.

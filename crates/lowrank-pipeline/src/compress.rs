@@ -1,5 +1,7 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+use crate::lens::Calibrated;
+use crate::propagate::Propagation;
 use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
@@ -9,7 +11,7 @@ use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_writer::report::{BaseModel, Outcome, Settings};
+use lowrank_writer::report::{BaseModel, CalibrationReport, Outcome, Settings};
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published,
     Report, ShardLayout, StagingDir, check_out, check_space, held_bytes,
@@ -18,6 +20,7 @@ use rayon::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// What to compress, how, and where to.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +48,8 @@ pub struct Request<'a> {
 pub struct Compressed {
     /// The ranks.
     pub plan: RankPlan,
+    /// What the factors were fitted to, if to anything.
+    pub calibration: Option<CalibrationReport>,
     /// What lies at the output now.
     pub published: Published,
 }
@@ -134,7 +139,8 @@ pub fn compress(
         settle(error, partial.as_deref(), progress);
     })?;
     progress.finish();
-    Ok(Compressed { plan, published })
+    let calibration = lens.report(plan.sensitivities.as_deref());
+    Ok(Compressed { plan, calibration, published })
 }
 
 /// How much the device left to the CPU.
@@ -193,6 +199,7 @@ fn job_key(
         "sensitivity": plan.sensitivity,
         "allocation": plan.allocation,
         "calibration": text.map(CalibrationText::key),
+        "propagation": text.map(CalibrationText::propagation),
         "device": format!("{:?}", request.resources.device),
         "algebra": algebra.identity(),
         "keep_dense": plan.keep_dense.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -296,11 +303,14 @@ impl Work<'_> {
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
     ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
-        let specs = self.checkpoint.specs();
-        progress.start("factor and write", specs.len() as u64, "tensors");
+        let fitted = self.lens.propagating();
+        let specs: Vec<&TensorSpec> = self.checkpoint.specs().iter().collect();
+        // Factors that are fitted to others come after, layer by layer.
+        let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
+            specs.into_iter().partition(|spec| fitted.is_some() && self.rank_of(spec).is_some());
+        progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
         let outcomes: Result<Vec<Option<(MatrixId, Outcome)>>, PipelineError> = pool.install(|| {
-            specs
-                .par_iter()
+            now.par_iter()
                 .with_max_len(1)
                 .map(|spec| {
                     let unit = self.rank_of(spec);
@@ -321,8 +331,56 @@ impl Work<'_> {
                 })
                 .collect()
         });
+        let mut outcomes: BTreeMap<MatrixId, Outcome> = outcomes?.into_iter().flatten().collect();
+        if let Some(calibrated) = fitted {
+            outcomes.extend(self.fit_and_write(writer, calibrated, &later, pool, progress)?);
+        }
         progress.finish();
-        Ok(outcomes?.into_iter().flatten().collect())
+        Ok(outcomes)
+    }
+
+    /// The factors that are fitted to what others make of the activations.
+    fn fit_and_write(
+        &self,
+        writer: &CheckpointWriter,
+        calibrated: &Calibrated,
+        specs: &[&TensorSpec],
+        pool: &rayon::ThreadPool,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
+        let (mut finished, mut units) = (BTreeMap::new(), BTreeMap::new());
+        for spec in specs {
+            let Some((id, _)) = self.rank_of(spec) else { continue };
+            match writer.finished(&spec.name)? {
+                Some(note) => {
+                    finished.insert(id, outcome_of(note, id)?);
+                    progress.advance(1);
+                }
+                None => drop(units.insert(id, spec.name.as_str())),
+            }
+        }
+        let outcomes = Mutex::new(finished);
+        let propagation = Propagation {
+            checkpoint: self.checkpoint,
+            algebra: self.lens.algebra(),
+            ranks: &self.ranks,
+            wanted: &|id| units.contains_key(&id),
+            make: &|id, matrix, metric, is_alone| {
+                let spectrum = self.spectra.get(&id).filter(|_| is_alone);
+                let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
+                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum)
+            },
+            take: &|id, remade, is_alone| {
+                let optimum = self.optimum[&id].filter(|_| is_alone);
+                let outcome = self.keep(writer, units[&id], remade, optimum)?;
+                outcomes.lock().expect("nobody panics").insert(id, outcome);
+                progress.advance(1);
+                Ok(())
+            },
+            interrupt: self.request.interrupt,
+        };
+        pool.install(|| propagation.run(calibrated))?;
+        Ok(outcomes.into_inner().expect("nobody panics"))
     }
 
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
@@ -344,7 +402,20 @@ impl Work<'_> {
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
         let norm = self.lens.norm(id)?;
         let metric = norm.metric();
+        let spectrum = self.spectra.get(&id);
         let algebra = self.lens.algebra();
+        let remade = self.form().remake(algebra, matrix, id, rank, &metric, self.request.factor, spectrum)?;
+        self.keep(writer, &spec.name, remade, self.optimum[&id])
+    }
+
+    /// Writes a factored matrix; `optimum` is the error of the best of its rank in the norm that it was fitted to.
+    fn keep(
+        &self,
+        writer: &CheckpointWriter,
+        unit: &str,
+        remade: Remade,
+        optimum: Option<f64>,
+    ) -> Result<Outcome, PipelineError> {
         let Remade {
             pieces,
             route,
@@ -353,19 +424,11 @@ impl Work<'_> {
             calibrated_error,
             largest_coefficient,
             round_trip_error,
-        } = self.form().remake(
-            algebra,
-            matrix,
-            id,
-            rank,
-            &metric,
-            self.request.factor,
-            self.spectra.get(&id),
-        )?;
+        } = remade;
         let outcome = Outcome {
             relative_error,
             calibrated_error,
-            excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), self.optimum[&id]),
+            excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), optimum),
             route: match processor {
                 Processor::Cpu => route.to_string(),
                 Processor::Cuda => format!("{route}, {processor}"),
@@ -376,7 +439,7 @@ impl Work<'_> {
         let contents: Vec<(&str, Content<'_>)> =
             pieces.iter().map(|(name, piece)| (name.as_str(), piece.content())).collect();
         let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
-        writer.write_unit(&spec.name, &contents, note)?;
+        writer.write_unit(unit, &contents, note)?;
         Ok(outcome)
     }
 

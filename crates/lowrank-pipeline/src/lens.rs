@@ -7,7 +7,8 @@ use crate::workers::Resources;
 use crate::{Interrupt, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
-    CalibrateError, CalibrationSettings, Norm, Norms, Sensitivities, Store, collect, measure,
+    CalibrateError, CalibrationSettings, MomentSettings, Norm, Norms, Propagation, Reach, Sensitivities,
+    Store, collect, measure,
 };
 use lowrank_compute::Algebra;
 use lowrank_forward::{Engine, Forward};
@@ -56,6 +57,11 @@ impl CalibrationText {
         json!({ "tokens": self.blake3, "moments": moments, "blend": blend, "sensitivity_tokens": sensitivity_tokens })
     }
 
+    /// What decides the factors beyond that.
+    pub(crate) fn propagation(&self) -> Propagation {
+        self.settings.propagation
+    }
+
     /// Of all token ids.
     pub(crate) fn blake3(&self) -> &str {
         &self.blake3
@@ -96,10 +102,37 @@ pub struct Lens {
 }
 
 #[derive(Debug)]
-struct Calibrated {
+pub(crate) struct Calibrated {
     text: CalibrationText,
-    norms: Norms,
-    engine: Box<dyn Engine>,
+    pub(crate) norms: Norms,
+    pub(crate) engine: Box<dyn Engine>,
+}
+
+impl Calibrated {
+    /// Token ids of the text.
+    pub(crate) fn sequences(&self) -> &[Vec<u32>] {
+        &self.text.sequences
+    }
+
+    /// What is summed.
+    pub(crate) fn moments(&self) -> MomentSettings {
+        self.text.settings.moments
+    }
+
+    /// What factors are fitted to.
+    pub(crate) fn propagation(&self) -> Propagation {
+        self.text.settings.propagation
+    }
+
+    /// Names of the experts that saw nothing.
+    fn unrouted(&self) -> Vec<String> {
+        let layers = self.norms.tokens_per_expert().iter().enumerate();
+        let unrouted = layers.flat_map(|(layer, experts)| {
+            let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
+            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
+        });
+        unrouted.collect()
+    }
 }
 
 impl Lens {
@@ -126,6 +159,8 @@ impl Lens {
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
         }
+        let sources: Vec<&str> = text.infos.iter().map(|info| info.source.as_str()).collect();
+        progress.note(&format!("calibrating on {}: {} tokens", sources.join(", "), text.tokens()));
         let engine = chosen.engine;
         let moments = text.settings.moments;
         let key = json!({
@@ -138,7 +173,15 @@ impl Lens {
             .map_err(|error| explained(error, checkpoint, interrupt))?;
         let blend = text.settings.blend;
         let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
-        Ok(Self { model, cache, algebra, calibrated: Some(Calibrated { text, norms, engine }) })
+        let calibrated = Calibrated { text, norms, engine };
+        let unrouted = calibrated.unrouted();
+        if !unrouted.is_empty() {
+            progress.note(&format!(
+                "no token of the calibration text visits {}: compressed without data",
+                unrouted.join(", ")
+            ));
+        }
+        Ok(Self { model, cache, algebra, calibrated: Some(calibrated) })
     }
 
     /// What decomposes the matrices.
@@ -149,6 +192,11 @@ impl Lens {
     /// Whether a text is looked through.
     pub fn is_calibrated(&self) -> bool {
         self.calibrated.is_some()
+    }
+
+    /// The text, if factors are fitted to what other factors make of it.
+    pub(crate) fn propagating(&self) -> Option<&Calibrated> {
+        self.calibrated.as_ref().filter(|calibrated| calibrated.propagation().reach != Reach::None)
     }
 
     /// How errors of different matrices compare, if nobody says otherwise.
@@ -216,12 +264,10 @@ impl Lens {
 
     /// For `lowrank_report.json`.
     pub(crate) fn report(&self, layers: Option<&[LayerSensitivity]>) -> Option<CalibrationReport> {
-        let Calibrated { text, norms, engine } = self.calibrated.as_ref()?;
-        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, .. } = text.settings;
-        let unrouted = norms.tokens_per_expert().iter().enumerate().flat_map(|(layer, experts)| {
-            let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
-            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
-        });
+        let calibrated = self.calibrated.as_ref()?;
+        let Calibrated { text, norms, engine } = calibrated;
+        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, propagation, .. } =
+            text.settings;
         Some(CalibrationReport {
             texts: text.infos.iter().map(|info| serde_json::to_value(info).expect("plain values")).collect(),
             tokens,
@@ -230,10 +276,12 @@ impl Lens {
             gate_weight: moments.gate_weight.to_string(),
             target: moments.target.to_string(),
             blend,
+            propagate: propagation.reach.to_string(),
+            propagate_own_share: propagation.own_share,
             sensitivity_tokens,
             engine: engine.describe(),
             tokens_per_expert: norms.tokens_per_expert().to_vec(),
-            unrouted_experts: unrouted.collect(),
+            unrouted_experts: calibrated.unrouted(),
             kl_at_half: layers.map(|layers| layers.iter().map(|layer| layer.kl).collect()),
             sensitivity: layers.map(|layers| layers.iter().map(|layer| layer.sensitivity).collect()),
         })

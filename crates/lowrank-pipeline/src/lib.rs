@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod interrupt;
 pub mod lens;
 pub mod planning;
+mod propagate;
 pub mod reproduce;
 pub mod round;
 pub mod settings;

@@ -13,7 +13,7 @@ use lowrank_model::{
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Allocator, Candidate, Choices, check, plan_from_ranks};
-use lowrank_writer::report::BaseModel;
+use lowrank_writer::report::{BaseModel, CalibrationReport};
 use std::collections::BTreeMap;
 
 /// Short sides from here on belong to models whose matrices are multiplied on tensor cores.
@@ -28,6 +28,8 @@ pub struct Planned {
     pub plan: RankPlan,
     /// Singular values by matrix, in the norm of the lens; empty when the ranks were given.
     pub spectra: BTreeMap<MatrixId, Spectrum>,
+    /// What errors were counted on, if on anything.
+    pub calibration: Option<CalibrationReport>,
 }
 
 /// Makes the plan. Reads every expert matrix once if the goal is a budget and their spectra are not known yet.
@@ -95,12 +97,13 @@ pub fn plan_through(
 ) -> Result<Planned, PipelineError> {
     match &settings.goal {
         Goal::Plan(_) | Goal::Ranks(_) => {
-            Ok(Planned { plan: given(checkpoint, settings)?, spectra: BTreeMap::new() })
+            Ok(Planned { plan: given(checkpoint, settings)?, spectra: BTreeMap::new(), calibration: None })
         }
         Goal::Budget(budget) => {
             let errors = errors(checkpoint, lens, settings.sensitivity, pool, progress, course)?;
             let plan = plan_from(&Subject::of(checkpoint), settings, *budget, &errors)?;
-            Ok(Planned { plan, spectra: errors.spectra })
+            let calibration = lens.report(plan.sensitivities.as_deref());
+            Ok(Planned { plan, spectra: errors.spectra, calibration })
         }
     }
 }

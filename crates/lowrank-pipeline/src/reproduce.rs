@@ -8,19 +8,20 @@ mod compare;
 pub use compare::Difference;
 
 use crate::compress::{self, Request};
+use crate::propagate::Propagation as Propagated;
 use crate::settings::pattern_of;
-use crate::stored::{Form, Piece, pieces_of};
+use crate::stored::{Form, Piece, Remade, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
 use compare::{Gap, compare, tensor_gap};
-use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Target};
+use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{AlgebraChoice, Processor};
 use lowrank_forward::{Cpu, Device, Engine};
 use lowrank_model::plan::Allocation;
-use lowrank_model::{Budget, MatrixId, Progress, Unit, format};
+use lowrank_model::{Budget, MatrixId, Progress, Tensor, Unit, format};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::PrecisionChoice;
+use lowrank_svd::{Metric, PrecisionChoice};
 use lowrank_text::{Passage, TextSource};
 use lowrank_writer::report::{BaseModel, CalibrationReport, Settings};
 use lowrank_writer::{Leftover, Manifest, Report};
@@ -29,6 +30,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// What to make again.
 #[derive(Debug, Clone, Copy)]
@@ -200,6 +202,7 @@ fn calibration_settings(
     };
     let gate_weight = GateWeight::parse(&recorded.gate_weight)
         .ok_or_else(|| unknown("gate_weight", &recorded.gate_weight))?;
+    let reach = Reach::parse(&recorded.propagate).ok_or_else(|| unknown("propagate", &recorded.propagate))?;
     let target = Target::parse(&recorded.target).ok_or_else(|| unknown("target", &recorded.target))?;
     Ok(CalibrationSettings {
         texts,
@@ -208,6 +211,7 @@ fn calibration_settings(
         sensitivity_tokens: recorded.sensitivity_tokens,
         moments: MomentSettings { gate_weight, target },
         blend: recorded.blend,
+        propagation: Propagation { reach, own_share: recorded.propagate_own_share },
     })
 }
 
@@ -329,7 +333,52 @@ fn sampled(
     let factor = factor_settings(&report.settings, &job.out.join(format::REPORT_FILE))?;
     let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
     let ids = draw(out.ranks().keys().copied(), sample);
+    let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
+        let was = pieces_of(id, out.read_matrix(id)?);
+        let pairs = was.into_iter().zip(again.pieces);
+        let file = job.out.display().to_string();
+        let differing = pairs.filter_map(|((tensor, was), (_, is))| {
+            Some(piece_difference(&was, &is)?.of_tensor(&file, &tensor))
+        });
+        Ok(differing.collect())
+    };
+    let make = |id: MatrixId, matrix: Tensor, metric: &Metric<'_>, alone: bool| {
+        // A spectrum decides precision, so it is taken where the first run had it.
+        let spectrum = (alone && report.budget.is_some())
+            .then(|| {
+                let spectrum = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                    lowrank_svd::spectrum_in(backend, &matrix, metric, PrecisionChoice::Auto)
+                });
+                spectrum.0
+            })
+            .transpose()
+            .map_err(|source| PipelineError::Svd { name: id, source })?;
+        form.remake(lens.algebra(), matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref())
+    };
     progress.start("make again", ids.len() as u64, "matrices");
+    if let Some(calibrated) = lens.propagating() {
+        let found = Mutex::new(Vec::new());
+        let propagated = Propagated {
+            checkpoint: base,
+            algebra: lens.algebra(),
+            ranks: out.ranks(),
+            wanted: &|id| ids.contains(&id),
+            make: &make,
+            take: &|id, again, _| {
+                let differing = compared(id, again)?;
+                progress.advance(1);
+                found.lock().expect("nobody panics").extend(differing.into_iter().map(|one| (id, one)));
+                Ok(())
+            },
+            interrupt: job.interrupt,
+        };
+        pool.install(|| propagated.run(calibrated))?;
+        progress.finish();
+        let mut found = found.into_inner().expect("nobody panics");
+        found.sort_by_key(|(id, _)| *id);
+        differences.extend(found.into_iter().map(|(_, difference)| difference));
+        return Ok(ids.len());
+    }
     let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
         ids.par_iter()
             .with_max_len(1)
@@ -338,30 +387,9 @@ fn sampled(
                 let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(base.layout()));
                 };
-                // A spectrum decides precision, so it is taken where the first run had it.
-                let norm = lens.norm(id)?;
-                let metric = norm.metric();
-                let algebra = lens.algebra();
-                let spectrum = report
-                    .budget
-                    .map(|_| {
-                        let spectrum = algebra.run(matrix_shape(&matrix), |backend| {
-                            lowrank_svd::spectrum_in(backend, &matrix, &metric, PrecisionChoice::Auto)
-                        });
-                        spectrum.0
-                    })
-                    .transpose()
-                    .map_err(|source| PipelineError::Svd { name: id, source })?;
-                let Some(rank) = out.rank(id) else { return Ok(Vec::new()) };
-                let again = form.remake(algebra, matrix, id, rank, &metric, &factor, spectrum.as_ref())?;
+                let again = make(id, matrix, &lens.norm(id)?.metric(), true)?;
                 progress.advance(1);
-                let was = pieces_of(id, out.read_matrix(id)?);
-                let pairs = was.into_iter().zip(again.pieces);
-                let file = job.out.display().to_string();
-                let differing = pairs.filter_map(|((tensor, was), (_, is))| {
-                    Some(piece_difference(&was, &is)?.of_tensor(&file, &tensor))
-                });
-                Ok(differing.collect())
+                compared(id, again)
             })
             .collect()
     });

@@ -7,7 +7,9 @@ use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Algebra, Backend, Processor};
 use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
-use lowrank_model::{Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, Spectrum, Storage, Tensor};
+use lowrank_model::{
+    Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, Tensor,
+};
 use lowrank_reader::StoredMatrix;
 use lowrank_svd::residual::residual_energy;
 use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Route, unpivoted};
@@ -46,6 +48,25 @@ pub(crate) struct Remade {
     pub(crate) largest_coefficient: Option<f64>,
     /// What rounding the pieces of a pivoted matrix cost.
     pub(crate) round_trip_error: Option<f64>,
+}
+
+impl Remade {
+    /// As a reader would find it.
+    pub(crate) fn stored(&self, shape: MatrixShape) -> StoredMatrix {
+        let pieces: Vec<&Piece> = self.pieces.iter().map(|(_, piece)| piece).collect();
+        match pieces.as_slice() {
+            [Piece::Weights(u), Piece::Weights(v)] => StoredMatrix::Factored { u: u.clone(), v: v.clone() },
+            [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
+                StoredMatrix::Pivoted {
+                    side: PivotSide::of(shape),
+                    basis: basis.clone(),
+                    coefficients: coefficients.clone(),
+                    order: order.clone(),
+                }
+            }
+            _ => unreachable!("there are two ways to store factors"),
+        }
+    }
 }
 
 /// How a matrix is to be stored.

@@ -66,6 +66,7 @@ pub fn content(
         "allocation": settings.allocation,
         "choices": choice_key(subject, settings, sensitivity),
         "calibration": text.map(CalibrationText::key),
+        "propagation": text.map(CalibrationText::propagation),
         "method": method,
         "seed": seed,
     })

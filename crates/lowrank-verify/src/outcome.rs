@@ -20,16 +20,23 @@ pub fn run(
     engine: &dyn Engine,
     progress: &dyn Progress,
 ) -> Result<(Outcome, Vec<Finding>), VerifyError> {
-    let mut outcome =
-        Outcome { text: windows.info.clone(), engine: engine.describe(), layers: Vec::new(), logits: None };
+    let mut outcome = Outcome {
+        text: windows.info.clone(),
+        engine: engine.describe(),
+        tokens_per_expert: Vec::new(),
+        routing_distance: None,
+        layers: Vec::new(),
+        logits: None,
+    };
     let mut findings = Vec::new();
     let (ours, theirs) = (Forward::on(original, engine), Forward::on(compressed, engine));
     let (mut h_ours, mut h_theirs) = (ours.embed(&windows.sequences)?, theirs.embed(&windows.sequences)?);
     let layers = ours.config().num_hidden_layers;
     progress.start("running both models", layers as u64, "layers");
     for layer in 0..layers {
-        let row = run_layer(layer, (&ours, &mut h_ours), (&theirs, &mut h_theirs))?;
+        let (row, visits) = run_layer(layer, (&ours, &mut h_ours), (&theirs, &mut h_theirs))?;
         outcome.layers.push(row);
+        outcome.tokens_per_expert.push(visits);
         progress.advance(1);
         let broken = [("original", &h_ours), ("compressed", &h_theirs)]
             .into_iter()
@@ -65,9 +72,11 @@ fn run_layer(
     layer: usize,
     (ours, h_ours): (&Forward<'_>, &mut Hidden),
     (theirs, h_theirs): (&Forward<'_>, &mut Hidden),
-) -> Result<LayerError, VerifyError> {
+) -> Result<(LayerError, Vec<u64>), VerifyError> {
     ours.attention(layer, h_ours)?;
     let input = ours.moe_input(layer, h_ours)?; // [N, H]
+    let mut visits = vec![0; ours.config().num_local_experts];
+    ours.route(layer, &input)?.experts.iter().for_each(|&expert| visits[expert] += 1);
     let output = ours.moe(layer, &[&input], &mut ())?.remove(0); // [N, H]
 
     theirs.attention(layer, h_theirs)?;
@@ -78,7 +87,28 @@ fn run_layer(
 
     ours.add(h_ours, &output);
     theirs.add(h_theirs, &own_output);
-    Ok(LayerError { layer, local, propagated: distance(h_ours.states(), h_theirs.states()) })
+    let propagated = distance(h_ours.states(), h_theirs.states());
+    Ok((LayerError { layer, local, propagated }, visits))
+}
+
+/// See [`Outcome::routing_distance`]. Absent where the visits are not those of the same experts, or there are none.
+pub fn routing_distance(here: &[Vec<u64>], there: &[Vec<u64>]) -> Option<f64> {
+    let shares = |visits: &[u64]| -> Option<Vec<f64>> {
+        let total: u64 = visits.iter().sum();
+        (total > 0).then(|| visits.iter().map(|&visits| visits as f64 / total as f64).collect())
+    };
+    if here.is_empty() || here.len() != there.len() {
+        return None;
+    }
+    let mut sum = 0.0;
+    for (here, there) in here.iter().zip(there) {
+        let (p, q) = (shares(here)?, shares(there)?);
+        if p.len() != q.len() {
+            return None;
+        }
+        sum += p.iter().zip(&q).map(|(p, q)| (p - q).abs()).sum::<f64>() / 2.0;
+    }
+    Some(sum / here.len() as f64)
 }
 
 /// ‖y − x‖ / ‖x‖ in f64; 0 for equal vectors, absent when not finite.
@@ -176,5 +206,23 @@ fn summary(sequences: &[SequenceSums]) -> Logits {
         perplexity_compressed: loss_theirs.exp(),
         perplexity_ratio,
         perplexity_ratio_error: loss_error.map(|error| perplexity_ratio * error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_distance_is_the_share_of_visits_elsewhere() {
+        let here = [vec![3, 1, 0], vec![0, 0, 8]];
+        assert_eq!(routing_distance(&here, &here), Some(0.0));
+        // A quarter of the first layer's visits, all of the second's.
+        let there = [vec![50, 50, 0], vec![1, 1, 0]];
+        assert_eq!(routing_distance(&here, &there), Some((0.25 + 1.0) / 2.0));
+        assert_eq!(routing_distance(&here, &here[..1]), None);
+        assert_eq!(routing_distance(&here, &[vec![1, 1], vec![1, 1]]), None);
+        assert_eq!(routing_distance(&here, &[vec![0; 3], vec![1; 3]]), None);
+        assert_eq!(routing_distance(&[], &[]), None);
     }
 }

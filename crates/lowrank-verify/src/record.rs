@@ -28,8 +28,19 @@ pub struct Record {
     pub after: Size,
     /// How factors are stored.
     pub storage: Storage,
+    /// What the factors were fitted to; absent without calibration.
+    #[serde(default)]
+    pub calibration: Option<Calibration>,
     /// One row per expert matrix.
     pub matrices: Vec<Row>,
+}
+
+/// What the factors were fitted to.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Calibration {
+    /// Visits by layer and expert.
+    #[serde(default)]
+    pub tokens_per_expert: Vec<Vec<u64>>,
 }
 
 /// The files that were compressed.

@@ -132,6 +132,14 @@ pub struct Outcome {
     pub text: TextInfo,
     /// What the models ran on, in words.
     pub engine: String,
+    /// Visits of the original model's experts on this text, by layer and expert.
+    #[serde(default)]
+    pub tokens_per_expert: Vec<Vec<u64>>,
+    /// How unlike this text is to the one that was calibrated on: the share of visits that go to other experts, ½ Σ |p − q|
+    /// over the experts of a layer, p and q their shares of the visits on either text, mean over layers. 0: asked alike; 1:
+    /// no expert is asked on both. Absent without calibration.
+    #[serde(default)]
+    pub routing_distance: Option<f64>,
     /// One row per layer.
     pub layers: Vec<LayerError>,
     /// The logits; absent when something before them was not finite.
@@ -281,6 +289,10 @@ impl fmt::Display for Outcome {
         let TextInfo { source, sequences, tokens, .. } = &self.text;
         writeln!(f, "\ntext: {source}, {} tokens in {sequences} windows", grouped(*tokens as u64))?;
         writeln!(f, "run on: {}", self.engine)?;
+        if let Some(distance) = self.routing_distance {
+            let percent = 100.0 * distance;
+            writeln!(f, "unlike the calibration text: {percent:.1} % of the visits go to other experts")?;
+        }
         writeln!(f, "{:>6}{:>18}{:>18}", "layer", "mixture, local", "hidden, so far")?;
         let number = |value: Option<f64>| value.map_or("not finite".into(), |value| format!("{value:.5}"));
         for row in &self.layers {

@@ -4,6 +4,7 @@ use crate::claims::{check, config_differences};
 use crate::error::VerifyError;
 use crate::options::{Depth, Thresholds, VerifyOptions};
 use crate::outcome;
+use crate::record::read_record;
 use crate::report::{Finding, FindingKind, Outcome, Report};
 use lowrank_forward::{Cpu, Engine};
 use lowrank_model::Progress;
@@ -62,8 +63,13 @@ pub fn verify_on(
     let outcome = match &windows {
         None => None,
         Some(windows) => {
-            let (outcome, wrong) = outcome::run(&original, &compressed, windows, engine, progress)?;
+            let (mut outcome, wrong) = outcome::run(&original, &compressed, windows, engine, progress)?;
             findings.extend(wrong);
+            // A record that cannot be read is a finding already.
+            let calibration = read_record(compressed.dir()).ok().and_then(|record| record.calibration);
+            outcome.routing_distance = calibration.and_then(|calibration| {
+                outcome::routing_distance(&outcome.tokens_per_expert, &calibration.tokens_per_expert)
+            });
             Some(outcome)
         }
     };

@@ -126,6 +126,12 @@ pub struct CalibrationReport {
     pub target: String,
     /// Share of the data-free norm.
     pub blend: f64,
+    /// `none`, `experts` or `layers`: how much of the compression before a matrix its factors were fitted to.
+    #[serde(default = "none")]
+    pub propagate: String,
+    /// Share of what the compressed model makes itself in what was wanted of it.
+    #[serde(default)]
+    pub propagate_own_share: f64,
     /// Tokens that sensitivities were measured with, if not the usual number.
     pub sensitivity_tokens: Option<usize>,
     /// What ran the model.
@@ -138,6 +144,10 @@ pub struct CalibrationReport {
     pub kl_at_half: Option<Vec<[f64; 3]>>,
     /// KL per unit of calibrated error, likewise.
     pub sensitivity: Option<Vec<[f64; 3]>>,
+}
+
+fn none() -> String {
+    "none".into()
 }
 
 fn cpu() -> String {

@@ -14,6 +14,7 @@ use lowrank_model::plan::{PlannedMatrix, Sensitivity};
 use lowrank_model::{Progress, Projection, RankPlan, Unit};
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::planning;
+use lowrank_writer::report::CalibrationReport;
 use std::path::Path;
 
 /// Runs `compress`, or `plan` with `--dry-run`.
@@ -42,6 +43,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
         print_json(&with_removed(&done.plan)?)?;
     } else if !talk.quiet {
         print_plan(&done.plan, talk.verbose);
+        print_coverage(done.calibration.as_ref().filter(|_| talk.verbose));
         println!(
             "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
             done.published.path.display(),
@@ -64,6 +66,7 @@ fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
     let progress: &dyn Progress = &Talk::new(talk.quiet);
     let interrupt = signals::watch()?;
     let planned = planning::plan(&checkpoint, &job.model, &job.plan, &job.resources, progress, &interrupt)?;
+    let coverage = planned.calibration.as_ref().filter(|_| talk.verbose);
     let plan = planned.plan;
     write_plan(&job.plan_out, &plan)?;
     if talk.json {
@@ -71,6 +74,7 @@ fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
     }
     if !talk.quiet {
         print_plan(&plan, talk.verbose);
+        print_coverage(coverage);
         println!("Plan written to {}; `compress --plan {0}` executes it.", job.plan_out.display());
     }
     Ok(())
@@ -143,6 +147,20 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
             optimality.duality_gap
         );
     }
+}
+
+/// Tokens of the calibration text that each expert saw.
+fn print_coverage(calibration: Option<&CalibrationReport>) {
+    let Some(CalibrationReport { tokens_per_expert, .. }) = calibration else { return };
+    let experts = tokens_per_expert.iter().map(Vec::len).max().unwrap_or(0);
+    let mut header = vec!["tokens seen".to_owned()];
+    header.extend((0..experts).map(|expert| format!("expert {expert}")));
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let rows = tokens_per_expert.iter().enumerate().map(|(layer, tokens)| {
+        let counts = tokens.iter().map(|&tokens| if tokens == 0 { "none".into() } else { grouped(tokens) });
+        std::iter::once(format!("layer {layer}")).chain(counts).collect()
+    });
+    println!("{}", table(&header, rows));
 }
 
 fn matrix_row(row: &PlannedMatrix) -> Vec<String> {

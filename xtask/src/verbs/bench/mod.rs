@@ -1,5 +1,6 @@
 //! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
+pub(crate) mod fidelity;
 pub(crate) mod forward;
 pub(crate) mod sweep;
 pub(crate) mod synth;
@@ -8,6 +9,8 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum What {
+    /// What every method keeps of the bundled models at several budgets, on texts that were not calibrated on
+    Fidelity(fidelity::Args),
     /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
     Sweep(sweep::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
@@ -19,6 +22,7 @@ pub(crate) enum What {
 /// The verb.
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
+        What::Fidelity(args) => fidelity::run(args),
         What::Sweep(args) => sweep::run(args),
         What::Synth(args) => synth::run(args),
         What::Forward(args) => forward::run(args),

@@ -45,17 +45,18 @@ impl End {
 /// What a run finds of what earlier ones measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cache {
-    /// Everything: it goes on to the factors at once. The default job.
+    /// Everything: it goes on to the factors at once.
     Warm,
-    /// What an interrupted run left; nothing after [`Bench::forget`]. It calibrates on fewer tokens than the default.
+    /// What an interrupted run left; nothing after [`Bench::forget`].
     Cold,
 }
 
 impl Cache {
+    /// The default job but for few tokens: what is tried is the writing.
     fn words(self) -> &'static [&'static str] {
         match self {
-            Self::Warm => &[],
-            Self::Cold => &["--calibration-tokens", "4096", "--sensitivity-tokens", "1024"],
+            Self::Warm => &["--calibration-tokens", "2048"],
+            Self::Cold => &["--calibration-tokens", "2048", "--sensitivity-tokens", "1024"],
         }
     }
 }

@@ -2,9 +2,8 @@
 //!
 //! The tool is built with fail points (`lowrank-failpoint`): every write, flush and rename can be the last thing a run
 //! does. Three of four runs die at such a place, each place once before any twice; the others at a random moment. One of
-//! five calibrates on fewer tokens with an empty cache, and most of those die while they measure; the others are the default
-//! job with a full cache. What is promised, and figures:
-//! `docs/reliability.md`.
+//! five has an empty cache, and most of those die while they measure; the others find all measured. What is promised, and
+//! figures: `docs/reliability.md`.
 
 mod bench;
 mod dice;

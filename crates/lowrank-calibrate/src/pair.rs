@@ -1,0 +1,94 @@
+//! Moments of the activations that a compressed model sees, beside those that the original saw: what
+//! [`lowrank_svd::fitted_map`] needs, so that factors give the original's outputs from changed inputs.
+
+use crate::CalibrateError;
+use crate::moments::{add_cross, add_moment};
+use lowrank_compute::Backend;
+use lowrank_svd::{SvdError, Unseen, fitted_map};
+use ndarray::Array2;
+
+/// Tokens that are widened to f64 together.
+const BATCH_TOKENS: usize = 2048;
+
+/// Σ weight · x̂ x̂ᵀ and Σ weight · x x̂ᵀ over tokens, [H, H], x of the original and x̂ of the compressed model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// Of x̂, lower triangle.
+    pub moment: Array2<f64>,
+    /// Of x and x̂.
+    pub cross: Array2<f64>,
+}
+
+impl Pair {
+    /// From rows x and x̂ [n, H] of the same tokens.
+    pub fn of(original: &[f32], changed: &[f32], weights: &[f64], hidden_size: usize) -> Self {
+        let mut moment = Array2::zeros((hidden_size, hidden_size));
+        let mut cross = moment.clone();
+        let run = BATCH_TOKENS * hidden_size;
+        let batches = original.chunks(run).zip(changed.chunks(run)).zip(weights.chunks(BATCH_TOKENS));
+        for ((original, changed), weights) in batches {
+            add_moment(&mut moment, changed, weights, hidden_size);
+            add_cross(&mut cross, original, changed, weights, hidden_size);
+        }
+        Self { moment, cross }
+    }
+
+    /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂.
+    pub fn map(
+        &self,
+        backend: &dyn Backend,
+        blend: f64,
+        own_share: f64,
+        unseen: Unseen<'_>,
+    ) -> Result<Array2<f64>, SvdError> {
+        let wanted = Array2::from_shape_fn(self.cross.dim(), |(i, j)| {
+            let own = self.moment[if j <= i { [i, j] } else { [j, i] }];
+            (1.0 - own_share) * self.cross[[i, j]] + own_share * own
+        });
+        fitted_map(backend, wanted.view(), self.moment.view(), blend, unseen)
+    }
+
+    /// Whether every sum is finite.
+    pub fn check(&self, layer: usize, expert: usize) -> Result<(), CalibrateError> {
+        let finite = self.moment.iter().chain(&self.cross).all(|value| value.is_finite());
+        if finite { Ok(()) } else { Err(CalibrateError::NotFinite { layer, expert }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_compute::Faer;
+
+    fn rows(seed: f32) -> Vec<f32> {
+        (0..15).map(|i| (seed * (i as f32 + 1.0).powi(2)).sin()).collect()
+    }
+
+    #[test]
+    fn sums_are_those_of_the_definition() {
+        let (x, changed, weights) = (rows(1.0), rows(2.5), [1.0, 0.5, 0.0, 2.0, 3.0]);
+        let pair = Pair::of(&x, &changed, &weights, 3);
+        for i in 0..3 {
+            for j in 0..3 {
+                let sum = |a: &[f32], b: &[f32]| -> f64 {
+                    (0..5).map(|t| weights[t] * f64::from(a[3 * t + i]) * f64::from(b[3 * t + j])).sum()
+                };
+                assert!((pair.cross[[i, j]] - sum(&x, &changed)).abs() < 1e-12);
+                if j <= i {
+                    assert!((pair.moment[[i, j]] - sum(&changed, &changed)).abs() < 1e-12);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_wants_only_its_own_needs_no_map() {
+        let pair = Pair::of(&rows(1.0), &rows(2.5), &[1.0; 5], 3);
+        let away = |own_share: f64| {
+            let map = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
+            (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))
+        };
+        assert!(away(1.0) < 1e-9 && away(0.0) > 0.1, "{} {}", away(1.0), away(0.0));
+        assert!((away(0.5) / away(0.0) - 0.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,359 @@
+//! Factors fitted to what the factors before them make of the activations: layers in order, one layer in memory.
+//!
+//! Two streams of hidden states run through the calibration text, the original's h and the compressed model's ĥ, and
+//! within a layer each expert is made from w1 and w3 to w2 (AA-SVD, 2604.02119):
+//!
+//! | Reach | x̂, inputs of w1 and w3 | ẑ, inputs of w2 |
+//! |---|---|---|
+//! | experts | x: ĥ is h, and w1 and w3 are fitted as without propagation | silu(ŵ1 x) ∘ ŵ3 x |
+//! | layers | norm(ĥ), the tokens that the router sends there | silu(ŵ1 x̂) ∘ ŵ3 x̂ |
+//!
+//! What is wanted of an expert is what the original one gives for the original's x, whether or not the original's router
+//! would have asked it. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
+//!
+//! Factors are those that are stored, rounded. All of it is a function of the model, the text and the ranks: a run that
+//! goes on, or makes a few matrices again, runs the streams from the start and makes the same bytes.
+
+use crate::lens::Calibrated;
+use crate::stored::Remade;
+use crate::{Interrupt, PipelineError};
+use lowrank_calibrate::moments::column_energies;
+use lowrank_calibrate::{CalibrateError, ExpertMoments, MomentSettings, Pair, Reach};
+use lowrank_compute::Algebra;
+use lowrank_forward::math::add_scaled;
+use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
+use lowrank_model::{MatrixId, Projection, Tensor};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_svd::{Metric, Unseen};
+use ndarray::Array2;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
+type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
+/// Takes a matrix that was made, and whether it was so.
+type Take<'a> = dyn Fn(MatrixId, Remade, bool) -> Result<(), PipelineError> + Sync + 'a;
+
+/// What to make, and what to do with it.
+pub(crate) struct Propagation<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) algebra: &'a Algebra,
+    /// Matrices that become factors.
+    pub(crate) ranks: &'a BTreeMap<MatrixId, usize>,
+    /// Of those, the ones to hand on; what only they depend on is made, too.
+    pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
+    pub(crate) make: &'a Make<'a>,
+    pub(crate) take: &'a Take<'a>,
+    pub(crate) interrupt: &'a Interrupt,
+}
+
+impl Propagation<'_> {
+    /// Runs inside the pool of the job.
+    pub(crate) fn run(&self, calibrated: &Calibrated) -> Result<(), PipelineError> {
+        let forward = Forward::on(self.checkpoint, &*calibrated.engine);
+        let Some(last) = self.ranks.keys().filter(|&&id| (self.wanted)(id)).map(|id| id.layer).max() else {
+            return Ok(());
+        };
+        let layers_too = calibrated.propagation().reach == Reach::Layers;
+        let mut own = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
+        let mut changed = layers_too.then(|| own.clone());
+        for layer in 0..=last {
+            let x = mixture_input(&forward, layer, &mut own)?;
+            let seen = changed.as_mut().map(|h| mixture_input(&forward, layer, h)).transpose()?;
+            let work =
+                Layer { all: self, calibrated, forward: &forward, layer, x: &x, seen: seen.as_deref() };
+            let made = work.make(&mut own)?;
+            if let (Some(changed), Some(seen)) = (&mut changed, &seen) {
+                let output = forward.moe(layer, &[&x], &mut ()).map_err(CalibrateError::from)?.remove(0);
+                forward.add(&mut own, &output);
+                let expert_of = |expert| stored(&forward, layer, expert, &made);
+                let output = forward.moe_of(layer, &[seen], &mut (), expert_of)?.remove(0);
+                forward.add(changed, &output);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// norm(h) after the attention of a layer, [N, H].
+fn mixture_input(forward: &Forward<'_>, layer: usize, h: &mut Hidden) -> Result<Vec<f32>, PipelineError> {
+    forward.attention(layer, h).map_err(CalibrateError::from)?;
+    Ok(forward.moe_input(layer, h).map_err(CalibrateError::from)?)
+}
+
+/// One layer of both streams.
+struct Layer<'a> {
+    all: &'a Propagation<'a>,
+    calibrated: &'a Calibrated,
+    forward: &'a Forward<'a>,
+    layer: usize,
+    /// Of the original, [N, H].
+    x: &'a [f32],
+    /// Of the compressed model, where that is another.
+    seen: Option<&'a [f32]>,
+}
+
+/// The tokens of one expert.
+struct Visit {
+    expert: usize,
+    tokens: Vec<usize>,
+    /// Of the router, g.
+    weights: Vec<f32>,
+}
+
+/// In which metric a matrix is made.
+enum Fit {
+    /// As without propagation.
+    Alone(lowrank_calibrate::Norm),
+    Inputs {
+        moment: Array2<f64>,
+        rows: Vec<f64>,
+        blend: f64,
+        map: Array2<f64>,
+    },
+    Outputs {
+        moment: Array2<f64>,
+        blend: f64,
+        map: Array2<f64>,
+    },
+}
+
+impl Fit {
+    fn metric(&self) -> Metric<'_> {
+        match self {
+            Self::Alone(norm) => norm.metric(),
+            Self::Inputs { moment, rows, blend, map } => {
+                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: Some(map.view()) }
+            }
+            Self::Outputs { moment, blend, map } => {
+                Metric::Outputs { moment: moment.view(), blend: *blend, map: Some(map.view()) }
+            }
+        }
+    }
+}
+
+impl Layer<'_> {
+    /// Makes what is to be made of this layer and hands it on. Where there is one stream, it also goes through the layer.
+    fn make(&self, own: &mut Hidden) -> Result<BTreeMap<MatrixId, StoredMatrix>, PipelineError> {
+        let routing =
+            self.forward.route(self.layer, self.seen.unwrap_or(self.x)).map_err(CalibrateError::from)?;
+        let experts: Vec<Visit> = (0..self.forward.config().num_local_experts)
+            .map(|expert| {
+                let (tokens, weights) = routing.visitors(expert);
+                Visit { expert, tokens, weights }
+            })
+            .collect();
+        drop(routing);
+        let mut made = BTreeMap::new();
+        let mut output = vec![0.0; self.x.len()];
+        // As many at once as there are workers: each holds two moments.
+        for group in experts.chunks(rayon::current_num_threads()) {
+            self.all.interrupt.check()?;
+            let mut fits = Vec::new();
+            for visit in group {
+                fits.extend(self.input_fits(visit)?);
+            }
+            self.factor(fits, &mut made)?;
+            let mut fits = Vec::new();
+            for visit in group {
+                self.all.interrupt.check()?;
+                fits.extend(self.output_fit(visit, &made, &mut output)?);
+            }
+            self.factor(fits, &mut made)?;
+        }
+        if self.seen.is_none() {
+            self.forward.add(own, &output);
+        }
+        Ok(made)
+    }
+
+    fn id(&self, expert: usize, projection: Projection) -> MatrixId {
+        MatrixId { layer: self.layer, expert, projection }
+    }
+
+    /// Whether an expert's matrices are made: with two streams all are, for what comes after depends on them.
+    fn is_made(&self, expert: usize) -> bool {
+        let wanted = |projection| {
+            let id = self.id(expert, projection);
+            self.all.ranks.contains_key(&id) && (self.all.wanted)(id)
+        };
+        self.seen.is_some() || Projection::ALL.into_iter().any(wanted)
+    }
+
+    fn ranked(&self, expert: usize, projections: &[Projection]) -> Vec<MatrixId> {
+        let ids = projections.iter().map(|&projection| self.id(expert, projection));
+        ids.filter(|id| self.all.ranks.contains_key(id)).collect()
+    }
+
+    /// For w1 and w3.
+    fn input_fits(&self, visit: &Visit) -> Result<Vec<(MatrixId, Fit)>, PipelineError> {
+        let ids = self.ranked(visit.expert, &[Projection::W1, Projection::W3]);
+        if !self.is_made(visit.expert) || ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
+        let seen = match self.seen {
+            Some(seen) if !visit.tokens.is_empty() => seen,
+            _ => return ids.into_iter().map(alone).collect(),
+        };
+        let config = self.forward.config();
+        let settings = self.calibrated.moments();
+        let weights = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
+        let energies = match &weights.w2 {
+            StoredMatrix::Dense(w2) => column_energies(w2),
+            _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
+        };
+        let rows = self.rows(seen, visit);
+        let mut watch = Watch {
+            sums: ExpertMoments::new(config.hidden_size, config.intermediate_size, settings),
+            counted: Vec::with_capacity(visit.tokens.len()),
+            router_weights: &visit.weights,
+            column_energies: &energies,
+            settings,
+        };
+        self.forward.expert_on(self.layer, weights, &rows, &mut watch).map_err(CalibrateError::from)?;
+        let Watch { sums, counted, .. } = watch;
+        let pair = Pair::of(&self.rows(self.x, visit), &rows, &counted, config.hidden_size);
+        pair.check(self.layer, visit.expert)?;
+        let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
+        let map = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
+        let fit = |id: MatrixId| {
+            let rows = if id.projection == Projection::W1 { &sums.gate_rows } else { &sums.up_rows };
+            let (moment, rows, map) = (pair.moment.clone(), rows.clone(), map.clone());
+            (id, Fit::Inputs { moment, rows, blend, map })
+        };
+        Ok(ids.into_iter().map(fit).collect())
+    }
+
+    /// For w2, if it has a rank; and the original's output where there is one stream.
+    fn output_fit(
+        &self,
+        visit: &Visit,
+        made: &BTreeMap<MatrixId, StoredMatrix>,
+        output: &mut [f32],
+    ) -> Result<Option<(MatrixId, Fit)>, PipelineError> {
+        let h = self.forward.config().hidden_size;
+        let id = self.id(visit.expert, Projection::W2);
+        let is_made = self.is_made(visit.expert) && self.all.ranks.contains_key(&id);
+        if !is_made && self.seen.is_some() {
+            return Ok(None);
+        }
+        let original = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
+        let run = |weights, rows: &[f32]| {
+            self.forward.expert_on(self.layer, weights, rows, &mut ()).map_err(CalibrateError::from)
+        };
+        let wanted = run(original.clone(), &self.rows(self.x, visit))?; // [n, H]
+        if self.seen.is_none() {
+            for ((&token, &g), y) in visit.tokens.iter().zip(&visit.weights).zip(wanted.chunks_exact(h)) {
+                add_scaled(&mut output[token * h..][..h], g, y);
+            }
+        }
+        if !is_made {
+            return Ok(None);
+        }
+        let inputs = [Projection::W1, Projection::W3].map(|projection| self.id(visit.expert, projection));
+        let is_changed = self.seen.is_some() || inputs.iter().any(|id| made.contains_key(id));
+        if visit.tokens.is_empty() || !is_changed {
+            return Ok(Some((id, Fit::Alone(self.calibrated.norms.of(id)?))));
+        }
+        let StoredMatrix::Dense(w2) = original.w2.clone() else {
+            return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
+        };
+        let [w1, w3] = [(&inputs[0], original.w1), (&inputs[1], original.w3)]
+            .map(|(id, original)| made.get(id).cloned().unwrap_or(original));
+        let rows = self.rows(self.seen.unwrap_or(self.x), visit);
+        let given = run(StoredExpert { w1, w2: original.w2, w3 }, &rows)?; // [n, H]
+        let gate_weight = self.calibrated.moments().gate_weight;
+        let shares: Vec<f64> = visit.weights.iter().map(|&g| gate_weight.of(g)).collect();
+        let pair = Pair::of(&wanted, &given, &shares, h);
+        pair.check(self.layer, visit.expert)?;
+        let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
+        let map = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
+        Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
+    }
+
+    /// From what is seen to what is wanted, for a matrix.
+    fn map(
+        &self,
+        id: MatrixId,
+        pair: &Pair,
+        blend: f64,
+        unseen: Unseen<'_>,
+    ) -> Result<Array2<f64>, PipelineError> {
+        let own_share = self.calibrated.propagation().own_share;
+        let shape = self.forward.config().matrix_shape(id.projection);
+        let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, unseen));
+        map.map_err(|source| PipelineError::Svd { name: id, source })
+    }
+
+    /// Makes several matrices at once and hands them on.
+    fn factor(
+        &self,
+        fits: Vec<(MatrixId, Fit)>,
+        made: &mut BTreeMap<MatrixId, StoredMatrix>,
+    ) -> Result<(), PipelineError> {
+        let done: Result<Vec<(MatrixId, StoredMatrix)>, PipelineError> = fits
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|(id, fit)| {
+                let StoredMatrix::Dense(matrix) = self.all.checkpoint.read_matrix(id)? else {
+                    return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
+                };
+                self.all.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+                let is_alone = matches!(fit, Fit::Alone(_));
+                let remade = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
+                let matrix = remade.stored(self.forward.config().matrix_shape(id.projection));
+                if (self.all.wanted)(id) {
+                    (self.all.take)(id, remade, is_alone)?;
+                }
+                Ok((id, matrix))
+            })
+            .collect();
+        made.extend(done?);
+        Ok(())
+    }
+
+    /// Rows of the expert's tokens, [n, H].
+    fn rows(&self, states: &[f32], visit: &Visit) -> Vec<f32> {
+        let h = self.forward.config().hidden_size;
+        let mut rows = Vec::with_capacity(visit.tokens.len() * h);
+        for &token in &visit.tokens {
+            rows.extend_from_slice(&states[token * h..][..h]);
+        }
+        rows
+    }
+}
+
+/// The matrices of an expert, those that were made in place of the original's.
+fn stored(
+    forward: &Forward<'_>,
+    layer: usize,
+    expert: usize,
+    made: &BTreeMap<MatrixId, StoredMatrix>,
+) -> Result<StoredExpert, CalibrateError> {
+    let StoredExpert { w1, w2, w3 } = forward.expert(layer, expert)?;
+    let or_made =
+        |projection, original| made.get(&MatrixId { layer, expert, projection }).cloned().unwrap_or(original);
+    Ok(StoredExpert {
+        w1: or_made(Projection::W1, w1),
+        w2: or_made(Projection::W2, w2),
+        w3: or_made(Projection::W3, w3),
+    })
+}
+
+/// Takes the moments of one expert whose rows all were brought to it.
+struct Watch<'a> {
+    sums: ExpertMoments,
+    counted: Vec<f64>,
+    router_weights: &'a [f32],
+    column_energies: &'a [f64],
+    settings: MomentSettings,
+}
+
+impl Observer for Watch<'_> {
+    fn expert(&mut self, batch: &ExpertBatch<'_>) {
+        let weights = &self.router_weights[batch.tokens[0]..][..batch.tokens.len()];
+        let batch = ExpertBatch { weights, ..*batch };
+        self.counted.extend(self.sums.add(&batch, self.column_energies, self.settings));
+    }
+}

@@ -1,0 +1,83 @@
+//! The rows of the table: an ablation from plain SVD to everything, and what a user would do instead.
+
+/// One way to remove parameters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Method {
+    /// In the table.
+    pub(crate) name: &'static str,
+    /// What is done.
+    pub(crate) how: How,
+    /// Whether the small form of the benchmark has this row.
+    pub(crate) small: bool,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum How {
+    /// The tool without data, with these flags.
+    DataFree(&'static str),
+    /// The tool, calibrated, with these flags.
+    Calibrated(&'static str),
+    /// Whole experts go, as many in every layer.
+    Pruned,
+}
+
+/// What SVD-LLM does.
+pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
+/// The better of two without data.
+pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
+/// The tool without flags.
+pub(crate) const DEFAULT: &str = "+ w2 fitted to its compressed w1 and w3: **the default**";
+/// What a user would do instead.
+pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
+
+/// From top to bottom; a row that begins with a plus is the row above it and one thing more.
+pub(crate) const METHODS: [Method; 13] = [
+    row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --layout uv")),
+    row("plain SVD, global, u·v", How::DataFree("--layout uv")),
+    row(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
+    in_small(row(DATA_FREE_PIVOTED[1], How::DataFree(""))),
+    in_small(row(
+        WHITENED,
+        How::Calibrated(
+            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
+             --sensitivity absolute --allocation uniform --layout uv",
+        ),
+    )),
+    row(
+        "+ global by absolute errors",
+        How::Calibrated(
+            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
+             --sensitivity absolute --layout uv",
+        ),
+    ),
+    row(
+        "+ pivoted",
+        How::Calibrated(
+            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
+             --sensitivity absolute",
+        ),
+    ),
+    row(
+        "+ gate weights",
+        How::Calibrated(
+            "--propagate none --calibration-target matrix --calibration-blend 0.001 --sensitivity absolute",
+        ),
+    ),
+    row(
+        "+ measured sensitivities",
+        How::Calibrated("--propagate none --calibration-target matrix --calibration-blend 0.001"),
+    ),
+    row("+ errors as the expert's output sees them, blend 0.1", How::Calibrated("--propagate none")),
+    in_small(row(DEFAULT, How::Calibrated(""))),
+    row("+ every layer fitted to the compressed ones before it", How::Calibrated("--propagate layers")),
+    in_small(row(PRUNED, How::Pruned)),
+];
+
+const fn row(name: &'static str, how: How) -> Method {
+    Method { name, how, small: false }
+}
+
+const fn in_small(method: Method) -> Method {
+    Method { small: true, ..method }
+}

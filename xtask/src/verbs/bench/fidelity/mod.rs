@@ -1,0 +1,136 @@
+//! `cargo xtask bench fidelity`: what every method keeps of a model at the same number of parameters. Writes
+//! `docs/fidelity.md`.
+//!
+//! Everything goes through the tool as a user runs it: `compress` writes a checkpoint, `verify` counts its headers and
+//! runs both models on texts that were not calibrated on. Expert pruning, which the tool does not do, is an example of
+//! `lowrank-cli` that writes a Mixtral of fewer experts and measures it by the same functions.
+
+mod measure;
+mod methods;
+mod page;
+
+use crate::shell::root;
+use anyhow::{Context, Result, bail};
+use measure::{Bench, Subject};
+use std::path::PathBuf;
+
+/// Of the expert parameters, in percent.
+const BUDGETS: [f64; 4] = [10.0, 22.2, 35.0, 50.0];
+/// A budget of the full table; the one that goes is a share of the experts that 10 B is of Mixtral-8x7B's.
+const BUDGET_USUAL: f64 = 22.2;
+/// The deepest cut.
+const BUDGET_DEEP: f64 = 50.0;
+/// Of every evaluation text.
+const TOKENS: usize = 32_768;
+/// To calibrate on: the tool's own default.
+const CALIBRATION_TOKENS: usize = 65_536;
+/// Both in the small form.
+const TOKENS_SMALL: usize = 8_192;
+/// The bundled calibration passage, by the name that the documents have for it.
+const BUNDLED: &str = "the bundled passage";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Checkpoint; may be repeated [default: the two bundled models]
+    #[arg(long = "model", value_name = "DIR")]
+    models: Vec<PathBuf>,
+    /// Shares of the expert parameters to remove, in percent [default: 10,22.2,35,50]
+    #[arg(long, value_name = "PERCENT,...", value_delimiter = ',')]
+    budgets: Vec<f64>,
+    /// Text to evaluate on; may be repeated [default: Jack Sheppard and the Inaugural Addresses]
+    #[arg(long = "text", value_name = "FILE")]
+    texts: Vec<PathBuf>,
+    /// Text to calibrate on [default: the bundled passage; for the second bundled model a text unlike the others]
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
+    /// Tokens of every evaluation text [default: 32768]
+    #[arg(long)]
+    tokens: Option<usize>,
+    /// Tokens to calibrate on [default: 65536]
+    #[arg(long)]
+    calibration_tokens: Option<usize>,
+    /// Where the page goes [default: docs/fidelity.md; target/fidelity/fidelity.md in the small form]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// One budget, a few rows and tokens of the first bundled model, within a minute: for CI
+    #[arg(long)]
+    pub(crate) small: bool,
+}
+
+/// The form that CI runs.
+pub(crate) fn small() -> Result<()> {
+    let args = Args {
+        models: Vec::new(),
+        budgets: Vec::new(),
+        texts: Vec::new(),
+        calibrate: None,
+        tokens: None,
+        calibration_tokens: None,
+        out: None,
+        small: true,
+    };
+    run(&args)
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (tokens, calibration_tokens) =
+        if args.small { (TOKENS_SMALL, TOKENS_SMALL) } else { (TOKENS, CALIBRATION_TOKENS) };
+    let texts = root().join("tests/fixtures/text");
+    let texts = match args.texts.as_slice() {
+        [] => vec![texts.join("jack_sheppard.txt"), texts.join("inaugural_addresses.txt")],
+        given => given.to_vec(),
+    };
+    let budgets = match args.budgets.as_slice() {
+        [] if args.small => vec![BUDGET_USUAL],
+        [] => BUDGETS.to_vec(),
+        given => given.to_vec(),
+    };
+    if let Some(bad) = budgets.iter().find(|budget| !(0.0 < **budget && **budget < 100.0)) {
+        bail!("--budgets: {bad} is no share in percent");
+    }
+    let bench = Bench::new(
+        budgets,
+        texts,
+        args.tokens.unwrap_or(tokens),
+        args.calibration_tokens.unwrap_or(calibration_tokens),
+        args.small,
+    )?;
+    let mut measured = Vec::new();
+    for subject in subjects(args) {
+        measured.push(bench.measure(&subject).with_context(|| subject.model.display().to_string())?);
+    }
+    let goals = page::goals(&bench, &measured);
+    let out = match (&args.out, args.small) {
+        (Some(out), _) => out.clone(),
+        (None, true) => bench.folder().join("fidelity.md"),
+        (None, false) => root().join("docs/fidelity.md"),
+    };
+    std::fs::write(&out, page::page(&bench, &measured, &goals)?)
+        .with_context(|| out.display().to_string())?;
+    println!("{}", out.display());
+    for goal in &goals {
+        println!("{goal}");
+    }
+    if goals.iter().any(|goal| !goal.kept) {
+        bail!("a goal is missed");
+    }
+    Ok(())
+}
+
+/// Which models are calibrated on what.
+fn subjects(args: &Args) -> Vec<Subject> {
+    let fixtures = root().join("tests/fixtures");
+    if !args.models.is_empty() {
+        let subject = |model: &PathBuf| Subject { model: model.clone(), calibrate: args.calibrate.clone() };
+        return args.models.iter().map(subject).collect();
+    }
+    let first = Subject { model: fixtures.join("tiny-mixtral"), calibrate: args.calibrate.clone() };
+    if args.small {
+        return vec![first];
+    }
+    // Unlike both evaluation texts: what is promised holds for a user with the wrong text, too.
+    let unlike = fixtures.join("text/shakespeare.txt");
+    let second = fixtures.join("second-mixtral");
+    vec![first, Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) }]
+}

@@ -1,0 +1,207 @@
+//! The page: what was run, one table for each model and figure, and what must hold.
+
+use super::measure::{Bench, Cell, Measured, Score};
+use super::methods::{DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
+use super::{BUDGET_DEEP, BUDGET_USUAL};
+use crate::shell::{command, output};
+use anyhow::Result;
+use std::fmt::{self, Write};
+
+/// Best of the prototype's rows that the default is held to, perplexity increase by text: (budget, largest).
+const LARGEST: [(f64, [f64; 2]); 2] = [(BUDGET_USUAL, [0.0025, 0.0021]), (BUDGET_DEEP, [0.24, 0.20])];
+/// The model that they are for.
+const LARGEST_OF: &str = "tiny-mixtral";
+/// Of what whitening alone loses, the default loses at most this share.
+const SHARE_OF_WHITENED: f64 = 0.25;
+
+/// Something that must hold.
+pub(crate) struct Goal {
+    what: String,
+    pub(crate) kept: bool,
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", if self.kept { "kept" } else { "MISSED" }, self.what)
+    }
+}
+
+fn increases(measured: &Measured, name: &str, budget: usize) -> Option<Vec<f64>> {
+    let row = measured.rows.iter().find(|row| row.method.name == name)?;
+    Some(row.cells[budget].scores.iter().map(|score| score.increase.0).collect())
+}
+
+/// What is held against the figures.
+pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
+    let mut goals = Vec::new();
+    for model in measured {
+        for (at, &budget) in bench.budgets.iter().enumerate() {
+            let Some(default) = increases(model, DEFAULT, at) else { continue };
+            let mut hold = |limits: Vec<f64>, why: &str| {
+                let kept = default.iter().zip(&limits).all(|(is, limit)| is <= limit);
+                let what = format!(
+                    "{}, −{budget} %: the default's {} at most {}, {why}",
+                    model.model,
+                    percents(&default),
+                    percents(&limits)
+                );
+                goals.push(Goal { what, kept });
+            };
+            if let Some((_, largest)) = LARGEST
+                .iter()
+                .find(|(of, _)| *of == budget && model.model == LARGEST_OF && default.len() == 2)
+            {
+                hold(largest.to_vec(), "the best that a prototype reached with the methods above it");
+            }
+            if let Some(whitened) = increases(model, WHITENED, at).filter(|_| budget == BUDGET_USUAL) {
+                let limits = whitened.iter().map(|loss| loss * SHARE_OF_WHITENED).collect();
+                hold(limits, "a quarter of whitened, uniform, u·v");
+            }
+            for name in DATA_FREE_PIVOTED {
+                if let Some(limits) = increases(model, name, at) {
+                    hold(limits, name);
+                }
+            }
+        }
+    }
+    goals
+}
+
+fn percents(values: &[f64]) -> String {
+    let percent = |value: &f64| format!("{:+.2} %", 100.0 * value).replace('-', "−");
+    values.iter().map(percent).collect::<Vec<_>>().join(" / ")
+}
+
+/// The whole page.
+pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Result<String> {
+    let mut page = String::new();
+    let texts: Vec<String> = bench
+        .texts
+        .iter()
+        .map(|text| text.file_stem().unwrap_or_default().to_string_lossy().into_owned())
+        .collect();
+    let texts = texts.join(" / ");
+    let date = output(command("date").args(["-u", "+%F"]))?;
+    writeln!(
+        page,
+        "# What is kept\n\n\
+         Written by `cargo xtask bench fidelity{small}`, {date}, {machine}, {seconds} s.\n\n\
+         Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. It is\n\
+         calibrated, if at all, on the first text named (`--calibration-tokens {calibration}`), and both models run on the first\n\
+         {tokens} tokens of *other* texts ({texts}) in windows of 256, through `compress` and `verify` as a user runs them; bf16, seed 0.\n\
+         Standard errors (±) are over windows, of the paired difference. Each figure is from one calibration set: a difference\n\
+         between two rows that is not several times its error says little.\n",
+        small = if bench.small { " --small" } else { "" },
+        date = date.trim(),
+        machine = machine(),
+        seconds = bench.seconds(),
+        calibration = bench.calibration_tokens,
+        tokens = bench.tokens,
+    )?;
+    for model in measured {
+        let distance =
+            |share: &Option<f64>| share.map_or("?".into(), |share| format!("{:.1} %", 100.0 * share));
+        let distances: Vec<String> = model.routing_distances.iter().map(distance).collect();
+        let perplexities: Vec<String> = model.perplexities.iter().map(|p| format!("{p:.3}")).collect();
+        writeln!(
+            page,
+            "## {}, calibrated on {}\n\n\
+             {} of its {} parameters are in the experts. Its perplexity is {}. Against the calibration text, {} of the visits\n\
+             go to other experts.\n",
+            model.model,
+            model.calibrated_on,
+            model.expert_params,
+            model.params,
+            perplexities.join(" / "),
+            distances.join(" / ")
+        )?;
+        table(&mut page, bench, model, &format!("Increase of perplexity in percent, {texts}"), |score| {
+            with_error(score.increase, 100.0, true)
+        })?;
+        table(
+            &mut page,
+            bench,
+            model,
+            &format!("KL(original ‖ compressed) in 10⁻³ nats per token, {texts}"),
+            |score| with_error(score.kl, 1000.0, false),
+        )?;
+        table(
+            &mut page,
+            bench,
+            model,
+            &format!("Positions where both rank the same token first, in percent, {texts}"),
+            |score| with_error(score.top1, 100.0, false),
+        )?;
+    }
+    writeln!(page, "## What must hold\n\nThe command fails if one of these is missed.\n")?;
+    for goal in goals {
+        writeln!(page, "- {goal}")?;
+    }
+    writeln!(page, "\n## The rows\n\n| Row | Flags |\n|---|---|")?;
+    for method in METHODS {
+        let flags = match method.how {
+            How::DataFree(flags) => format!("`{}`", ["--calibrate none", flags].join(" ").trim()),
+            How::Calibrated("") => "none".into(),
+            How::Calibrated(flags) => format!("`{flags}`"),
+            How::Pruned => "`cargo run --release -p lowrank-cli --example prune_experts`: in every layer the experts with the \
+                            smallest mean g·‖output‖ on the calibration text go, the router is renormalised over the rest"
+                .into(),
+        };
+        writeln!(page, "| {} | {flags} |", method.name)?;
+    }
+    Ok(page)
+}
+
+fn table(
+    page: &mut String,
+    bench: &Bench,
+    model: &Measured,
+    title: &str,
+    show: impl Fn(&Score) -> String,
+) -> fmt::Result {
+    let heads: Vec<String> = bench.budgets.iter().map(|budget| format!("−{budget} %")).collect();
+    writeln!(page, "{title}:\n\n| Method | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()))?;
+    for row in &model.rows {
+        let cells: Vec<String> = row
+            .cells
+            .iter()
+            .map(|cell| {
+                let scores: Vec<String> = cell.scores.iter().map(&show).collect();
+                format!("{}{}", scores.join(" / "), removed_instead(model, row.method.name, cell))
+            })
+            .collect();
+        writeln!(page, "| {} | {} |", row.method.name, cells.join(" | "))?;
+    }
+    writeln!(page)
+}
+
+/// Experts come in whole numbers.
+fn removed_instead(model: &Measured, name: &str, cell: &Cell) -> String {
+    let share = 100.0 * cell.removed_params as f64 / model.expert_params as f64;
+    if name == PRUNED { format!(" (−{share:.1} %)") } else { String::new() }
+}
+
+fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
+    let (value, error) = (value * scale, error * scale);
+    // Two digits of the error at most.
+    let digits = if error >= 0.95 {
+        0
+    } else if error >= 0.095 {
+        1
+    } else {
+        2
+    };
+    if sign {
+        format!("{value:+.digits$} ±{error:.digits$}")
+    } else {
+        format!("{value:.digits$} ±{error:.digits$}")
+    }
+}
+
+/// Processor and cores.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    format!("{cores} cores of {}", name.map_or("an unknown processor", |(_, name)| name.trim()))
+}
