@@ -5,7 +5,7 @@
 
 use crate::error::VerifyError;
 use crate::factors::{energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy};
-use crate::record::{Record, Row, read_index_totals, read_record, squared_error_tolerance};
+use crate::record::{Record, Row, chance, read_index_totals, read_record, squared_error_tolerance};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::{Layout, MatrixId, Progress, Tensor, Unit, format};
@@ -278,8 +278,8 @@ impl Claims<'_> {
                 _ if row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
                 // Of a zero matrix too: nothing was rounded.
                 Some(0.0) => 0.0,
-                Some(rounding) => rounding / energy(ours),
-                None => dtype.unit_roundoff().powi(2),
+                Some(rounding) => rounding / energy(ours) * chance(theirs),
+                None => dtype.unit_roundoff().powi(2) * chance(theirs),
             };
             let tolerance = squared_error_tolerance(recorded, rounding);
             let distance = (measured * measured - recorded * recorded).abs();
