@@ -87,7 +87,7 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
         "# What is kept\n\n\
          Written by `cargo xtask bench fidelity{small}`, {date}, {machine}, {seconds} s.\n\n\
          Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. It is\n\
-         calibrated, if at all, on the first text named (`--calibration-tokens {calibration}`), and both models run on the first\n\
+         calibrated, if at all, on the text named in the heading (`--calibration-tokens {calibration}`), and both models run on the first\n\
          {tokens} tokens of *other* texts ({texts}) in windows of 256, through `compress` and `verify` as a user runs them; bf16, seed 0.\n\
          Standard errors (±) are over windows, of the paired difference. Each figure is from one calibration set: a difference\n\
          between two rows that is not several times its error says little.\n",
@@ -191,11 +191,8 @@ fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
     } else {
         2
     };
-    if sign {
-        format!("{value:+.digits$} ±{error:.digits$}")
-    } else {
-        format!("{value:.digits$} ±{error:.digits$}")
-    }
+    let value = if sign { format!("{value:+.digits$}") } else { format!("{value:.digits$}") };
+    format!("{} ±{error:.digits$}", value.replace('-', "−"))
 }
 
 /// Processor and cores.
