@@ -4,7 +4,9 @@
 //! factored one must have the rank and the error that its record says; counts in metadata must be those of the headers.
 
 use crate::error::VerifyError;
-use crate::factors::{energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy};
+use crate::factors::{
+    energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy, smallest_normal,
+};
 use crate::record::{Record, Row, chance, read_index_totals, read_record, squared_error_tolerance};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
@@ -308,7 +310,8 @@ impl Claims<'_> {
     fn pivots(&mut self, id: MatrixId, row: &Row, ours: &StoredMatrix, theirs: &StoredMatrix, measured: f64) {
         let u = self.compressed.matrix_dtype(id).unit_roundoff();
         if let (Some(recorded), Some(largest)) = (row.largest_coefficient, largest_coefficient(theirs)) {
-            let holds = (largest - recorded).abs() <= u * recorded.max(largest);
+            let least = smallest_normal(self.compressed.matrix_dtype(id));
+            let holds = (largest - recorded).abs() <= u * recorded.max(largest).max(least);
             if !holds {
                 let detail =
                     format!("the largest coefficient is {largest:.6}, the report says {recorded:.6}");

@@ -4,7 +4,7 @@
 //! basis · C with C = [I T] Π [r, n], rows as R · basis with R = Πᵀ [I; T] [m, r].
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::{PivotOrder, PivotSide, Tensor};
+use lowrank_model::{Dtype, PivotOrder, PivotSide, Tensor};
 use lowrank_reader::StoredMatrix;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
@@ -123,9 +123,18 @@ pub fn rounding_at_most(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64
     Some((u * u * pivots + (2.0 * u + u * u).powi(2) * rank as f64 * rest).sqrt())
 }
 
-/// ‖B‖², Σₖ ‖bₖ‖²‖tₖ‖² and the rank of a pivoted matrix.
+/// The smallest normal number of a dtype.
+pub fn smallest_normal(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 | Dtype::Bf16 => f64::from(f32::MIN_POSITIVE),
+        Dtype::F16 => 0.5_f64.powi(14),
+    }
+}
+
+/// ‖B‖², Σₖ ‖bₖ‖²‖tₖ‖² and the rank of a pivoted matrix, as far as rounding goes.
 fn pivoted_energies(stored: &StoredMatrix) -> Option<(f64, f64, usize)> {
     let StoredMatrix::Pivoted { side, basis, coefficients, .. } = stored else { return None };
+    let least = smallest_normal(basis.dtype());
     let (basis, table) =
         (widened(basis, 0, basis.shape()[0]), widened(coefficients, 0, coefficients.shape()[0]));
     // Columns of the basis meet rows of T, or the other way round.
@@ -133,8 +142,10 @@ fn pivoted_energies(stored: &StoredMatrix) -> Option<(f64, f64, usize)> {
         PivotSide::Inputs => (basis.t(), table.view()),
         PivotSide::Outputs => (basis.view(), table.t()),
     };
+    // Below the normal range numbers are as far apart as at its end, so they are off as that is.
+    let counted = |value: &f64| if *value == 0.0 { 0.0 } else { value.abs().max(least) };
     let energies = |of: ArrayView2<'_, f64>| -> Vec<f64> {
-        of.rows().into_iter().map(|row| row.iter().map(|value| value * value).sum()).collect()
+        of.rows().into_iter().map(|row| row.iter().map(|value| counted(value).powi(2)).sum()).collect()
     };
     let (basis, table) = (energies(basis), energies(table));
     let rest = basis.iter().zip(&table).map(|(b, t)| b * t).sum();
