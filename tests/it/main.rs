@@ -7,6 +7,8 @@ mod support;
 mod calibration;
 /// The main job: what is removed, what is written, that bytes repeat.
 mod compress;
+/// Odd numbers and absurd values on the default path.
+mod hostile;
 /// plan.json, rank maps, config files: other ways to say the same.
 mod planning;
 /// Every bad input: one line, its exit code, nothing at `--out`.

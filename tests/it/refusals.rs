@@ -1,12 +1,12 @@
 //! Every bad input: one line that names file and tensor, its exit code, nothing at `--out`.
 
 use crate::support::{
-    compress, copy_of_model, data_range, edit_header, edit_json, outcome, run, tiny_mixtral, tool,
+    INDEX, compress, copy_of_model, data_range, edit_header, edit_json, outcome, run, shard_of, tiny_mixtral,
+    tool,
 };
 use std::path::{Path, PathBuf};
 use tempfile::{TempDir, tempdir};
 
-const INDEX: &str = "model.safetensors.index.json";
 const SHARD: &str = "model-00002-of-00004.safetensors";
 const W1: &str = "model.layers.1.block_sparse_moe.experts.3.w1.weight";
 
@@ -27,12 +27,6 @@ fn refused(folder: &TempDir, model: &Path, words: &[&str], code: i32, parts: &[&
     let left: Vec<PathBuf> =
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.iter().all(|path| *path == folder.path().join("model")), "left behind: {left:?}");
-}
-
-fn shard_of(model: &Path, tensor: &str) -> PathBuf {
-    let index: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(model.join(INDEX)).unwrap()).unwrap();
-    model.join(index["weight_map"][tensor].as_str().unwrap())
 }
 
 fn poison(model: &Path, tensor: &str, bits: u16) {

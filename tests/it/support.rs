@@ -109,6 +109,25 @@ pub(crate) fn copy_of_model(folder: &tempfile::TempDir) -> PathBuf {
     to
 }
 
+/// The index of the bundled model.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// The shard that holds a tensor.
+pub(crate) fn shard_of(model: &Path, tensor: &str) -> PathBuf {
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(model.join(INDEX)).unwrap()).unwrap();
+    model.join(index["weight_map"][tensor].as_str().unwrap())
+}
+
+/// Sets every number of a 16-bit tensor.
+pub(crate) fn poison_all(model: &Path, tensor: &str, bits: u16) {
+    let path = shard_of(model, tensor);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let range = data_range(&bytes, tensor);
+    bytes[range].chunks_mut(2).for_each(|number| number.copy_from_slice(&bits.to_le_bytes()));
+    std::fs::write(path, bytes).unwrap();
+}
+
 /// Every file of a directory, by relative name.
 pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     std::fs::read_dir(dir)

@@ -32,6 +32,10 @@ enum Verb {
     ReportTest,
     /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
     Torture(verbs::torture::Args),
+    /// Make an output again on an emulated older CPU, and compare (installs Debian's qemu-user where it may)
+    OtherCpu(verbs::other_cpu::Args),
+    /// Read headers, configs, plans and texts that are nearly right, a million of them if told so
+    Fuzz(verbs::fuzz::Args),
     /// Collect what checks and measures a machine with a GPU, or check what needs none
     GpuCheck(verbs::gpu_check::Args),
     /// Measure, or write what is measured on
@@ -61,6 +65,8 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
+        Verb::OtherCpu(args) => verbs::other_cpu::run(&args),
+        Verb::Fuzz(args) => verbs::fuzz::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),
         Verb::Bench(what) => verbs::bench::run(&what),
         Verb::Fixtures => verbs::fixtures::run(),

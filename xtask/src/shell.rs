@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// Root of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -15,10 +16,22 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A command in the repository's root.
+/// A command in the repository's root. The tool keeps its hands off the user's cache: it gets one under `target/`, which
+/// starts empty with this process.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    let is_tool = Path::new(&program).file_name() == Some(OsStr::new("lowrank-compress"));
     let mut command = Command::new(program);
     command.current_dir(root());
+    if is_tool {
+        static CACHE: OnceLock<PathBuf> = OnceLock::new();
+        let cache = CACHE.get_or_init(|| {
+            let cache = target().join("xtask-cache");
+            // Absent is as good as removed.
+            let _ = std::fs::remove_dir_all(&cache);
+            cache
+        });
+        command.env("XDG_CACHE_HOME", cache);
+    }
     command
 }
 

@@ -10,7 +10,7 @@ pub enum CacheError {
     Io {
         /// Which file.
         path: PathBuf,
-        /// make, read or write.
+        /// make, read, write or rename.
         action: &'static str,
         /// What the system said.
         source: std::io::Error,

@@ -12,10 +12,12 @@ mod error;
 
 pub use error::CacheError;
 
+use lowrank_failpoint as failpoint;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A folder of entries.
@@ -118,10 +120,30 @@ impl Entry {
         let metadata =
             HashMap::from([("note".to_owned(), content.note.clone()), ("blake3".to_owned(), hash)]);
         let file = safetensors::serialize(views, Some(metadata)).expect("names are distinct");
-        let mut beside = tempfile::NamedTempFile::new_in(&self.dir).map_err(failed("write"))?;
+        failpoint::hit().map_err(failed("write"))?;
+        let prefix = format!(".{name}~");
+        let beside = tempfile::Builder::new().prefix(&prefix).tempfile_in(&self.dir);
+        let mut beside = beside.map_err(failed("write"))?;
+        failpoint::hit().map_err(failed("write"))?;
         std::io::Write::write_all(&mut beside, &file).map_err(failed("write"))?;
-        beside.persist(&path).map_err(|error| failed("write")(error.error))?;
+        failpoint::hit().map_err(failed("rename"))?;
+        match beside.persist(&path) {
+            // Another process was first, and took this for a killed run's: the same key, so the same numbers.
+            Err(error) if error.error.kind() == ErrorKind::NotFound && path.is_file() => {}
+            persisted => drop(persisted.map_err(|error| failed("rename")(error.error))?),
+        }
+        self.sweep(&prefix);
         Ok(())
+    }
+
+    /// Removes what killed runs left of a file that is whole now.
+    fn sweep(&self, prefix: &str) {
+        for left in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if left.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                // Whoever removes it first: gone is gone, and what stays is only in the way.
+                let _ = fs::remove_file(left.path());
+            }
+        }
     }
 
     /// What is kept under a name; `None` if nothing is.
@@ -129,37 +151,11 @@ impl Entry {
         let path = self.path(name);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(CacheError::Io { path, action: "read", source }),
         };
-        read(&bytes).map(Some).ok_or(CacheError::Damaged { path })
+        Arrays::parse(&bytes).map(Some).ok_or(CacheError::Damaged { path })
     }
-}
-
-fn read(bytes: &[u8]) -> Option<Arrays> {
-    let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
-    let metadata = header.metadata().as_ref()?;
-    let file = SafeTensors::deserialize(bytes).ok()?;
-    let mut tensors = file.tensors();
-    tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let hash = hash_of(tensors.iter().map(|(name, view)| (name.as_str(), view.data())));
-    if metadata.get("blake3") != Some(&hash) {
-        return None;
-    }
-    let mut arrays = BTreeMap::new();
-    for (name, view) in tensors {
-        let numbers = match view.dtype() {
-            Dtype::F32 => {
-                Numbers::F32(view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            }
-            Dtype::F64 => {
-                Numbers::F64(view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
-            }
-            _ => return None,
-        };
-        arrays.insert(name, numbers);
-    }
-    Some(Arrays { arrays, note: metadata.get("note")?.clone() })
 }
 
 /// Over names, lengths and numbers, in the order of the names.
@@ -173,6 +169,33 @@ fn hash_of<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
 }
 
 impl Arrays {
+    /// Reads a file of the cache; `None` if it is not what was written.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
+        let metadata = header.metadata().as_ref()?;
+        let file = SafeTensors::deserialize(bytes).ok()?;
+        let mut tensors = file.tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let hash = hash_of(tensors.iter().map(|(name, view)| (name.as_str(), view.data())));
+        if metadata.get("blake3") != Some(&hash) {
+            return None;
+        }
+        let mut arrays = BTreeMap::new();
+        for (name, view) in tensors {
+            let numbers = match view.dtype() {
+                Dtype::F32 => {
+                    Numbers::F32(view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+                }
+                Dtype::F64 => {
+                    Numbers::F64(view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
+                }
+                _ => return None,
+            };
+            arrays.insert(name, numbers);
+        }
+        Some(Self { arrays, note: metadata.get("note")?.clone() })
+    }
+
     /// Takes an array of doubles out.
     pub fn take_f64(&mut self, name: &str) -> Option<Vec<f64>> {
         match self.arrays.remove(name)? {
@@ -215,6 +238,37 @@ mod tests {
         assert!(!cache.entry(&json!({"model": 2})).has("x"));
         // Nothing is left beside the file.
         assert_eq!(fs::read_dir(&entry.dir).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_goes_when_the_file_is_whole() {
+        let cache = Cache::temporary().unwrap();
+        let entry = cache.entry(&json!(0));
+        entry.put("inputs-000-001", &some()).unwrap();
+        for (left, stays) in [(".inputs-000-001~x7Qa", false), (".inputs-000-010~x7Qa", true)] {
+            let left = entry.dir.join(left);
+            fs::write(&left, "torn").unwrap();
+            assert_eq!(entry.get("inputs-000-001").unwrap(), Some(some()));
+            entry.put("inputs-000-001", &some()).unwrap();
+            assert_eq!(left.exists(), stays, "{}", left.display());
+        }
+    }
+
+    #[test]
+    fn many_that_write_the_same_file_all_succeed_and_leave_one() {
+        let cache = Cache::temporary().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let entry = cache.entry(&json!(0));
+                    for _ in 0..50 {
+                        entry.put("x", &some()).unwrap();
+                        assert_eq!(entry.get("x").unwrap(), Some(some()));
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(cache.entry(&json!(0)).dir).unwrap().count(), 1);
     }
 
     #[test]

@@ -212,6 +212,7 @@ fn of_pipeline(error: &PipelineError) -> Failure {
         PipelineError::Plan(_)
         | PipelineError::NoDevice(_)
         | PipelineError::NothingToMeasureOn
+        | PipelineError::TooManyWorkers { .. }
         | PipelineError::PatternMatchesNothing { .. }
         | PipelineError::FixedRank { .. }
         | PipelineError::DenseAndFixed { .. }

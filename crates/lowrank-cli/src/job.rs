@@ -5,7 +5,7 @@ use crate::commands::verify::Device;
 use crate::exit::Usage;
 use anyhow::{Context, Result};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
-use lowrank_model::display::abridge;
+use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::{Budget, Dtype, MatrixId, RankPlan, Storage, budget, ranks};
 use lowrank_pipeline::settings::pattern_of;
@@ -270,8 +270,9 @@ fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
 
 /// Every value of a flag that may be repeated.
 fn each<T>(flag: &str, texts: &[String], parse: fn(&str) -> Result<T, String>) -> Result<Vec<T>> {
-    let one =
-        |text: &String| parse(text).map_err(|reason| Usage::new(format!("{flag} `{text}`: {reason}")).into());
+    let one = |text: &String| {
+        parse(text).map_err(|reason| Usage::new(format!("{flag} `{}`: {}", clip(text), clip(&reason))).into())
+    };
     texts.iter().map(one).collect()
 }
 
@@ -288,5 +289,5 @@ pub(crate) fn bytes(flag: &str, text: &str) -> Result<u64> {
 }
 
 fn wrong(flag: &str, value: &str, expected: &str) -> anyhow::Error {
-    Usage::new(format!("{flag} is `{value}`, expected {expected}")).into()
+    Usage::new(format!("{flag} is `{}`, expected {expected}", clip(value))).into()
 }

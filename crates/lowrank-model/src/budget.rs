@@ -1,5 +1,6 @@
 //! What the user asked to remove, in exact integer arithmetic.
 
+use crate::display::clip;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -79,7 +80,7 @@ impl Budget {
     /// `--budget`: `10B`, `10e9`, `10_000_000_000` parameters, or `20%` of all the checkpoint's parameters.
     pub fn parse_removal(text: &str) -> Result<Self, BudgetError> {
         let expected = "a number of parameters (10B, 10e9, 10_000_000_000) or a share below 100% (20%)";
-        let syntax = || BudgetError::Syntax { text: text.into(), expected };
+        let syntax = || BudgetError::Syntax { text: clip(text), expected };
         let budget = match text.trim().strip_suffix('%') {
             Some(percent) => {
                 let Decimal { digits, scale } = Decimal::parse(percent).ok_or_else(syntax)?;
@@ -101,7 +102,7 @@ impl Budget {
     /// `--target-params`: `36.7B`.
     pub fn parse_target_params(text: &str) -> Result<Self, BudgetError> {
         let expected = "a number of parameters (36.7B, 36.7e9, 36_700_000_000)";
-        parse_params(text).map(Self::TargetParams).ok_or(BudgetError::Syntax { text: text.into(), expected })
+        parse_params(text).map(Self::TargetParams).ok_or(BudgetError::Syntax { text: clip(text), expected })
     }
 
     /// `--target-size`: `74GB`, `68.9GiB`, or bytes.
@@ -128,7 +129,7 @@ impl Budget {
 /// Bytes: `4GiB`, `5GB`, `512MiB`, `1000`.
 pub fn parse_bytes(text: &str) -> Result<u64, BudgetError> {
     let syntax =
-        || BudgetError::Syntax { text: text.into(), expected: "a size in bytes (74GB, 68.9GiB, 512MiB)" };
+        || BudgetError::Syntax { text: clip(text), expected: "a size in bytes (74GB, 68.9GiB, 512MiB)" };
     let trimmed = text.trim();
     let split =
         trimmed.find(|c: char| c.is_ascii_alphabetic() && c != 'e' && c != 'E').unwrap_or(trimmed.len());

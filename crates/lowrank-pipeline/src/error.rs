@@ -1,8 +1,8 @@
 //! Every way in which a job can fail.
 
-use lowrank_cache::CacheError;
 use lowrank_calibrate::CalibrateError;
 use lowrank_compute::NoDevice;
+use lowrank_forward::ForwardError;
 use lowrank_model::{Dtype, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
@@ -124,6 +124,14 @@ pub enum PipelineError {
         /// By the flag, or free.
         allowed_bytes: u64,
     },
+    /// A number of threads that no machine serves.
+    #[error("--workers is {asked}, expected at most {most}")]
+    TooManyWorkers {
+        /// By the flag.
+        asked: usize,
+        /// What can be.
+        most: usize,
+    },
     /// Asked to stop.
     #[error("stopped by signal {signal} ({}) before the end; nothing was published", if *.signal == 2 { "SIGINT" } else { "SIGTERM" })]
     Interrupted {
@@ -147,15 +155,26 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
-    /// Whether the same run may succeed later, so that its finished work is worth keeping: it was stopped, or a disk
-    /// failed it. A refused input is not.
+    /// Whether the same run may succeed later, so that its finished work is worth keeping: it was stopped, or a disk, a
+    /// cache or a device failed it. A refused input is not.
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Interrupted { .. } => true,
             Self::Write(error) => matches!(error, WriteError::Io { .. } | WriteError::NoSpace { .. }),
-            Self::Calibrate(CalibrateError::Cache(error)) => matches!(error, CacheError::Io { .. }),
-            Self::Read(error) => matches!(error, ReadError::Io { .. } | ReadError::TensorIo { .. }),
+            Self::Read(error) => read_is_passing(error),
+            Self::Calibrate(error) => match error {
+                CalibrateError::Cache(_) | CalibrateError::Absent { .. } => true,
+                CalibrateError::Read(error) | CalibrateError::Forward(ForwardError::Read(error)) => {
+                    read_is_passing(error)
+                }
+                CalibrateError::Forward(error) => matches!(error, ForwardError::Device { .. }),
+                _ => false,
+            },
             _ => false,
         }
     }
+}
+
+fn read_is_passing(error: &ReadError) -> bool {
+    matches!(error, ReadError::Io { .. } | ReadError::TensorIo { .. } | ReadError::Shrank { .. })
 }

@@ -3,18 +3,23 @@
 //! Everything that decided the bytes is in `lowrank_report.json`: the base's hashes, the budget or the ranks, the
 //! settings. The second run grows beside the first, and is removed when it has been compared.
 
+mod compare;
+
+pub use compare::Difference;
+
 use crate::compress::{self, Request};
 use crate::propagate::Propagation as Propagated;
 use crate::settings::pattern_of;
 use crate::stored::{Form, Piece, Remade, pieces_of};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use compare::{Gap, compare, tensor_gap};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{AlgebraChoice, Processor};
 use lowrank_forward::{Cpu, Device, Engine};
 use lowrank_model::plan::Allocation;
-use lowrank_model::{Budget, Dtype, MatrixId, Progress, Tensor, Unit, format};
+use lowrank_model::{Budget, MatrixId, Progress, Tensor, Unit, format};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::{Metric, PrecisionChoice};
 use lowrank_text::{Passage, TextSource};
@@ -51,26 +56,6 @@ pub struct Sample {
     pub count: usize,
     /// Which.
     pub seed: u64,
-}
-
-/// Something that is not as it was.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// Relative to the output, or a file of the base.
-    pub file: String,
-    /// Which tensor of it, if that can be said.
-    pub tensor: Option<String>,
-    /// How it differs, and how much.
-    pub what: String,
-}
-
-impl std::fmt::Display for Difference {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.tensor {
-            Some(tensor) => write!(f, "{}: tensor `{tensor}`: {}", self.file, self.what),
-            None => write!(f, "{}: {}", self.file, self.what),
-        }
-    }
 }
 
 /// What came of it.
@@ -285,8 +270,7 @@ fn inputs(recorded: &BaseModel, given: &BaseModel) -> Vec<Difference> {
     };
     let (recorded, given) = (by_name(recorded), by_name(given));
     let names = recorded.keys().chain(given.keys()).collect::<std::collections::BTreeSet<_>>();
-    let differs =
-        |file: &String, what: String| Difference { file: format!("base {file}"), tensor: None, what };
+    let differs = |file: &String, what: String| Difference::of_file(&format!("base {file}"), what);
     names
         .into_iter()
         .filter_map(|name| match (recorded.get(name), given.get(name)) {
@@ -306,9 +290,9 @@ fn against_own_manifest(out: &Path, found: &Manifest) -> Vec<Difference> {
     let file = format::MANIFEST_FILE;
     let manifest: Manifest = match read_json(&out.join(file)) {
         Ok(manifest) => manifest,
-        Err(error) => return vec![Difference { file: file.into(), tensor: None, what: error.to_string() }],
+        Err(error) => return vec![Difference::of_file(file, error.to_string())],
     };
-    let differs = |name: &str, what: &str| Difference { file: name.into(), tensor: None, what: what.into() };
+    let differs = |name: &str, what: &str| Difference::of_file(name, what.into());
     let mut differences = Vec::new();
     for listed in &manifest.files {
         match found.files.iter().find(|file| file.name == listed.name) {
@@ -327,127 +311,10 @@ fn against_own_manifest(out: &Path, found: &Manifest) -> Vec<Difference> {
     differences
 }
 
-/// File against file.
-fn compare(out: &Path, found: &Manifest, again: &Path) -> Result<Vec<Difference>, PipelineError> {
-    let remade = Manifest::of(again)?;
-    let mut differences = Vec::new();
-    let differs = |file: &str, what: &str| Difference { file: file.into(), tensor: None, what: what.into() };
-    for file in &found.files {
-        match remade.files.iter().find(|other| other.name == file.name) {
-            None => differences.push(differs(&file.name, "is not made by a second run")),
-            Some(other) if other == file => {}
-            Some(_) if file.name.ends_with(".safetensors") => {
-                differences.extend(compare_shards(&file.name, out, again)?);
-            }
-            Some(_) => {
-                let what = first_difference(&read(&out.join(&file.name))?, &read(&again.join(&file.name))?);
-                differences.push(differs(&file.name, &what));
-            }
-        }
-    }
-    for other in &remade.files {
-        if !found.files.iter().any(|file| file.name == other.name) {
-            differences.push(differs(&other.name, "is made by a second run and not there"));
-        }
-    }
-    let manifests = [out, again].map(|dir| fs::read(dir.join(format::MANIFEST_FILE)).unwrap_or_default());
-    if manifests[0] != manifests[1] {
-        differences.push(differs(format::MANIFEST_FILE, &first_difference(&manifests[0], &manifests[1])));
-    }
-    Ok(differences)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, PipelineError> {
-    fs::read(path).map_err(|error| PipelineError::Unrepeatable { path: path.into(), what: error.to_string() })
-}
-
-fn first_difference(was: &[u8], is: &[u8]) -> String {
-    let at = was.iter().zip(is).position(|(a, b)| a != b).unwrap_or(was.len().min(is.len()));
-    let line = 1 + was[..at].iter().filter(|&&byte| byte == b'\n').count();
-    format!("differs from byte {at} on (line {line}); {} bytes, a second run gives {}", was.len(), is.len())
-}
-
-/// A tensor's place: dtype, shape and range of bytes in the file.
-#[derive(Debug, PartialEq)]
-struct Place {
-    dtype: String,
-    shape: Vec<usize>,
-    range: std::ops::Range<usize>,
-}
-
-/// The header of a shard, if it is one.
-fn places(bytes: &[u8]) -> Option<BTreeMap<String, Place>> {
-    let length = usize::try_from(u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?)).ok()?;
-    let start = length.checked_add(8)?;
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(bytes.get(8..start)?).ok()?;
-    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
-    tensors
-        .map(|(name, entry)| {
-            let (begin, end): (usize, usize) = serde_json::from_value(entry["data_offsets"].clone()).ok()?;
-            let range = start.checked_add(begin)?..start.checked_add(end)?;
-            bytes.get(range.clone())?;
-            let dtype = entry["dtype"].as_str()?.to_owned();
-            Some((name, Place { dtype, shape: serde_json::from_value(entry["shape"].clone()).ok()?, range }))
-        })
-        .collect()
-}
-
-fn compare_shards(name: &str, out: &Path, again: &Path) -> Result<Vec<Difference>, PipelineError> {
-    let (was, is) = (read(&out.join(name))?, read(&again.join(name))?);
-    let whole = || Difference { file: name.into(), tensor: None, what: first_difference(&was, &is) };
-    let (Some(was_places), Some(is_places)) = (places(&was), places(&is)) else { return Ok(vec![whole()]) };
-    let mut differences = Vec::new();
-    for (tensor, place) in &was_places {
-        let what = match is_places.get(tensor) {
-            None => "is not made by a second run".into(),
-            Some(other) if (&other.dtype, &other.shape) != (&place.dtype, &place.shape) => {
-                format!(
-                    "{} {:?}; a second run gives {} {:?}",
-                    place.dtype, place.shape, other.dtype, other.shape
-                )
-            }
-            Some(other) => {
-                match size_of_difference(place, &was[place.range.clone()], &is[other.range.clone()]) {
-                    None => continue,
-                    Some(what) => what,
-                }
-            }
-        };
-        differences.push(Difference { file: name.into(), tensor: Some(tensor.clone()), what });
-    }
-    for tensor in is_places.keys().filter(|tensor| !was_places.contains_key(*tensor)) {
-        let what = "is made by a second run and not there".into();
-        differences.push(Difference { file: name.into(), tensor: Some(tensor.clone()), what });
-    }
-    if differences.is_empty() {
-        differences.push(whole());
-    }
-    Ok(differences)
-}
-
-fn size_of_difference(place: &Place, was: &[u8], is: &[u8]) -> Option<String> {
-    let dtype = Dtype::parse(&place.dtype.to_ascii_lowercase())?;
-    let wide = |bytes: &[u8]| Tensor::new(place.shape.clone(), dtype, bytes.to_vec()).ok();
-    tensor_difference(&wide(was)?, &wide(is)?)
-}
-
-/// How many numbers differ, and by how much at most; `None`: same bytes.
-fn tensor_difference(was: &Tensor, is: &Tensor) -> Option<String> {
-    if was == is {
-        return None;
-    }
-    let element = was.dtype().size_bytes() as usize;
-    let numbers = was.bytes().chunks(element).zip(is.bytes().chunks(element)).filter(|(a, b)| a != b).count();
-    let gap = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).abs();
-    let largest = was.to_f32().iter().zip(&is.to_f32()).map(gap).fold(0.0, f64::max);
-    Some(format!("{numbers} of {} numbers differ, by {largest:.3e} at most", was.elements()))
-}
-
-fn piece_difference(was: &Piece, is: &Piece) -> Option<String> {
+fn piece_difference(was: &Piece, is: &Piece) -> Option<Gap> {
     match (was, is) {
-        (Piece::Weights(was), Piece::Weights(is)) => tensor_difference(was, is),
-        _ => (was != is).then(|| "other pivots".to_owned()),
+        (Piece::Weights(was), Piece::Weights(is)) => tensor_gap(was, is),
+        _ => (was != is).then(|| Gap { what: "other pivots".to_owned(), is_rounding: false }),
     }
 }
 
@@ -469,9 +336,9 @@ fn sampled(
     let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
         let was = pieces_of(id, out.read_matrix(id)?);
         let pairs = was.into_iter().zip(again.pieces);
+        let file = job.out.display().to_string();
         let differing = pairs.filter_map(|((tensor, was), (_, is))| {
-            let what = piece_difference(&was, &is)?;
-            Some(Difference { file: job.out.display().to_string(), tensor: Some(tensor), what })
+            Some(piece_difference(&was, &is)?.of_tensor(&file, &tensor))
         });
         Ok(differing.collect())
     };

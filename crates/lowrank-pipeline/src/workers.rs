@@ -8,6 +8,9 @@ use lowrank_forward::Device;
 use lowrank_model::{MatrixShape, ModelConfig, Projection};
 use std::path::PathBuf;
 
+/// Most workers that can be asked for; each is a thread.
+pub const WORKERS_MAX: usize = 1024;
+
 /// Threads, memory and places a job may use.
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
@@ -67,6 +70,9 @@ pub fn pool(config: &ModelConfig, resources: &Resources) -> Result<rayon::Thread
     let per_worker = worker_bytes(config.matrix_shape(Projection::W1), 4);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = if resources.workers == 0 { cores } else { resources.workers };
+    if wanted > WORKERS_MAX {
+        return Err(PipelineError::TooManyWorkers { asked: wanted, most: WORKERS_MAX });
+    }
     let memory_bytes = resources.memory_bytes.or_else(|| available_memory_bytes().map(|bytes| bytes / 4 * 3));
     let fit = match memory_bytes {
         None => wanted,
@@ -95,6 +101,20 @@ fn available_memory_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_workers_than_machines_have_cores_are_refused() {
+        let config = ModelConfig::from_hf_json(&serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_local_experts": 2, "num_experts_per_tok": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
+            "vocab_size": 8,
+        }))
+        .unwrap();
+        for workers in [WORKERS_MAX + 1, usize::MAX] {
+            let refused = pool(&config, &Resources { workers, ..Resources::default() });
+            assert!(matches!(refused, Err(PipelineError::TooManyWorkers { .. })), "{workers}");
+        }
+    }
 
     #[test]
     fn a_mixtral_worker_needs_about_one_gigabyte() {

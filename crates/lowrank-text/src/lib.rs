@@ -11,9 +11,12 @@
 //! | `Verification` | the opening of *Jack Sheppard* (William Harrison Ainsworth, 1839), 61 kB from chapter I on; the bundled models were trained on other books |
 //! | `Calibration` | 321 kB in five parts: *Middlemarch*, *Moby-Dick*, Shakespeare, *David Copperfield*, *News from Nowhere*: narrative, drama, dialogue |
 
+mod encoder;
 mod error;
 pub mod readers;
 mod windows;
 
 pub use error::TextError;
-pub use windows::{Passage, Pick, TextInfo, TextRequest, TextSource, Windows, token_ids, windows};
+pub use windows::{
+    Passage, Pick, TextInfo, TextRequest, TextSource, Windows, encode_with, token_ids, windows,
+};

@@ -11,12 +11,12 @@
 //! *Jack Sheppard* in windows of 256.
 
 use crate::TextError;
+use crate::encoder::Encoder;
 use crate::readers::{documents_of_jsonl, ids_of_json, ids_of_words};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use tokenizers::Tokenizer;
 
 /// A text in the binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +47,8 @@ impl Passage {
 
 /// Longest text that is read.
 const TEXT_BYTES_MAX: u64 = 256 << 20;
+/// Longest `tokenizer.json` that is read; those of large vocabularies have 10 to 35 MB.
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 /// Longest file of token ids that is read: ten million of them.
 const IDS_BYTES_MAX: u64 = 64 << 20;
 /// Characters that are encoded together: bounds the work of one call.
@@ -181,11 +183,9 @@ fn streams_of_file(dir: &Path, path: &Path, max_tokens: Option<usize>) -> Result
         Some("json" | "ids") => IDS_BYTES_MAX,
         _ => return Err(TextError::Kind { path: path.into() }),
     };
-    let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(limit_bytes + 1).read_to_end(&mut text)).map_err(failed)?;
-    if text.len() as u64 > limit_bytes {
+    let Some(text) = read_at_most(path, limit_bytes).map_err(failed)? else {
         return Err(content(format!("is longer than {limit_bytes} bytes; give a part of it")));
-    }
+    };
     let text = String::from_utf8(text).map_err(|error| content(format!("is not UTF-8: {error}")))?;
     match kind {
         Some("txt") => Ok(vec![encode(dir, &[text], max_tokens)?]),
@@ -199,16 +199,32 @@ fn streams_of_file(dir: &Path, path: &Path, max_tokens: Option<usize>) -> Result
     }
 }
 
+/// A file that has an upper limit, whatever its length is said to be; `None` if it is longer.
+fn read_at_most(path: &Path, limit_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit_bytes + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
+}
+
+/// Ids of a text by a `tokenizer.json` that is given as its bytes, without special tokens.
+pub fn encode_with(tokenizer: &[u8], text: &str) -> Result<Vec<u32>, TextError> {
+    let path = PathBuf::from("tokenizer.json");
+    let failed = |what| TextError::Tokenizer { path: path.clone(), what };
+    Encoder::new(tokenizer).and_then(|encoder| encoder.ids(text)).map_err(failed)
+}
+
 /// Ids of all documents, joined; stops after the piece that reaches `enough`.
 fn encode(dir: &Path, documents: &[impl AsRef<str>], enough: Option<usize>) -> Result<Vec<u32>, TextError> {
     let path = dir.join("tokenizer.json");
-    let failed =
-        |error: tokenizers::Error| TextError::Tokenizer { path: path.clone(), what: error.to_string() };
-    let tokenizer = Tokenizer::from_file(&path).map_err(failed)?;
+    let failed = |what| TextError::Tokenizer { path: path.clone(), what };
+    let json = read_at_most(&path, TOKENIZER_BYTES_MAX).map_err(|error| failed(error.to_string()))?;
+    let json = json.ok_or_else(|| failed(format!("is longer than {TOKENIZER_BYTES_MAX} bytes")))?;
+    let encoder = Encoder::new(&json).map_err(failed)?;
+    drop(json);
     let mut ids = Vec::new();
     for document in documents {
         for piece in pieces(document.as_ref()) {
-            ids.extend_from_slice(tokenizer.encode(piece, false).map_err(failed)?.get_ids());
+            ids.extend(encoder.ids(piece).map_err(failed)?);
             if enough.is_some_and(|enough| ids.len() >= enough) {
                 return Ok(ids);
             }

@@ -4,8 +4,10 @@
 //! factored one must have the rank and the error that its record says; counts in metadata must be those of the headers.
 
 use crate::error::VerifyError;
-use crate::factors::{energy, relative_error, rounding_energy};
-use crate::record::{Record, Row, read_index_totals, read_record, squared_error_tolerance};
+use crate::factors::{
+    energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy, smallest_normal,
+};
+use crate::record::{Record, Row, chance, read_index_totals, read_record, squared_error_tolerance};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::{Layout, MatrixId, Progress, Tensor, Unit, format};
@@ -276,8 +278,10 @@ impl Claims<'_> {
             let dtype = self.compressed.matrix_dtype(id);
             let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
                 _ if row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
-                Some(rounding) => rounding / energy(ours),
-                None => dtype.unit_roundoff().powi(2),
+                // Of a zero matrix too: nothing was rounded.
+                Some(0.0) => 0.0,
+                Some(rounding) => rounding / energy(ours) * chance(theirs),
+                None => dtype.unit_roundoff().powi(2) * chance(theirs),
             };
             let tolerance = squared_error_tolerance(recorded, rounding);
             let distance = (measured * measured - recorded * recorded).abs();
@@ -289,12 +293,39 @@ impl Claims<'_> {
             }
         }
         let rank = self.compressed.rank(id).or(self.original.rank(id)).unwrap_or(0);
+        if let Some(row) = row {
+            self.pivots(id, row, ours, theirs, measured);
+        }
         FactoredMatrix {
             name: id.module_name(),
             shape: [spec.shape[0], spec.shape[1]],
             rank,
             relative_error: Some(measured).filter(|error| error.is_finite()),
             recorded_error: recorded,
+        }
+    }
+
+    /// What the report says of pivoting. Before rounding, so a stored coefficient may lie a rounding from it; and no
+    /// rounding costs more than all of its numbers in the worst direction.
+    fn pivots(&mut self, id: MatrixId, row: &Row, ours: &StoredMatrix, theirs: &StoredMatrix, measured: f64) {
+        let u = self.compressed.matrix_dtype(id).unit_roundoff();
+        if let (Some(recorded), Some(largest)) = (row.largest_coefficient, largest_coefficient(theirs)) {
+            let least = smallest_normal(self.compressed.matrix_dtype(id));
+            let holds = (largest - recorded).abs() <= u * recorded.max(largest).max(least);
+            if !holds {
+                let detail =
+                    format!("the largest coefficient is {largest:.6}, the report says {recorded:.6}");
+                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+            }
+        }
+        if let (Some(recorded), Some(most)) = (row.round_trip_error, rounding_at_most(theirs, u)) {
+            // ‖Ŵ‖ ≥ ‖W‖ − ‖W − Ŵ‖
+            let most = most / (energy(ours).sqrt() * (1.0 - measured));
+            let holds = recorded >= 0.0 && (recorded <= most || measured >= 1.0 || most.is_nan());
+            if !holds {
+                let detail = format!("rounding cost at most {most:.2e}, the report says {recorded:.2e}");
+                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+            }
         }
     }
 }

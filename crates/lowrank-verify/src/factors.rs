@@ -4,7 +4,7 @@
 //! basis · C with C = [I T] Π [r, n], rows as R · basis with R = Πᵀ [I; T] [m, r].
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::{PivotOrder, PivotSide, Tensor};
+use lowrank_model::{Dtype, PivotOrder, PivotSide, Tensor};
 use lowrank_reader::StoredMatrix;
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
@@ -95,12 +95,46 @@ fn expanded(table: ArrayView2<'_, f64>, order: &PivotOrder) -> Array2<f64> {
     full
 }
 
+/// max |T| of a pivoted matrix; `None` for other storage. NaN if one is.
+pub fn largest_coefficient(stored: &StoredMatrix) -> Option<f64> {
+    let StoredMatrix::Pivoted { coefficients, .. } = stored else { return None };
+    let larger = |largest: f64, value: &f32| {
+        let value = f64::from(value.abs());
+        if value.is_nan() { value } else { largest.max(value) }
+    };
+    Some(coefficients.to_f32().iter().fold(0.0, larger))
+}
+
 /// How much of ‖Ŵ‖² the rounding of a pivoted matrix to numbers of unit roundoff u may have changed, beside its first
 /// order in the error: stored numbers are off by at most u of themselves, evenly spread and independently, so
 /// u²/3 · (‖B‖² + 2 Σₖ ‖bₖ‖²‖tₖ‖²), pivots and the rest. A half in place of the third leaves room for chance, as for u·v.
 /// `None` for other storage.
 pub fn rounding_energy(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64> {
+    let (pivots, rest, _) = pivoted_energies(stored)?;
+    Some(unit_roundoff * unit_roundoff * (pivots + 2.0 * rest) / 2.0)
+}
+
+/// The most that rounding can have changed of a pivoted matrix, ‖ΔŴ‖, whatever the chance: every stored number off by u of
+/// itself, all in the worst direction. `None` for other storage.
+pub fn rounding_at_most(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64> {
+    let (pivots, rest, rank) = pivoted_energies(stored)?;
+    let u = unit_roundoff / (1.0 - unit_roundoff);
+    // (Σₖ xₖ)² ≤ r Σₖ xₖ² for the r products that an element is the sum of.
+    Some((u * u * pivots + (2.0 * u + u * u).powi(2) * rank as f64 * rest).sqrt())
+}
+
+/// The smallest normal number of a dtype.
+pub fn smallest_normal(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 | Dtype::Bf16 => f64::from(f32::MIN_POSITIVE),
+        Dtype::F16 => 0.5_f64.powi(14),
+    }
+}
+
+/// ‖B‖², Σₖ ‖bₖ‖²‖tₖ‖² and the rank of a pivoted matrix, as far as rounding goes.
+fn pivoted_energies(stored: &StoredMatrix) -> Option<(f64, f64, usize)> {
     let StoredMatrix::Pivoted { side, basis, coefficients, .. } = stored else { return None };
+    let least = smallest_normal(basis.dtype());
     let (basis, table) =
         (widened(basis, 0, basis.shape()[0]), widened(coefficients, 0, coefficients.shape()[0]));
     // Columns of the basis meet rows of T, or the other way round.
@@ -108,11 +142,14 @@ pub fn rounding_energy(stored: &StoredMatrix, unit_roundoff: f64) -> Option<f64>
         PivotSide::Inputs => (basis.t(), table.view()),
         PivotSide::Outputs => (basis.view(), table.t()),
     };
+    // Below the normal range numbers are as far apart as at its end, so they are off as that is.
+    let counted = |value: &f64| if *value == 0.0 { 0.0 } else { value.abs().max(least) };
     let energies = |of: ArrayView2<'_, f64>| -> Vec<f64> {
-        of.rows().into_iter().map(|row| row.iter().map(|value| value * value).sum()).collect()
+        of.rows().into_iter().map(|row| row.iter().map(|value| counted(value).powi(2)).sum()).collect()
     };
-    let sum: f64 = energies(basis).iter().zip(energies(table)).map(|(b, t)| b * (1.0 + 2.0 * t)).sum();
-    Some(unit_roundoff * unit_roundoff * sum / 2.0)
+    let (basis, table) = (energies(basis), energies(table));
+    let rest = basis.iter().zip(&table).map(|(b, t)| b * t).sum();
+    Some((basis.iter().sum(), rest, basis.len()))
 }
 
 /// ‖W‖²

@@ -5,6 +5,8 @@
 
 use lowrank_model::plan::Size;
 use lowrank_model::{Storage, Unit, format};
+use lowrank_reader::index::INDEX_BYTES_MAX;
+use lowrank_reader::{StoredMatrix, read_at_most};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -83,11 +85,21 @@ pub struct Row {
     /// In the norm of the calibration; absent without one.
     #[serde(default)]
     pub calibrated_error: Option<f64>,
+    /// max |T| of a pivoted matrix, before rounding.
+    #[serde(default)]
+    pub largest_coefficient: Option<f64>,
+    /// What rounding a pivoted matrix cost, of ‖Ŵ‖.
+    #[serde(default)]
+    pub round_trip_error: Option<f64>,
 }
+
+/// The longest report that is read; that of 65,536 experts is shorter.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// Reads the record; the text says what is wrong with it.
 pub fn read_record(dir: &Path) -> Result<Record, String> {
-    let text = std::fs::read(dir.join(format::REPORT_FILE)).map_err(|error| error.to_string())?;
+    let text =
+        read_at_most(&dir.join(format::REPORT_FILE), REPORT_BYTES_MAX).map_err(|error| error.to_string())?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     if record.report_version != REPORT_VERSION {
         return Err(format!(
@@ -110,9 +122,21 @@ pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
         #[serde(default)]
         metadata: Metadata,
     }
-    let index = std::fs::read(dir.join(format::INDEX_FILE)).ok();
+    let index = read_at_most(&dir.join(format::INDEX_FILE), INDEX_BYTES_MAX).ok();
     let index = index.and_then(|text| serde_json::from_slice::<Index>(&text).ok());
     index.map_or((None, None), |index| (index.metadata.total_size, index.metadata.total_parameters))
+}
+
+/// How much more than is expected of many numbers the rounding of few may cost: with one number in a factor all of it can
+/// be off by u in the worst direction, (2u)² = 4u² for u·v, and what is left to chance falls with √N.
+pub fn chance(stored: &StoredMatrix) -> f64 {
+    let factors = match stored {
+        StoredMatrix::Dense(w) => vec![w],
+        StoredMatrix::Factored { u, v } => vec![u, v],
+        StoredMatrix::Pivoted { basis, coefficients, .. } => vec![basis, coefficients],
+    };
+    let fewest = factors.iter().map(|factor| factor.elements()).filter(|&elements| elements > 0).min();
+    1.0 + 3.0 / (fewest.unwrap_or(1) as f64).sqrt()
 }
 
 /// How far the recomputed error may lie from the recorded one, as a bound on the difference of their squares.
@@ -120,7 +144,7 @@ pub fn read_index_totals(dir: &Path) -> (Option<u64>, Option<u64>) {
 /// The recorded error e is that of the factors before they were rounded to their dtype of unit roundoff u. Rounding
 /// adds δu·v + u·δv. At the optimum the residual is orthogonal to both, so the squares add; an element's rounding
 /// error is spread evenly over at most ±u of it, so each term has at most u²/3 of ‖u·v‖² ≤ ‖W‖². Together 2u²/3;
-/// `rounding` = u² leaves room for chance. (Seen for bf16 on trained weights: 0.36 u².) That of pivoted storage is
+/// `rounding` = u² leaves room for chance, and [`chance`] for few numbers. (Seen for bf16 on trained weights: 0.36 u².) That of pivoted storage is
 /// [`crate::factors::rounding_energy`] as a share of ‖W‖². The rest is the arithmetic of the recorded number: 1e-5 of e²,
 /// as it may come from an f32 spectrum, and 1e-10 where e itself is rounding.
 pub fn squared_error_tolerance(recorded: f64, rounding: f64) -> f64 {

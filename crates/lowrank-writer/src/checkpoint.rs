@@ -3,13 +3,13 @@
 use crate::{
     Documents, ShardLayout, WriteError, check_space,
     documents::pretty,
-    failpoint,
     journal::{Unit, WrittenTensor},
     layout::{PlacedTensor, Shard},
     manifest::Manifest,
     recount::recount,
     staging::{self, StagingDir},
 };
+use lowrank_failpoint as failpoint;
 use lowrank_model::{ElementType, PivotOrder, Tensor, format};
 use std::{
     borrow::Cow,

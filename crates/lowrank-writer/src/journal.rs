@@ -4,7 +4,8 @@
 //! torn by a kill, and whatever follows it, never happened. Nothing is flushed to disk here, because nothing is believed
 //! without a look at the bytes it speaks of: after a power cut the worst is work done twice.
 
-use crate::{WriteError, failpoint};
+use crate::WriteError;
+use lowrank_failpoint as failpoint;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -57,7 +58,7 @@ enum Record {
 
 /// What a journal holds.
 #[derive(Debug, Default)]
-pub(crate) struct Finished {
+pub struct Finished {
     pub(crate) key: Option<JobKey>,
     pub(crate) layout: Option<String>,
     pub(crate) notes: BTreeMap<String, String>,
@@ -73,6 +74,11 @@ impl Finished {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             read => read.map_err(WriteError::io(path, "read"))?,
         };
+        Ok(Self::parse(&bytes))
+    }
+
+    /// Takes the lines that hold, up to the first that does not.
+    pub fn parse(bytes: &[u8]) -> Self {
         let mut finished = Self::default();
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
             let Some(record) = parse(line) else { break };
@@ -84,7 +90,12 @@ impl Finished {
                 Record::Unit(unit) => drop(finished.units.insert(unit.name.clone(), unit)),
             }
         }
-        Ok(finished)
+        finished
+    }
+
+    /// Length of the lines that hold.
+    pub fn good_bytes(&self) -> u64 {
+        self.good_bytes
     }
 }
 

@@ -33,7 +33,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod documents;
 pub mod error;
-mod failpoint;
 pub mod figures;
 pub mod journal;
 pub mod layout;

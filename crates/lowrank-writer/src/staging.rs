@@ -9,8 +9,9 @@
 //! .NAME.lowrank-partial/out/      becomes NAME
 //! ```
 
+use crate::WriteError;
 use crate::journal::{Finished, JobKey, Journal, Unit};
-use crate::{WriteError, failpoint};
+use lowrank_failpoint as failpoint;
 use rustix::{
     fs::{CWD, FallocateFlags, RenameFlags},
     io::Errno,

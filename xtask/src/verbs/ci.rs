@@ -35,6 +35,7 @@ pub(crate) fn run() -> Result<()> {
         }),
         ("second linear-algebra backend", &super::lapack::run),
         ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
+        ("fuzzing, a little", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
         ("speed benchmark, small", &|| {
@@ -42,6 +43,7 @@ pub(crate) fn run() -> Result<()> {
         }),
         ("fidelity, small form", &super::bench::fidelity::small),
         ("example sweep, killed and gone on with", &super::sweep::run),
+        ("an older CPU, emulated", &|| super::other_cpu::run(&super::other_cpu::Args::default())),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])

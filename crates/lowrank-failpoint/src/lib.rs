@@ -1,5 +1,6 @@
-//! Places where a test may make a run die, stop, or find its disk full. Compiled to nothing without the feature
-//! `failpoints`; with it, `LOWRANK_FAILPOINT=ACTION:N` acts at the N-th place that the process reaches.
+//! Places where a test may make a run die, stop, or find its disk full: every write, flush and rename of ours asks here
+//! first. Compiled to nothing without the feature `armed`; with it, `LOWRANK_FAILPOINT=ACTION:N` acts at the N-th place
+//! that the process reaches.
 //!
 //! | Action | What happens |
 //! |---|---|
@@ -11,21 +12,24 @@
 use std::io;
 
 /// A place where something may go wrong.
-#[cfg(not(feature = "failpoints"))]
+///
+/// # Errors
+/// "No space left on device", where a test says so.
+#[cfg(not(feature = "armed"))]
 #[inline]
-pub(crate) fn hit() -> io::Result<()> {
+pub fn hit() -> io::Result<()> {
     Ok(())
 }
 
 /// Told after publication.
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(feature = "armed"))]
 #[inline]
-pub(crate) fn published() {}
+pub fn published() {}
 
-#[cfg(feature = "failpoints")]
-pub(crate) use armed::{hit, published};
+#[cfg(feature = "armed")]
+pub use armed::{hit, published};
 
-#[cfg(feature = "failpoints")]
+#[cfg(feature = "armed")]
 mod armed {
     use super::io;
     use rustix::process::{Signal, getpid, kill_process};
@@ -44,7 +48,11 @@ mod armed {
         })
     }
 
-    pub(crate) fn hit() -> io::Result<()> {
+    /// Acts where it was told to.
+    ///
+    /// # Errors
+    /// "No space left on device", where a test says so.
+    pub fn hit() -> io::Result<()> {
         let reached = 1 + REACHED.fetch_add(1, Ordering::SeqCst);
         let (action, place) = wanted();
         match action.as_str() {
@@ -63,7 +71,8 @@ mod armed {
         }
     }
 
-    pub(crate) fn published() {
+    /// Says how many places there were.
+    pub fn published() {
         if wanted().0 == "count" {
             eprintln!("fail points: {}", REACHED.load(Ordering::SeqCst));
         }

@@ -1,0 +1,118 @@
+//! What describes weights: the safetensors header, the index, the config.
+
+use crate::{refused, sign};
+use lowrank_model::{ModelConfig, names};
+use lowrank_reader::ReadError;
+use lowrank_reader::family::{self, Family};
+use lowrank_reader::header::{self, Header, LENGTH_BYTES};
+use lowrank_reader::index::Index;
+use safetensors::SafeTensors;
+use std::path::Path;
+
+/// Files up to here are made in memory, to be read by the format's own crate too.
+const MADE_BYTES_MAX: u64 = 1 << 20;
+
+/// A whole file, and the JSON of a header whose file is as long as the header says.
+pub(crate) fn header(bytes: &[u8]) -> u64 {
+    let path = Path::new("f.safetensors");
+    let mut signs = 0;
+    if let Some((length, rest)) = bytes.split_first_chunk() {
+        let file_bytes = bytes.len() as u64;
+        signs = match header::json_len(path, *length, file_bytes) {
+            Err(error) => refused(&error),
+            Ok(json_bytes) => of_header(header::parse(path, &rest[..json_bytes as usize], file_bytes), bytes),
+        };
+    }
+    let without_data = LENGTH_BYTES + bytes.len() as u64;
+    let mut file_bytes = without_data;
+    // The first tensor that is out of range says where it ends; soon the file is long enough or something else is wrong.
+    for _ in 0..16 {
+        match header::parse(path, bytes, file_bytes) {
+            Err(ReadError::TruncatedShard { end_bytes, .. }) if end_bytes > file_bytes => {
+                file_bytes = end_bytes
+            }
+            found => {
+                let made = if file_bytes <= MADE_BYTES_MAX { file_of(bytes, file_bytes) } else { Vec::new() };
+                return signs ^ of_header(found, &made).rotate_left(1);
+            }
+        }
+    }
+    signs
+}
+
+/// A file of this header.
+pub(crate) fn file_of(json: &[u8], file_bytes: u64) -> Vec<u8> {
+    let mut file = (json.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(json);
+    file.resize(file_bytes as usize, 0);
+    file
+}
+
+/// What is accepted covers the file without gap and overlap, and the format's own crate accepts it too.
+fn of_header(found: Result<Header, ReadError>, file: &[u8]) -> u64 {
+    let header = match found {
+        Err(error) => return refused(&error),
+        Ok(header) => header,
+    };
+    let mut ranges: Vec<(u64, u64)> =
+        header.values().map(|entry| (entry.begin, entry.begin + entry.len_bytes)).collect();
+    ranges.sort_unstable();
+    assert!(ranges.is_sorted_by(|a, b| a.1 == b.0), "a gap or an overlap");
+    if !file.is_empty() {
+        assert!(
+            ranges.last().is_none_or(|last| last.1 == file.len() as u64),
+            "the end of the file is not covered"
+        );
+        let reference =
+            SafeTensors::deserialize(file).expect("the format's own crate accepts what we accept");
+        assert_eq!(reference.len(), header.len());
+        for (name, view) in reference.iter() {
+            let entry = &header[name];
+            let (begin, end) = (entry.begin as usize, (entry.begin + entry.len_bytes) as usize);
+            assert_eq!(&file[begin..end], view.data());
+            assert!(entry.shape.iter().map(|&d| d as usize).eq(view.shape().iter().copied()));
+        }
+    }
+    sign("header") ^ ranges.len().min(8) as u64
+}
+
+/// An index.
+pub(crate) fn index(bytes: &[u8]) -> u64 {
+    match Index::parse(Path::new("i.json"), bytes) {
+        Err(error) => refused(&error),
+        Ok(index) => {
+            for shard in index.shards() {
+                let joined = Path::new("folder").join(shard);
+                assert_eq!(joined.parent(), Some(Path::new("folder")), "{shard:?} leaves its folder");
+                assert_eq!(joined.components().count(), 2, "{shard:?} leaves its folder");
+            }
+            sign("index")
+        }
+    }
+}
+
+/// `config.json`, and `params.json`.
+pub(crate) fn config(bytes: &[u8]) -> u64 {
+    let path = Path::new("c.json");
+    of_family(family::from_hugging_face(path, bytes))
+        ^ of_family(family::from_mistral(path, bytes)).rotate_left(1)
+}
+
+fn of_family(found: Result<Family, ReadError>) -> u64 {
+    let family = match found {
+        Err(error) => return refused(&error),
+        Ok(family) => family,
+    };
+    let config = &family.config;
+    assert_eq!(ModelConfig::from_hf_json(&config.to_hf_json()).as_ref(), Ok(config));
+    let mut params = 0_u64;
+    for spec in names::tensors(config) {
+        let elements = spec.shape.iter().try_fold(1_u64, |product, &d| product.checked_mul(d as u64));
+        params = elements.and_then(|elements| params.checked_add(elements)).expect("counts stay exact");
+    }
+    for (id, &rank) in &family.ranks {
+        let shape = config.matrix_shape(id.projection);
+        assert!(rank >= 1 && rank <= family.storage.rank_max(shape), "{id}: rank {rank} of {shape}");
+    }
+    sign(&format!("{:?} {}", family.spelling, family.ranks.len().min(2)))
+}

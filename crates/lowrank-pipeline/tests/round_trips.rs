@@ -1,0 +1,226 @@
+//! Plan, factor, write, read, verify, of small models of any shape: what the whole chain makes holds against the verifier,
+//! which shares no code with it.
+
+use half::{bf16, f16};
+use lowrank_calibrate::CalibrationSettings;
+use lowrank_model::names::{self, Role};
+use lowrank_model::progress::Silent;
+use lowrank_model::{Budget, Dtype, Layout, MatrixId, ModelConfig, Storage};
+use lowrank_pipeline::compress::{Compressed, Request, compress};
+use lowrank_pipeline::workers::{CachePlace, Resources};
+use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings};
+use lowrank_reader::Checkpoint;
+use lowrank_svd::MethodChoice;
+use lowrank_svd::allocate::AllocateError;
+use lowrank_text::TextSource;
+use lowrank_verify::{Depth, Verdict, VerifyOptions, verify};
+use lowrank_writer::Leftover;
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::TensorView;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// How the experts' numbers are drawn.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Independent.
+    Full,
+    /// Of rank 1, but for rounding.
+    RankOne,
+    /// Every third matrix is zero.
+    SomeZero,
+    /// Some numbers are below the normal range of their dtype.
+    Denormal,
+}
+
+#[derive(Debug, Clone)]
+struct Model {
+    config: ModelConfig,
+    dtype: Dtype,
+    layout: Layout,
+    kind: Kind,
+    seed: u64,
+}
+
+fn model() -> impl Strategy<Value = Model> {
+    let dimensions = (1_usize..3, 1_usize..4, 1_usize..21, 1_usize..3, 1_usize..4, any::<bool>());
+    let dtype = prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)];
+    let layout = prop_oneof![Just(Layout::HfPerExpert), Just(Layout::HfFused)];
+    let kind = prop_oneof![
+        3 => Just(Kind::Full),
+        1 => Just(Kind::RankOne),
+        1 => Just(Kind::SomeZero),
+        1 => Just(Kind::Denormal),
+    ];
+    (dimensions, dtype, layout, kind, any::<u64>()).prop_map(|(dimensions, dtype, layout, kind, seed)| {
+        let (heads, half_head, intermediate, layers, experts, tied) = dimensions;
+        let json = json!({
+            "model_type": "mixtral", "hidden_size": heads * half_head * 2, "intermediate_size": intermediate,
+            "num_hidden_layers": layers, "num_local_experts": experts, "num_experts_per_tok": experts.min(2),
+            "num_attention_heads": heads, "num_key_value_heads": 1, "vocab_size": 40, "rope_theta": 1e4,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
+        });
+        let config = ModelConfig::from_hf_json(&json).unwrap();
+        Model { config, dtype, layout, kind, seed }
+    })
+}
+
+impl Model {
+    fn values(&self, at: usize, role: Role, shape: &[usize], chance: &mut ChaCha8Rng) -> Vec<f32> {
+        let count = shape.iter().product();
+        let mut one = || chance.random_range(-1.0_f32..1.0);
+        match (role, self.kind) {
+            (Role::Norm, _) => vec![1.0; count],
+            (Role::Expert(_), Kind::RankOne) => {
+                let (rows, cols) = (shape[0], shape[1]);
+                let (u, v): (Vec<f32>, Vec<f32>) =
+                    ((0..rows).map(|_| one()).collect(), (0..cols).map(|_| one()).collect());
+                (0..count).map(|e| u[e / cols] * v[e % cols]).collect()
+            }
+            (Role::Expert(_), Kind::SomeZero) if at.is_multiple_of(3) => vec![0.0; count],
+            (Role::Expert(_), Kind::Denormal) => {
+                let tiny = if self.dtype == Dtype::F16 { 1e-6 } else { 1e-39 };
+                (0..count).map(|e| if e % 4 == 0 { one() * tiny } else { one() }).collect()
+            }
+            _ => (0..count).map(|_| one()).collect(),
+        }
+    }
+
+    fn write(&self, dir: &Path) {
+        std::fs::create_dir(dir).unwrap();
+        let mut stored: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+        let mut chance = ChaCha8Rng::seed_from_u64(self.seed);
+        let element = self.dtype.size_bytes() as usize;
+        for (at, spec) in names::tensors(&self.config).into_iter().enumerate() {
+            let slice = names::locate(self.layout, &self.config, &spec);
+            let values = self.values(at, spec.role, &spec.shape, &mut chance);
+            let bytes: Vec<u8> = match self.dtype {
+                Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+                Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            };
+            let length = slice.tensor_shape.iter().product::<usize>() * element;
+            let whole = stored.entry(slice.tensor).or_insert_with(|| (slice.tensor_shape, vec![0; length]));
+            let begin = slice.first_element as usize * element;
+            whole.1[begin..begin + bytes.len()].copy_from_slice(&bytes);
+        }
+        let dtype = match self.dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        };
+        let views: Vec<(&String, TensorView<'_>)> = stored
+            .iter()
+            .map(|(name, (shape, bytes))| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()))
+            .collect();
+        std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        std::fs::write(dir.join("config.json"), self.config.to_hf_json().to_string()).unwrap();
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Job {
+    storage: Storage,
+    factor_dtype: Option<Dtype>,
+    /// Of all expert parameters.
+    share: f64,
+    calibrated: bool,
+    shard_bytes_max: u64,
+    workers: usize,
+}
+
+fn job() -> impl Strategy<Value = Job> {
+    let storage = prop_oneof![Just(Storage::Uv), Just(Storage::Pivoted)];
+    let dtype = prop_oneof![3 => Just(None), 1 => Just(Some(Dtype::F32)), 1 => Just(Some(Dtype::Bf16))];
+    (storage, dtype, 0.01..0.6_f64, any::<bool>(), 200_u64..20_000, 1_usize..3).prop_map(
+        |(storage, factor_dtype, share, calibrated, shard_bytes_max, workers)| Job {
+            storage,
+            factor_dtype,
+            share,
+            calibrated,
+            shard_bytes_max,
+            workers,
+        },
+    )
+}
+
+fn expert_params(config: &ModelConfig) -> u64 {
+    config.matrices().map(|id| config.matrix_shape(id.projection)).map(|s| (s.rows * s.cols) as u64).sum()
+}
+
+fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, PipelineError> {
+    let (base, out, ids) =
+        (folder.path().join("base"), folder.path().join("out"), folder.path().join("ids.json"));
+    model.write(&base);
+    let tokens: Vec<u32> = (0..96).map(|k| (k * 7 + k * k) % 40).collect();
+    std::fs::write(&ids, json!(tokens).to_string()).unwrap();
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    let calibration = CalibrationSettings {
+        window: 16,
+        tokens: 96,
+        sensitivity_tokens: Some(48),
+        ..CalibrationSettings::on(vec![TextSource::File(ids)])
+    };
+    let remove = ((expert_params(&model.config) as f64 * job.share) as u64).max(1);
+    let plan = PlanSettings {
+        goal: Goal::Budget(Budget::RemoveParams(remove)),
+        rank_multiple: None,
+        rank_min: 1,
+        sensitivity: None,
+        allocation: Default::default(),
+        calibration: job.calibrated.then_some(calibration),
+        keep_dense: Vec::new(),
+        fixed_ranks: Vec::new(),
+        storage: Some(job.storage),
+        factor_dtype: job.factor_dtype,
+    };
+    let request = Request {
+        model: "tiny",
+        out: &out,
+        plan: &plan,
+        factor: &FactorSettings { method: MethodChoice::Auto, seed: 0, shard_bytes_max: job.shard_bytes_max },
+        resources: &Resources { workers: job.workers, cache: CachePlace::Nowhere, ..Resources::default() },
+        leftover: Leftover::Resume,
+        interrupt: &Interrupt::default(),
+        provenance: None,
+    };
+    compress(&checkpoint, request, &Silent)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_holds_against_the_verifier(model in model(), job in job()) {
+        let folder = tempfile::tempdir().unwrap();
+        let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+        let done = match run(&model, &job, &folder) {
+            Ok(done) => done,
+            // So small matrices cannot give everything away.
+            Err(PipelineError::Allocate(AllocateError::Infeasible { .. })) => {
+                prop_assert!(!out.exists());
+                return Ok(());
+            }
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
+        };
+        let asked = done.plan.target.unwrap().remove_at_least;
+        prop_assert!(done.plan.removed_params() >= asked);
+
+        let read = Checkpoint::open(&out).unwrap();
+        prop_assert_eq!(read.size(), done.plan.after);
+        prop_assert_eq!(read.size().params, done.published.params);
+        let ranks: BTreeMap<MatrixId, usize> = done.plan.ranks();
+        prop_assert_eq!(read.ranks(), &ranks);
+
+        let options = VerifyOptions { depth: Depth::Static, ..VerifyOptions::default() };
+        let report = verify(&base, &out, &options, &Silent).unwrap();
+        prop_assert_eq!(report.verdict, Verdict::Passed, "{}", report);
+        let files = report.files.unwrap();
+        prop_assert_eq!(files.factored.len(), ranks.len());
+        prop_assert_eq!(files.original.params - files.compressed.params, done.plan.removed_params());
+    }
+}

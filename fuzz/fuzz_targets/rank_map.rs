@@ -1,0 +1,6 @@
+//! `cargo fuzz run rank_map`; the body is in `crates/lowrank-fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lowrank_fuzz::target("rank_map")(bytes);
+});
