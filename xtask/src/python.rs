@@ -51,6 +51,22 @@ pub(crate) fn with_browser_driver() -> Result<Command> {
     Ok(python)
 }
 
+/// A Python with numpy, scipy and torch as a user has them: settings of OpenBLAS that somebody made for another version of
+/// it would slow it down.
+pub(crate) fn with_peers() -> Result<Command> {
+    let venv = venv()?;
+    let pins = shell::root().join("tests/bench/requirements.txt");
+    let overlay = ensure("peers", &pins, |place| {
+        let mut pip = shell::command(venv.join("bin/pip"));
+        pip.args(["install", "--quiet", "--no-deps", "--target"]).arg(place).arg("-r").arg(&pins);
+        shell::run(&mut pip)
+    })?;
+    let mut python = shell::command(venv.join("bin/python"));
+    python.env("PYTHONPATH", overlay).env("PYTHONDONTWRITEBYTECODE", "1");
+    python.env_remove("OPENBLAS_CORETYPE").env_remove("OPENBLAS_L2_SIZE");
+    Ok(python)
+}
+
 /// Where torch's wheels put CUDA's libraries.
 pub(crate) fn cuda_libraries() -> Result<PathBuf> {
     let lib = venv()?.join("lib");

@@ -3,7 +3,10 @@
 //!
 //! The only argument is a [`Job`] in JSON; the only line on stdout is its result in JSON.
 
+mod matrix;
+mod meter;
 mod synth;
+mod whole;
 
 use serde::Deserialize;
 use std::process::ExitCode;
@@ -14,6 +17,16 @@ use std::process::ExitCode;
 enum Job {
     /// Writes a checkpoint.
     Synth(synth::Synth),
+    /// One matrix, stage by stage.
+    Matrix(matrix::Matrix),
+    /// The peak of a product.
+    Gemm(matrix::Gemm),
+    /// A whole compression.
+    Compress(whole::Compress),
+    /// A plan.
+    Plan(whole::Plan),
+    /// Streaming.
+    Stream(whole::Stream),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +48,11 @@ fn run() -> anyhow::Result<serde_json::Value> {
         anyhow::bail!("expected one argument, a job in JSON; `cargo xtask bench` gives it");
     };
     match serde_json::from_str(&job)? {
-        Job::Synth(synth) => synth.run(),
+        Job::Synth(job) => job.run(),
+        Job::Matrix(job) => job.run(),
+        Job::Gemm(job) => job.run(),
+        Job::Compress(job) => job.run(),
+        Job::Plan(job) => job.run(),
+        Job::Stream(job) => job.run(),
     }
 }

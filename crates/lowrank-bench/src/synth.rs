@@ -32,6 +32,8 @@ pub(crate) struct Synth {
     pub(crate) hidden_size: usize,
     /// F
     pub(crate) intermediate_size: usize,
+    /// In a layer.
+    pub(crate) experts: usize,
     /// Rows of embedding and head.
     pub(crate) vocab_size: usize,
     /// Of all random numbers.
@@ -62,7 +64,7 @@ impl Synth {
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
             num_hidden_layers: self.layers,
-            num_local_experts: 8,
+            num_local_experts: self.experts,
             num_experts_per_tok: 2,
             num_attention_heads,
             num_key_value_heads: num_attention_heads / 4,
@@ -204,8 +206,18 @@ mod tests {
     fn small(out: PathBuf, seed: u64) -> Synth {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
         let (layers, hidden_size, intermediate_size, vocab_size) = (1, 128, 448, 1024);
-        let shard_bytes_max = 1 << 20;
-        Synth { out, layers, hidden_size, intermediate_size, vocab_size, seed, tokenizer, shard_bytes_max }
+        let (experts, shard_bytes_max) = (8, 1 << 20);
+        Synth {
+            out,
+            layers,
+            hidden_size,
+            intermediate_size,
+            experts,
+            vocab_size,
+            seed,
+            tokenizer,
+            shard_bytes_max,
+        }
     }
 
     #[test]

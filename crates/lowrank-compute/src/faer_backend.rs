@@ -3,12 +3,10 @@
 //! Always `Par::Seq`: faer's eigensolver and QR give other bits on another number of threads. Parallelism belongs to
 //! the caller, over matrices.
 
-use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real};
+use crate::tridiagonal::{Tridiagonal, packed};
+use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real, Reduced};
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
-use faer::linalg::evd::{
-    ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd,
-};
+use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
     apply_block_householder_sequence_on_the_left_in_place_with_conj,
@@ -22,6 +20,7 @@ use faer::linalg::temp_mat_scratch;
 use faer::traits::RealField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder};
+use std::ops::Range;
 
 /// faer on the calling thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,26 +76,27 @@ impl<T: Real + RealField> Kernels<T> for Faer {
     }
 
     fn eigh(&self, gram: Array2<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
-        let size = gram.nrows();
-        // Columns one after the other, smallest eigenvalue first.
-        let mut vectors = vec![T::zero(); size * size];
-        let values = evd(&gram, MatMut::from_column_major_slice_mut(&mut vectors, size, size))?;
-        drop(gram);
-        for low in 0..size / 2 {
-            let (head, tail) = vectors.split_at_mut((size - 1 - low) * size);
-            head[low * size..(low + 1) * size].swap_with_slice(&mut tail[..size]);
-        }
-        vectors.truncate(size * count);
-        vectors.shrink_to_fit();
-        let vectors = Array2::from_shape_vec((size, count).f(), vectors).expect("count columns were kept");
-        Ok(Eigen { values, vectors })
+        self.reduced_vectors(self.reduce(gram)?, count)
     }
 
-    /// Tridiagonal in T, which is all of the O(d³) work, and its eigenvalues in f64: faer's iteration for values alone
-    /// loses up to 2·10⁻⁴ of an f32 eigenvalue at d = 2048.
     fn eigvalsh(&self, gram: Array2<T>) -> Result<Vec<T>, ComputeError> {
-        let size = gram.nrows();
-        let (diagonal, off_diagonal) = tridiagonal(gram);
+        self.reduced_values(&self.reduce(gram)?)
+    }
+
+    fn reduce(&self, gram: Array2<T>) -> Result<Reduced<T>, ComputeError> {
+        let mut work = Mat::<T>::zeros(gram.nrows(), gram.nrows());
+        work.copy_from_triangular_lower(mat(&dense(gram.view())));
+        drop(gram);
+        Ok(Tridiagonal::of(work).packed())
+    }
+
+    /// In f64 also where the matrix was reduced in f32: faer's iteration for values alone loses up to 2·10⁻⁴ of an f32
+    /// eigenvalue at d = 2048.
+    fn reduced_values(&self, reduced: &Reduced<T>) -> Result<Vec<T>, ComputeError> {
+        let (size, numbers) = packed(reduced);
+        let (diagonal, off_diagonal) = Tridiagonal::<T>::ends(size, numbers);
+        let column = |values: &[T]| Mat::from_fn(size, 1, |i, _| values.get(i).map_or(0.0, |v| v.as_f64()));
+        let (diagonal, off_diagonal) = (column(diagonal), column(off_diagonal));
         let mut values = Mat::<f64>::zeros(size, 1);
         let params = Default::default();
         let mut memory = MemBuffer::new(temp_mat_scratch::<f64>(size, 1).array(2));
@@ -111,6 +111,55 @@ impl<T: Real + RealField> Kernels<T> for Faer {
         )
         .map_err(|_| ComputeError::NoConvergence { backend: NAME, size })?;
         Ok((0..size).rev().map(|i| T::of_f64(values[(i, 0)])).collect())
+    }
+
+    /// All eigenvectors of the tridiagonal matrix, of which only the wanted ones are carried back.
+    fn reduced_vectors(&self, reduced: Reduced<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
+        let (size, numbers) = packed(&reduced);
+        let Tridiagonal { diagonal, off_diagonal, reflectors, coefficients } =
+            Tridiagonal::unpacked(size, numbers);
+        drop(reduced);
+        // Columns one after the other, smallest eigenvalue first.
+        let mut vectors = vec![T::zero(); size * size];
+        let mut values = Mat::<T>::zeros(size, 1);
+        let params = Default::default();
+        // More than the tridiagonal part asks for, whose own size faer does not tell.
+        let request = self_adjoint_evd_scratch::<T>(size, ComputeEigenvectors::Yes, Par::Seq, params);
+        let mut memory = MemBuffer::new(request);
+        tridiagonal_self_adjoint_evd(
+            diagonal.col(0).as_diagonal(),
+            off_diagonal.col(0).as_diagonal(),
+            values.as_mut().col_mut(0).as_diagonal_mut(),
+            Some(MatMut::from_column_major_slice_mut(&mut vectors, size, size)),
+            Par::Seq,
+            MemStack::new(&mut memory),
+            params,
+        )
+        .map_err(|_| ComputeError::NoConvergence { backend: NAME, size })?;
+        drop(memory);
+        for low in 0..size / 2 {
+            let (head, tail) = vectors.split_at_mut((size - 1 - low) * size);
+            head[low * size..(low + 1) * size].swap_with_slice(&mut tail[..size]);
+        }
+        vectors.truncate(size * count);
+        vectors.shrink_to_fit();
+        if size > 1 && count > 0 {
+            let block = coefficients.nrows();
+            let request =
+                apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(size - 1, block, count);
+            let mut memory = MemBuffer::new(request);
+            apply_block_householder_sequence_on_the_left_in_place_with_conj(
+                reflectors.as_ref(),
+                coefficients.as_ref(),
+                Conj::No,
+                MatMut::from_column_major_slice_mut(&mut vectors, size, count).subrows_mut(1, size - 1),
+                Par::Seq,
+                MemStack::new(&mut memory),
+            );
+        }
+        let values = (0..size).rev().map(|i| values[(i, 0)]).collect();
+        let vectors = Array2::from_shape_vec((size, count).f(), vectors).expect("count columns were kept");
+        Ok(Eigen { values, vectors })
     }
 
     fn singular_values(&self, a: Array2<T>) -> Result<Vec<T>, ComputeError> {
@@ -133,33 +182,13 @@ impl<T: Real + RealField> Kernels<T> for Faer {
     }
 
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
+        let cols = y.ncols();
+        Ok(columns_of_q(y, 0..cols))
+    }
+
+    fn complement(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         let (rows, cols) = y.dim();
-        assert!(rows >= cols, "thin QR of a wide matrix");
-        let mut reflectors = Mat::<T>::from_fn(rows, cols, |i, j| y[[i, j]]);
-        drop(y);
-        let block = recommended_block_size::<T>(rows, cols);
-        let mut coefficients = Mat::<T>::zeros(block, cols);
-        let params = Default::default();
-        let mut memory = MemBuffer::new(
-            qr_in_place_scratch::<T>(rows, cols, block, Par::Seq, params)
-                .or(apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, block, cols)),
-        );
-        let stack = MemStack::new(&mut memory);
-        qr_in_place(reflectors.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
-        let mut q = vec![T::zero(); rows * cols];
-        let mut view = MatMut::from_column_major_slice_mut(&mut q, rows, cols);
-        for j in 0..cols {
-            view[(j, j)] = T::one();
-        }
-        apply_block_householder_sequence_on_the_left_in_place_with_conj(
-            reflectors.as_ref(),
-            coefficients.as_ref(),
-            Conj::No,
-            view,
-            Par::Seq,
-            stack,
-        );
-        Ok(Array2::from_shape_vec((rows, cols).f(), q).expect("q was made in this shape"))
+        Ok(columns_of_q(y, cols..rows))
     }
 
     fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError> {
@@ -197,40 +226,35 @@ impl<T: Real + RealField> Kernels<T> for Faer {
     }
 }
 
-/// Eigenvalues, falling; their eigenvectors are written in rising order of the values.
-fn evd<T: Real + RealField>(gram: &Array2<T>, vectors: MatMut<'_, T>) -> Result<Vec<T>, ComputeError> {
-    let size = gram.nrows();
-    let mut values = Mat::<T>::zeros(size, 1);
+/// Some columns of the square Q of Y = QR.
+fn columns_of_q<T: Real + RealField>(y: Array2<T>, wanted: Range<usize>) -> Array2<T> {
+    let (rows, cols) = y.dim();
+    assert!(rows >= cols, "QR of a wide matrix");
+    let mut reflectors = Mat::<T>::from_fn(rows, cols, |i, j| y[[i, j]]);
+    drop(y);
+    let block = recommended_block_size::<T>(rows, cols);
+    let mut coefficients = Mat::<T>::zeros(block, cols);
     let params = Default::default();
     let mut memory =
-        MemBuffer::new(self_adjoint_evd_scratch::<T>(size, ComputeEigenvectors::Yes, Par::Seq, params));
-    self_adjoint_evd(
-        mat(&dense(gram.view())),
-        values.as_mut().col_mut(0).as_diagonal_mut(),
-        Some(vectors),
+        MemBuffer::new(qr_in_place_scratch::<T>(rows, cols, block, Par::Seq, params).or(
+            apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, block, wanted.len()),
+        ));
+    let stack = MemStack::new(&mut memory);
+    qr_in_place(reflectors.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
+    let mut q = vec![T::zero(); rows * wanted.len()];
+    let mut view = MatMut::from_column_major_slice_mut(&mut q, rows, wanted.len());
+    for (place, j) in wanted.clone().enumerate() {
+        view[(j, place)] = T::one();
+    }
+    apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        reflectors.as_ref(),
+        coefficients.as_ref(),
+        Conj::No,
+        view,
         Par::Seq,
-        MemStack::new(&mut memory),
-        params,
-    )
-    .map_err(|_| ComputeError::NoConvergence { backend: NAME, size })?;
-    Ok((0..size).rev().map(|i| values[(i, 0)]).collect())
-}
-
-/// Diagonal and subdiagonal [d, 1] of QᵀGQ; the last entry of the subdiagonal is unused.
-fn tridiagonal<T: Real + RealField>(gram: Array2<T>) -> (Mat<f64>, Mat<f64>) {
-    let size = gram.nrows();
-    let mut work = Mat::<T>::zeros(size, size);
-    work.copy_from_triangular_lower(mat(&dense(gram.view())));
-    drop(gram);
-    let block = recommended_block_size::<T>(size, size);
-    let mut reflectors = Mat::<T>::zeros(block, size.saturating_sub(1));
-    let params = Default::default();
-    let mut memory = MemBuffer::new(tridiag_in_place_scratch::<T>(size, Par::Seq, params));
-    tridiag_in_place(work.as_mut(), reflectors.as_mut(), Par::Seq, MemStack::new(&mut memory), params);
-    let diagonal = Mat::from_fn(size, 1, |i, _| work[(i, i)].as_f64());
-    let off_diagonal =
-        Mat::from_fn(size, 1, |i, _| if i + 1 < size { work[(i + 1, i)].as_f64() } else { 0.0 });
-    (diagonal, off_diagonal)
+        stack,
+    );
+    Array2::from_shape_vec((rows, wanted.len()).f(), q).expect("q was made in this shape")
 }
 
 /// The same array, row-major or column-major without gaps; copied only if it is neither.

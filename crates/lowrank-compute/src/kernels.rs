@@ -2,7 +2,7 @@
 
 use crate::blocks::{for_each_block, matrix_shape};
 use crate::projector::by_products;
-use crate::{ComputeError, Real, Side, Split};
+use crate::{ComputeError, Real, Reduced, Side, Split};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
@@ -35,7 +35,7 @@ pub struct PivotedQr<T> {
 
 /// Linear algebra in one precision.
 ///
-/// A backend must have the first seven; the others follow from them block by block, and a device overrides them to keep
+/// A backend must have those without a body; the others follow from them block by block, and a device overrides them to keep
 /// a matrix where it computes.
 pub trait Kernels<T: Real> {
     /// C = A B or C += A B: [m, k] × [k, n] → [m, n].
@@ -66,6 +66,32 @@ pub trait Kernels<T: Real> {
     /// QR of A [l, k] with column pivoting: the next column is the one that is farthest from those before (Businger and
     /// Golub, 1965).
     fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError>;
+
+    /// A symmetric matrix, as far as [`Kernels::eigvalsh`] and [`Kernels::eigh`] treat it alike: most of their work.
+    /// Reads the lower triangle.
+    fn reduce(&self, gram: Array2<T>) -> Result<Reduced<T>, ComputeError> {
+        Ok(Reduced::Whole(gram))
+    }
+
+    /// [`Kernels::eigvalsh`] of a matrix that was reduced: the same bits.
+    fn reduced_values(&self, reduced: &Reduced<T>) -> Result<Vec<T>, ComputeError> {
+        self.eigvalsh(whole(reduced.clone()))
+    }
+
+    /// [`Kernels::eigh`] of a matrix that was reduced: the same bits.
+    fn reduced_vectors(&self, reduced: Reduced<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
+        self.eigh(whole(reduced), count)
+    }
+
+    /// Orthonormal columns [l, l − k] that are orthogonal to those of Y [l, k], l ≥ k.
+    fn complement(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
+        let (len, cols) = y.dim();
+        let q = self.thin_qr(y)?;
+        // I − QQᵀ has them as eigenvectors of 1, and Q as those of 0.
+        let mut projector = Array2::eye(len);
+        self.gemm(q.mapv(|value| -value).view(), q.t(), projector.view_mut(), Accumulate::Add);
+        Ok(self.eigh(projector, len - cols)?.vectors)
+    }
 
     /// Orthonormal columns [d, k] of the span of a symmetric matrix' first k eigenvectors, where `split` says that there is a
     /// gap; from random columns Ω [d, k], by products alone. `None` if rounding closes the gap. Reads the lower triangle.
@@ -122,6 +148,17 @@ pub trait Kernels<T: Real> {
             self.gemm(block.reversed_axes(), rows, out.view_mut(), Accumulate::Add);
         });
         out
+    }
+}
+
+/// The matrix that a backend without a form of its own keeps whole.
+///
+/// # Panics
+/// If another backend made it.
+fn whole<T: Real>(reduced: Reduced<T>) -> Array2<T> {
+    match reduced {
+        Reduced::Whole(gram) => gram,
+        Reduced::Packed { .. } => panic!("packed by another backend"),
     }
 }
 

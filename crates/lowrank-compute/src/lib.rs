@@ -7,11 +7,13 @@
 //! |---|---|---|
 //! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
 //! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ \[d\], V [d, k] |
+//! | [`Kernels::reduce`] | what both of them need of G, once | [d, d] → [`Reduced`] |
 //! | [`Kernels::upper_subspace`] | the first columns of V up to a rotation, by [`projector`] | [d, d] → [d, k] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
 //! | [`Kernels::singular_values`] | Σ of A by a direct SVD, for reference | [m, n] → [min(m, n)] |
 //! | [`Kernels::thin_qr`] | the Q of Y = QR | [l, k] → [l, k] |
+//! | [`Kernels::complement`] | what is orthogonal to Y | [l, k] → [l, l − k] |
 //! | [`Kernels::qr_pivoted`] | R and Π of A Π = QR | [l, k] → [min(l, k), k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!
@@ -33,8 +35,10 @@ mod kernels;
 mod lapack_backend;
 pub mod projector;
 mod real;
+mod reduced;
 #[cfg(test)]
 mod suite;
+mod tridiagonal;
 
 pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
 pub use blocks::Side;
@@ -45,3 +49,4 @@ pub use kernels::{Accumulate, Backend, Eigen, Kernels, PivotedQr};
 pub use lapack_backend::Lapack;
 pub use projector::Split;
 pub use real::Real;
+pub use reduced::Reduced;

@@ -2,6 +2,7 @@
 
 use crate::lens::Calibrated;
 use crate::propagate::Propagation;
+use crate::scratch::Scratch;
 use crate::spectra::Course;
 use crate::stored::{Form, Remade};
 use crate::workers::{self, Resources};
@@ -85,7 +86,8 @@ pub fn compress(
         ));
     }
 
-    let course = Course { staging: Some(&staging), interrupt: request.interrupt };
+    let scratch = Scratch::new(parent, still_needed);
+    let course = Course { staging: Some(&staging), scratch: scratch.as_ref(), interrupt: request.interrupt };
     let resources = request.resources;
     let planned =
         Lens::new(checkpoint, &base_model, text, algebra, resources, &pool, progress, request.interrupt)
@@ -110,6 +112,7 @@ pub fn compress(
         ranks: plan.ranks(),
         optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
         spectra: &planned.spectra,
+        scratch: scratch.as_ref(),
         lens: &lens,
         request,
     };
@@ -250,6 +253,7 @@ struct Work<'a> {
     /// Error of the best factors of the planned rank, where spectra are known.
     optimum: BTreeMap<MatrixId, Option<f64>>,
     spectra: &'a BTreeMap<MatrixId, Spectrum>,
+    scratch: Option<&'a Scratch>,
     lens: &'a Lens,
     request: Request<'a>,
 }
@@ -368,7 +372,7 @@ impl Work<'_> {
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
                 let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
-                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum)
+                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum, None)
             },
             take: &|id, remade, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
@@ -404,7 +408,9 @@ impl Work<'_> {
         let metric = norm.metric();
         let spectrum = self.spectra.get(&id);
         let algebra = self.lens.algebra();
-        let remade = self.form().remake(algebra, matrix, id, rank, &metric, self.request.factor, spectrum)?;
+        let kept = self.scratch.and_then(|scratch| scratch.take(id));
+        let (form, settings) = (self.form(), self.request.factor);
+        let remade = form.remake(algebra, matrix, id, rank, &metric, settings, spectrum, kept.as_ref())?;
         self.keep(writer, &spec.name, remade, self.optimum[&id])
     }
 

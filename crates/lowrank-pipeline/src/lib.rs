@@ -22,6 +22,7 @@ pub mod planning;
 mod propagate;
 pub mod reproduce;
 pub mod round;
+pub mod scratch;
 pub mod settings;
 pub mod spectra;
 mod stored;

@@ -44,7 +44,7 @@ pub fn plan(
     refuse_early(checkpoint, settings)?;
     let algebra = resources.algebra()?;
     let pool = workers::pool(checkpoint.config(), resources)?;
-    let course = Course { staging: None, interrupt };
+    let course = Course { staging: None, scratch: None, interrupt };
     let calibration = settings.calibration.as_ref().filter(|_| matches!(settings.goal, Goal::Budget(_)));
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let base = match settings.goal {

@@ -353,7 +353,7 @@ fn sampled(
             })
             .transpose()
             .map_err(|source| PipelineError::Svd { name: id, source })?;
-        form.remake(lens.algebra(), matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref())
+        form.remake(lens.algebra(), matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref(), None)
     };
     progress.start("make again", ids.len() as u64, "matrices");
     if let Some(calibrated) = lens.propagating() {

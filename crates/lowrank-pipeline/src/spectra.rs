@@ -1,5 +1,6 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
+use crate::scratch::Scratch;
 use crate::{Interrupt, Lens, PipelineError};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::{MatrixId, Progress, Spectrum};
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 pub struct Course<'a> {
     /// Spectra of an earlier run, and the place for this run's.
     pub staging: Option<&'a StagingDir>,
+    /// Where the factors will look for what the spectra leave behind; absent where no factors follow.
+    pub scratch: Option<&'a Scratch>,
     /// Asked before each unit.
     pub interrupt: &'a Interrupt,
 }
@@ -50,10 +53,15 @@ pub fn spectra(
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
                 let norm = lens.norm(id)?;
-                let (spectrum, _) = lens.algebra().run(matrix_shape(&matrix), |backend| {
-                    lowrank_svd::spectrum_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
+                let (reduced, _) = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                    lowrank_svd::reduce_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
                 });
-                let spectrum = spectrum.map_err(|source| PipelineError::Svd { name: id, source })?;
+                let (spectrum, reduction) =
+                    reduced.map_err(|source| PipelineError::Svd { name: id, source })?;
+                drop(matrix);
+                if let (Some(scratch), Some(reduction)) = (course.scratch, reduction) {
+                    scratch.keep(id, reduction);
+                }
                 if let Some(staging) = course.staging {
                     let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
                     staging.note(&note, text)?;

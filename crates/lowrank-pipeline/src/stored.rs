@@ -12,7 +12,7 @@ use lowrank_model::{
 };
 use lowrank_reader::StoredMatrix;
 use lowrank_svd::residual::residual_energy;
-use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Route, unpivoted};
+use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, unpivoted};
 use lowrank_writer::{Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -110,13 +110,15 @@ impl Form {
         metric: &Metric<'_>,
         settings: &FactorSettings,
         spectrum: Option<&Spectrum>,
+        reduction: Option<&Reduction>,
     ) -> Result<Remade, PipelineError> {
         let FactorSettings { method, seed, .. } = *settings;
         let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
         let shape = matrix_shape(&matrix);
-        let (factored, mut processor) = algebra
-            .run(shape, |backend| lowrank_svd::factor_in(backend, &matrix, rank, metric, &options, spectrum));
+        let (factored, mut processor) = algebra.run(shape, |backend| {
+            lowrank_svd::factor_reduced_in(backend, &matrix, rank, metric, &options, spectrum, reduction)
+        });
         let Factored { factors, route, relative_error, metric_error: calibrated_error, .. } =
             factored.map_err(failed)?;
         // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.

@@ -6,15 +6,17 @@
 //!
 //! [`decompose_in`] does both for the price of the second.
 
-use crate::factor::{Way, check_request, excess, missed_energy, route};
+use crate::factor::{Way, check_request, excess, factor_reduced, missed_energy, route};
 use crate::factors::{Split, split};
 use crate::inputs::product;
 use crate::metric::Norm;
 use crate::precision::{Known, Precision, in_sufficient_precision};
 use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, generator};
+use crate::reduction::Reduction;
 use crate::residual::residual_energy;
 use crate::root::Root;
+use crate::spectrum::reduce;
 use crate::survey::{Survey, survey};
 use crate::{FactorOptions, Factored, MethodChoice, Metric, PrecisionChoice, SvdError, factor, spectrum};
 use lowrank_compute::{Backend, Kernels, Real, Side};
@@ -54,6 +56,35 @@ pub fn spectrum_in(
     Ok(search.spectrum(sigma))
 }
 
+/// As [`spectrum_in`], and what the factors of W can begin from; so far in the norm of the weights alone.
+pub fn reduce_in(
+    backend: &dyn Backend,
+    w: &Tensor,
+    metric: &Metric<'_>,
+    precision: PrecisionChoice,
+) -> Result<(Spectrum, Option<Reduction>), SvdError> {
+    match metric {
+        Metric::Weights => reduce(backend, w, precision),
+        _ => Ok((spectrum_in(backend, w, metric, precision)?, None)),
+    }
+}
+
+/// As [`factor_in`], beginning from what [`reduce_in`] left of the same W in the same metric; the same bits.
+pub fn factor_reduced_in(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    metric: &Metric<'_>,
+    options: &FactorOptions,
+    spectrum: Option<&Spectrum>,
+    reduction: Option<&Reduction>,
+) -> Result<Factored, SvdError> {
+    match (metric, reduction) {
+        (Metric::Weights, reduction) => factor_reduced(backend, w, rank, options, spectrum, reduction),
+        _ => factor_in(backend, w, rank, metric, options, spectrum),
+    }
+}
+
 /// Factors W [m, n] at a rank, best in the metric. A spectrum of W *in this metric*, if at hand, lets f32 be used where it
 /// suffices, and gives the excess error.
 pub fn factor_in(
@@ -84,8 +115,8 @@ pub fn decompose_in(
     let survey = survey(w)?;
     let options = &FactorOptions { method: crate::MethodChoice::Exact, ..*options };
     let Some(norm) = metric.norm(&survey)? else {
-        let spectrum = spectrum(backend, w, options.precision)?;
-        let factored = factor(backend, w, rank, options, Some(&spectrum))?;
+        let (spectrum, reduction) = reduce(backend, w, options.precision)?;
+        let factored = factor_reduced(backend, w, rank, options, Some(&spectrum), reduction.as_ref())?;
         return Ok((spectrum, factored));
     };
     check_request(survey.shape, rank, None)?;

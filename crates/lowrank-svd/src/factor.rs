@@ -7,10 +7,11 @@ use crate::factors::{Split, split};
 use crate::precision::{Known, condition, in_sufficient_precision};
 use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, Subspace, generator, subspace};
+use crate::reduction::Reduction;
 use crate::spectrum::sigma_from_eigenvalues;
 use crate::survey::{Survey, survey};
 use crate::{Factors, Precision, PrecisionChoice, SvdError};
-use lowrank_compute::{Backend, Kernels, Real, Side};
+use lowrank_compute::{Backend, Kernels, Real, Reduced, Side};
 use lowrank_model::{MatrixId, MatrixShape, Projection, Spectrum, Tensor};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,18 @@ pub fn factor(
     options: &FactorOptions,
     spectrum: Option<&Spectrum>,
 ) -> Result<Factored, SvdError> {
+    factor_reduced(backend, w, rank, options, spectrum, None)
+}
+
+/// As [`factor`], beginning from what the spectrum of the same W left behind, where that helps; the same bits.
+pub(crate) fn factor_reduced(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    options: &FactorOptions,
+    spectrum: Option<&Spectrum>,
+    reduction: Option<&Reduction>,
+) -> Result<Factored, SvdError> {
     let survey = survey(w)?;
     let Survey { shape, energy, largest_weight } = survey;
     check_request(shape, rank, spectrum)?;
@@ -187,12 +200,12 @@ pub fn factor(
     let task = Task { w, side, rank, sketch, options, spectrum };
     let (ready, precision) =
         in_sufficient_precision(options.precision, &known, |precision| match precision {
-            Precision::F32 => {
-                task.find::<f32>(backend).map(|(found, condition)| (Ready::F32(found), condition))
-            }
-            Precision::F64 => {
-                task.find::<f64>(backend).map(|(found, condition)| (Ready::F64(found), condition))
-            }
+            Precision::F32 => task
+                .find::<f32>(backend, kept(reduction, backend, precision))
+                .map(|(found, condition)| (Ready::F32(found), condition)),
+            Precision::F64 => task
+                .find::<f64>(backend, kept(reduction, backend, precision))
+                .map(|(found, condition)| (Ready::F64(found), condition)),
         })?;
     let way = match &ready {
         Ready::F32(found) => found.way,
@@ -215,6 +228,15 @@ pub fn factor(
         metric_error: None,
         excess_over_optimum,
     })
+}
+
+/// What is at hand for a search in this precision.
+fn kept<T: Real>(
+    reduction: Option<&Reduction>,
+    backend: &dyn Backend,
+    precision: Precision,
+) -> Option<Reduced<T>> {
+    reduction.filter(|reduction| reduction.precision() == precision)?.reduced(backend)
 }
 
 /// Everything about the search except its precision.
@@ -248,10 +270,14 @@ enum Ready {
 
 impl Task<'_> {
     /// The subspace and σ₁/σᵣ.
-    fn find<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Found<T>, f64), SvdError> {
+    fn find<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        kept: Option<Reduced<T>>,
+    ) -> Result<(Found<T>, f64), SvdError> {
         let (found, sigma) = match self.sketch {
             None => {
-                let (x, values, way) = self.exact(kernels)?;
+                let (x, values, way) = self.exact(kernels, kept)?;
                 (Found { x, image: None, way }, sigma_from_eigenvalues(&values, 0.0)?)
             }
             Some(sketch) => {
@@ -265,9 +291,18 @@ impl Task<'_> {
     }
 
     /// The subspace [d, r] and all eigenvalues.
-    fn exact<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<(Array2<T>, Vec<T>, Way), SvdError> {
+    fn exact<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        kept: Option<Reduced<T>>,
+    ) -> Result<(Array2<T>, Vec<T>, Way), SvdError> {
+        let projector = self.options.method == MethodChoice::Projector;
+        if let Some(reduced) = kept.filter(|_| !projector) {
+            let eigen = kernels.reduced_vectors(reduced, self.rank)?;
+            return Ok((eigen.vectors, eigen.values, Way::Eigenvectors));
+        }
         let gram = kernels.gram(self.w, self.side);
-        if self.options.method == MethodChoice::Projector {
+        if projector {
             let squares = |spectrum: &Spectrum| spectrum.sigma().iter().map(|sigma| sigma * sigma).collect();
             let rng = generator(self.options.seed, self.options.stream);
             let upper = upper(kernels, &gram, self.rank, self.spectrum.map(squares), rng)?;

@@ -17,6 +17,7 @@
 //! | [`calibrated`] | spectrum and factors in a metric |
 //! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
+//! | [`reduction`] | what a spectrum leaves behind for factors |
 //! | `projector` | the subspace of a rank without its eigenvectors |
 //! | [`randomized`] | the sketch for small ranks |
 //! | [`mod@allocate`] | ranks under a budget |
@@ -36,13 +37,14 @@ pub mod pivot;
 pub mod precision;
 mod projector;
 pub mod randomized;
+pub mod reduction;
 pub mod residual;
 mod root;
 pub mod spectrum;
 mod survey;
 
 pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
-pub use calibrated::{decompose_in, factor_in, spectrum_in};
+pub use calibrated::{decompose_in, factor_in, factor_reduced_in, reduce_in, spectrum_in};
 pub use error::SvdError;
 pub use factor::{FactorOptions, Factored, MethodChoice, Route, factor};
 pub use factors::Factors;
@@ -50,4 +52,5 @@ pub use fitted::{Unseen, fitted_map};
 pub use metric::Metric;
 pub use pivot::{Pivoted, pivot, unpivoted};
 pub use precision::{Precision, PrecisionChoice};
+pub use reduction::Reduction;
 pub use spectrum::spectrum;

@@ -7,6 +7,8 @@
 //! 1. bᵀ = Q S, Q [d, r] orthonormal. T depends on the row space alone, so Qᵀ takes the place of b: its condition number
 //!    is 1 whatever b's is, and it has full rank even where b has not. No matrix is too ill-conditioned for this.
 //! 2. Qᵀ Π = Q₂ [R₁ R₂] with column pivoting (Businger and Golub, 1965): J is where Π begins, T = R₁⁻¹ R₂.
+//!    Where r > d/2, the same on N [d, d − r], orthonormal and orthogonal to Q, which is smaller: Nᵀ Π = Q₂ [R₁ R₂] puts the
+//!    columns that are *not* pivots first, and b N = 0 makes T = −(R₁⁻¹ R₂)ᵀ. |det N_rest| = |det Q_J|, so pivots are as good.
 //! 3. While an entry of T exceeds [`COEFFICIENT_MAX`], its column and its pivot change places. Each exchange multiplies the
 //!    volume |det Q_J| ≤ 1 by that entry, so it ends (Gu and Eisenstat, 1996; Goreinov et al., 2010).
 //!
@@ -205,12 +207,19 @@ struct Interpolation {
 /// Finds pivots and coefficients for b, given bᵀ [d, r].
 fn interpolate(kernels: &dyn Kernels<f64>, near: Array2<f64>) -> Result<Interpolation, SvdError> {
     let (len, rank) = near.dim();
-    let q = kernels.thin_qr(near)?;
-    let PivotedQr { r, permutation } = kernels.qr_pivoted(q.reversed_axes())?;
-    let (mut pivots, mut others) = (permutation[..rank].to_vec(), permutation[rank..].to_vec());
-    let mut t = r.slice(s![.., rank..]).as_standard_layout().into_owned();
-    solve_upper(kernels, r.slice(s![.., ..rank]), &mut t);
+    // The shorter of the two spaces is pivoted.
+    let by_complement = 2 * rank > len;
+    let space = if by_complement { kernels.complement(near)? } else { kernels.thin_qr(near)? };
+    let found = space.ncols();
+    let PivotedQr { r, permutation } = kernels.qr_pivoted(space.reversed_axes())?;
+    let (mut pivots, mut others) = (permutation[..found].to_vec(), permutation[found..].to_vec());
+    let mut t = r.slice(s![.., found..]).as_standard_layout().into_owned();
+    solve_upper(kernels, r.slice(s![.., ..found]), &mut t);
     drop(r);
+    if by_complement {
+        std::mem::swap(&mut pivots, &mut others);
+        t = t.t().mapv(|value| -value).as_standard_layout().into_owned();
+    }
 
     let mut exchanges = 0;
     while exchanges < EXCHANGES_PER_INDEX * len {

@@ -5,26 +5,42 @@
 
 use crate::SvdError;
 use crate::precision::{Known, Precision, PrecisionChoice, condition, in_sufficient_precision};
+use crate::reduction::Reduction;
 use crate::survey::survey;
-use lowrank_compute::{Backend, Kernels, Real, Side};
+use lowrank_compute::{Backend, Kernels, Real, Reduced, Side};
 use lowrank_model::{Spectrum, Tensor};
 
 /// All singular values of W [m, n].
 ///
 /// In f64 where that is cheap or needed; in f32 only if even the smallest is resolved.
 pub fn spectrum(backend: &dyn Backend, w: &Tensor, precision: PrecisionChoice) -> Result<Spectrum, SvdError> {
+    Ok(reduce(backend, w, precision)?.0)
+}
+
+/// As [`spectrum`], and what the factors of W can begin from.
+pub(crate) fn reduce(
+    backend: &dyn Backend,
+    w: &Tensor,
+    precision: PrecisionChoice,
+) -> Result<(Spectrum, Option<Reduction>), SvdError> {
     let survey = survey(w)?;
     let side = Side::short(survey.shape);
     let known = Known { shape: survey.shape, largest_weight: survey.largest_weight, condition: None };
-    let (sigma, _) = in_sufficient_precision(precision, &known, |precision| {
-        let sigma = match precision {
-            Precision::F32 => singular_values::<f32>(backend, w, side, survey.energy)?,
-            Precision::F64 => singular_values::<f64>(backend, w, side, survey.energy)?,
+    let ((sigma, reduction), _) = in_sufficient_precision(precision, &known, |precision| {
+        let (sigma, reduction) = match precision {
+            Precision::F32 => {
+                let (sigma, reduced) = singular_values::<f32>(backend, w, side, survey.energy)?;
+                (sigma, Reduction::of_f32(backend, reduced))
+            }
+            Precision::F64 => {
+                let (sigma, reduced) = singular_values::<f64>(backend, w, side, survey.energy)?;
+                (sigma, Reduction::of_f64(backend, reduced))
+            }
         };
         let condition = condition(sigma[0], sigma[sigma.len() - 1]);
-        Ok((sigma, condition))
+        Ok(((sigma, reduction), condition))
     })?;
-    Ok(Spectrum::new(sigma).expect("roots of falling eigenvalues fall"))
+    Ok((Spectrum::new(sigma).expect("roots of falling eigenvalues fall"), reduction))
 }
 
 fn singular_values<T: Real>(
@@ -32,10 +48,12 @@ fn singular_values<T: Real>(
     w: &Tensor,
     side: Side,
     energy: f64,
-) -> Result<Vec<f64>, SvdError> {
-    let values = kernels.eigvalsh(kernels.gram(w, side))?;
+) -> Result<(Vec<f64>, Reduced<T>), SvdError> {
+    let reduced = kernels.reduce(kernels.gram(w, side))?;
+    let values = kernels.reduced_values(&reduced)?;
     let sum: f64 = values.iter().rev().map(|value| value.as_f64()).sum();
-    sigma_from_eigenvalues(&values, (energy - sum) / values.len() as f64)
+    let sigma = sigma_from_eigenvalues(&values, (energy - sum) / values.len() as f64)?;
+    Ok((sigma, reduced))
 }
 
 /// √(λ + shift) of a positive semidefinite matrix. Rounding moves λ by up to about ε·d·λ₁, so that much below zero is

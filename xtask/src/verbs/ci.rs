@@ -38,6 +38,9 @@ pub(crate) fn run() -> Result<()> {
         ("fuzzing, a little", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
         ("GPU path without a GPU", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
+        ("speed benchmark, small", &|| {
+            super::bench::speed::run(&super::bench::speed::Args { small: true, only: Vec::new(), repeats: 1 })
+        }),
         ("fidelity, small form", &super::bench::fidelity::small),
         ("example sweep, killed and gone on with", &super::sweep::run),
         ("an older CPU, emulated", &|| super::other_cpu::run(&super::other_cpu::Args::default())),

@@ -6,14 +6,20 @@ use std::process::Command;
 
 /// The verb. Needs Debian's libopenblas-dev; installs it where it may.
 pub(crate) fn run() -> Result<()> {
+    ensure_openblas()?;
+    let features = ["--features", "lowrank-compute/lapack,lowrank-svd/lapack"];
+    sh(cargo(&["test", "--locked", "--package", "lowrank-compute", "--package", "lowrank-svd"])
+        .args(features))
+}
+
+/// Installs OpenBLAS where it is not and where it may.
+pub(crate) fn ensure_openblas() -> Result<()> {
     if !has_openblas() && !install_from_debian(&["libopenblas-dev", "pkg-config"])? {
         bail!(
             "OpenBLAS is not installed: install libopenblas-dev and pkg-config (or your system's equivalent)"
         );
     }
-    let features = ["--features", "lowrank-compute/lapack,lowrank-svd/lapack"];
-    sh(cargo(&["test", "--locked", "--package", "lowrank-compute", "--package", "lowrank-svd"])
-        .args(features))
+    Ok(())
 }
 
 fn has_openblas() -> bool {

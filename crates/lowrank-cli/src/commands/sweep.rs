@@ -363,7 +363,7 @@ impl Run<'_> {
         let own = text.map(|place| self.texts[place].clone());
         let algebra = resources.algebra().map_err(PipelineError::from)?;
         let lens = Lens::new(checkpoint, base, own, algebra, resources, pool, talk, interrupt)?;
-        let course = Course { staging: None, interrupt };
+        let course = Course { staging: None, scratch: None, interrupt };
         let sensitivity = points[0].sensitivity;
         let errors = planning::errors(checkpoint, &lens, Some(sensitivity), pool, talk, course)?;
         let scale = self.scale(text, sensitivity);

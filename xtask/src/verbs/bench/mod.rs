@@ -1,7 +1,9 @@
 //! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
 
+mod document;
 pub(crate) mod fidelity;
 pub(crate) mod forward;
+pub(crate) mod speed;
 pub(crate) mod sweep;
 pub(crate) mod synth;
 
@@ -15,6 +17,8 @@ pub(crate) enum What {
     Sweep(sweep::Args),
     /// Write a generated checkpoint of true Mixtral-8x7B dimensions
     Synth(synth::Args),
+    /// Measure what a matrix costs here and elsewhere, how runs scale, and what bounds them; write docs/benchmarks.md
+    Speed(speed::Args),
     /// Our forward pass against transformers' on the same tokens
     Forward(forward::Args),
 }
@@ -25,6 +29,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
         What::Fidelity(args) => fidelity::run(args),
         What::Sweep(args) => sweep::run(args),
         What::Synth(args) => synth::run(args),
+        What::Speed(args) => speed::run(args),
         What::Forward(args) => forward::run(args),
     }
 }

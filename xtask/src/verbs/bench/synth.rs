@@ -29,13 +29,14 @@ pub(crate) struct Dimensions {
     pub(crate) layers: usize,
     pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
+    pub(crate) experts: usize,
     pub(crate) vocab_size: u32,
 }
 
 impl Dimensions {
     /// Of Mixtral-8x7B.
     pub(crate) fn mixtral(layers: usize) -> Self {
-        Self { layers, hidden_size: 4096, intermediate_size: 14_336, vocab_size: 32_000 }
+        Self { layers, hidden_size: 4096, intermediate_size: 14_336, experts: 8, vocab_size: 32_000 }
     }
 }
 
@@ -45,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let usual = || target().join(format!("bench/synth-{}", args.layers));
     let out = std::path::absolute(args.out.clone().unwrap_or_else(usual))?;
     let start = Instant::now();
+    build(&[])?;
     let written = write(dimensions, args.seed, &out)?;
     println!("{}: {written} in {:.0} s", out.display(), start.elapsed().as_secs_f64());
     Ok(())
@@ -52,24 +54,34 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Writes a checkpoint; → what it holds.
 pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Value> {
-    let Dimensions { layers, hidden_size, intermediate_size, vocab_size } = dimensions;
-    job(&json!({
+    let Dimensions { layers, hidden_size, intermediate_size, experts, vocab_size } = dimensions;
+    let job = json!({
         "job": "synth",
         "out": out,
         "layers": layers,
         "hidden_size": hidden_size,
         "intermediate_size": intermediate_size,
+        "experts": experts,
         "vocab_size": vocab_size,
         "seed": seed,
         "tokenizer": root().join("tests/fixtures/tiny-mixtral"),
         // Small enough for a checkpoint of one layer to have several.
         "shard_bytes_max": 2_000_000_000_u64,
-    }))
+    });
+    job_built(&job)
 }
 
-/// Runs a job of `lowrank-bench`; → its result.
-pub(crate) fn job(job: &Value) -> Result<Value> {
-    sh(&mut cargo(&["build", "--quiet", "--release", "--locked", "--package", "lowrank-bench"]))?;
+/// Builds `lowrank-bench` with these features beside the usual ones.
+pub(crate) fn build(features: &[&str]) -> Result<()> {
+    let mut build = cargo(&["build", "--quiet", "--release", "--locked", "--package", "lowrank-bench"]);
+    for feature in features {
+        build.arg("--features").arg(format!("lowrank-bench/{feature}"));
+    }
+    sh(&mut build)
+}
+
+/// Runs a job of what was built last; → its result.
+pub(crate) fn job_built(job: &Value) -> Result<Value> {
     let result = output(Command::new(target().join("release/lowrank-bench")).arg(job.to_string()))?;
     Ok(serde_json::from_str(&result)?)
 }

@@ -1,0 +1,186 @@
+//! One matrix from the checkpoint to factors on disk, stage by stage, as the tool does it: spectrum, factors from what the
+//! spectrum left behind, rounding, writing.
+
+use crate::meter::{Meter, Took, peak_resident_bytes, timed};
+use anyhow::{Context, Result, bail};
+use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Real};
+use lowrank_model::{Dtype, MatrixId, Tensor};
+use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_svd::factor::residual_energy;
+use lowrank_svd::{
+    FactorOptions, MethodChoice, Metric, PrecisionChoice, factor_reduced_in, pivot, reduce_in, spectrum,
+};
+use ndarray::Array2;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What is done to which matrix.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Matrix {
+    model: PathBuf,
+    /// Module name.
+    matrix: String,
+    rank: usize,
+    precision: PrecisionChoice,
+    backend: BackendName,
+    /// Pivots and coefficients instead of u·v.
+    #[serde(default)]
+    pivoted: bool,
+    /// Where the factors go; removed afterwards.
+    out: PathBuf,
+    /// Whether to compare with the optimum, which takes a decomposition in f64 more.
+    #[serde(default)]
+    compare: bool,
+}
+
+/// What decomposes it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum BackendName {
+    Faer,
+    Lapack,
+}
+
+impl BackendName {
+    fn open(self) -> Result<&'static dyn Backend> {
+        match self {
+            Self::Faer => Ok(&Faer),
+            #[cfg(feature = "lapack")]
+            Self::Lapack => Ok(&lowrank_compute::Lapack),
+            #[cfg(not(feature = "lapack"))]
+            Self::Lapack => bail!("this was built without its feature `lapack`"),
+        }
+    }
+}
+
+impl Matrix {
+    pub(crate) fn run(&self) -> Result<Value> {
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let id = MatrixId::parse(&self.matrix).context("no module name of an expert matrix")?;
+        let backend = self.backend.open()?;
+        let options = FactorOptions {
+            method: MethodChoice::Exact,
+            precision: self.precision,
+            ..FactorOptions::default()
+        };
+        let mut stages: Vec<(&str, Took)> = Vec::new();
+        let meter = Meter::start()?;
+
+        let read = || -> Result<Tensor> {
+            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
+                bail!("{id} is factored already")
+            };
+            checkpoint.check_finite(&format!("{id}.weight"), &w)?;
+            Ok(w)
+        };
+        let (w, took) = timed(read)?;
+        stages.push(("read", took));
+        let metric = Metric::Weights;
+        let (reduced, took) = timed(|| Ok(reduce_in(backend, &w, &metric, self.precision)?))?;
+        stages.push(("spectrum", took));
+        let (sigma, reduction) = reduced;
+        // The second pass of a run reads the matrix again.
+        drop(w);
+        let (w, took) = timed(read)?;
+        stages.push(("read again", took));
+        let (factored, took) = timed(|| {
+            let known = Some(&sigma);
+            Ok(factor_reduced_in(backend, &w, self.rank, &metric, &options, known, reduction.as_ref())?)
+        })?;
+        stages.push(("factors", took));
+        let factors = &factored.factors;
+        let (m, n, r) = (factors.shape.rows, factors.shape.cols, self.rank);
+        let stored = if self.pivoted {
+            let (pivoted, took) = timed(|| Ok(pivot(backend, factors)?))?;
+            stages.push(("pivots", took));
+            let [basis, table] = lowrank_model::pivots::factor_shapes(factors.shape, r).map(Vec::from);
+            let round = || {
+                Ok((
+                    Tensor::from_f32(basis, Dtype::Bf16, &pivoted.basis)?,
+                    Tensor::from_f32(table, Dtype::Bf16, &pivoted.coefficients)?,
+                ))
+            };
+            let (stored, took) = timed(round)?;
+            stages.push(("round", took));
+            let (_, took) = timed(|| Ok(pivoted.round_trip_error(backend, factors, &stored.0, &stored.1)))?;
+            stages.push(("error of rounding", took));
+            stored
+        } else {
+            let round = || {
+                Ok((
+                    Tensor::from_f32(vec![m, r], Dtype::Bf16, &factors.u)?,
+                    Tensor::from_f32(vec![r, n], Dtype::Bf16, &factors.v)?,
+                ))
+            };
+            let (stored, took) = timed(round)?;
+            stages.push(("round", took));
+            stored
+        };
+        let (_, took) = timed(|| {
+            let mut file = File::create(&self.out).with_context(|| self.out.display().to_string())?;
+            file.write_all(stored.0.bytes())?;
+            file.write_all(stored.1.bytes())?;
+            Ok(file.sync_all()?)
+        })?;
+        stages.push(("write", took));
+        let total = meter.took()?;
+        let peak = peak_resident_bytes()?;
+        std::fs::remove_file(&self.out)?;
+
+        let excess = if self.compare {
+            let optimum = spectrum(backend, &w, PrecisionChoice::F64)?;
+            let error = (residual_energy(backend, &w, factors) / optimum.energy()).sqrt();
+            Some(error / optimum.relative_error(r) - 1.0)
+        } else {
+            None
+        };
+        // Gram, reduction, vectors carried back, projection; what the tridiagonal problem takes depends on its numbers.
+        let (long, short, r) = (m.max(n) as f64, m.min(n) as f64, r as f64);
+        let operations = long * short * short
+            + 4.0 / 3.0 * short.powi(3)
+            + 2.0 * short * short * r
+            + 2.0 * long * short * r;
+        let named: Vec<Value> =
+            stages.iter().map(|(name, took)| json!({ "stage": name, "took": took })).collect();
+        Ok(json!({
+            "total": total, "stages": named, "peak_resident_bytes": peak, "route": factored.route.to_string(),
+            "excess": excess, "operations": operations,
+        }))
+    }
+}
+
+/// The best that a product reaches on one thread: what shares are shares of.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Gemm {
+    /// Of the square matrices.
+    size: usize,
+}
+
+impl Gemm {
+    pub(crate) fn run(&self) -> Result<Value> {
+        Ok(json!({ "f32": self.rate::<f32>(&Faer)?, "f64": self.rate::<f64>(&Faer)? }))
+    }
+
+    /// Operations a second, the best of five.
+    fn rate<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<f64> {
+        let size = self.size;
+        let of = |step: usize| {
+            Array2::from_shape_fn((size, size), |(i, j)| T::of_f32(((i * 7 + j * step) % 19) as f32))
+        };
+        let (a, b, mut c) = (of(3), of(5), Array2::zeros((size, size)));
+        let mut best = 0.0_f64;
+        for _ in 0..5 {
+            let (_, took) = timed(|| {
+                kernels.gemm(a.view(), b.view(), c.view_mut(), Accumulate::Replace);
+                Ok(())
+            })?;
+            best = best.max(2.0 * (size as f64).powi(3) / took.wall_s);
+        }
+        Ok(best)
+    }
+}

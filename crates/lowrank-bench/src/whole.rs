@@ -1,0 +1,158 @@
+//! Whole runs of the tool's library, in this process: compressing, planning, and reading and writing alone.
+
+use crate::meter::{peak_resident_bytes, timed};
+use anyhow::{Context, Result};
+use lowrank_model::progress::Silent;
+use lowrank_model::{Budget, Storage};
+use lowrank_pipeline::compress::{Request, compress};
+use lowrank_pipeline::workers::{CachePlace, Resources};
+use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PlanSettings, planning};
+use lowrank_reader::Checkpoint;
+use lowrank_svd::MethodChoice;
+use lowrank_writer::Leftover;
+use rustix::fs::Advice;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// A run of `compress`, without calibration.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Compress {
+    model: PathBuf,
+    /// Must not exist; removed afterwards.
+    out: PathBuf,
+    /// In percent of all parameters. 0: every tensor is copied, which is reading and writing alone.
+    budget_percent: f64,
+    workers: usize,
+    cache: Option<PathBuf>,
+}
+
+/// A run of `plan`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Plan {
+    model: PathBuf,
+    budget_percent: f64,
+    cache: PathBuf,
+}
+
+/// The files of a checkpoint from one place to another, one byte after the other, and flushed: what `dd` does.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stream {
+    model: PathBuf,
+    /// Removed afterwards.
+    out: PathBuf,
+}
+
+fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
+    let goal = if budget_percent > 0.0 {
+        let remove = checkpoint.size().params as f64 * budget_percent / 100.0;
+        Goal::Budget(Budget::RemoveParams(remove as u64))
+    } else {
+        Goal::Ranks(std::collections::BTreeMap::new())
+    };
+    PlanSettings {
+        goal,
+        rank_multiple: None,
+        rank_min: 1,
+        sensitivity: None,
+        allocation: Default::default(),
+        calibration: None,
+        keep_dense: Vec::new(),
+        fixed_ranks: Default::default(),
+        storage: Some(Storage::Uv),
+        factor_dtype: None,
+    }
+}
+
+impl Compress {
+    pub(crate) fn run(&self) -> Result<Value> {
+        evict(&self.model)?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let plan = settings(self.budget_percent, &checkpoint);
+        let factor = FactorSettings { method: MethodChoice::Exact, seed: 0, shard_bytes_max: 2_000_000_000 };
+        let cache = self.cache.clone().map_or(CachePlace::Nowhere, CachePlace::At);
+        let resources = Resources { workers: self.workers, cache, ..Resources::default() };
+        let request = Request {
+            model: "generated",
+            out: &self.out,
+            plan: &plan,
+            factor: &factor,
+            resources: &resources,
+            leftover: Leftover::Discard,
+            interrupt: &Interrupt::default(),
+            provenance: None,
+        };
+        let (done, took) = timed(|| Ok(compress(&checkpoint, request, &Silent)?))?;
+        let peak = peak_resident_bytes()?;
+        let manifest = self.out.join(lowrank_model::format::MANIFEST_FILE);
+        let manifest = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
+        std::fs::remove_dir_all(&self.out)?;
+        Ok(json!({
+            "took": took, "peak_resident_bytes": peak, "written_bytes": done.published.bytes,
+            "read_bytes": checkpoint.size().bytes, "factored": done.plan.ranks().len(),
+            // Names every byte of the output.
+            "manifest": manifest,
+        }))
+    }
+}
+
+impl Plan {
+    pub(crate) fn run(&self) -> Result<Value> {
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let plan = settings(self.budget_percent, &checkpoint);
+        let resources = Resources { cache: CachePlace::At(self.cache.clone()), ..Resources::default() };
+        let (_, took) = timed(|| {
+            Ok(planning::plan(&checkpoint, "generated", &plan, &resources, &Silent, &Interrupt::default())?)
+        })?;
+        Ok(json!({ "took": took }))
+    }
+}
+
+impl Stream {
+    pub(crate) fn run(&self) -> Result<Value> {
+        const BLOCK_BYTES: usize = 4 << 20;
+        evict(&self.model)?;
+        let shards = shards(&self.model)?;
+        let (bytes, took) = timed(|| {
+            let mut block = vec![0; BLOCK_BYTES];
+            let mut to = File::create(&self.out).with_context(|| self.out.display().to_string())?;
+            let mut bytes = 0;
+            for shard in &shards {
+                let mut from = File::open(shard)?;
+                loop {
+                    let read = from.read(&mut block)?;
+                    if read == 0 {
+                        break;
+                    }
+                    to.write_all(&block[..read])?;
+                    bytes += read;
+                }
+            }
+            to.sync_all()?;
+            Ok(bytes)
+        })?;
+        std::fs::remove_file(&self.out)?;
+        Ok(json!({ "took": took, "bytes": bytes }))
+    }
+}
+
+fn shards(model: &Path) -> Result<Vec<PathBuf>> {
+    let checkpoint = Checkpoint::open(model)?;
+    Ok(checkpoint.shards().iter().map(|shard| model.join(&shard.name)).collect())
+}
+
+/// Drops the weights from the page cache, as far as the system does as it is asked, so that reading is reading.
+fn evict(model: &Path) -> Result<()> {
+    for shard in shards(model)? {
+        let file = File::open(&shard)?;
+        // What is not on disk yet cannot be dropped.
+        file.sync_all()?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}

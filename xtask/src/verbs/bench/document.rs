@@ -1,0 +1,352 @@
+//! The text of `docs/benchmarks.md` between its markers, and its plot, from the results of `bench speed`.
+
+use crate::shell::root;
+use anyhow::{Context, Result};
+use plotters::prelude::*;
+use serde_json::Value;
+use std::fmt::Write;
+
+const BEGIN: &str = "<!-- cargo xtask bench speed writes from here -->";
+const END: &str = "<!-- to here -->";
+const NOT_RUN: &str = "not run";
+
+/// Replaces the part between the markers, and the plot.
+pub(crate) fn write(results: &Value) -> Result<()> {
+    let path = root().join("docs/benchmarks.md");
+    let page = std::fs::read_to_string(&path)?;
+    let (head, rest) = page.split_once(BEGIN).context("docs/benchmarks.md has lost its first marker")?;
+    let (_, tail) = rest.split_once(END).context("docs/benchmarks.md has lost its second marker")?;
+    std::fs::write(&path, format!("{head}{BEGIN}\n\n{}\n{END}{tail}", text(results)))?;
+    let folder = root().join("docs/benchmarks");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("speed.svg"), plot(results))?;
+    Ok(())
+}
+
+/// The median of a field over runs; absent where nothing ran.
+fn median(runs: &Value, pointer: &str) -> Option<f64> {
+    let mut values: Vec<f64> =
+        runs.as_array()?.iter().filter_map(|run| run.pointer(pointer)?.as_f64()).collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        even if even % 2 == 0 => Some((values[middle - 1] + values[middle]) / 2.0),
+        _ => Some(values[middle]),
+    }
+}
+
+fn shown(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| NOT_RUN.to_owned(), |value| format!("{value:.digits$}"))
+}
+
+fn gib(value: Option<f64>) -> String {
+    shown(value.map(|bytes| bytes / f64::from(1 << 30)), 2)
+}
+
+fn over(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    Some(a? / b.filter(|&b| b > 0.0)?)
+}
+
+/// A measurement of one matrix: how it is called, its runs, and where its numbers stand in them.
+struct Row<'a> {
+    name: String,
+    runs: &'a Value,
+    took: &'static str,
+}
+
+impl Row<'_> {
+    fn cpu(&self) -> Option<f64> {
+        median(self.runs, &format!("{}/cpu_s", self.took))
+    }
+
+    fn wall(&self) -> Option<f64> {
+        median(self.runs, &format!("{}/wall_s", self.took))
+    }
+
+    fn peak(&self) -> Option<f64> {
+        median(self.runs, "/peak_resident_bytes")
+    }
+}
+
+fn rows(results: &Value) -> Vec<Row<'_>> {
+    let mut rows: Vec<Row<'_>> = [
+        ("ours, u·v, f32", &results["matrix"]["uv_f32"]),
+        ("ours, u·v, f64", &results["matrix"]["uv_f64"]),
+        ("ours, pivoted, f32", &results["matrix"]["pivoted_f32"]),
+        ("ours through OpenBLAS (`lapack`), u·v, f32", &results["lapack"]["uv_f32"]),
+    ]
+    .into_iter()
+    .map(|(name, runs)| Row { name: name.into(), runs, took: "/total" })
+    .collect();
+    for (key, runs) in results["peers"].as_object().into_iter().flatten() {
+        let words: Vec<&str> = key.split('_').collect();
+        let [library, dtype, threads] = words[..] else { continue };
+        let threads = if threads == "1" { "1 thread".into() } else { format!("{threads} threads") };
+        rows.push(Row { name: format!("{library}, thin SVD, {dtype}, {threads}"), runs, took: "/took" });
+    }
+    rows
+}
+
+/// The fewest CPU seconds that scipy took in a precision, whatever its threads: the peer at its best.
+fn scipy(results: &Value, dtype: &str) -> Option<f64> {
+    let peers = results["peers"].as_object()?;
+    let matching = peers.iter().filter(|(key, _)| key.starts_with(&format!("scipy_{dtype}_")));
+    matching.filter_map(|(_, runs)| median(runs, "/took/cpu_s")).min_by(f64::total_cmp)
+}
+
+/// All of it.
+pub(crate) fn text(results: &Value) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = ratios(&mut out, results)
+        .and_then(|()| matrices(&mut out, results))
+        .and_then(|()| stages(&mut out, results))
+        .and_then(|()| whole(&mut out, results));
+    out
+}
+
+fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
+    let at = &results["conditions"];
+    let text = |key: &str| at[key].as_str().unwrap_or(NOT_RUN).to_owned();
+    writeln!(
+        out,
+        "`cargo xtask bench speed`, {}: {} cores of {}{}, {:.0} GiB, load {} at the end, {}. Medians.\n",
+        text("date"),
+        at["cores"],
+        text("cpu"),
+        if at["avx512"] == true { " with AVX-512" } else { "" },
+        at["memory_gib"].as_f64().unwrap_or_default(),
+        text("load"),
+        text("rustc"),
+    )?;
+    let ours = |key: &str| median(&results["matrix"][key], "/total/cpu_s");
+    let workers = &results["workers"];
+    let wall = |key: &str| median(&workers[key], "/took/wall_s");
+    let peak = |key: &str| median(&workers[key], "/peak_resident_bytes");
+    let io = &results["io"];
+    let rate = |runs: &Value, bytes: &str| over(median(runs, bytes), median(runs, "/took/wall_s"));
+    let copied = rate(&io["copied"], "/read_bytes");
+    let streamed = rate(&io["streamed"], "/bytes");
+    let manifests: Vec<&Value> = ["one", "two"]
+        .iter()
+        .flat_map(|key| workers[key].as_array().into_iter().flatten())
+        .map(|run| &run["manifest"])
+        .collect();
+    let same = match manifests.as_slice() {
+        [] => NOT_RUN,
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => "the same bytes",
+        _ => "DIFFERENT bytes",
+    };
+    let excess = |key: &str| {
+        let first = results["matrix"][key][0]["excess"].as_f64();
+        first.map_or_else(|| NOT_RUN.to_owned(), |excess| format!("{excess:.0e}"))
+    };
+    writeln!(out, "| Ratio, in one run | Measured | Goal |\n|---|---|---|")?;
+    let row = |out: &mut String, what: &str, measured: String, goal: &str| {
+        writeln!(out, "| {what} | {measured} | {goal} |")
+    };
+    let with = |value: Option<f64>, digits: usize, unit: &str| match value {
+        Some(value) => format!("{value:.digits$} {unit}"),
+        None => NOT_RUN.to_owned(),
+    };
+    let times = |value: Option<f64>| with(value, 2, "times");
+    row(
+        out,
+        "CPU seconds of scipy's thin `gesdd` over ours, u·v, both in f64",
+        times(over(scipy(results, "f64"), ours("uv_f64"))),
+        "≥ 2.5",
+    )?;
+    row(
+        out,
+        "CPU seconds of scipy's in f64 over ours in f32",
+        times(over(scipy(results, "f64"), ours("uv_f32"))),
+        "≥ 4",
+    )?;
+    row(
+        out,
+        "CPU seconds of scipy's in f32 over ours in f32",
+        times(over(scipy(results, "f32"), ours("uv_f32"))),
+        "",
+    )?;
+    row(
+        out,
+        "excess error over the optimum, f32; f64",
+        format!("{}; {}", excess("uv_f32"), excess("uv_f64")),
+        "≤ 1e-6",
+    )?;
+    row(out, "wall time of one worker over two", times(over(wall("one"), wall("two"))), "≥ 1.9")?;
+    row(out, "output of one worker and of two", same.into(), "the same bytes")?;
+    row(
+        out,
+        "peak resident memory of two workers, GiB: 1 layer; 4 layers",
+        format!("{}; {}", gib(peak("two")), gib(peak("four_layers"))),
+        "≤ 2, the same",
+    )?;
+    row(
+        out,
+        "reading and writing alone, of streaming on the same disk",
+        with(over(copied, streamed).map(|share| share * 100.0), 0, "%"),
+        "≥ 80 %",
+    )?;
+    row(
+        out,
+        "a further budget's plan from cached spectra of 768 matrices, s",
+        shown(median(&results["plan"]["further"], "/took/wall_s"), 2),
+        "< 1",
+    )?;
+    writeln!(out)
+}
+
+fn matrices(out: &mut String, results: &Value) -> std::fmt::Result {
+    let matrix = &results["matrix"];
+    writeln!(
+        out,
+        "One w1 of the generated checkpoint, rank {} (pivoted: {}). Ours is the whole way, from the file to flushed factors: read, \
+         spectrum, read again, factors, round, write. Peers are timed for the call of the SVD alone.\n",
+        matrix["rank"], matrix["rank_pivoted"]
+    )?;
+    writeln!(out, "| What | CPU s | Wall s | Peak GiB | Share of the GEMM peak |\n|---|---|---|---|---|")?;
+    for row in rows(results) {
+        let precision = if row.name.contains("f64") { "f64" } else { "f32" };
+        let share = over(median(row.runs, "/operations"), row.cpu())
+            .and_then(|rate| Some(100.0 * rate / matrix["gemm"][precision].as_f64()?));
+        let share = share.map_or_else(|| "–".to_owned(), |share| format!("{share:.0} %"));
+        let (cpu, wall) = (shown(row.cpu(), 1), shown(row.wall(), 1));
+        writeln!(out, "| {} | {cpu} | {wall} | {} | {share} |", row.name, gib(row.peak()))?;
+    }
+    let gemm = |precision: &str| shown(matrix["gemm"][precision].as_f64().map(|rate| rate / 1e9), 0);
+    writeln!(
+        out,
+        "\nGEMM peak of one thread, faer: {} GFLOP/s in f32, {} in f64. Shares count m·n² + 4/3 n³ + 2 n² r + 2 m n r operations.",
+        gemm("f32"),
+        gemm("f64")
+    )?;
+    for (key, runs) in results["peers"].as_object().into_iter().flatten() {
+        if key.ends_with("_1") || !key.contains("f32") {
+            continue;
+        }
+        let kernels: Vec<&str> =
+            runs[0]["kernels"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let kernels = kernels.join(", ");
+        let library = key.split('_').next().unwrap_or_default();
+        writeln!(out, "{library} {} ({kernels}).", runs[0]["version"].as_str().unwrap_or_default())?;
+    }
+    writeln!(out, "\n![CPU seconds of one matrix](benchmarks/speed.svg)\n")
+}
+
+fn stages(out: &mut String, results: &Value) -> std::fmt::Result {
+    writeln!(out, "| CPU s by stage | u·v, f32 | u·v, f64 | pivoted, f32 |\n|---|---|---|---|")?;
+    let of = |key: &str, stage: &str| {
+        let mut values: Vec<f64> = results["matrix"][key]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|run| run["stages"].as_array().into_iter().flatten())
+            .filter(|entry| entry["stage"] == stage)
+            .filter_map(|entry| entry["took"]["cpu_s"].as_f64())
+            .collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"))
+    };
+    for stage in
+        ["read", "spectrum", "read again", "factors", "pivots", "round", "error of rounding", "write"]
+    {
+        let cells = ["uv_f32", "uv_f64", "pivoted_f32"].map(|key| of(key, stage));
+        writeln!(out, "| {stage} | {} |", cells.join(" | "))?;
+    }
+    writeln!(out)
+}
+
+fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
+    writeln!(
+        out,
+        "Whole runs on checkpoints of true dimensions with two experts a layer, u·v without calibration, {} % removed:\n",
+        results["workers"]["budget_percent"]
+    )?;
+    writeln!(out, "| Run | Wall s | CPU s | Peak GiB |\n|---|---|---|---|")?;
+    let workers = &results["workers"];
+    for (name, runs) in [
+        ("1 layer, 1 worker", &workers["one"]),
+        ("1 layer, 2 workers", &workers["two"]),
+        ("4 layers, 2 workers", &workers["four_layers"]),
+        ("4 layers, copied, 2 workers", &results["io"]["copied"]),
+        ("4 layers, streamed", &results["io"]["streamed"]),
+    ] {
+        let of = |pointer: &str| shown(median(runs, pointer), 1);
+        let peak = median(runs, "/peak_resident_bytes");
+        let peak = peak.map_or_else(|| "–".to_owned(), |peak| gib(Some(peak)));
+        writeln!(out, "| {name} | {} | {} | {peak} |", of("/took/wall_s"), of("/took/cpu_s"))?;
+    }
+    let busy = over(median(&workers["two"], "/took/cpu_s"), median(&workers["two"], "/took/wall_s"));
+    let (copied, run) =
+        (median(&results["io"]["copied"], "/took/wall_s"), median(&workers["four_layers"], "/took/wall_s"));
+    if let (Some(busy), Some(share)) = (busy, over(copied, run)) {
+        let bound = if share > 0.5 { "the disk" } else { "the processor" };
+        writeln!(
+            out,
+            "\nTwo workers keep {busy:.2} cores busy; reading, hashing and writing alone take {:.0} % of the wall time of a run on \
+             the same checkpoint: {bound} bounds it.",
+            100.0 * share
+        )?;
+    }
+    Ok(())
+}
+
+/// CPU seconds of one matrix, a bar each.
+fn plot(results: &Value) -> String {
+    let bars: Vec<(String, f64)> =
+        rows(results).into_iter().filter_map(|row| Some((row.name.clone(), row.cpu()?))).collect();
+    let mut svg = String::new();
+    if !bars.is_empty() {
+        draw(&mut svg, &bars).expect("drawing into a string does not fail");
+    }
+    svg
+}
+
+fn draw(svg: &mut String, bars: &[(String, f64)]) -> Result<(), Box<dyn std::error::Error>> {
+    const ROW_PX: usize = 34;
+    const LABEL_PX: i32 = 360;
+    const WIDTH_PX: u32 = 960;
+    let height = (bars.len() + 2) * ROW_PX;
+    let root = SVGBackend::with_string(svg, (WIDTH_PX, height as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let most = bars.iter().map(|(_, seconds)| *seconds).fold(0.0, f64::max);
+    let room = f64::from(WIDTH_PX as i32 - LABEL_PX - 90);
+    let font = ("sans-serif", 15).into_font();
+    root.draw(&Text::new(
+        "CPU seconds of one 14336 × 4096 matrix (less is better)",
+        (16, 12),
+        ("sans-serif", 17),
+    ))?;
+    for (index, (name, seconds)) in bars.iter().enumerate() {
+        let top = ((index + 1) * ROW_PX + 8) as i32;
+        let colour = if name.starts_with("ours") { RGBColor(31, 119, 180) } else { RGBColor(170, 170, 170) };
+        let end = LABEL_PX + (room * seconds / most) as i32;
+        root.draw(&Text::new(name.as_str(), (16, top + 4), font.clone()))?;
+        root.draw(&Rectangle::new([(LABEL_PX, top), (end, top + 22)], colour.filled()))?;
+        root.draw(&Text::new(format!("{seconds:.1}"), (end + 8, top + 4), font.clone()))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_not_run_is_said_and_what_was_is_a_median() {
+        assert!(text(&json!({})).contains("| wall time of one worker over two | not run | ≥ 1.9 |"));
+        let runs = |all: [f64; 3]| {
+            json!(all.map(|cpu_s| json!({ "took": { "cpu_s": cpu_s }, "total": { "cpu_s": cpu_s } })))
+        };
+        let results = json!({
+            "matrix": { "uv_f64": runs([12.0, 9.0, 10.0]) },
+            "peers": { "scipy_f64_1": runs([41.0, 40.0, 99.0]), "scipy_f64_2": runs([50.0, 60.0, 70.0]) },
+        });
+        assert!(text(&results).contains("both in f64 | 4.10 times | ≥ 2.5 |"));
+        assert!(plot(&results).starts_with("<svg"));
+    }
+}

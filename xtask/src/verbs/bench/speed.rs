@@ -1,0 +1,292 @@
+//! `cargo xtask bench speed`: what a matrix costs here and in the libraries that a user would call instead, how runs scale,
+//! what they hold in memory, and which resource bounds them. Writes its part of `docs/benchmarks.md`, and a plot.
+//!
+//! Every measurement is a process of its own. Results lie in `target/bench/speed.json`, part by part, so that one part can
+//! be measured again and the document be made from all.
+
+use super::document;
+use super::synth::{Dimensions, build, job_built, write};
+use crate::shell::{self, command, output, root, target};
+use crate::{python, verbs};
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Small matrices, for a check that this still runs; documents nothing
+    #[arg(long)]
+    pub(crate) small: bool,
+    /// Measure these parts alone and take the others from the last run
+    #[arg(long, value_enum)]
+    pub(crate) only: Vec<Part>,
+    /// Runs of each measurement, of which the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeats: u32,
+}
+
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// One matrix, stage by stage
+    Matrix,
+    /// numpy, scipy and torch on the same matrix
+    Peers,
+    /// The same matrix through OpenBLAS instead of faer
+    Lapack,
+    /// Whole runs: one worker and two, few layers and many
+    Workers,
+    /// Reading and writing alone
+    Io,
+    /// Plans from cached spectra
+    Plan,
+}
+
+const PARTS: [Part; 6] = [Part::Matrix, Part::Peers, Part::Lapack, Part::Workers, Part::Io, Part::Plan];
+
+/// Module and tensor that are measured.
+const MATRIX: &str = "model.layers.0.block_sparse_moe.experts.0.w1";
+/// Share of all parameters that whole runs remove.
+const BUDGET_PERCENT: f64 = 20.0;
+
+/// What is measured on.
+struct Bench {
+    small: bool,
+    repeats: u32,
+    folder: PathBuf,
+    /// Few layers.
+    one: PathBuf,
+    /// Four times as many.
+    four: PathBuf,
+}
+
+/// The verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    build(&[])?;
+    let folder = target().join(if args.small { "bench/speed-small" } else { "bench/speed" });
+    std::fs::create_dir_all(&folder)?;
+    let bench = Bench {
+        small: args.small,
+        repeats: args.repeats,
+        one: folder.join("one"),
+        four: folder.join("four"),
+        folder,
+    };
+    for (path, layers) in [(&bench.one, 1), (&bench.four, 4)] {
+        if !path.exists() {
+            write(bench.dimensions(layers), 0, path)?;
+        }
+    }
+    let results_path = bench.folder.with_extension("json");
+    let mut results: Map<String, Value> = match std::fs::read(&results_path) {
+        Ok(bytes) if !args.only.is_empty() => serde_json::from_slice(&bytes)?,
+        _ => Map::new(),
+    };
+    let parts = if args.only.is_empty() { &PARTS[..] } else { &args.only };
+    for part in parts {
+        let begun = Instant::now();
+        let measured = match part {
+            Part::Matrix => bench.matrix()?,
+            Part::Peers => bench.peers()?,
+            // Building everything a second time is more than a check is worth.
+            Part::Lapack if args.small => continue,
+            Part::Lapack => bench.lapack()?,
+            Part::Workers => bench.workers()?,
+            Part::Io => bench.io()?,
+            Part::Plan => bench.plan()?,
+        };
+        let name = format!("{part:?}").to_lowercase();
+        eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
+        results.insert(name, measured);
+        results.insert("conditions".into(), conditions()?);
+        std::fs::write(&results_path, serde_json::to_vec_pretty(&results)?)?;
+    }
+    let results = Value::Object(results);
+    if args.small {
+        println!("{}", document::text(&results));
+    } else {
+        document::write(&results)?;
+        println!(
+            "docs/benchmarks.md and docs/benchmarks/speed.svg are written from {}",
+            results_path.display()
+        );
+    }
+    eprintln!("all: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+impl Bench {
+    /// Two experts a layer: six matrices of full size, and time for three runs.
+    fn dimensions(&self, layers: usize) -> Dimensions {
+        let full = Dimensions { experts: 2, vocab_size: 1024, ..Dimensions::mixtral(layers) };
+        if self.small { Dimensions { hidden_size: 256, intermediate_size: 896, ..full } } else { full }
+    }
+
+    /// Of u·v; (of pivots), the same share of parameters.
+    fn ranks(&self) -> (usize, usize) {
+        if self.small { (155, 190) } else { (2479, 2952) }
+    }
+
+    fn repeated(&self, mut work: impl FnMut(u32) -> Result<Value>) -> Result<Value> {
+        Ok(Value::Array((0..self.repeats).map(&mut work).collect::<Result<_>>()?))
+    }
+
+    fn one_matrix(&self, backend: &str, precision: &str, pivoted: bool) -> Result<Value> {
+        let (uv, pivots) = self.ranks();
+        self.repeated(|run| {
+            let job = json!({
+                "job": "matrix", "model": self.one, "matrix": MATRIX, "precision": precision, "backend": backend,
+                "rank": if pivoted { pivots } else { uv }, "pivoted": pivoted, "out": self.folder.join("factors"),
+                "compare": run == 0 && !pivoted && backend == "faer",
+            });
+            job_built(&job)
+        })
+    }
+
+    fn matrix(&self) -> Result<Value> {
+        let (rank, rank_pivoted) = self.ranks();
+        let size = if self.small { 512 } else { 4096 };
+        Ok(json!({
+            "rank": rank,
+            "rank_pivoted": rank_pivoted,
+            "gemm": job_built(&json!({ "job": "gemm", "size": size }))?,
+            "uv_f32": self.one_matrix("faer", "f32", false)?,
+            "uv_f64": self.one_matrix("faer", "f64", false)?,
+            "pivoted_f32": self.one_matrix("faer", "f32", true)?,
+        }))
+    }
+
+    fn lapack(&self) -> Result<Value> {
+        verbs::lapack::ensure_openblas()?;
+        build(LAPACK)?;
+        let measured = self.one_matrix("lapack", "f32", false);
+        // What lies there otherwise is the build without it.
+        build(&[])?;
+        Ok(json!({ "uv_f32": measured? }))
+    }
+
+    fn peers(&self) -> Result<Value> {
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let index = std::fs::read(self.one.join("model.safetensors.index.json"))?;
+        let index: Value = serde_json::from_slice(&index)?;
+        let tensor = format!("{MATRIX}.weight");
+        let shard = index["weight_map"][&tensor].as_str().context("the matrix has no shard")?;
+        let mut measured = Map::new();
+        // One thread does not wait for another: the CPU seconds of a library at its best.
+        for (library, dtype, threads) in [
+            ("scipy", "f32", 1),
+            ("scipy", "f64", 1),
+            ("scipy", "f32", all),
+            ("scipy", "f64", all),
+            ("numpy", "f32", all),
+            ("torch", "f32", all),
+        ] {
+            let runs = self.repeated(|_| {
+                let mut peer = python::with_peers()?;
+                let script = root().join("tests/bench/peers.py");
+                peer.arg(script).arg(self.one.join(shard));
+                peer.args([&tensor, library, dtype, &threads.to_string()]);
+                Ok(serde_json::from_str(&output(&mut peer)?)?)
+            })?;
+            measured.insert(format!("{library}_{dtype}_{threads}"), runs);
+        }
+        Ok(Value::Object(measured))
+    }
+
+    fn compress(&self, model: &Path, workers: usize, budget_percent: f64) -> Result<Value> {
+        let out = self.folder.join("out");
+        if out.exists() {
+            std::fs::remove_dir_all(&out)?;
+        }
+        job_built(&json!({
+            "job": "compress", "model": model, "out": out, "budget_percent": budget_percent, "workers": workers,
+        }))
+    }
+
+    fn workers(&self) -> Result<Value> {
+        let [one, two] = [1, 2].map(|workers| {
+            self.repeated(|_| {
+                let mut run = self.compress(&self.one, workers, BUDGET_PERCENT)?;
+                // A hundred lines that serve one comparison.
+                run["manifest"] = blake(&run["manifest"]);
+                Ok(run)
+            })
+        });
+        let mut four = self.compress(&self.four, 2, BUDGET_PERCENT)?;
+        four["manifest"] = blake(&four["manifest"]);
+        Ok(json!({ "budget_percent": BUDGET_PERCENT, "one": one?, "two": two?, "four_layers": [four] }))
+    }
+
+    fn io(&self) -> Result<Value> {
+        let copied = self.repeated(|_| {
+            let mut run = self.compress(&self.four, 2, 0.0)?;
+            run["manifest"] = Value::Null;
+            Ok(run)
+        })?;
+        let streamed = self.repeated(|_| {
+            let out = self.folder.join("streamed");
+            job_built(&json!({ "job": "stream", "model": self.four, "out": out }))
+        })?;
+        Ok(json!({ "copied": copied, "streamed": streamed }))
+    }
+
+    /// The first plan of a model takes its spectra; small matrices, for the number of them is what counts afterwards.
+    fn plan(&self) -> Result<Value> {
+        let model = self.folder.join("many");
+        if !model.exists() {
+            let many = Dimensions {
+                layers: 32,
+                hidden_size: 128,
+                intermediate_size: 448,
+                experts: 8,
+                vocab_size: 1024,
+            };
+            write(many, 0, &model)?;
+        }
+        let cache = self.folder.join("cache");
+        if cache.exists() {
+            std::fs::remove_dir_all(&cache)?;
+        }
+        let plan = |budget_percent: f64| {
+            let job =
+                json!({ "job": "plan", "model": model, "budget_percent": budget_percent, "cache": cache });
+            job_built(&job)
+        };
+        // Files that were just written are hashed again: a change in the same moment would not show.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let first = plan(10.0)?;
+        let further = self.repeated(|run| plan(12.0 + f64::from(run)))?;
+        Ok(json!({ "matrices": 768, "short_side": 128, "first": [first], "further": further }))
+    }
+}
+
+const LAPACK: &[&str] = &["lapack"];
+
+/// Stands for a long text in a comparison.
+fn blake(text: &Value) -> Value {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    text.as_str().unwrap_or_default().hash(&mut hasher);
+    format!("{:016x}", hasher.finish()).into()
+}
+
+/// Machine, date and load.
+fn conditions() -> Result<Value> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = memory.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    Ok(json!({
+        "cpu": model.trim_start_matches([' ', '\t', ':']),
+        "avx512": flags.contains("avx512f"),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
+        "memory_gib": kib.unwrap_or_default() as f64 / f64::from(1 << 20),
+        "load": load.split(' ').next(),
+        "date": shell::output(command("date").args(["-u", "+%F"]))?.trim(),
+        "rustc": shell::output(command("rustc").arg("--version"))?.trim(),
+    }))
+}
