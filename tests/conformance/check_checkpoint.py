@@ -197,8 +197,14 @@ def check_saving(compressed, model, batches):
     for file in ("configuration_lowrank_mixtral.py", "modeling_lowrank_mixtral.py"):
         require((again / file).exists(), f"{file} was not saved")
     reloaded = load(again, trust_remote_code=True)
-    require(logits_differ_by(model, reloaded, batches) == 0, "logits changed")
-    return f"{len(saved)} tensors, logits unchanged"
+    was, now = model.state_dict(), reloaded.state_dict()
+    require(was.keys() == now.keys(), f"other weights: {sorted(was.keys() ^ now.keys())[:3]}")
+    changed = [name for name in was if not torch.equal(was[name], now[name])]
+    require(not changed, f"weights changed: {changed[:3]}")
+    # Where a file places a weight in memory decides how BLAS sums, so logits may differ by rounding.
+    difference = logits_differ_by(model, reloaded, batches)
+    require(difference <= LOGITS_TOLERANCE, f"logits differ by {difference:.2e}")
+    return f"{len(saved)} tensors, every weight the same bits, logits within {difference:.1e}"
 
 
 def check_refused(change, compressed, words):
