@@ -271,6 +271,7 @@ fn of_write(error: &WriteError) -> Failure {
         | E::UnknownTensor { .. }
         | E::Shape { .. }
         | E::Dtype { .. }
+        | E::Length { .. }
         | E::WrittenTwice { .. }
         | E::MissingTensor { .. }
         | E::Promise { .. }

@@ -106,14 +106,30 @@ impl Tensor {
 
     /// Index of the first NaN or infinity.
     pub fn first_non_finite(&self) -> Option<usize> {
-        let mut block = [0.0_f32; 1024];
-        let total = self.elements();
-        (0..total).step_by(block.len()).find_map(|first| {
-            let block = &mut block[..1024.min(total - first)];
-            self.widen(first, block);
-            block.iter().position(|value| !value.is_finite()).map(|at| first + at)
-        })
+        first_non_finite(self.dtype, &self.bytes)
     }
+}
+
+/// Index of the first NaN or infinity among elements in little-endian bytes: its exponent is all ones.
+pub fn first_non_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
+    let short = |exponent: u16| {
+        first(bytes.as_chunks().0, |raw: &[u8; 2]| u16::from_le_bytes(*raw) & exponent == exponent)
+    };
+    match dtype {
+        Dtype::F32 => {
+            first(bytes.as_chunks().0, |raw: &[u8; 4]| u32::from_le_bytes(*raw) & 0x7f80_0000 == 0x7f80_0000)
+        }
+        Dtype::F16 => short(0x7c00),
+        Dtype::Bf16 => short(0x7f80),
+    }
+}
+
+/// As `position`, but in runs that become loops over vectors, of which the first that has one is looked through.
+fn first<T>(elements: &[T], is: impl Fn(&T) -> bool) -> Option<usize> {
+    const RUN: usize = 1024;
+    let run =
+        elements.chunks(RUN).position(|run| run.iter().fold(false, |any, element| any | is(element)))?;
+    elements[run * RUN..].iter().position(is).map(|at| run * RUN + at)
 }
 
 fn narrow<const N: usize>(values: &[f32], bytes: &mut [u8], round: impl Fn(f32) -> [u8; N]) {
@@ -125,6 +141,26 @@ fn narrow<const N: usize>(values: &[f32], bytes: &mut [u8], round: impl Fn(f32) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_that_is_not_finite_is_found_wherever_it_is() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let largest = match dtype {
+                Dtype::F16 => 65504.0,
+                _ => f32::from_bits(0x7f7f_0000),
+            };
+            let finite = vec![-largest; 3000];
+            let tensor = |values: &[f32]| Tensor::from_f32(vec![values.len()], dtype, values).unwrap();
+            assert_eq!(tensor(&finite).first_non_finite(), None);
+            for at in [0, 1023, 1024, 2999] {
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut values = finite.clone();
+                    (values[at], values[2999]) = (bad, f32::NAN);
+                    assert_eq!(tensor(&values).first_non_finite(), Some(at), "{dtype} {bad}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn widening_and_rounding_agree_with_half() {

@@ -70,7 +70,7 @@ pub fn densify(
     progress.finish();
     let documents = Documents::dense(checkpoint.config_json(), dtype_of_experts, &Card::default())?
         .with_companions(checkpoint.dir(), &checkpoint.companions())?;
-    Ok(writer.finish(documents)?)
+    Ok(pool.install(|| writer.finish(documents))?)
 }
 
 fn dense_matrix(

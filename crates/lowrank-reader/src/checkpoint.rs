@@ -17,6 +17,7 @@ use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
 use lowrank_model::names::{self, MatrixLocation, Role, RowOrder, Slice, TensorSpec};
 use lowrank_model::plan::Size;
+use lowrank_model::tensor::first_non_finite;
 use lowrank_model::{
     Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor,
 };
@@ -24,6 +25,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+
+/// What is read at once of something long.
+const BLOCK_BYTES: u64 = 4 << 20;
 
 /// An open checkpoint. Shared freely between threads: every read states its own offset.
 #[derive(Debug)]
@@ -302,6 +306,38 @@ impl Checkpoint {
         }
     }
 
+    /// Gives a tensor's bytes block by block, so that a copy of it needs no memory of its size, and refuses NaN and
+    /// infinity as [`Checkpoint::check_finite`] does.
+    pub fn read_in_blocks<E: From<ReadError>>(
+        &self,
+        spec: &TensorSpec,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(run) = self.dense.get(&spec.name).filter(|run| run.row_order == RowOrder::Canonical) else {
+            let tensor = self.read_tensor(spec)?;
+            self.check_finite(&spec.name, &tensor)?;
+            return take(tensor.bytes());
+        };
+        let (shard, end) = (&self.shards[run.shard], run.elements() * run.dtype.size_bytes());
+        let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
+        let mut done = 0;
+        while done < end {
+            let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
+            shard.read_exact(run.begin + done, block, &run.stored_name)?;
+            if let Some(at) = first_non_finite(run.dtype, block) {
+                let size = run.dtype.size_bytes() as usize;
+                let element = Tensor::new(vec![1], run.dtype, block[at * size..][..size].to_vec());
+                let value = element.expect("one element").to_f32()[0];
+                let element = (done / run.dtype.size_bytes()) as usize + at;
+                let (path, tensor) = (shard.path.clone(), spec.name.clone());
+                return Err(ReadError::NotFinite { path, tensor, element, value }.into());
+            }
+            take(block)?;
+            done += block.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Refuses NaN and infinity. `name` is canonical, or that of a factor, and says which file is blamed.
     pub fn check_finite(&self, name: &str, tensor: &Tensor) -> Result<(), ReadError> {
         let Some(element) = tensor.first_non_finite() else { return Ok(()) };
@@ -321,7 +357,6 @@ impl Checkpoint {
 
     /// SHA-256 of a shard in hexadecimal, read in blocks; `progress` is told the bytes of each block.
     pub fn shard_sha256(&self, name: &str, progress: &mut dyn FnMut(u64)) -> Result<String, ReadError> {
-        const BLOCK_BYTES: u64 = 4 << 20;
         let Some(shard) = self.shards.iter().find(|shard| shard.name == name) else {
             return Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name.into() });
         };

@@ -11,10 +11,12 @@ use crate::{
 };
 use lowrank_failpoint as failpoint;
 use lowrank_model::{ElementType, PivotOrder, Tensor, format};
+use rustix::fs::Advice;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
     fs::{File, OpenOptions},
+    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -121,12 +123,10 @@ impl CheckpointWriter {
     pub fn finished(&self, unit: &str) -> Result<Option<&str>, WriteError> {
         let Some(unit) = self.staging.unit(unit) else { return Ok(None) };
         for WrittenTensor { name, blake3 } in &unit.tensors {
-            let Some((shard, placed)) = self.layout.find(name) else { return Ok(None) };
-            let path = self.staging.path().join(&shard.name);
-            let file = File::open(&path).map_err(WriteError::io(&path, "open"))?;
-            let mut bytes = vec![0; (placed.end - placed.begin) as usize];
-            file.read_exact_at(&mut bytes, shard.header.len() as u64 + placed.begin)
-                .map_err(WriteError::io(&path, "read"))?;
+            if self.layout.find(name).is_none() {
+                return Ok(None);
+            }
+            let bytes = self.read(name)?;
             if blake3::hash(&bytes).to_hex().as_str() != blake3 {
                 return Ok(None);
             }
@@ -137,6 +137,18 @@ impl CheckpointWriter {
             }
         }
         Ok(Some(&unit.note))
+    }
+
+    /// What lies in the place of a tensor.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, WriteError> {
+        let (shard, placed) =
+            self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
+        let path = self.staging.path().join(&shard.name);
+        let file = File::open(&path).map_err(WriteError::io(&path, "open"))?;
+        let mut bytes = vec![0; (placed.end - placed.begin) as usize];
+        file.read_exact_at(&mut bytes, shard.header.len() as u64 + placed.begin)
+            .map_err(WriteError::io(&path, "read"))?;
+        Ok(bytes)
     }
 
     /// Writes tensors that belong together, and only then notes them as finished.
@@ -157,6 +169,20 @@ impl CheckpointWriter {
         self.staging.record_unit(Unit { name: unit.to_owned(), tensors, note })
     }
 
+    /// Begins a tensor that is handed over block by block, and is a unit by itself.
+    pub fn begin(&self, name: &str, dtype: ElementType, shape: &[usize]) -> Result<Growing<'_>, WriteError> {
+        let (file, path, begin, end) = self.open(name, dtype, shape)?;
+        Ok(Growing {
+            writer: self,
+            name: name.to_owned(),
+            file,
+            path,
+            at: begin,
+            end,
+            hasher: blake3::Hasher::new(),
+        })
+    }
+
     /// Where every tensor goes.
     pub fn layout(&self) -> &ShardLayout {
         &self.layout
@@ -173,16 +199,26 @@ impl CheckpointWriter {
     }
 
     fn write_content(&self, name: &str, content: Content<'_>) -> Result<(), WriteError> {
-        let (shard, placed) = self.place(name, content.dtype(), &content.shape())?;
+        let (file, path, begin, _) = self.open(name, content.dtype(), &content.shape())?;
+        put(&file, &path, &content.bytes(), begin)
+    }
+
+    /// The file of a tensor, open for writing, with its path and where in it the tensor begins and ends. Once each.
+    fn open(
+        &self,
+        name: &str,
+        dtype: ElementType,
+        shape: &[usize],
+    ) -> Result<(File, PathBuf, u64, u64), WriteError> {
+        let (shard, placed) = self.place(name, dtype, shape)?;
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
         // Opened for each tensor: no limit on open files is met, however many shards there are.
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
-        failpoint::hit().map_err(WriteError::io(&path, "write"))?;
-        file.write_all_at(&content.bytes(), shard.header.len() as u64 + placed.begin)
-            .map_err(WriteError::io(&path, "write"))
+        let header = shard.header.len() as u64;
+        Ok((file, path, header + placed.begin, header + placed.end))
     }
 
     fn place(
@@ -214,10 +250,6 @@ impl CheckpointWriter {
         if let Some((name, _)) = missing.next() {
             return Err(WriteError::MissingTensor { name: name.clone(), missing: 1 + missing.count() });
         }
-        for shard in layout.shards() {
-            failpoint::hit().map_err(WriteError::io(staging.path(), "flush to disk"))?;
-            staging::sync(&staging.path().join(&shard.name))?;
-        }
         let size = recount(staging.path(), &layout)?;
         if let Some(promised) = documents.promised {
             for (what, promised, found) in
@@ -230,11 +262,72 @@ impl CheckpointWriter {
         }
         staging.write_file(Path::new(format::INDEX_FILE), &mut layout.index_json().as_slice())?;
         documents.write(&staging)?;
-        let manifest = Manifest::of(staging.path())?;
+        // The disk and the processor at once.
+        let (flushed, manifest) = std::thread::scope(|scope| {
+            let flushing = scope.spawn(|| flush(&staging, &layout));
+            let manifest = Manifest::of(staging.path());
+            (flushing.join().expect("flushing does not panic"), manifest)
+        });
+        flushed?;
+        let manifest = manifest?;
         staging.write_file(Path::new(format::MANIFEST_FILE), &mut pretty(&manifest).as_slice())?;
         let path = staging.publish()?;
         Ok(Published { path, params: size.params, bytes: size.bytes, shards: layout.shards().len() })
     }
+}
+
+/// A tensor on its way to its place.
+#[derive(Debug)]
+pub struct Growing<'a> {
+    writer: &'a CheckpointWriter,
+    name: String,
+    file: File,
+    path: PathBuf,
+    /// In the file.
+    at: u64,
+    end: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Growing<'_> {
+    /// Writes the next bytes.
+    pub fn write(&mut self, block: &[u8]) -> Result<(), WriteError> {
+        if block.len() as u64 > self.end - self.at {
+            return Err(WriteError::Length { name: self.name.clone() });
+        }
+        put(&self.file, &self.path, block, self.at)?;
+        self.hasher.update(block);
+        self.at += block.len() as u64;
+        Ok(())
+    }
+
+    /// All is there: notes the tensor as finished.
+    pub fn finish(self) -> Result<(), WriteError> {
+        if self.at != self.end {
+            return Err(WriteError::Length { name: self.name });
+        }
+        let blake3 = self.hasher.finalize().to_hex().to_string();
+        let tensors = vec![WrittenTensor { name: self.name.clone(), blake3 }];
+        self.writer.staging.record_unit(Unit { name: self.name, tensors, note: String::new() })
+    }
+}
+
+fn put(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), WriteError> {
+    failpoint::hit().map_err(WriteError::io(path, "write"))?;
+    file.write_all_at(bytes, offset).map_err(WriteError::io(path, "write"))?;
+    // Linux begins to write back what it is told to drop, so the last flush has little left to wait for. What is still on
+    // its way stays in memory, where it is hashed. Advice: no harm where it is not taken.
+    let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(bytes.len() as u64), Advice::DontNeed);
+    Ok(())
+}
+
+/// Waits until every shard is on disk.
+fn flush(staging: &StagingDir, layout: &ShardLayout) -> Result<(), WriteError> {
+    for shard in layout.shards() {
+        failpoint::hit().map_err(WriteError::io(staging.path(), "flush to disk"))?;
+        staging::sync(&staging.path().join(&shard.name))?;
+    }
+    Ok(())
 }
 
 /// Which bytes go where.

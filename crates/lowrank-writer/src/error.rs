@@ -118,6 +118,12 @@ pub enum WriteError {
         /// As given.
         found: Vec<usize>,
     },
+    /// More or fewer bytes than planned were given.
+    #[error("tensor `{name}`: was given more or fewer bytes than planned")]
+    Length {
+        /// The name.
+        name: String,
+    },
     /// A tensor of another dtype than planned.
     #[error("tensor `{name}`: is {found}, planned was {planned}")]
     Dtype {

@@ -1,6 +1,7 @@
 //! `lowrank_manifest.json`: length and BLAKE3 of every other file of the output, taken from what lies on disk.
 
 use crate::WriteError;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
@@ -29,25 +30,28 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
-    /// Reads and hashes all files under a directory, but not its manifest.
+    /// Reads and hashes all files under a directory, several at once, but not its manifest.
     pub fn of(dir: &Path) -> Result<Self, WriteError> {
-        let mut files = Vec::new();
-        collect(dir, "", &mut files)?;
-        files.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(Self { manifest_version: MANIFEST_VERSION, files })
+        let mut names = Vec::new();
+        collect(dir, "", &mut names)?;
+        names.sort();
+        let hashed = names.into_par_iter().with_max_len(1).map(|name| -> Result<_, WriteError> {
+            let (bytes, blake3) = hash_file(&dir.join(&name))?;
+            Ok(ManifestFile { name, bytes, blake3 })
+        });
+        Ok(Self { manifest_version: MANIFEST_VERSION, files: hashed.collect::<Result<_, WriteError>>()? })
     }
 }
 
-fn collect(folder: &Path, prefix: &str, files: &mut Vec<ManifestFile>) -> Result<(), WriteError> {
+fn collect(folder: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), WriteError> {
     for entry in fs::read_dir(folder).map_err(WriteError::io(folder, "list"))? {
         let entry = entry.map_err(WriteError::io(folder, "list"))?;
         let path = entry.path();
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
         if entry.file_type().map_err(WriteError::io(&path, "look at"))?.is_dir() {
-            collect(&path, &format!("{name}/"), files)?;
+            collect(&path, &format!("{name}/"), names)?;
         } else if name != lowrank_model::format::MANIFEST_FILE {
-            let (bytes, blake3) = hash_file(&path)?;
-            files.push(ManifestFile { name, bytes, blake3 });
+            names.push(name);
         }
     }
     Ok(())

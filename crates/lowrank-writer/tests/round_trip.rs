@@ -151,6 +151,31 @@ fn a_wrong_tensor_is_refused_by_name() {
 }
 
 #[test]
+fn block_by_block_is_the_same_and_no_byte_more_or_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = two();
+    let layout = layout(&tensors, 1000);
+    write(&dir.path().join("whole"), layout.clone(), tensors.iter()).unwrap();
+    let writer = CheckpointWriter::create(&dir.path().join("blocks"), layout.clone()).unwrap();
+    for (name, tensor) in &tensors {
+        let mut growing = writer.begin(name, tensor.dtype().into(), tensor.shape()).unwrap();
+        for block in tensor.bytes().chunks(5) {
+            growing.write(block).unwrap();
+        }
+        assert!(matches!(growing.write(&[0]), Err(WriteError::Length { name: of }) if of == *name));
+        growing.finish().unwrap();
+    }
+    writer.finish(Documents::default().with_file("config.json", "{}\n").unwrap()).unwrap();
+    assert_eq!(files(&dir.path().join("whole")), files(&dir.path().join("blocks")));
+
+    let writer = CheckpointWriter::create(&dir.path().join("short"), layout).unwrap();
+    let (name, tensor) = &tensors[0];
+    let mut growing = writer.begin(name, tensor.dtype().into(), tensor.shape()).unwrap();
+    growing.write(&tensor.bytes()[1..]).unwrap();
+    assert!(matches!(growing.finish(), Err(WriteError::Length { .. })));
+}
+
+#[test]
 fn an_unfinished_checkpoint_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
