@@ -11,11 +11,12 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
 use faer::traits::RealField;
 use faer::{Accum, Mat, MatRef, Par};
+use pulp::Arch;
 
 /// Columns whose changes to the rest are put off.
 const PANEL: usize = 32;
 /// Sums that run side by side. A constant, whatever the processor's vectors: it decides bits.
-const LANES: usize = 4;
+const LANES: usize = 16;
 
 /// The parts of what this backend packed.
 ///
@@ -118,6 +119,12 @@ impl<T: Real + RealField> Tridiagonal<T> {
 /// Brings the lower triangle of a matrix [d, d] to tridiagonal form: diagonal and subdiagonal stay, reflectors stand below.
 /// → τ of each reflection I − v vᵀ/τ.
 fn reduce_in_place<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
+    // Everything that it inlines is compiled for the processor's vectors, too; never fused, so bits are the same.
+    Arch::new().dispatch(|| reduce_columns(a))
+}
+
+#[inline(always)]
+fn reduce_columns<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
     let size = a.nrows();
     let rest = size.saturating_sub(1);
     let mut taus = Vec::with_capacity(rest);
@@ -179,6 +186,7 @@ fn reduce_in_place<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
 }
 
 /// What k columns of the panel change in the rows of another from `row` on.
+#[inline(always)]
 fn catch_up<T: Real + RealField>(column: &mut [T], left: &Mat<T>, row: usize, k: usize) {
     for p in 0..k {
         // Of this row itself: zero in v above its own reflection, and never read there.
@@ -191,6 +199,7 @@ fn catch_up<T: Real + RealField>(column: &mut [T], left: &Mat<T>, row: usize, k:
 }
 
 /// A v for a symmetric A [d, d], whose lower triangle is read once: four columns at a time.
+#[inline(always)]
 fn symmetric_product<T: Real + RealField>(a: MatRef<'_, T>, v: &[T], out: &mut [T]) {
     let size = v.len();
     out.fill(T::zero());
@@ -224,6 +233,7 @@ fn symmetric_product<T: Real + RealField>(a: MatRef<'_, T>, v: &[T], out: &mut [
 }
 
 /// Adds the four columns times their factors to `out`; → their products with v.
+#[inline(always)]
 fn four_columns<T: Real>(columns: [&[T]; 4], factors: [T; 4], v: &[T], out: &mut [T]) -> [T; 4] {
     let mut sums = [[T::zero(); LANES]; 4];
     let parts = columns.map(|column| column.as_chunks::<LANES>());
@@ -248,24 +258,36 @@ fn four_columns<T: Real>(columns: [&[T]; 4], factors: [T; 4], v: &[T], out: &mut
             sums[k][i] += entry * v;
         }
     }
-    sums.map(|lanes| (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]))
+    sums.map(total)
+}
+
+/// The sum of all lanes, in pairs.
+#[inline(always)]
+fn total<T: Real>(mut lanes: [T; LANES]) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// Σ aᵢ bᵢ.
+#[inline(always)]
 fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let mut sums = [T::zero(); 2 * LANES];
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<{ 2 * LANES }>(), b.as_chunks::<{ 2 * LANES }>());
+    let mut sums = [T::zero(); LANES];
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     for (a, b) in a.iter().zip(b) {
-        for lane in 0..sums.len() {
+        for lane in 0..LANES {
             sums[lane] += a[lane] * b[lane];
         }
     }
     for (lane, (&a, &b)) in a_tail.iter().zip(b_tail).enumerate() {
         sums[lane] += a * b;
     }
-    let (low, high) = sums.split_at(LANES);
-    let pairs: [T; LANES] = std::array::from_fn(|lane| low[lane] + high[lane]);
-    (pairs[0] + pairs[1]) + (pairs[2] + pairs[3])
+    total(sums)
 }
 
 #[cfg(test)]

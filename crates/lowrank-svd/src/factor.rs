@@ -27,6 +27,8 @@ const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 /// Below this share of the energy, what is missed is no longer the difference of two sums but computed. What is kept is
 /// summed over f32 numbers, so it may be off by f32's 6e-8 of itself where they are few: here 3e-6 of what is missed.
 const MISSED_SHARE_BY_DIFFERENCE: f64 = 2e-2;
+/// A product of f32 numbers is off by about 1e-14 of the energy: of this share that is missed, an excess error of 1e-10.
+const MISSED_SHARE_OF_F32: f64 = 1e-4;
 
 /// Which route the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -214,6 +216,11 @@ pub(crate) fn factor_reduced(
     };
     let Split { factors, kept_energy, .. } = match ready {
         Ready::F32(found) => task.split::<f32>(backend, shape, found),
+        Ready::F64(found) if found.missed_share >= MISSED_SHARE_OF_F32 => {
+            // For half the price: factors are f32 anyway.
+            let Found { x, image, way, missed_share } = found;
+            task.split::<f32>(backend, shape, Found { x: x.mapv(Real::as_f32), image, way, missed_share })
+        }
         Ready::F64(found) => task.split::<f64>(backend, shape, found),
     };
     if !kept_energy.is_finite() {
@@ -255,6 +262,15 @@ struct Found<T> {
     x: Array2<T>,
     image: Option<Array2<f32>>,
     way: Way,
+    /// Of ‖W‖²; 0 where that is not known.
+    missed_share: f64,
+}
+
+/// Σ σ² from `rank` on, of all of it; 0 where the values that are known end there.
+fn missed_share(sigma: &[f64], rank: usize) -> f64 {
+    let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
+    let missed = energy(&sigma[rank..]);
+    if missed == 0.0 { 0.0 } else { missed / energy(sigma) }
 }
 
 /// How a subspace that is no sketch was found.
@@ -279,13 +295,15 @@ impl Task<'_> {
         let (found, sigma) = match self.sketch {
             None => {
                 let (x, values, way) = self.exact(kernels, kept)?;
-                (Found { x, image: None, way }, sigma_from_eigenvalues(&values, 0.0)?)
+                let sigma = sigma_from_eigenvalues(&values, 0.0)?;
+                let missed_share = missed_share(&sigma, self.rank);
+                (Found { x, image: None, way, missed_share }, sigma)
             }
             Some(sketch) => {
                 let rng = generator(self.options.seed, self.options.stream);
                 let Subspace { x, image, sigma } =
                     subspace(kernels, self.w, self.side, self.rank, sketch, rng)?;
-                (Found { x, image: Some(image), way: Way::Eigenvectors }, sigma)
+                (Found { x, image: Some(image), way: Way::Eigenvectors, missed_share: 0.0 }, sigma)
             }
         };
         Ok((found, condition(sigma[0], sigma[self.rank - 1])))
