@@ -44,7 +44,7 @@ def main():
         def decompose():
             return torch.linalg.svd(tensor, full_matrices=False)
     elif library == "scipy":
-        import scipy
+        import scipy.linalg  # its BLAS is loaded now, or the limit on threads would not reach it
 
         version = scipy.__version__
 

@@ -1,9 +1,9 @@
 //! Whole runs of the tool's library, in this process: compressing, planning, and reading and writing alone.
 
-use crate::meter::{peak_resident_bytes, timed};
+use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result};
 use lowrank_model::progress::Silent;
-use lowrank_model::{Budget, Storage};
+use lowrank_model::{Budget, Progress, Storage};
 use lowrank_pipeline::compress::{Request, compress};
 use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PlanSettings, planning};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// A run of `compress`, without calibration.
 #[derive(Debug, Deserialize)]
@@ -69,6 +70,37 @@ fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
     }
 }
 
+/// What the stages of a run took. What lies between two is the earlier one's.
+#[derive(Default)]
+struct Stages(Mutex<Vec<(String, Meter)>>);
+
+impl Stages {
+    fn took(self) -> Result<Vec<Value>> {
+        let begun = self.0.into_inner().expect("nobody panics");
+        let since: Vec<Took> = begun.iter().map(|(_, meter)| meter.took()).collect::<Result<_>>()?;
+        let after = |at: usize| since.get(at + 1).map_or((0.0, 0.0), |took| (took.cpu_s, took.wall_s));
+        let stage = |(at, (name, _)): (usize, &(String, Meter))| {
+            let (cpu_s, wall_s) = after(at);
+            json!({ "stage": name, "took": { "cpu_s": since[at].cpu_s - cpu_s, "wall_s": since[at].wall_s - wall_s } })
+        };
+        Ok(begun.iter().enumerate().map(stage).collect())
+    }
+}
+
+impl Progress for Stages {
+    fn start(&self, stage: &str, _total: u64, _unit: &'static str) {
+        // Without a clock there is nothing to tell.
+        let Ok(meter) = Meter::start() else { return };
+        self.0.lock().expect("nobody panics").push((stage.to_owned(), meter));
+    }
+
+    fn advance(&self, _units: u64) {}
+
+    fn finish(&self) {}
+
+    fn note(&self, _text: &str) {}
+}
+
 impl Compress {
     pub(crate) fn run(&self) -> Result<Value> {
         evict(&self.model)?;
@@ -87,14 +119,16 @@ impl Compress {
             interrupt: &Interrupt::default(),
             provenance: None,
         };
-        let (done, took) = timed(|| Ok(compress(&checkpoint, request, &Silent)?))?;
+        let stages = Stages::default();
+        let (done, took) = timed(|| Ok(compress(&checkpoint, request, &stages)?))?;
+        let stages = stages.took()?;
         let peak = peak_resident_bytes()?;
         let manifest = self.out.join(lowrank_model::format::MANIFEST_FILE);
         let manifest = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
         std::fs::remove_dir_all(&self.out)?;
         Ok(json!({
             "took": took, "peak_resident_bytes": peak, "written_bytes": done.published.bytes,
-            "read_bytes": checkpoint.size().bytes, "factored": done.plan.ranks().len(),
+            "read_bytes": checkpoint.size().bytes, "factored": done.plan.ranks().len(), "stages": stages,
             // Names every byte of the output.
             "manifest": manifest,
         }))

@@ -237,18 +237,7 @@ fn matrices(out: &mut String, results: &Value) -> std::fmt::Result {
 
 fn stages(out: &mut String, results: &Value) -> std::fmt::Result {
     writeln!(out, "| CPU s by stage | u·v, f32 | u·v, f64 | pivoted, f32 |\n|---|---|---|---|")?;
-    let of = |key: &str, stage: &str| {
-        let mut values: Vec<f64> = results["matrix"][key]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .flat_map(|run| run["stages"].as_array().into_iter().flatten())
-            .filter(|entry| entry["stage"] == stage)
-            .filter_map(|entry| entry["took"]["cpu_s"].as_f64())
-            .collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"))
-    };
+    let of = |key: &str, stage: &str| stage_median(&results["matrix"][key], stage, "cpu_s");
     for stage in
         ["read", "spectrum", "read again", "factors", "pivots", "round", "error of rounding", "write"]
     {
@@ -256,6 +245,20 @@ fn stages(out: &mut String, results: &Value) -> std::fmt::Result {
         writeln!(out, "| {stage} | {} |", cells.join(" | "))?;
     }
     writeln!(out)
+}
+
+/// The median over runs of what a stage of theirs took.
+fn stage_median(runs: &Value, stage: &str, seconds: &str) -> String {
+    let mut values: Vec<f64> = runs
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|run| run["stages"].as_array().into_iter().flatten())
+        .filter(|entry| entry["stage"] == stage)
+        .filter_map(|entry| entry["took"][seconds].as_f64())
+        .collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).map_or_else(|| "–".to_owned(), |value| format!("{value:.2}"))
 }
 
 fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
@@ -278,6 +281,7 @@ fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
         let peak = peak.map_or_else(|| "–".to_owned(), |peak| gib(Some(peak)));
         writeln!(out, "| {name} | {} | {} | {peak} |", of("/took/wall_s"), of("/took/cpu_s"))?;
     }
+    whole_stages(out, results)?;
     let busy = over(median(&workers["two"], "/took/cpu_s"), median(&workers["two"], "/took/wall_s"));
     let (copied, run) =
         (median(&results["io"]["copied"], "/took/wall_s"), median(&workers["four_layers"], "/took/wall_s"));
@@ -289,6 +293,34 @@ fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
              the same checkpoint: {bound} bounds it.",
             100.0 * share
         )?;
+    }
+    Ok(())
+}
+
+/// Wall seconds of the stages of whole runs.
+fn whole_stages(out: &mut String, results: &Value) -> std::fmt::Result {
+    let workers = &results["workers"];
+    let runs = [&workers["one"], &workers["two"], &workers["four_layers"], &results["io"]["copied"]];
+    let mut names: Vec<&str> = Vec::new();
+    for run in runs {
+        for stage in
+            run[0]["stages"].as_array().into_iter().flatten().filter_map(|stage| stage["stage"].as_str())
+        {
+            if !names.contains(&stage) {
+                names.push(stage);
+            }
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\n| Wall s by stage | 1 layer, 1 worker | 1 layer, 2 workers | 4 layers, 2 workers | 4 layers, copied |\n|---|---|---|---|---|"
+    )?;
+    for name in names {
+        let cells = runs.map(|runs| stage_median(runs, name, "wall_s"));
+        writeln!(out, "| {name} | {} |", cells.join(" | "))?;
     }
     Ok(())
 }

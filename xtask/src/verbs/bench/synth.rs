@@ -66,7 +66,7 @@ pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Val
         "seed": seed,
         "tokenizer": root().join("tests/fixtures/tiny-mixtral"),
         // Small enough for a checkpoint of one layer to have several.
-        "shard_bytes_max": 2_000_000_000_u64,
+        "shard_bytes_max": 500_000_000_u64,
     });
     job_built(&job)
 }
