@@ -132,7 +132,7 @@ pub(crate) struct JobArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) calibration_blend: Option<f64>,
     /// How much of the compression before a matrix its factors make good: none; that of its expert, w2 is fitted to the
-    /// factors of w1 and w3; or that of all layers before, in order [default: experts]
+    /// factors of w1 and w3; or that of all layers before, in order, which takes longest [default: layers]
     #[arg(long, value_name = "none|experts|layers")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) propagate: Option<String>,

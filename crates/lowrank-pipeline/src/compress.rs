@@ -138,9 +138,10 @@ pub fn compress(
     say_substituted(lens.algebra(), progress);
     progress.start("publish", 1, "directory");
     let partial = writer.resumable().map(Path::to_owned);
-    let published = writer.finish(documents).map_err(PipelineError::from).inspect_err(|error| {
-        settle(error, partial.as_deref(), progress);
-    })?;
+    let published =
+        pool.install(|| writer.finish(documents)).map_err(PipelineError::from).inspect_err(|error| {
+            settle(error, partial.as_deref(), progress);
+        })?;
     progress.finish();
     let calibration = lens.report(plan.sensitivities.as_deref());
     Ok(Compressed { plan, calibration, published })
@@ -364,11 +365,16 @@ impl Work<'_> {
             }
         }
         let outcomes = Mutex::new(finished);
+        let shape_of = |id: MatrixId| self.checkpoint.config().matrix_shape(id.projection);
         let propagation = Propagation {
             checkpoint: self.checkpoint,
             algebra: self.lens.algebra(),
             ranks: &self.ranks,
             wanted: &|id| units.contains_key(&id),
+            finished: &|id| match units.contains_key(&id) {
+                true => Ok(None),
+                false => self.form().written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
+            },
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
                 let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
@@ -388,9 +394,9 @@ impl Work<'_> {
     }
 
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
-        let tensor = self.checkpoint.read_tensor(spec)?;
-        self.checkpoint.check_finite(&spec.name, &tensor)?;
-        Ok(writer.write_unit(&spec.name, &[(&spec.name, Content::Weights(&tensor))], String::new())?)
+        let mut copied = writer.begin(&spec.name, self.stored_dtype(spec).into(), &spec.shape)?;
+        self.checkpoint.read_in_blocks(spec, &mut |block| Ok::<_, PipelineError>(copied.write(block)?))?;
+        Ok(copied.finish()?)
     }
 
     fn factor(

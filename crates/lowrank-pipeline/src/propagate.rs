@@ -12,10 +12,10 @@
 //! would have asked it. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
 //!
 //! Factors are those that are stored, rounded. All of it is a function of the model, the text and the ranks: a run that
-//! goes on, or makes a few matrices again, runs the streams from the start and makes the same bytes.
+//! goes on runs the streams from the start, with the factors that an earlier run finished, and makes the same bytes.
 
 use crate::lens::Calibrated;
-use crate::stored::Remade;
+use crate::stored::{self, Remade};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
 use lowrank_calibrate::{CalibrateError, ExpertMoments, MomentSettings, Pair, Reach};
@@ -31,6 +31,8 @@ use std::collections::BTreeMap;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
 type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
+/// A matrix that need not be made, as it is stored.
+type Finished<'a> = dyn Fn(MatrixId) -> Result<Option<StoredMatrix>, PipelineError> + Sync + 'a;
 /// Takes a matrix that was made, and whether it was so.
 type Take<'a> = dyn Fn(MatrixId, Remade, bool) -> Result<(), PipelineError> + Sync + 'a;
 
@@ -42,6 +44,7 @@ pub(crate) struct Propagation<'a> {
     pub(crate) ranks: &'a BTreeMap<MatrixId, usize>,
     /// Of those, the ones to hand on; what only they depend on is made, too.
     pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
+    pub(crate) finished: &'a Finished<'a>,
     pub(crate) make: &'a Make<'a>,
     pub(crate) take: &'a Take<'a>,
     pub(crate) interrupt: &'a Interrupt,
@@ -66,7 +69,7 @@ impl Propagation<'_> {
             if let (Some(changed), Some(seen)) = (&mut changed, &seen) {
                 let output = forward.moe(layer, &[&x], &mut ()).map_err(CalibrateError::from)?.remove(0);
                 forward.add(&mut own, &output);
-                let expert_of = |expert| stored(&forward, layer, expert, &made);
+                let expert_of = |expert| changed_expert(&forward, layer, expert, &made);
                 let output = forward.moe_of(layer, &[seen], &mut (), expert_of)?.remove(0);
                 forward.add(changed, &output);
             }
@@ -151,7 +154,8 @@ impl Layer<'_> {
             self.all.interrupt.check()?;
             let mut fits = Vec::new();
             for visit in group {
-                fits.extend(self.input_fits(visit)?);
+                made.extend(self.finished(visit.expert)?);
+                fits.extend(self.input_fits(visit, &made)?);
             }
             self.factor(fits, &mut made)?;
             let mut fits = Vec::new();
@@ -160,6 +164,10 @@ impl Layer<'_> {
                 fits.extend(self.output_fit(visit, &made, &mut output)?);
             }
             self.factor(fits, &mut made)?;
+            if self.seen.is_none() {
+                // Nobody comes back to it.
+                made.clear();
+            }
         }
         if self.seen.is_none() {
             self.forward.add(own, &output);
@@ -171,8 +179,8 @@ impl Layer<'_> {
         MatrixId { layer: self.layer, expert, projection }
     }
 
-    /// Whether an expert's matrices are made: with two streams all are, for what comes after depends on them.
-    fn is_made(&self, expert: usize) -> bool {
+    /// Whether anything depends on what is made of an expert: with two streams all that comes after does.
+    fn matters(&self, expert: usize) -> bool {
         let wanted = |projection| {
             let id = self.id(expert, projection);
             self.all.ranks.contains_key(&id) && (self.all.wanted)(id)
@@ -182,13 +190,38 @@ impl Layer<'_> {
 
     fn ranked(&self, expert: usize, projections: &[Projection]) -> Vec<MatrixId> {
         let ids = projections.iter().map(|&projection| self.id(expert, projection));
-        ids.filter(|id| self.all.ranks.contains_key(id)).collect()
+        ids.filter(|id| self.matters(expert) && self.all.ranks.contains_key(id)).collect()
+    }
+
+    /// What an earlier run made of an expert.
+    fn finished(&self, expert: usize) -> Result<Vec<(MatrixId, StoredMatrix)>, PipelineError> {
+        let mut found = Vec::new();
+        for id in self.ranked(expert, &Projection::ALL) {
+            found.extend((self.all.finished)(id)?.map(|matrix| (id, matrix)));
+        }
+        Ok(found)
+    }
+
+    /// Of an expert's matrices those that are still to be made.
+    fn to_make(
+        &self,
+        expert: usize,
+        projections: &[Projection],
+        made: &BTreeMap<MatrixId, StoredMatrix>,
+    ) -> Vec<MatrixId> {
+        let mut ids = self.ranked(expert, projections);
+        ids.retain(|id| !made.contains_key(id));
+        ids
     }
 
     /// For w1 and w3.
-    fn input_fits(&self, visit: &Visit) -> Result<Vec<(MatrixId, Fit)>, PipelineError> {
-        let ids = self.ranked(visit.expert, &[Projection::W1, Projection::W3]);
-        if !self.is_made(visit.expert) || ids.is_empty() {
+    fn input_fits(
+        &self,
+        visit: &Visit,
+        made: &BTreeMap<MatrixId, StoredMatrix>,
+    ) -> Result<Vec<(MatrixId, Fit)>, PipelineError> {
+        let ids = self.to_make(visit.expert, &[Projection::W1, Projection::W3], made);
+        if ids.is_empty() {
             return Ok(Vec::new());
         }
         let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
@@ -233,9 +266,8 @@ impl Layer<'_> {
         output: &mut [f32],
     ) -> Result<Option<(MatrixId, Fit)>, PipelineError> {
         let h = self.forward.config().hidden_size;
-        let id = self.id(visit.expert, Projection::W2);
-        let is_made = self.is_made(visit.expert) && self.all.ranks.contains_key(&id);
-        if !is_made && self.seen.is_some() {
+        let to_make = self.to_make(visit.expert, &[Projection::W2], made).pop();
+        if to_make.is_none() && self.seen.is_some() {
             return Ok(None);
         }
         let original = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
@@ -248,9 +280,7 @@ impl Layer<'_> {
                 add_scaled(&mut output[token * h..][..h], g, y);
             }
         }
-        if !is_made {
-            return Ok(None);
-        }
+        let Some(id) = to_make else { return Ok(None) };
         let inputs = [Projection::W1, Projection::W3].map(|projection| self.id(visit.expert, projection));
         let is_changed = self.seen.is_some() || inputs.iter().any(|id| made.contains_key(id));
         if visit.tokens.is_empty() || !is_changed {
@@ -302,7 +332,8 @@ impl Layer<'_> {
                 self.all.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
                 let is_alone = matches!(fit, Fit::Alone(_));
                 let remade = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
-                let matrix = remade.stored(self.forward.config().matrix_shape(id.projection));
+                let shape = self.forward.config().matrix_shape(id.projection);
+                let matrix = stored::stored(&remade.pieces, shape);
                 if (self.all.wanted)(id) {
                     (self.all.take)(id, remade, is_alone)?;
                 }
@@ -325,7 +356,7 @@ impl Layer<'_> {
 }
 
 /// The matrices of an expert, those that were made in place of the original's.
-fn stored(
+fn changed_expert(
     forward: &Forward<'_>,
     layer: usize,
     expert: usize,

@@ -13,7 +13,7 @@ use lowrank_model::{
 use lowrank_reader::StoredMatrix;
 use lowrank_svd::residual::residual_energy;
 use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, unpivoted};
-use lowrank_writer::{Content, OutputTensor};
+use lowrank_writer::{CheckpointWriter, Content, OutputTensor};
 
 /// One tensor of a factored matrix.
 #[derive(Debug, PartialEq)]
@@ -50,22 +50,18 @@ pub(crate) struct Remade {
     pub(crate) round_trip_error: Option<f64>,
 }
 
-impl Remade {
-    /// As a reader would find it.
-    pub(crate) fn stored(&self, shape: MatrixShape) -> StoredMatrix {
-        let pieces: Vec<&Piece> = self.pieces.iter().map(|(_, piece)| piece).collect();
-        match pieces.as_slice() {
-            [Piece::Weights(u), Piece::Weights(v)] => StoredMatrix::Factored { u: u.clone(), v: v.clone() },
-            [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
-                StoredMatrix::Pivoted {
-                    side: PivotSide::of(shape),
-                    basis: basis.clone(),
-                    coefficients: coefficients.clone(),
-                    order: order.clone(),
-                }
-            }
-            _ => unreachable!("there are two ways to store factors"),
-        }
+/// A matrix' pieces as a reader would find them.
+pub(crate) fn stored(pieces: &[(String, Piece)], shape: MatrixShape) -> StoredMatrix {
+    let pieces: Vec<&Piece> = pieces.iter().map(|(_, piece)| piece).collect();
+    match pieces.as_slice() {
+        [Piece::Weights(u), Piece::Weights(v)] => StoredMatrix::Factored { u: u.clone(), v: v.clone() },
+        [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => StoredMatrix::Pivoted {
+            side: PivotSide::of(shape),
+            basis: basis.clone(),
+            coefficients: coefficients.clone(),
+            order: order.clone(),
+        },
+        _ => unreachable!("there are two ways to store factors"),
     }
 }
 
@@ -98,6 +94,35 @@ impl Form {
                 ]
             }
         }
+    }
+
+    /// What lies where this matrix was written.
+    pub(crate) fn written(
+        self,
+        writer: &CheckpointWriter,
+        id: MatrixId,
+        shape: MatrixShape,
+        rank: usize,
+    ) -> Result<StoredMatrix, PipelineError> {
+        let read = |OutputTensor { name, shape: dimensions, dtype }: OutputTensor| {
+            let bytes = writer.read(&name)?;
+            let damaged = |source: &dyn std::fmt::Display| PipelineError::Unrepeatable {
+                path: writer.staging().to_owned(),
+                what: format!("{name}: {source}; begin anew with --restart"),
+            };
+            let piece = match dtype {
+                ElementType::Index => PivotOrder::from_le_bytes(&bytes, rank, shape.short_side())
+                    .map(Piece::Order)
+                    .map_err(|source| damaged(&source))?,
+                _ => Tensor::new(dimensions, self.dtype, bytes)
+                    .map(Piece::Weights)
+                    .map_err(|source| damaged(&source))?,
+            };
+            Ok((name, piece))
+        };
+        let pieces: Result<Vec<_>, PipelineError> =
+            self.output_tensors(id, shape, rank).into_iter().map(read).collect();
+        Ok(stored(&pieces?, shape))
     }
 
     /// Factors one matrix.

@@ -27,7 +27,7 @@ pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
 /// The better of two without data.
 pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
 /// The tool without flags.
-pub(crate) const DEFAULT: &str = "+ w2 fitted to its compressed w1 and w3: **the default**";
+pub(crate) const DEFAULT: &str = "+ every layer fitted to the compressed ones before it: **the default**";
 /// What a user would do instead.
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
@@ -69,8 +69,8 @@ pub(crate) const METHODS: [Method; 13] = [
         How::Calibrated("--propagate none --calibration-target matrix --calibration-blend 0.001"),
     ),
     row("+ errors as the expert's output sees them, blend 0.1", How::Calibrated("--propagate none")),
+    row("+ w2 fitted to its compressed w1 and w3", How::Calibrated("--propagate experts")),
     in_small(row(DEFAULT, How::Calibrated(""))),
-    row("+ every layer fitted to the compressed ones before it", How::Calibrated("--propagate layers")),
     in_small(row(PRUNED, How::Pruned)),
 ];
 

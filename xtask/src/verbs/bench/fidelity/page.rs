@@ -1,6 +1,6 @@
 //! The page: what was run, one table for each model and figure, and what must hold.
 
-use super::measure::{Bench, Cell, Measured, Score};
+use super::measure::{Bench, Cell, Measured, Row, Score};
 use super::methods::{DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
 use super::{BUDGET_DEEP, BUDGET_USUAL};
 use crate::shell::{command, output};
@@ -62,9 +62,33 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
                     hold(limits, name);
                 }
             }
+            let beaten_by = beaten_by(model, at);
+            let what = match beaten_by.as_slice() {
+                [] => format!(
+                    "{}, −{budget} %: no row beats the default beyond both errors on all texts",
+                    model.model
+                ),
+                rows => format!("{}, −{budget} %: the default is beaten by {}", model.model, rows.join("; ")),
+            };
+            goals.push(Goal { what, kept: beaten_by.is_empty() });
         }
     }
     goals
+}
+
+/// Rows that lose less perplexity than the default on every text, by more than twice the errors of both.
+fn beaten_by(measured: &Measured, budget: usize) -> Vec<&'static str> {
+    let scores = |row: &Row| row.cells[budget].scores.iter().map(|score| score.increase).collect::<Vec<_>>();
+    let Some(default) = measured.rows.iter().find(|row| row.method.name == DEFAULT) else {
+        return Vec::new();
+    };
+    let beats = |row: &&Row| {
+        let pairs = scores(row).into_iter().zip(scores(default));
+        pairs
+            .into_iter()
+            .all(|((is, error), (default, of_default))| is + 2.0 * (error + of_default) < default)
+    };
+    measured.rows.iter().filter(beats).map(|row| row.method.name).collect()
 }
 
 fn percents(values: &[f64]) -> String {
