@@ -46,7 +46,7 @@ impl Norm {
         match self {
             Self::Weights => Metric::Weights,
             Self::Inputs { moment, rows, blend } => {
-                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: None }
+                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: None, root: None }
             }
             Self::Outputs { moment, blend } => {
                 Metric::Outputs { moment: moment.view(), blend: *blend, map: None }

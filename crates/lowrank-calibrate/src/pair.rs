@@ -4,7 +4,7 @@
 use crate::CalibrateError;
 use crate::moments::{add_cross, add_moment};
 use lowrank_compute::Backend;
-use lowrank_svd::{SvdError, Unseen, fitted_map};
+use lowrank_svd::{MomentRoot, SvdError, Unseen, fitted_map};
 use ndarray::Array2;
 
 /// Tokens that are widened to f64 together.
@@ -33,14 +33,15 @@ impl Pair {
         Self { moment, cross }
     }
 
-    /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂.
+    /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂; for inputs with the root of what is
+    /// seen.
     pub fn map(
         &self,
         backend: &dyn Backend,
         blend: f64,
         own_share: f64,
         unseen: Unseen<'_>,
-    ) -> Result<Array2<f64>, SvdError> {
+    ) -> Result<(Array2<f64>, Option<MomentRoot>), SvdError> {
         let wanted = Array2::from_shape_fn(self.cross.dim(), |(i, j)| {
             let own = self.moment[if j <= i { [i, j] } else { [j, i] }];
             (1.0 - own_share) * self.cross[[i, j]] + own_share * own
@@ -85,7 +86,7 @@ mod tests {
     fn a_model_that_wants_only_its_own_needs_no_map() {
         let pair = Pair::of(&rows(1.0), &rows(2.5), &[1.0; 5], 3);
         let away = |own_share: f64| {
-            let map = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
+            let (map, _) = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
             (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))
         };
         assert!(away(1.0) < 1e-9 && away(0.0) > 0.1, "{} {}", away(1.0), away(0.0));

@@ -658,7 +658,7 @@ fn whole_matrices(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
     let (w, rank) = (&generated(sizes.matrix, 1), sizes.rank);
     let moment = &moment(sizes.matrix.1);
     let weights = &vec![1.0; sizes.matrix.0];
-    let metric = &Metric::Inputs { moment: moment.view(), rows: weights, blend: 0.1, map: None };
+    let metric = &Metric::Inputs { moment: moment.view(), rows: weights, blend: 0.1, map: None, root: None };
     type Work<'a> = Box<dyn Fn() -> Result<(), Failure> + Sync + 'a>;
     let mut routes: Vec<(String, Work<'_>)> = Vec::new();
     for route in ROUTES {

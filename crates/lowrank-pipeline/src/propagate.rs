@@ -24,10 +24,11 @@ use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
 use lowrank_model::{MatrixId, Projection, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_svd::{Metric, Unseen};
+use lowrank_svd::{Metric, MomentRoot, Unseen};
 use ndarray::Array2;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
 type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
@@ -104,15 +105,21 @@ struct Visit {
     weights: Vec<f32>,
 }
 
+/// What w1 and w3 of an expert have in common.
+struct Seen {
+    moment: Array2<f64>,
+    map: Array2<f64>,
+    root: Option<MomentRoot>,
+}
+
 /// In which metric a matrix is made.
 enum Fit {
     /// As without propagation.
     Alone(lowrank_calibrate::Norm),
     Inputs {
-        moment: Array2<f64>,
+        seen: Arc<Seen>,
         rows: Vec<f64>,
         blend: f64,
-        map: Array2<f64>,
     },
     Outputs {
         moment: Array2<f64>,
@@ -125,8 +132,10 @@ impl Fit {
     fn metric(&self) -> Metric<'_> {
         match self {
             Self::Alone(norm) => norm.metric(),
-            Self::Inputs { moment, rows, blend, map } => {
-                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: Some(map.view()) }
+            Self::Inputs { seen, rows, blend } => {
+                let Seen { moment, map, root } = &**seen;
+                let (moment, map, root) = (moment.view(), Some(map.view()), root.as_ref());
+                Metric::Inputs { moment, rows, blend: *blend, map, root }
             }
             Self::Outputs { moment, blend, map } => {
                 Metric::Outputs { moment: moment.view(), blend: *blend, map: Some(map.view()) }
@@ -249,11 +258,11 @@ impl Layer<'_> {
         let pair = Pair::of(&self.rows(self.x, visit), &rows, &counted, config.hidden_size);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
-        let map = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
+        let (map, root) = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
+        let seen = Arc::new(Seen { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
             let rows = if id.projection == Projection::W1 { &sums.gate_rows } else { &sums.up_rows };
-            let (moment, rows, map) = (pair.moment.clone(), rows.clone(), map.clone());
-            (id, Fit::Inputs { moment, rows, blend, map })
+            (id, Fit::Inputs { seen: Arc::clone(&seen), rows: rows.clone(), blend })
         };
         Ok(ids.into_iter().map(fit).collect())
     }
@@ -298,7 +307,7 @@ impl Layer<'_> {
         let pair = Pair::of(&wanted, &given, &shares, h);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
-        let map = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
+        let (map, _) = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
         Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
     }
 
@@ -309,7 +318,7 @@ impl Layer<'_> {
         pair: &Pair,
         blend: f64,
         unseen: Unseen<'_>,
-    ) -> Result<Array2<f64>, PipelineError> {
+    ) -> Result<(Array2<f64>, Option<MomentRoot>), PipelineError> {
         let own_share = self.calibrated.propagation().own_share;
         let shape = self.forward.config().matrix_shape(id.projection);
         let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, unseen));

@@ -22,6 +22,7 @@ use crate::{FactorOptions, Factored, MethodChoice, Metric, PrecisionChoice, SvdE
 use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{Spectrum, Tensor};
 use ndarray::{Array2, s};
+use std::borrow::Cow;
 
 /// Steps to ‖G‖: enough for a hundredth where one eigenvalue leads, and for a factor of two where none does.
 const POWER_ITERATIONS_OF_NORM: usize = 8;
@@ -153,7 +154,7 @@ struct Search<'w, 'm> {
     survey: Survey,
     norm: Norm<'m>,
     /// Of the moment of inputs; a sketch needs none.
-    root: Option<Root<f64>>,
+    root: Option<Cow<'m, Root<f64>>>,
     sketch: Option<Sketch>,
 }
 
@@ -193,7 +194,7 @@ impl<'w, 'm> Search<'w, 'm> {
     /// What is known before anything is tried. A metric spreads the eigenvalues, so without a hint a whole decomposition
     /// in f32 is not worth a try.
     fn known(&self, condition: Option<f64>) -> Known {
-        let hint = condition.or(self.root.as_ref().map(Root::condition));
+        let hint = condition.or(self.root.as_ref().map(|root| root.condition()));
         let untried = self.sketch.is_none().then_some(f64::INFINITY);
         Known {
             shape: self.survey.shape,

@@ -8,7 +8,7 @@
 use crate::SvdError;
 use crate::inputs::product;
 use crate::metric::{check_blend, checked, mirror, unit_moment};
-use crate::root::Root;
+use crate::root::{MomentRoot, Root};
 use crate::survey::survey;
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Backend, Kernels, Side};
@@ -27,14 +27,15 @@ pub enum Unseen<'a> {
 /// The map [d, d] for a metric of the same `moment` and `blend`.
 ///
 /// `cross` is Σ x x̂ᵀ [d, d], `moment` Σ x̂ x̂ᵀ [d, d], of which the lower triangle is read and which may be singular: its
-/// inverse is taken over the eigenvalues above d·ε·λ₁. The identity where it vanishes.
+/// inverse is taken over the eigenvalues above d·ε·λ₁. The identity where it vanishes. For inputs the root of the blended
+/// moment comes with it, which [`crate::Metric::Inputs`] needs for each matrix that sees them.
 pub fn fitted_map(
     backend: &dyn Backend,
     cross: ArrayView2<'_, f64>,
     moment: ArrayView2<'_, f64>,
     blend: f64,
     unseen: Unseen<'_>,
-) -> Result<Array2<f64>, SvdError> {
+) -> Result<(Array2<f64>, Option<MomentRoot>), SvdError> {
     check_blend(blend)?;
     let kernels: &dyn Kernels<f64> = backend;
     let (size, shape, energy) = match unseen {
@@ -49,7 +50,7 @@ pub fn fitted_map(
     };
     checked("cross moment", cross, size, shape)?;
     let (unit, mean) = unit_moment(moment, size, shape)?;
-    let Some(mut moment) = unit.filter(|_| energy > 0.0) else { return Ok(Array2::eye(size)) };
+    let Some(mut moment) = unit.filter(|_| energy > 0.0) else { return Ok((Array2::eye(size), None)) };
     // Of mean eigenvalue 1, as the moment is.
     let mut prior = match unseen {
         Unseen::Inputs => Array2::eye(size),
@@ -62,9 +63,11 @@ pub fn fitted_map(
     prior *= blend;
     moment = moment * (1.0 - blend) + &prior;
     let cross = &cross * ((1.0 - blend) / mean) + &prior;
-    let inverse: Array2<f64> = Root::of(kernels, moment)?.inverse_transposed();
+    let root = Root::of(kernels, moment)?;
+    let inverse: Array2<f64> = root.inverse_transposed();
     let half = product(kernels, cross.view(), inverse.view());
-    Ok(product(kernels, half.view(), inverse.t()))
+    let map = product(kernels, half.view(), inverse.t());
+    Ok((map, matches!(unseen, Unseen::Inputs).then_some(MomentRoot(root))))
 }
 
 #[cfg(test)]

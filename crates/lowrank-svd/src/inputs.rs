@@ -11,13 +11,14 @@ use crate::calibrated::{Basis, Whole, symmetric_norm};
 use crate::metric::mirror;
 use crate::randomized::{Sketch, random_signs};
 use crate::residual::{energy_of, for_each_residual};
-use crate::root::Root;
+use crate::root::{MomentRoot, Root};
 use crate::{Factors, SvdError};
 use lowrank_compute::blocks::for_each_block;
 use lowrank_compute::{Accumulate, Backend, Kernels, Real, Side};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2};
 use rand_chacha::ChaCha8Rng;
+use std::borrow::Cow;
 
 /// The metric, brought to a scale of 1.
 pub(crate) struct Inputs<'a> {
@@ -27,6 +28,7 @@ pub(crate) struct Inputs<'a> {
     row_roots: Vec<f64>,
     /// M
     map: Option<ArrayView2<'a, f64>>,
+    root: Option<&'a MomentRoot>,
     /// What was divided out of an error.
     pub(crate) scale: f64,
 }
@@ -40,16 +42,20 @@ impl<'a> Inputs<'a> {
         largest: f64,
         blend: f64,
         map: Option<ArrayView2<'a, f64>>,
+        root: Option<&'a MomentRoot>,
     ) -> Self {
         moment *= 1.0 - blend;
         moment.diag_mut().map_inplace(|value| *value += blend);
         let row_roots = rows.iter().map(|d| (d / largest).sqrt()).collect();
-        Self { moment, row_roots, map, scale: mean * largest }
+        Self { moment, row_roots, map, root, scale: mean * largest }
     }
 
-    pub(crate) fn root(&self, backend: &dyn Backend) -> Result<Root<f64>, SvdError> {
+    pub(crate) fn root(&self, backend: &dyn Backend) -> Result<Cow<'a, Root<f64>>, SvdError> {
+        if let Some(MomentRoot(root)) = self.root {
+            return Ok(Cow::Borrowed(root));
+        }
         let kernels: &dyn Kernels<f64> = backend;
-        Ok(Root::of(kernels, self.moment.clone())?)
+        Ok(Cow::Owned(Root::of(kernels, self.moment.clone())?))
     }
 
     /// A [k, k], lower triangle.

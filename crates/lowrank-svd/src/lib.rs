@@ -53,4 +53,5 @@ pub use metric::Metric;
 pub use pivot::{Pivoted, pivot, unpivoted};
 pub use precision::{Precision, PrecisionChoice};
 pub use reduction::Reduction;
+pub use root::MomentRoot;
 pub use spectrum::spectrum;

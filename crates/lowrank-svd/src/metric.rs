@@ -20,6 +20,7 @@
 use crate::SvdError;
 use crate::inputs::Inputs;
 use crate::outputs::Outputs;
+use crate::root::MomentRoot;
 use crate::survey::Survey;
 use lowrank_model::MatrixShape;
 use ndarray::{Array2, ArrayView2};
@@ -43,6 +44,8 @@ pub enum Metric<'a> {
         blend: f64,
         /// M `[n, n]`: approximate W M instead of W.
         map: Option<ArrayView2<'a, f64>>,
+        /// S of the same moment and blend, where [`crate::fitted_map`] made one: saves another.
+        root: Option<&'a MomentRoot>,
     },
     /// tr (I − U Uᵀ) Õ where Ŵ = U Uᵀ W, the error of the outputs that were seen.
     Outputs {
@@ -67,13 +70,16 @@ impl<'a> Metric<'a> {
         let shape = survey.shape;
         let norm = match *self {
             Self::Weights => None,
-            Self::Inputs { moment, rows, blend, map } => {
+            Self::Inputs { moment, rows, blend, map, root } => {
                 check_blend(blend)?;
                 let (moment, mean) = unit_moment(moment, shape.cols, shape)?;
                 let map = map.map(|map| checked("map", map, shape.cols, shape)).transpose()?;
                 let largest = largest_row_weight(rows, shape)?;
+                if let Some(root) = root {
+                    root.check(shape.cols, shape)?;
+                }
                 moment.zip(largest).map(|(moment, largest)| {
-                    Norm::Inputs(Inputs::new(moment, mean, rows, largest, blend, map))
+                    Norm::Inputs(Inputs::new(moment, mean, rows, largest, blend, map, root))
                 })
             }
             Self::Outputs { moment, blend, map } => {

@@ -174,7 +174,7 @@ mod tests {
         let weights: Vec<f64> = (0..rows).map(|i| 1.0 / (1.0 + i as f64)).collect();
         let of_outputs = Array2::from_diag(&ndarray::Array1::from(weights.clone()));
         for metric in [
-            Metric::Inputs { moment: moment.view(), rows: &weights, blend: 0.1, map: None },
+            Metric::Inputs { moment: moment.view(), rows: &weights, blend: 0.1, map: None, root: None },
             Metric::Outputs { moment: of_outputs.view(), blend: 0.1, map: None },
         ] {
             let options = FactorOptions { method: MethodChoice::Projector, ..FactorOptions::default() };

@@ -3,13 +3,35 @@
 //! C = Q Λ Qᵀ, S = Q Λ^½ [n, k] and S⁺ = Λ^-½ Qᵀ, over the k eigenvalues above n·ε·λ₁: what lies below is rounding of a
 //! moment that is singular, and is left out instead of divided by.
 
+use crate::SvdError;
 use lowrank_compute::{ComputeError, Kernels, Real};
+use lowrank_model::MatrixShape;
 use ndarray::{Array2, s};
 
 /// Q [n, k] and the roots of its eigenvalues.
+#[derive(Clone)]
 pub(crate) struct Root<T> {
     vectors: Array2<T>,
     sizes: Vec<f64>,
+}
+
+/// S of a blended moment C̃ [n, n], for all the matrices that see it.
+pub struct MomentRoot(pub(crate) Root<f64>);
+
+impl std::fmt::Debug for MomentRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MomentRoot {:?}", self.0.vectors.dim())
+    }
+}
+
+impl MomentRoot {
+    pub(crate) fn check(&self, size: usize, shape: MatrixShape) -> Result<(), SvdError> {
+        let (rows, cols) = self.0.vectors.dim();
+        match rows == size {
+            true => Ok(()),
+            false => Err(SvdError::MetricShape { what: "root", rows, cols, size, shape }),
+        }
+    }
 }
 
 impl<T: Real> Root<T> {

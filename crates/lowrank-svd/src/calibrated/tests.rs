@@ -78,9 +78,13 @@ impl Case {
 
     fn metric(&self) -> Metric<'_> {
         match self.form {
-            Form::Inputs => {
-                Metric::Inputs { moment: self.moment.view(), rows: &self.rows, blend: self.blend, map: None }
-            }
+            Form::Inputs => Metric::Inputs {
+                moment: self.moment.view(),
+                rows: &self.rows,
+                blend: self.blend,
+                map: None,
+                root: None,
+            },
             Form::Outputs => Metric::Outputs { moment: self.moment.view(), blend: self.blend, map: None },
         }
     }
@@ -236,8 +240,8 @@ fn what_saw_nothing_is_factored_as_without_data() {
     let (inputs, outputs, rows) = (Array2::zeros((n, n)), Array2::zeros((m, m)), vec![1.0; m]);
     let (eye, no_rows) = (Array2::eye(n), vec![0.0; m]);
     for metric in [
-        Metric::Inputs { moment: inputs.view(), rows: &rows, blend: 0.1, map: None },
-        Metric::Inputs { moment: eye.view(), rows: &no_rows, blend: 0.0, map: None },
+        Metric::Inputs { moment: inputs.view(), rows: &rows, blend: 0.1, map: None, root: None },
+        Metric::Inputs { moment: eye.view(), rows: &no_rows, blend: 0.0, map: None, root: None },
         Metric::Outputs { moment: outputs.view(), blend: 0.1, map: None },
     ] {
         let free = spectrum(&Faer, &case.w, PrecisionChoice::Auto).unwrap();
@@ -261,8 +265,8 @@ fn zero_weights_and_lonely_directions_have_finite_factors() {
     for w in [&zero, &some] {
         for blend in [0.0, 0.1] {
             for metric in [
-                Metric::Inputs { moment: one_input.view(), rows: &[1.0; 12], blend, map: None },
-                Metric::Inputs { moment: one_input.view(), rows: &rows, blend, map: None },
+                Metric::Inputs { moment: one_input.view(), rows: &[1.0; 12], blend, map: None, root: None },
+                Metric::Inputs { moment: one_input.view(), rows: &rows, blend, map: None, root: None },
                 Metric::Outputs { moment: one_output.view(), blend, map: None },
             ] {
                 for method in [MethodChoice::Exact, MethodChoice::Randomized] {
@@ -285,7 +289,8 @@ fn an_unseen_direction_counts_only_through_the_blend() {
     // Only the first input was ever seen; rank 1 keeps its column exactly and drops the rest.
     let w = Tensor::from_f32(vec![3, 3], Dtype::F32, &[1.0, 9.0, 5.0, 2.0, 8.0, 6.0, 3.0, 7.0, 4.0]).unwrap();
     let moment = Array2::from_shape_fn((3, 3), |place| if place == (0, 0) { 6.0 } else { 0.0 });
-    let metric = |blend| Metric::Inputs { moment: moment.view(), rows: &[1.0; 3], blend, map: None };
+    let metric =
+        |blend| Metric::Inputs { moment: moment.view(), rows: &[1.0; 3], blend, map: None, root: None };
     let seen = spectrum_in(&Faer, &w, &metric(0.0), PrecisionChoice::Auto).unwrap();
     for (value, expected) in seen.sigma().iter().zip([84.0_f64.sqrt(), 0.0, 0.0]) {
         assert!((value - expected).abs() < 1e-12);
@@ -356,7 +361,7 @@ fn moments_that_do_not_fit_are_refused() {
     let refusal =
         |metric: Metric<'_>| spectrum_in(&Faer, &w, &metric, PrecisionChoice::Auto).unwrap_err().to_string();
     fn inputs<'a>(moment: ArrayView2<'a, f64>, rows: &'a [f64], blend: f64) -> Metric<'a> {
-        Metric::Inputs { moment, rows, blend, map: None }
+        Metric::Inputs { moment, rows, blend, map: None, root: None }
     }
     assert_eq!(
         refusal(inputs(two.view(), &[1.0; 2], 0.1)),

@@ -119,15 +119,19 @@ fn factors_fitted_to_changed_inputs_solve_the_regression() {
             let case = Case::new(shape, tokens, blend, 1);
             let moment = case.changed.dot(&case.changed.t());
             let cross = case.original.dot(&case.changed.t());
-            let map = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::Inputs).unwrap();
+            let (map, root) = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::Inputs).unwrap();
             let unseen = moment.diag().sum() / shape.1 as f64;
             let given = case.stacked(&case.changed, unseen);
             let wanted = case.weighted(case.wide.dot(&case.stacked(&case.original, unseen)));
-            let metric =
-                Metric::Inputs { moment: moment.view(), rows: &case.rows, blend, map: Some(map.view()) };
+            let (rows, map) = (&case.rows, Some(map.view()));
+            let metric = |root| Metric::Inputs { moment: moment.view(), rows, blend, map, root };
+            let [with, without] = [root.as_ref(), None].map(|root| {
+                factor_in(&Faer, &case.w, 3, &metric(root), &FactorOptions::default(), None).unwrap()
+            });
+            assert_eq!(with, without);
             check(
                 &case,
-                &metric,
+                &metric(root.as_ref()),
                 &wanted,
                 &given,
                 &given,
@@ -144,7 +148,8 @@ fn factors_fitted_to_changed_outputs_solve_the_regression() {
         let (y, y_changed) = (case.wide.dot(&case.original), case.wide.dot(&case.changed));
         let moment = y_changed.dot(&y_changed.t());
         let cross = y.dot(&y_changed.t());
-        let map = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::OutputsOf(&case.w)).unwrap();
+        let (map, _) =
+            fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::OutputsOf(&case.w)).unwrap();
         let unseen = moment.diag().sum() / energy_of(&case.wide);
         let given = case.stacked(&case.changed, unseen);
         let wanted = case.wide.dot(&case.stacked(&case.original, unseen));
@@ -159,16 +164,16 @@ fn factors_fitted_to_changed_outputs_solve_the_regression() {
 fn unchanged_activations_need_no_map() {
     let case = Case::new((20, 12), 150, 0.1, 3);
     let moment = case.original.dot(&case.original.t());
-    let map = fitted_map(&Faer, moment.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
+    let (map, _) = fitted_map(&Faer, moment.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
     assert!(energy_of(&(map - Array2::<f64>::eye(12))) < 1e-20);
     // More outputs than inputs: the moment is singular, and the map keeps what W can give.
     let outputs = case.wide.dot(&moment).dot(&case.wide.t());
     for (blend, what) in [(0.0, outputs.view()), (0.1, outputs.view())] {
-        let map = fitted_map(&Faer, what, what, blend, Unseen::OutputsOf(&case.w)).unwrap();
+        let (map, _) = fitted_map(&Faer, what, what, blend, Unseen::OutputsOf(&case.w)).unwrap();
         assert!(energy_of(&(map.dot(&case.wide) - &case.wide)) < 1e-12);
     }
     let zero = Array2::zeros((12, 12));
-    let map = fitted_map(&Faer, zero.view(), zero.view(), 0.1, Unseen::Inputs).unwrap();
+    let (map, _) = fitted_map(&Faer, zero.view(), zero.view(), 0.1, Unseen::Inputs).unwrap();
     assert_eq!(map, Array2::<f64>::eye(12));
 }
 
