@@ -33,8 +33,8 @@ pub(crate) struct ReproduceArgs {
     /// The text that was calibrated on, if it was not the bundled one; repeated as it was then
     #[arg(long, value_name = "FILE")]
     calibrate: Vec<PathBuf>,
-    /// The output was made on another kind of CPU: let tensors differ by what rounding them once more could, and numbers
-    /// in texts by 10⁻⁵ of themselves
+    /// The output was made on another kind of CPU: let tensors differ by what rounding them once more could, and decimals
+    /// in texts by 0.5 %
     #[arg(long)]
     other_cpu: bool,
     /// Where measured numbers are kept; `none` measures again [default: with your other caches]

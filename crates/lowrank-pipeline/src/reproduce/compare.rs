@@ -2,7 +2,7 @@
 //!
 //! A difference is **rounding** if another kind of CPU explains it: a tensor of numbers that lies from the other, in the
 //! Frobenius norm, no farther than rounding it to its dtype once more could move it (u·‖T‖, u the unit roundoff), or a text
-//! that says the same but for numbers that agree to 10⁻⁵.
+//! that says the same but for decimals that agree to 0.5 %. Whole numbers agree: ranks, counts, shapes.
 
 use crate::PipelineError;
 use lowrank_model::{Dtype, Tensor, format};
@@ -15,8 +15,9 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Numbers in texts agree to this, relative to the larger.
-const TEXT_RELATIVE: f64 = 1e-5;
+/// Decimals in texts agree to this, relative to the larger. Most agree to 10⁻⁵; what rounding cost a matrix is itself up to
+/// chance, and was seen to differ by 0.2 % (`docs/reliability.md`).
+const TEXT_RELATIVE: f64 = 5e-3;
 /// Below this a number in a text is rounding itself.
 const TEXT_ABSOLUTE: f64 = 1e-9;
 /// Longest text that is looked into; the longest of ours is the report, 30 MB for 65,536 experts.
@@ -117,7 +118,9 @@ fn compare_texts(name: &str, was: &Path, is: &Path) -> Result<Difference, Pipeli
 /// Whether two texts are the same but for numbers that nearly are.
 fn says_the_same(was: &str, is: &str) -> bool {
     let number = Regex::new(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?").expect("a fixed pattern");
+    let is_whole = |text: &str| text.parse::<i64>().is_ok();
     let near = |a: &str, b: &str| match (a.parse::<f64>(), b.parse::<f64>()) {
+        _ if is_whole(a) && is_whole(b) => false,
         (Ok(a), Ok(b)) => (a - b).abs() <= TEXT_ABSOLUTE + TEXT_RELATIVE * a.abs().max(b.abs()),
         _ => false,
     };
@@ -273,14 +276,15 @@ mod tests {
 
     #[test]
     fn texts_say_the_same_if_only_the_ends_of_numbers_differ() {
-        let was = r#"{"rank": 12, "error": 0.21926886494, "tiny": 1.2e-10, "name": "w1"}"#;
+        let was = r#"{"rank": 12, "error": 0.21926886494, "tiny": 1.2e-10, "name": "w1", "rows": 4096}"#;
         assert!(says_the_same(
             was,
             &was.replace("0.21926886494", "0.219268864").replace("1.2e-10", "-3e-11")
         ));
         for other in [
             was.replace("12,", "13,"),
-            was.replace("0.2192", "0.2193"),
+            was.replace("4096", "4097"),
+            was.replace("0.2192", "0.2208"),
             was.replace("w1", "w2"),
             was.replace("\"name\"", "\"title\""),
             format!("{was} 7"),
