@@ -2,6 +2,7 @@
 
 use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result};
+use lowrank_calibrate::CalibrationSettings;
 use lowrank_model::progress::Silent;
 use lowrank_model::{Budget, Progress, Storage};
 use lowrank_pipeline::compress::{Request, compress};
@@ -9,6 +10,7 @@ use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PlanSettings, planning};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::MethodChoice;
+use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
 use rustix::fs::Advice;
 use serde::Deserialize;
@@ -18,7 +20,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A run of `compress`, without calibration.
+/// A run of `compress`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compress {
@@ -29,6 +31,17 @@ pub(crate) struct Compress {
     budget_percent: f64,
     workers: usize,
     cache: Option<PathBuf>,
+    /// The default job on the bundled passage; absent: u·v without calibration.
+    #[serde(default)]
+    calibration: Option<Calibration>,
+}
+
+/// On how many tokens.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Calibration {
+    tokens: usize,
+    sensitivity_tokens: usize,
 }
 
 /// A run of `plan`.
@@ -105,7 +118,14 @@ impl Compress {
     pub(crate) fn run(&self) -> Result<Value> {
         evict(&self.model)?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        let plan = settings(self.budget_percent, &checkpoint);
+        let mut plan = settings(self.budget_percent, &checkpoint);
+        if let Some(Calibration { tokens, sensitivity_tokens }) = &self.calibration {
+            let (tokens, sensitivity_tokens) = (*tokens, Some(*sensitivity_tokens));
+            let texts = vec![TextSource::Bundled(Passage::Calibration)];
+            plan.calibration =
+                Some(CalibrationSettings { tokens, sensitivity_tokens, ..CalibrationSettings::on(texts) });
+            plan.storage = None;
+        }
         let factor = FactorSettings { method: MethodChoice::Exact, seed: 0, shard_bytes_max: 2_000_000_000 };
         let cache = self.cache.clone().map_or(CachePlace::Nowhere, CachePlace::At);
         let resources = Resources { workers: self.workers, cache, ..Resources::default() };

@@ -143,13 +143,13 @@ fn halve(
             let options = FactorOptions::default().for_matrix(id);
             let (decomposed, _) =
                 algebra.run(shape, |backend| decompose_in(backend, &w, rank, &norm.metric(), &options));
-            let (spectrum, factored) =
+            let (spectrum, factors) =
                 decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
             let f32s = |shape: [usize; 2], values: &[f32]| {
                 Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
             };
-            let u = f32s([shape.rows, rank], &factored.factors.u);
-            let v = f32s([rank, shape.cols], &factored.factors.v);
+            let u = f32s([shape.rows, rank], &factors.u);
+            let v = f32s([rank, shape.cols], &factors.v);
             Ok(Half { id, rank, spectrum, factors: StoredMatrix::Factored { u, v } })
         })
         .collect()

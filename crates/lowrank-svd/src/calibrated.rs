@@ -18,7 +18,10 @@ use crate::residual::residual_energy;
 use crate::root::Root;
 use crate::spectrum::reduce;
 use crate::survey::{Survey, survey};
-use crate::{FactorOptions, Factored, MethodChoice, Metric, PrecisionChoice, SvdError, factor, spectrum};
+use crate::{
+    FactorOptions, Factored, Factors, MethodChoice, Metric, PrecisionChoice, Route, SvdError, factor,
+    spectrum,
+};
 use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{Spectrum, Tensor};
 use ndarray::{Array2, s};
@@ -100,32 +103,30 @@ pub fn factor_in(
     let Some(norm) = metric.norm(&survey)? else { return factor(backend, w, rank, options, spectrum) };
     check_request(survey.shape, rank, spectrum)?;
     let search = Search::new(backend, w, survey, norm, options.sketch(survey.shape, rank))?;
-    let (_, factored) = search.factored(backend, rank, rank, options, spectrum)?;
-    Ok(factored)
+    let (_, cut) = search.cut_at(backend, rank, rank, options, spectrum)?;
+    Ok(search.measured(backend, cut, rank, spectrum))
 }
 
 /// The spectrum in the metric and the factors of a rank, by one decomposition; always the exact route. In the norm of the
-/// weights it is [`spectrum()`] and then [`factor()`].
+/// weights it is [`spectrum()`] and then [`factor()`]. Measures no error: in f64 that costs as much as half of it.
 pub fn decompose_in(
     backend: &dyn Backend,
     w: &Tensor,
     rank: usize,
     metric: &Metric<'_>,
     options: &FactorOptions,
-) -> Result<(Spectrum, Factored), SvdError> {
+) -> Result<(Spectrum, Factors), SvdError> {
     let survey = survey(w)?;
     let options = &FactorOptions { method: crate::MethodChoice::Exact, ..*options };
     let Some(norm) = metric.norm(&survey)? else {
         let (spectrum, reduction) = reduce(backend, w, options.precision)?;
         let factored = factor_reduced(backend, w, rank, options, Some(&spectrum), reduction.as_ref())?;
-        return Ok((spectrum, factored));
+        return Ok((spectrum, factored.factors));
     };
     check_request(survey.shape, rank, None)?;
     let search = Search::new(backend, w, survey, norm, None)?;
-    let (sigma, mut factored) = search.factored(backend, rank, survey.shape.short_side(), options, None)?;
-    let spectrum = search.spectrum(sigma);
-    factored.excess_over_optimum = excess(factored.metric_error, Some(&spectrum), rank);
-    Ok((spectrum, factored))
+    let (sigma, cut) = search.cut_at(backend, rank, survey.shape.short_side(), options, None)?;
+    Ok((search.spectrum(sigma), cut.split.factors))
 }
 
 /// A subspace, and √λ of A over the scale of the metric: as many as W's short side, zeros where there are no more.
@@ -143,9 +144,11 @@ enum Ready {
 /// What is left of a search when its precision no longer matters.
 struct Cut {
     split: Split,
-    sigma: Vec<f64>,
+    /// Of A, what the rank keeps.
+    kept: f64,
     /// Y in the form of outputs.
     y: Option<Array2<f64>>,
+    route: Route,
 }
 
 /// Everything about a search except its precision.
@@ -274,24 +277,31 @@ impl<'w, 'm> Search<'w, 'm> {
         Ok((eigen.vectors, eigen.values, Way::Eigenvectors))
     }
 
-    fn cut<T: Real>(&self, kernels: &dyn Kernels<T>, found: Found<T>) -> Cut {
+    fn cut<T: Real>(
+        &self,
+        kernels: &dyn Kernels<T>,
+        rank: usize,
+        route: Route,
+        found: Found<T>,
+    ) -> (Vec<f64>, Cut) {
         let Found { basis: Basis { x, y }, sigma, .. } = found;
         let y = y.as_ref().unwrap_or(&x);
         let image = kernels.project(self.w, self.side(), y.view());
         let split = split(self.survey.shape, self.side(), &x, image);
         let y = matches!(self.norm, Norm::Outputs(_)).then(|| y.mapv(Real::as_f64));
-        Cut { split, sigma, y }
+        let kept = sigma[..rank].iter().map(|sigma| sigma * sigma).sum();
+        (sigma, Cut { split, kept, y, route })
     }
 
     /// Factors of a rank, in a precision that resolves eigenvalue number `last`; and all √λ after an exact search.
-    fn factored(
+    fn cut_at(
         &self,
         backend: &dyn Backend,
         rank: usize,
         last: usize,
         options: &FactorOptions,
         spectrum: Option<&Spectrum>,
-    ) -> Result<(Vec<f64>, Factored), SvdError> {
+    ) -> Result<(Vec<f64>, Cut), SvdError> {
         let hint =
             spectrum.map(|known| crate::precision::condition(known.sigma()[0], known.sigma()[rank - 1]));
         let (ready, precision) =
@@ -309,15 +319,27 @@ impl<'w, 'm> Search<'w, 'm> {
             Ready::F32(found) => found.way,
             Ready::F64(found) => found.way,
         };
-        let Cut { split, sigma, y } = match ready {
-            Ready::F32(found) => self.cut::<f32>(backend, found),
-            Ready::F64(found) => self.cut::<f64>(backend, found),
+        let route = route(self.sketch, way, precision);
+        let (sigma, cut) = match ready {
+            Ready::F32(found) => self.cut::<f32>(backend, rank, route, found),
+            Ready::F64(found) => self.cut::<f64>(backend, rank, route, found),
         };
-        let Split { factors, kept_energy, sizes } = split;
-        let Survey { energy, largest_weight, .. } = self.survey;
-        if !kept_energy.is_finite() {
-            return Err(SvdError::Overflow { largest_weight });
+        if !cut.split.kept_energy.is_finite() {
+            return Err(SvdError::Overflow { largest_weight: self.survey.largest_weight });
         }
+        Ok((sigma, cut))
+    }
+
+    /// The factors with their errors.
+    fn measured(
+        &self,
+        backend: &dyn Backend,
+        cut: Cut,
+        rank: usize,
+        spectrum: Option<&Spectrum>,
+    ) -> Factored {
+        let Cut { split: Split { factors, kept_energy, sizes }, kept, y, route } = cut;
+        let energy = self.survey.energy;
         let (missed, error) = match &self.norm {
             Norm::Inputs(inputs) => inputs.errors(backend, self.w, &factors),
             Norm::Outputs(outputs) => {
@@ -331,16 +353,14 @@ impl<'w, 'm> Search<'w, 'm> {
             }
         };
         // What is kept and what is missed are orthogonal in the metric.
-        let kept: f64 = sigma[..rank].iter().map(|sigma| sigma * sigma).sum();
         let metric_error = Some(if error == 0.0 { 0.0 } else { (error / (error + kept)).sqrt() });
-        let factored = Factored {
+        Factored {
             factors,
-            route: route(self.sketch, way, precision),
+            route,
             relative_error: if energy == 0.0 { 0.0 } else { (missed / energy).sqrt() },
             metric_error,
             excess_over_optimum: excess(metric_error, spectrum, rank),
-        };
-        Ok((sigma, factored))
+        }
     }
 
     /// √λ of eigenvalues of A. Those beyond W's short side are rounding, and so is everything below zero: a moment that

@@ -39,7 +39,7 @@ mod tests {
     use crate::factor::residual_energy;
     use crate::randomized::{generator, random_signs};
     use crate::{FactorOptions, MethodChoice, Metric, Precision, PrecisionChoice, Route};
-    use crate::{decompose_in, factor, factor_in, spectrum, spectrum_in};
+    use crate::{factor, factor_in, spectrum, spectrum_in};
     use lowrank_compute::{Faer, Kernels};
     use lowrank_model::{Dtype, Spectrum, Tensor};
     use ndarray::Array2;
@@ -178,7 +178,8 @@ mod tests {
             Metric::Outputs { moment: of_outputs.view(), blend: 0.1, map: None },
         ] {
             let options = FactorOptions { method: MethodChoice::Projector, ..FactorOptions::default() };
-            let (_, best) = decompose_in(&Faer, &w, 12, &metric, &options).unwrap();
+            let exact = FactorOptions { method: MethodChoice::Exact, ..options };
+            let best = factor_in(&Faer, &w, 12, &metric, &exact, None).unwrap();
             let known = spectrum_in(&Faer, &w, &metric, PrecisionChoice::F64).unwrap();
             for known in [None, Some(&known)] {
                 let factored = factor_in(&Faer, &w, 12, &metric, &options, known).unwrap();

@@ -102,7 +102,8 @@ pub(crate) fn text(results: &Value) -> String {
     let _ = ratios(&mut out, results)
         .and_then(|()| matrices(&mut out, results))
         .and_then(|()| stages(&mut out, results))
-        .and_then(|()| whole(&mut out, results));
+        .and_then(|()| whole(&mut out, results))
+        .and_then(|()| calibrated(&mut out, results));
     out
 }
 
@@ -323,6 +324,59 @@ fn whole_stages(out: &mut String, results: &Value) -> std::fmt::Result {
         writeln!(out, "| {name} | {} |", cells.join(" | "))?;
     }
     Ok(())
+}
+
+/// Layers of Mixtral-8x7B, its expert matrices, and the tokens that are calibrated on by default.
+const MIXTRAL: [f64; 3] = [32.0, 768.0, 65_536.0];
+
+/// What the calibrated default takes, split into what grows with tokens and what with matrices.
+fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
+    let part = &results["calibrated"];
+    let (few, more) = (&part["few"], &part["more"]);
+    let (Some(few_tokens), Some(more_tokens)) = (part["tokens"][0].as_f64(), part["tokens"][1].as_f64())
+    else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "\nThe calibrated default, one layer with two experts, one worker, no GPU, {:.0} factored of 6 matrices; sensitivities on {} tokens. Every token visits both \
+         experts, so visits are those of a layer of eight. Once each. The last columns are arithmetic: the difference of both runs by token and layer, the rest by matrix, \
+         for 32 layers, 768 matrices, 65,536 tokens.\n",
+        more[0]["factored"].as_f64().unwrap_or_default(),
+        part["sensitivity_tokens"]
+    )?;
+    writeln!(
+        out,
+        "| Stage | CPU s, {few_tokens} tokens | CPU s, {more_tokens} tokens | CPU s a matrix | CPU ms a token and layer | Mixtral-8x7B, CPU hours |\n|---|---|---|---|---|---|"
+    )?;
+    let stages = more[0]["stages"].as_array().into_iter().flatten();
+    let mut sum = 0.0;
+    for (name, seconds) in
+        stages.filter_map(|stage| Some((stage["stage"].as_str()?, stage["took"]["cpu_s"].as_f64()?)))
+    {
+        let before = few[0]["stages"].as_array().into_iter().flatten();
+        let before =
+            before.filter(|stage| stage["stage"] == name).find_map(|stage| stage["took"]["cpu_s"].as_f64());
+        let before = before.unwrap_or_default();
+        let by_token = ((seconds - before) / (more_tokens - few_tokens)).max(0.0);
+        let by_matrix = (before - by_token * few_tokens).max(0.0) / 6.0;
+        let [layers, matrices, tokens] = MIXTRAL;
+        let hours = (by_matrix * matrices + by_token * layers * tokens) / 3600.0;
+        sum += hours;
+        writeln!(
+            out,
+            "| {name} | {before:.1} | {seconds:.1} | {by_matrix:.1} | {:.2} | {hours:.1} |",
+            1000.0 * by_token
+        )?;
+    }
+    writeln!(
+        out,
+        "| all | {} | {} | | | {sum:.1} |\n\nPeak resident memory {} and {} GiB.",
+        shown(median(few, "/took/cpu_s"), 1),
+        shown(median(more, "/took/cpu_s"), 1),
+        gib(median(few, "/peak_resident_bytes")),
+        gib(median(more, "/peak_resident_bytes"))
+    )
 }
 
 /// CPU seconds of one matrix, a bar each.

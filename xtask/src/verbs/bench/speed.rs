@@ -41,14 +41,21 @@ pub(crate) enum Part {
     Io,
     /// Plans from cached spectra
     Plan,
+    /// The calibrated default on few tokens and on more
+    Calibrated,
 }
 
-const PARTS: [Part; 6] = [Part::Matrix, Part::Peers, Part::Lapack, Part::Workers, Part::Io, Part::Plan];
+const PARTS: [Part; 7] =
+    [Part::Matrix, Part::Peers, Part::Lapack, Part::Workers, Part::Io, Part::Plan, Part::Calibrated];
 
 /// Module and tensor that are measured.
 const MATRIX: &str = "model.layers.0.block_sparse_moe.experts.0.w1";
 /// Share of all parameters that whole runs remove.
 const BUDGET_PERCENT: f64 = 20.0;
+
+/// Tokens that the calibrated default is measured with: the difference is what tokens cost, the rest what matrices do.
+const CALIBRATION_TOKENS: [u32; 2] = [512, 2048];
+const SENSITIVITY_TOKENS: u32 = 512;
 
 /// What is measured on.
 struct Bench {
@@ -96,6 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Part::Workers => bench.workers()?,
             Part::Io => bench.io()?,
             Part::Plan => bench.plan()?,
+            Part::Calibrated => bench.calibrated()?,
         };
         let name = format!("{part:?}").to_lowercase();
         eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
@@ -195,33 +203,53 @@ impl Bench {
         Ok(Value::Object(measured))
     }
 
-    fn compress(&self, model: &Path, workers: usize, budget_percent: f64) -> Result<Value> {
+    fn compress(
+        &self,
+        model: &Path,
+        workers: usize,
+        budget_percent: f64,
+        calibration: &Value,
+    ) -> Result<Value> {
         let out = self.folder.join("out");
         if out.exists() {
             std::fs::remove_dir_all(&out)?;
         }
         job_built(&json!({
             "job": "compress", "model": model, "out": out, "budget_percent": budget_percent, "workers": workers,
+            "calibration": calibration,
         }))
+    }
+
+    /// Once each: what counts is CPU seconds, and a run takes minutes.
+    fn calibrated(&self) -> Result<Value> {
+        let [few, more] = CALIBRATION_TOKENS.map(|tokens| {
+            let calibration = json!({ "tokens": tokens, "sensitivity_tokens": SENSITIVITY_TOKENS });
+            let mut run = self.compress(&self.one, 1, BUDGET_PERCENT, &calibration)?;
+            run["manifest"] = Value::Null;
+            Ok::<_, anyhow::Error>(run)
+        });
+        Ok(
+            json!({ "tokens": CALIBRATION_TOKENS, "sensitivity_tokens": SENSITIVITY_TOKENS, "few": [few?], "more": [more?] }),
+        )
     }
 
     fn workers(&self) -> Result<Value> {
         let [one, two] = [1, 2].map(|workers| {
             self.repeated(|_| {
-                let mut run = self.compress(&self.one, workers, BUDGET_PERCENT)?;
+                let mut run = self.compress(&self.one, workers, BUDGET_PERCENT, &Value::Null)?;
                 // A hundred lines that serve one comparison.
                 run["manifest"] = blake(&run["manifest"]);
                 Ok(run)
             })
         });
-        let mut four = self.compress(&self.four, 2, BUDGET_PERCENT)?;
+        let mut four = self.compress(&self.four, 2, BUDGET_PERCENT, &Value::Null)?;
         four["manifest"] = blake(&four["manifest"]);
         Ok(json!({ "budget_percent": BUDGET_PERCENT, "one": one?, "two": two?, "four_layers": [four] }))
     }
 
     fn io(&self) -> Result<Value> {
         let copied = self.repeated(|_| {
-            let mut run = self.compress(&self.four, 2, 0.0)?;
+            let mut run = self.compress(&self.four, 2, 0.0, &Value::Null)?;
             run["manifest"] = Value::Null;
             Ok(run)
         })?;
