@@ -29,6 +29,8 @@ const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 const MISSED_SHARE_BY_DIFFERENCE: f64 = 2e-2;
 /// A product of f32 numbers is off by about 1e-14 of the energy: of this share that is missed, an excess error of 1e-10.
 const MISSED_SHARE_OF_F32: f64 = 1e-4;
+/// Below this short side that saves nothing worth having, and f64 leaves next to nothing for another CPU to round otherwise.
+const F32_SHORT_SIDE_MIN: usize = 1024;
 
 /// Which route the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -216,7 +218,9 @@ pub(crate) fn factor_reduced(
     };
     let Split { factors, kept_energy, .. } = match ready {
         Ready::F32(found) => task.split::<f32>(backend, shape, found),
-        Ready::F64(found) if found.missed_share >= MISSED_SHARE_OF_F32 => {
+        Ready::F64(found)
+            if found.missed_share >= MISSED_SHARE_OF_F32 && shape.short_side() >= F32_SHORT_SIDE_MIN =>
+        {
             // For half the price: factors are f32 anyway.
             let Found { x, image, way, missed_share } = found;
             task.split::<f32>(backend, shape, Found { x: x.mapv(Real::as_f32), image, way, missed_share })
