@@ -1,5 +1,6 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+use crate::base::InputHashes;
 use crate::lens::Calibrated;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
@@ -12,16 +13,17 @@ use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::{Budget, Dtype, MatrixId, Progress, RankPlan, Spectrum};
 use lowrank_reader::{Checkpoint, StoredMatrix};
-use lowrank_writer::report::{BaseModel, CalibrationReport, Outcome, Settings};
+use lowrank_writer::report::{BaseModel, CalibrationReport, InputFile, Outcome, Settings};
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published,
     Report, ShardLayout, StagingDir, check_out, check_space, held_bytes,
 };
 use rayon::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
+use std::thread;
 
 /// What to compress, how, and where to.
 #[derive(Debug, Clone, Copy)]
@@ -72,12 +74,12 @@ pub fn compress(
     let pool = workers::pool(checkpoint.config(), request.resources)?;
     let calibration = request.plan.calibration.as_ref();
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
-    let mut base_model = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
-    if let Some(BaseModel { id, revision, .. }) = request.provenance {
-        (base_model.id, base_model.revision) = (id.clone(), revision.clone());
-    }
-    let key = job_key(checkpoint, &base_model, text.as_ref(), &algebra, &request);
-    let mut staging = StagingDir::for_job(request.out, &key, request.leftover)?;
+    let job = job(checkpoint, text.as_ref(), &algebra, &request);
+    let mut known = None;
+    let staging = StagingDir::for_job(request.out, request.leftover, || {
+        let base = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
+        Ok::<_, PipelineError>(job_key(&job, &known.insert(base).files))
+    })?;
     if let Some(partial) = staging.resumable() {
         progress.note(&format!(
             "going on from {}: {} tensors are finished, and checked as they are met",
@@ -85,16 +87,39 @@ pub fn compress(
             staging.units_finished()
         ));
     }
+    thread::scope(|scope| {
+        let inputs = match known {
+            Some(base) => InputHashes::known(base.files, progress),
+            None => {
+                let naming = staging.naming();
+                let name = move |files: &[_]| Ok(naming.job(&job_key(&job, files))?);
+                let threads = pool.current_num_threads();
+                InputHashes::begin(scope, checkpoint, threads, progress, request.interrupt, name)
+            }
+        };
+        let scratch = Scratch::new(parent, still_needed);
+        let (resources, interrupt) = (request.resources, request.interrupt);
+        let lens = Lens::new(checkpoint, &inputs, text, algebra, resources, &pool, progress, interrupt);
+        compress_in(staging, checkpoint, lens, &inputs, scratch.as_ref(), request, &pool, progress)
+    })
+}
 
-    let scratch = Scratch::new(parent, still_needed);
-    let course = Course { staging: Some(&staging), scratch: scratch.as_ref(), interrupt: request.interrupt };
-    let resources = request.resources;
-    let planned =
-        Lens::new(checkpoint, &base_model, text, algebra, resources, &pool, progress, request.interrupt)
-            .and_then(|lens| {
-                let plan = planning::plan_through(checkpoint, &lens, request.plan, &pool, progress, course)?;
-                Ok((lens, plan))
-            });
+/// The work itself, which an error leaves where it can be gone on with, or removes.
+fn compress_in(
+    mut staging: StagingDir,
+    checkpoint: &Checkpoint,
+    lens: Result<Lens<'_>, PipelineError>,
+    inputs: &InputHashes<'_>,
+    scratch: Option<&Scratch>,
+    request: Request<'_>,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+) -> Result<Compressed, PipelineError> {
+    let course = Course { staging: Some(&staging), scratch, interrupt: request.interrupt };
+    let planned = lens.and_then(|lens| {
+        let plan = planning::plan_through(checkpoint, &lens, request.plan, pool, progress, course)?;
+        Ok((lens, plan))
+    });
     let (lens, planned) = match planned {
         Ok(planned) => planned,
         Err(error) => {
@@ -112,7 +137,7 @@ pub fn compress(
         ranks: plan.ranks(),
         optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
         spectra: &planned.spectra,
-        scratch: scratch.as_ref(),
+        scratch,
         lens: &lens,
         request,
     };
@@ -123,8 +148,8 @@ pub fn compress(
             settle(error, partial.as_deref(), progress);
         })?;
     let documents = work
-        .write_tensors(&writer, &pool, progress)
-        .and_then(|outcomes| work.documents(&outcomes, base_model));
+        .write_tensors(&writer, pool, progress)
+        .and_then(|outcomes| work.documents(&outcomes, work.base_model(inputs.files()?)));
     let documents = match documents {
         Ok(documents) => documents,
         Err(error) => {
@@ -146,7 +171,6 @@ pub fn compress(
     let calibration = lens.report(plan.sensitivities.as_deref());
     Ok(Compressed { plan, calibration, published })
 }
-
 /// How much the device left to the CPU.
 pub(crate) fn say_substituted(algebra: &Algebra, progress: &dyn Progress) {
     let Substituted { times, first } = algebra.substituted();
@@ -178,24 +202,27 @@ fn settle(error: &PipelineError, partial: Option<&Path>, progress: &dyn Progress
 }
 
 /// Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
-fn job_key(
+fn job_key(job: &Value, files: &[InputFile]) -> JobKey {
+    JobKey::of(&json!({ "job": job, "files": files }))
+}
+
+/// As far as it is known without a look at the weights.
+fn job(
     checkpoint: &Checkpoint,
-    base: &BaseModel,
     text: Option<&CalibrationText>,
     algebra: &Algebra,
     request: &Request<'_>,
-) -> JobKey {
+) -> Value {
     let Request { plan, factor, .. } = request;
     let goal = match &plan.goal {
         crate::Goal::Budget(budget) => json!({ "budget": format!("{budget:?}") }),
         crate::Goal::Ranks(ranks) => json!({ "ranks": ranks }),
         crate::Goal::Plan(plan) => json!({ "plan": plan }),
     };
-    JobKey::of(&json!({
+    json!({
         "job": "compress",
         "version": env!("CARGO_PKG_VERSION"),
         "architecture": std::env::consts::ARCH,
-        "files": base.files,
         "config": checkpoint.config_json(),
         "goal": goal,
         "rank_multiple": plan.rank_multiple,
@@ -213,7 +240,7 @@ fn job_key(
         "method": factor.method,
         "seed": factor.seed,
         "shard_bytes_max": factor.shard_bytes_max,
-    }))
+    })
 }
 
 /// An upper bound of the output's weights, known before any spectrum is: whatever stays of the expert matrices may be in
@@ -255,7 +282,7 @@ struct Work<'a> {
     optimum: BTreeMap<MatrixId, Option<f64>>,
     spectra: &'a BTreeMap<MatrixId, Spectrum>,
     scratch: Option<&'a Scratch>,
-    lens: &'a Lens,
+    lens: &'a Lens<'a>,
     request: Request<'a>,
 }
 
@@ -318,18 +345,13 @@ impl Work<'_> {
             now.par_iter()
                 .with_max_len(1)
                 .map(|spec| {
-                    let unit = self.rank_of(spec);
-                    let outcome = match (unit, writer.finished(&spec.name)?) {
-                        (Some((id, _)), Some(note)) => Some((id, outcome_of(note, id)?)),
-                        (None, Some(_)) => None,
-                        (Some((id, rank)), None) => {
-                            self.request.interrupt.check()?;
-                            Some((id, self.factor(writer, spec, id, rank)?))
-                        }
-                        (None, None) => {
-                            self.request.interrupt.check()?;
-                            self.copy(writer, spec).map(|()| None)?
-                        }
+                    self.request.interrupt.check()?;
+                    let outcome = match self.rank_of(spec) {
+                        None => self.copy(writer, spec).map(|()| None)?,
+                        Some((id, rank)) => match writer.finished(&spec.name)? {
+                            Some(note) => Some((id, outcome_of(note, id)?)),
+                            None => Some((id, self.factor(writer, spec, id, rank)?)),
+                        },
                     };
                     progress.advance(1);
                     Ok(outcome)
@@ -453,6 +475,16 @@ impl Work<'_> {
         let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
         writer.write_unit(unit, &contents, note)?;
         Ok(outcome)
+    }
+
+    fn base_model(&self, files: &[InputFile]) -> BaseModel {
+        let named = base::named(self.checkpoint, self.request.model, files.to_vec());
+        match self.request.provenance {
+            Some(BaseModel { id, revision, .. }) => {
+                BaseModel { id: id.clone(), revision: revision.clone(), ..named }
+            }
+            None => named,
+        }
     }
 
     fn documents(

@@ -3,6 +3,7 @@
 //! Everything measured goes through the cache, under a key that names all it depends on: model, tokens, settings, engine,
 //! version. So a second budget, a sweep or a resumed run measures nothing again.
 
+use crate::base::InputHashes;
 use crate::workers::Resources;
 use crate::{Interrupt, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
@@ -16,7 +17,7 @@ use lowrank_model::plan::{LayerSensitivity, Sensitivity};
 use lowrank_model::{MatrixId, Progress, Spectrum};
 use lowrank_reader::{Checkpoint, ReadError};
 use lowrank_text::{Pick, TextInfo, TextRequest, windows};
-use lowrank_writer::report::{BaseModel, CalibrationReport};
+use lowrank_writer::report::CalibrationReport;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -92,10 +93,9 @@ pub fn tokens_hash(sequences: &[Vec<u32>]) -> String {
 }
 
 /// How errors are counted.
-#[derive(Debug)]
-pub struct Lens {
-    /// What all cached numbers of this model depend on.
-    model: Value,
+pub struct Lens<'a> {
+    checkpoint: &'a Checkpoint,
+    inputs: &'a InputHashes<'a>,
     cache: Cache,
     algebra: Algebra,
     calibrated: Option<Calibrated>,
@@ -135,11 +135,11 @@ impl Calibrated {
     }
 }
 
-impl Lens {
+impl<'a> Lens<'a> {
     /// Takes moments on the text, if there is one and they are not in the cache.
     pub fn new(
-        checkpoint: &Checkpoint,
-        base: &BaseModel,
+        checkpoint: &'a Checkpoint,
+        inputs: &'a InputHashes<'a>,
         text: Option<CalibrationText>,
         algebra: Algebra,
         resources: &Resources,
@@ -148,13 +148,8 @@ impl Lens {
         interrupt: &Interrupt,
     ) -> Result<Self, PipelineError> {
         let cache = resources.cache()?;
-        let model = json!({
-            "cache_version": CACHE_VERSION,
-            "architecture": std::env::consts::ARCH,
-            "files": base.files,
-            "config": checkpoint.config_json(),
-        });
-        let Some(text) = text else { return Ok(Self { model, cache, algebra, calibrated: None }) };
+        let mut lens = Self { checkpoint, inputs, cache, algebra, calibrated: None };
+        let Some(text) = text else { return Ok(lens) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
@@ -164,9 +159,10 @@ impl Lens {
         let engine = chosen.engine;
         let moments = text.settings.moments;
         let key = json!({
-            "what": "moments", "model": model, "tokens": text.blake3, "moments": moments, "engine": engine.describe(),
+            "what": "moments", "model": lens.model()?, "tokens": text.blake3, "moments": moments,
+            "engine": engine.describe(),
         });
-        let store = Store::new(cache.entry(&key), checkpoint.config().hidden_size);
+        let store = Store::new(lens.cache.entry(&key), checkpoint.config().hidden_size);
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &*engine);
         pool.install(|| collect(&forward, &text.sequences, moments, &store, progress, &stop))
@@ -181,7 +177,18 @@ impl Lens {
                 unrouted.join(", ")
             ));
         }
-        Ok(Self { model, cache, algebra, calibrated: Some(calibrated) })
+        lens.calibrated = Some(calibrated);
+        Ok(lens)
+    }
+
+    /// What all cached numbers of this model depend on.
+    fn model(&self) -> Result<Value, PipelineError> {
+        Ok(json!({
+            "cache_version": CACHE_VERSION,
+            "architecture": std::env::consts::ARCH,
+            "files": self.inputs.files()?,
+            "config": self.checkpoint.config_json(),
+        }))
     }
 
     /// What decomposes the matrices.
@@ -210,19 +217,19 @@ impl Lens {
     }
 
     /// The place of what is measured about this model, seen so.
-    fn entry(&self, what: &str) -> Entry {
+    fn entry(&self, what: &str) -> Result<Entry, PipelineError> {
         let calibration = self.calibrated.as_ref().map(
             |calibrated| json!({ "text": calibrated.text.key(), "engine": calibrated.engine.describe() }),
         );
         let algebra = self.algebra.identity();
-        self.cache.entry(
-            &json!({ "what": what, "model": self.model, "calibration": calibration, "algebra": algebra }),
-        )
+        let model = self.model()?;
+        let key = json!({ "what": what, "model": model, "calibration": calibration, "algebra": algebra });
+        Ok(self.cache.entry(&key))
     }
 
     /// Spectra of an earlier run.
     pub(crate) fn known_spectra(&self) -> Result<Option<BTreeMap<MatrixId, Spectrum>>, PipelineError> {
-        let found = self.entry("spectra").get(SPECTRA).map_err(CalibrateError::from)?;
+        let found = self.entry("spectra")?.get(SPECTRA).map_err(CalibrateError::from)?;
         Ok(found.and_then(spectra_of))
     }
 
@@ -232,7 +239,7 @@ impl Lens {
         spectra: &BTreeMap<MatrixId, Spectrum>,
     ) -> Result<(), PipelineError> {
         let arrays = arrays_of(spectra, String::new());
-        Ok(self.entry("spectra").put(SPECTRA, &arrays).map_err(CalibrateError::from)?)
+        Ok(self.entry("spectra")?.put(SPECTRA, &arrays).map_err(CalibrateError::from)?)
     }
 
     /// Spectra in the calibrated norm and what their errors cost, measured unless they are known; `None` without a text.
@@ -244,7 +251,7 @@ impl Lens {
         interrupt: &Interrupt,
     ) -> Result<Option<Sensitivities>, PipelineError> {
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
-        let entry = self.entry("sensitivities");
+        let entry = self.entry("sensitivities")?;
         if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
             && let Ok(layers) = serde_json::from_str::<Vec<LayerSensitivity>>(&arrays.note)
             && let Some(spectra) = spectra_of(arrays)

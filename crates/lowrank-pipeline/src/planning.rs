@@ -1,5 +1,6 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
+use crate::base::InputHashes;
 use crate::compress::say_substituted;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
@@ -54,7 +55,8 @@ pub fn plan(
         // Given ranks are checked without a look at the weights.
         _ => BaseModel::default(),
     };
-    let lens = Lens::new(checkpoint, &base, text, algebra, resources, &pool, progress, interrupt)?;
+    let inputs = InputHashes::known(base.files, progress);
+    let lens = Lens::new(checkpoint, &inputs, text, algebra, resources, &pool, progress, interrupt)?;
     let planned = plan_through(checkpoint, &lens, settings, &pool, progress, course)?;
     say_substituted(lens.algebra(), progress);
     Ok(planned)
@@ -89,7 +91,7 @@ pub fn refuse_factored(checkpoint: &Checkpoint) -> Result<(), PipelineError> {
 /// As [`plan`], with a lens at hand.
 pub fn plan_through(
     checkpoint: &Checkpoint,
-    lens: &Lens,
+    lens: &Lens<'_>,
     settings: &PlanSettings,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
@@ -122,7 +124,7 @@ pub struct Errors {
 /// Looks up or measures what plans are made from; any budget's plan then takes milliseconds.
 pub fn errors(
     checkpoint: &Checkpoint,
-    lens: &Lens,
+    lens: &Lens<'_>,
     sensitivity: Option<Sensitivity>,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,

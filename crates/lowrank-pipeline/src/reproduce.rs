@@ -7,6 +7,7 @@ mod compare;
 
 pub use compare::Difference;
 
+use crate::base::InputHashes;
 use crate::compress::{self, Request};
 use crate::propagate::Propagation as Propagated;
 use crate::settings::pattern_of;
@@ -109,7 +110,8 @@ pub fn reproduce(
     }
     let (files, matrices) = match job.sample {
         Some(sample) => {
-            let lens = Lens::new(base, &given, text, algebra, resources, &pool, progress, job.interrupt)?;
+            let inputs = InputHashes::known(given.files, progress);
+            let lens = Lens::new(base, &inputs, text, algebra, resources, &pool, progress, job.interrupt)?;
             let remade = sampled(base, &report, job, sample, &lens, &pool, progress, &mut differences)?;
             (found.files.len(), remade)
         }
@@ -324,7 +326,7 @@ fn sampled(
     report: &Report,
     job: Reproduce<'_>,
     sample: Sample,
-    lens: &Lens,
+    lens: &Lens<'_>,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     differences: &mut Vec<Difference>,

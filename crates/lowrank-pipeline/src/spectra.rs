@@ -25,7 +25,7 @@ pub struct Course<'a> {
 /// left in both. 12.6 MB of singular values for Mixtral-8x7B.
 pub fn spectra(
     checkpoint: &Checkpoint,
-    lens: &Lens,
+    lens: &Lens<'_>,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     course: Course<'_>,

@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What is read at once of something long.
-const BLOCK_BYTES: u64 = 4 << 20;
+const BLOCK_BYTES: u64 = 1 << 19;
 
 /// An open checkpoint. Shared freely between threads: every read states its own offset.
 #[derive(Debug)]
@@ -355,10 +355,14 @@ impl Checkpoint {
         &self.infos
     }
 
-    /// SHA-256 of a shard in hexadecimal, read in blocks; `progress` is told the bytes of each block.
-    pub fn shard_sha256(&self, name: &str, progress: &mut dyn FnMut(u64)) -> Result<String, ReadError> {
+    /// SHA-256 of a shard in hexadecimal, read in blocks; `progress` is told the bytes of each block and may end it.
+    pub fn shard_sha256<E: From<ReadError>>(
+        &self,
+        name: &str,
+        progress: &mut dyn FnMut(u64) -> Result<(), E>,
+    ) -> Result<String, E> {
         let Some(shard) = self.shards.iter().find(|shard| shard.name == name) else {
-            return Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name.into() });
+            return Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name.into() }.into());
         };
         let mut hash = Sha256::new();
         let mut block = vec![0; BLOCK_BYTES.min(shard.len_bytes) as usize];
@@ -369,7 +373,7 @@ impl Checkpoint {
             shard.read_exact(offset, block, "the whole shard")?;
             hash.update(&*block);
             offset += bytes;
-            progress(bytes);
+            progress(bytes)?;
         }
         Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }

@@ -151,8 +151,10 @@ impl Claims<'_> {
         for shard in shards {
             match recorded.get(shard.name.as_str()) {
                 Some(&recorded) => {
-                    let hash =
-                        self.original.shard_sha256(&shard.name, &mut |bytes| progress.advance(bytes))?;
+                    let hash = self.original.shard_sha256(&shard.name, &mut |bytes| {
+                        progress.advance(bytes);
+                        Ok::<_, VerifyError>(())
+                    })?;
                     if hash != recorded {
                         let detail = format!("has SHA-256 {hash}; compressed was a file with {recorded}");
                         self.find(FindingKind::OtherOriginal, shard.name.clone(), detail);

@@ -5,7 +5,7 @@ use crate::{
     documents::pretty,
     journal::{Unit, WrittenTensor},
     layout::{PlacedTensor, Shard},
-    manifest::Manifest,
+    manifest::{Manifest, ManifestFile},
     recount::recount,
     staging::{self, StagingDir},
 };
@@ -19,7 +19,10 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 /// A checkpoint that grows in a hidden sibling of its final name.
@@ -29,6 +32,10 @@ pub struct CheckpointWriter {
     layout: ShardLayout,
     /// Claimed by the thread that writes it; every tensor of the layout has an entry.
     written: BTreeMap<String, AtomicBool>,
+    /// Tensors that a shard still lacks; every shard of the layout has an entry.
+    lacking: BTreeMap<String, AtomicUsize>,
+    /// Shards that lack nothing, hashed by the thread that completed them while their bytes are in memory.
+    complete: Mutex<BTreeMap<String, ManifestFile>>,
 }
 
 /// What now lies at the output, counted from the headers that were written.
@@ -100,7 +107,9 @@ impl CheckpointWriter {
             .flat_map(|shard| &shard.tensors)
             .map(|placed| (placed.tensor.name.clone(), AtomicBool::new(false)))
             .collect();
-        Ok(Self { staging, layout, written })
+        let lacking =
+            layout.shards().iter().map(|shard| (shard.name.clone(), shard.tensors.len().into())).collect();
+        Ok(Self { staging, layout, written, lacking, complete: Mutex::default() })
     }
 
     /// Leaves the unfinished directory in place if this is dropped before [`CheckpointWriter::finish`] is done.
@@ -135,6 +144,7 @@ impl CheckpointWriter {
             if self.written[name].swap(true, Ordering::AcqRel) {
                 return Err(WriteError::WrittenTwice { name: name.clone() });
             }
+            self.arrived(name)?;
         }
         Ok(Some(&unit.note))
     }
@@ -165,22 +175,28 @@ impl CheckpointWriter {
             name: name.to_owned(),
             blake3: blake3::hash(&content.bytes()).to_hex().to_string(),
         };
-        let tensors = tensors.iter().map(hashed).collect();
-        self.staging.record_unit(Unit { name: unit.to_owned(), tensors, note })
+        let written = tensors.iter().map(hashed).collect();
+        self.staging.record_unit(Unit { name: unit.to_owned(), tensors: written, note })?;
+        tensors.iter().try_for_each(|(name, _)| self.arrived(name))
     }
 
-    /// Begins a tensor that is handed over block by block, and is a unit by itself.
+    /// The bytes of a tensor are where they belong. Whoever brings the last of a shard hashes it.
+    fn arrived(&self, name: &str) -> Result<(), WriteError> {
+        let (shard, _) =
+            self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
+        if self.lacking[&shard.name].fetch_sub(1, Ordering::AcqRel) == 1 {
+            let hashed = ManifestFile::of(self.staging.path(), shard.name.clone())?;
+            let mut complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+            complete.insert(shard.name.clone(), hashed);
+        }
+        Ok(())
+    }
+
+    /// Begins a tensor that is handed over block by block. It is noted nowhere: to copy a tensor again is cheaper than to
+    /// look whether an earlier run's copy is whole.
     pub fn begin(&self, name: &str, dtype: ElementType, shape: &[usize]) -> Result<Growing<'_>, WriteError> {
         let (file, path, begin, end) = self.open(name, dtype, shape)?;
-        Ok(Growing {
-            writer: self,
-            name: name.to_owned(),
-            file,
-            path,
-            at: begin,
-            end,
-            hasher: blake3::Hasher::new(),
-        })
+        Ok(Growing { writer: self, name: name.to_owned(), file, path, at: begin, end })
     }
 
     /// Where every tensor goes.
@@ -195,7 +211,8 @@ impl CheckpointWriter {
 
     /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
-        self.write_content(name, Content::Weights(tensor))
+        self.write_content(name, Content::Weights(tensor))?;
+        self.arrived(name)
     }
 
     fn write_content(&self, name: &str, content: Content<'_>) -> Result<(), WriteError> {
@@ -245,7 +262,7 @@ impl CheckpointWriter {
 
     /// Proves that all is there, adds the documents, and publishes. Until the last step nothing is at the output.
     pub fn finish(self, documents: Documents) -> Result<Published, WriteError> {
-        let Self { staging, layout, written } = self;
+        let Self { staging, layout, written, complete, .. } = self;
         let mut missing = written.iter().filter(|(_, done)| !done.load(Ordering::Acquire));
         if let Some((name, _)) = missing.next() {
             return Err(WriteError::MissingTensor { name: name.clone(), missing: 1 + missing.count() });
@@ -265,7 +282,8 @@ impl CheckpointWriter {
         // The disk and the processor at once.
         let (flushed, manifest) = std::thread::scope(|scope| {
             let flushing = scope.spawn(|| flush(&staging, &layout));
-            let manifest = Manifest::of(staging.path());
+            let complete = complete.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let manifest = Manifest::beyond(staging.path(), &complete);
             (flushing.join().expect("flushing does not panic"), manifest)
         });
         flushed?;
@@ -286,7 +304,6 @@ pub struct Growing<'a> {
     /// In the file.
     at: u64,
     end: u64,
-    hasher: blake3::Hasher,
 }
 
 impl Growing<'_> {
@@ -296,19 +313,16 @@ impl Growing<'_> {
             return Err(WriteError::Length { name: self.name.clone() });
         }
         put(&self.file, &self.path, block, self.at)?;
-        self.hasher.update(block);
         self.at += block.len() as u64;
         Ok(())
     }
 
-    /// All is there: notes the tensor as finished.
+    /// All is there.
     pub fn finish(self) -> Result<(), WriteError> {
         if self.at != self.end {
             return Err(WriteError::Length { name: self.name });
         }
-        let blake3 = self.hasher.finalize().to_hex().to_string();
-        let tensors = vec![WrittenTensor { name: self.name.clone(), blake3 }];
-        self.writer.staging.record_unit(Unit { name: self.name, tensors, note: String::new() })
+        self.writer.arrived(&self.name)
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Content of everything that decides the bytes of an output, as a hash. Two runs with the same key may share work.
@@ -44,7 +45,7 @@ pub(crate) struct Unit {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Record {
-    /// The first line.
+    /// Whose work it is. Without this line, wherever it stands, it is nobody's.
     Job(JobKey),
     /// Which bytes go where; known once the plan is.
     Layout(String),
@@ -111,6 +112,7 @@ fn parse(line: &[u8]) -> Option<Record> {
 pub(crate) struct Journal {
     path: PathBuf,
     file: Mutex<File>,
+    named: AtomicBool,
 }
 
 impl Journal {
@@ -122,11 +124,18 @@ impl Journal {
             .open(&path)
             .map_err(WriteError::io(&path, "open"))?;
         file.set_len(finished.good_bytes).map_err(WriteError::io(&path, "cut a torn line off"))?;
-        Ok(Self { path, file: Mutex::new(file) })
+        Ok(Self { path, file: Mutex::new(file), named: finished.key.is_some().into() })
     }
 
     pub(crate) fn job(&self, key: &JobKey) -> Result<(), WriteError> {
-        self.append(&Record::Job(key.clone()))
+        self.append(&Record::Job(key.clone()))?;
+        self.named.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether it says whose work it holds.
+    pub(crate) fn is_named(&self) -> bool {
+        self.named.load(Ordering::Acquire)
     }
 
     pub(crate) fn layout(&self, layout: &str) -> Result<(), WriteError> {

@@ -3,6 +3,7 @@
 use crate::WriteError;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -32,14 +33,27 @@ pub struct ManifestFile {
 impl Manifest {
     /// Reads and hashes all files under a directory, several at once, but not its manifest.
     pub fn of(dir: &Path) -> Result<Self, WriteError> {
+        Self::beyond(dir, &BTreeMap::new())
+    }
+
+    /// As [`Manifest::of`], but files that were hashed since they were finished are not read again.
+    pub(crate) fn beyond(dir: &Path, known: &BTreeMap<String, ManifestFile>) -> Result<Self, WriteError> {
         let mut names = Vec::new();
         collect(dir, "", &mut names)?;
         names.sort();
-        let hashed = names.into_par_iter().with_max_len(1).map(|name| -> Result<_, WriteError> {
-            let (bytes, blake3) = hash_file(&dir.join(&name))?;
-            Ok(ManifestFile { name, bytes, blake3 })
+        let hashed = names.into_par_iter().with_max_len(1).map(|name| match known.get(&name) {
+            Some(known) => Ok(known.clone()),
+            None => ManifestFile::of(dir, name),
         });
         Ok(Self { manifest_version: MANIFEST_VERSION, files: hashed.collect::<Result<_, WriteError>>()? })
+    }
+}
+
+impl ManifestFile {
+    /// Reads and hashes one file.
+    pub(crate) fn of(dir: &Path, name: String) -> Result<Self, WriteError> {
+        let (bytes, blake3) = hash_file(&dir.join(&name))?;
+        Ok(Self { name, bytes, blake3 })
     }
 }
 

@@ -21,7 +21,10 @@ use std::{
     io::{self, ErrorKind, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 /// Free space asked for beyond the shards: documents, tokenizer, directory blocks.
@@ -83,11 +86,22 @@ pub struct StagingDir {
     lock: File,
     on_drop: OnDrop,
     /// Absent: nobody will go on from here.
-    journal: Option<Journal>,
+    journal: Option<Arc<Journal>>,
     /// By an earlier run of the same job.
     finished: Finished,
     /// By this run.
     anything_new: AtomicBool,
+}
+
+/// Says whose work a staging directory holds.
+#[derive(Debug)]
+pub struct Naming(Option<Arc<Journal>>);
+
+impl Naming {
+    /// From here on another run of this job can go on.
+    pub fn job(self, key: &JobKey) -> Result<(), WriteError> {
+        self.0.map_or(Ok(()), |journal| journal.job(key))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,31 +138,38 @@ impl StagingDir {
         staging.emptied()
     }
 
-    /// For a job that another run may go on from, or that goes on itself.
-    pub fn for_job(out: &Path, key: &JobKey, leftover: Leftover) -> Result<Self, WriteError> {
+    /// For a job that another run may go on from, or that goes on itself. `key` may take long to find and is asked for
+    /// only if there is a job to compare it with; otherwise nobody can go on from here before [`StagingDir::naming`].
+    pub fn for_job<E: From<WriteError>>(
+        out: &Path,
+        leftover: Leftover,
+        key: impl FnOnce() -> Result<JobKey, E>,
+    ) -> Result<Self, E> {
         let mut staging = Self::lock(out)?;
         let journal = staging.partial.join(JOURNAL);
         let finished = Finished::read(&journal)?;
         match &finished.key {
-            Some(found) if found == key && leftover == Leftover::Resume => {
+            Some(found) if leftover == Leftover::Resume => {
+                if *found != key()? {
+                    return Err(WriteError::OtherJob { path: staging.partial.clone() }.into());
+                }
                 let content = &staging.content;
                 fs::create_dir_all(content).map_err(WriteError::io(content, "create"))?;
-                staging.journal = Some(Journal::append_to(journal, &finished)?);
+                staging.journal = Some(Arc::new(Journal::append_to(journal, &finished)?));
                 staging.finished = finished;
-                staging.on_drop = OnDrop::LeaveIfBegun;
-            }
-            Some(_) if leftover == Leftover::Resume => {
-                return Err(WriteError::OtherJob { path: staging.partial.clone() });
             }
             _ => {
                 staging = staging.emptied()?;
-                let new = Journal::append_to(journal, &Finished::default())?;
-                new.job(key)?;
-                staging.journal = Some(new);
-                staging.on_drop = OnDrop::LeaveIfBegun;
+                staging.journal = Some(Arc::new(Journal::append_to(journal, &Finished::default())?));
             }
         }
+        staging.on_drop = OnDrop::LeaveIfBegun;
         Ok(staging)
+    }
+
+    /// For saying whose work this is once that is known, from any thread.
+    pub fn naming(&self) -> Naming {
+        Naming(self.journal.clone())
     }
 
     fn emptied(mut self) -> Result<Self, WriteError> {
@@ -225,9 +246,10 @@ impl StagingDir {
     }
 
     fn has_begun(&self) -> bool {
-        self.anything_new.load(Ordering::Relaxed)
+        let begun = self.anything_new.load(Ordering::Relaxed)
             || !self.finished.notes.is_empty()
-            || !self.finished.units.is_empty()
+            || !self.finished.units.is_empty();
+        begun && self.journal.as_ref().is_some_and(|journal| journal.is_named())
     }
 
     /// What an earlier run of this job noted under this name.
@@ -464,25 +486,60 @@ mod tests {
         let out = dir.path().join("out");
         let (mine, other) = (JobKey::of(&"mine"), JobKey::of(&"other"));
         let partial = dir.path().join(".out.lowrank-partial");
+        let named = |key: &JobKey, leftover| -> Result<StagingDir, WriteError> {
+            let staging = StagingDir::for_job(&out, leftover, || Ok::<_, WriteError>(key.clone()))?;
+            if staging.units_finished() == 0 && staging.noted("a").is_none() {
+                staging.naming().job(key)?;
+            }
+            Ok(staging)
+        };
         // Nothing finished: nothing is left.
-        drop(StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap());
+        drop(named(&mine, Leftover::Resume).unwrap());
         assert!(!partial.exists());
-        let staging = StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap();
+        let staging = named(&mine, Leftover::Resume).unwrap();
         staging.note("a", "1".into()).unwrap();
         drop(staging);
-        for refused in [StagingDir::for_job(&out, &other, Leftover::Resume), StagingDir::create(&out)] {
+        for refused in [named(&other, Leftover::Resume), StagingDir::create(&out)] {
             assert!(matches!(refused, Err(WriteError::OtherJob { .. })));
         }
-        let resumed = StagingDir::for_job(&out, &mine, Leftover::Resume).unwrap();
+        let resumed = named(&mine, Leftover::Resume).unwrap();
         assert_eq!(resumed.noted("a"), Some("1"));
         assert_eq!(resumed.resumable(), Some(partial.as_path()));
         drop(resumed);
-        let fresh = StagingDir::for_job(&out, &mine, Leftover::Discard).unwrap();
+        let fresh = named(&mine, Leftover::Discard).unwrap();
         assert_eq!(fresh.noted("a"), None);
         fresh.note("b", "2".into()).unwrap();
         let published = fresh.publish().unwrap();
         assert_eq!(fs::read_dir(published).unwrap().count(), 0);
         assert!(!partial.exists());
+    }
+
+    #[test]
+    fn work_that_nobody_has_put_a_name_to_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("out");
+        let partial = dir.path().join(".out.lowrank-partial");
+        let never = || -> Result<JobKey, WriteError> { panic!("nothing to compare with") };
+        let staging = StagingDir::for_job(&out, Leftover::Resume, never).unwrap();
+        staging.note("a", "1".into()).unwrap();
+        assert_eq!(staging.resumable(), None);
+        drop(staging);
+        assert!(!partial.exists());
+        // As a kill leaves it.
+        let mut staging = StagingDir::for_job(&out, Leftover::Resume, never).unwrap();
+        staging.note("a", "1".into()).unwrap();
+        staging.keep();
+        drop(staging);
+        let staging = StagingDir::for_job(&out, Leftover::Resume, never).unwrap();
+        assert_eq!(staging.noted("a"), None);
+        staging.note("a", "2".into()).unwrap();
+        // Named after what it holds was noted.
+        let mine = JobKey::of(&"mine");
+        staging.naming().job(&mine).unwrap();
+        assert_eq!(staging.resumable(), Some(partial.as_path()));
+        drop(staging);
+        let resumed = StagingDir::for_job(&out, Leftover::Resume, || Ok::<_, WriteError>(mine)).unwrap();
+        assert_eq!(resumed.noted("a"), Some("2"));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What is written is what an independent parser (the `safetensors` crate) reads, and nothing shows before the end.
 
 use lowrank_model::{Dtype, Tensor, plan::Size};
-use lowrank_writer::{CheckpointWriter, Documents, OutputTensor, Published, ShardLayout, WriteError};
+use lowrank_writer::{
+    CheckpointWriter, Documents, OutputTensor, Published, ShardLayout, WriteError, manifest::Manifest,
+};
 use proptest::prelude::*;
 use std::{
     collections::BTreeMap,
@@ -134,6 +136,12 @@ fn threads_write_side_by_side() {
     });
     writer.finish(Documents::default().with_file("config.json", "{}\n").unwrap()).unwrap();
     assert_eq!(files(&dir.path().join("serial")), files(&dir.path().join("parallel")));
+    // Shards were hashed by the threads that completed them.
+    let out = dir.path().join("parallel");
+    let manifest = fs::read(out.join(lowrank_model::format::MANIFEST_FILE)).unwrap();
+    let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
+    assert!(manifest.files.len() > 5);
+    assert_eq!(manifest, Manifest::of(&out).unwrap());
 }
 
 #[test]

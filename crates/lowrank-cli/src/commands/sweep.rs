@@ -15,6 +15,7 @@ use lowrank_forward::{Chosen, choose};
 use lowrank_model::display::grouped;
 use lowrank_model::plan::Sensitivity;
 use lowrank_model::{Progress, RankPlan};
+use lowrank_pipeline::base::InputHashes;
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::lens::tokens_hash;
 use lowrank_pipeline::planning::{self, Subject, refuse_factored};
@@ -362,7 +363,8 @@ impl Run<'_> {
         let &Self { checkpoint, base, resources, talk, interrupt, .. } = self;
         let own = text.map(|place| self.texts[place].clone());
         let algebra = resources.algebra().map_err(PipelineError::from)?;
-        let lens = Lens::new(checkpoint, base, own, algebra, resources, pool, talk, interrupt)?;
+        let inputs = InputHashes::known(base.files.clone(), talk);
+        let lens = Lens::new(checkpoint, &inputs, own, algebra, resources, pool, talk, interrupt)?;
         let course = Course { staging: None, scratch: None, interrupt };
         let sensitivity = points[0].sensitivity;
         let errors = planning::errors(checkpoint, &lens, Some(sensitivity), pool, talk, course)?;
