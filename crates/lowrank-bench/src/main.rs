@@ -27,6 +27,8 @@ enum Job {
     Plan(whole::Plan),
     /// Streaming.
     Stream(whole::Stream),
+    /// Touching memory.
+    Warm(whole::Warm),
 }
 
 fn main() -> ExitCode {
@@ -54,5 +56,6 @@ fn run() -> anyhow::Result<serde_json::Value> {
         Job::Compress(job) => job.run(),
         Job::Plan(job) => job.run(),
         Job::Stream(job) => job.run(),
+        Job::Warm(job) => job.run(),
     }
 }

@@ -62,6 +62,21 @@ pub(crate) struct Stream {
     out: PathBuf,
 }
 
+/// Takes memory and gives it back, so that who comes next finds it backed: a virtual machine may have returned free memory
+/// to its host, and getting it again costs more than a copy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Warm {
+    bytes: usize,
+}
+
+impl Warm {
+    pub(crate) fn run(&self) -> Result<Value> {
+        let taken = std::hint::black_box(vec![1_u8; self.bytes]);
+        Ok(json!({ "bytes": taken.len() }))
+    }
+}
+
 fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
     let goal = if budget_percent > 0.0 {
         let remove = checkpoint.size().params as f64 * budget_percent / 100.0;

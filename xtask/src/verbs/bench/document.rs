@@ -186,7 +186,7 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
     )?;
     row(
         out,
-        "reading, writing and their hashes (SHA-256, BLAKE3) alone, of streaming on the same disk",
+        "copying with all hashes (SHA-256, BLAKE3), of streaming on the same disk, in turns",
         with(over(copied, streamed).map(|share| share * 100.0), 0, "%"),
         "≥ 80 %",
     )?;
