@@ -4,8 +4,9 @@
 //! the caller, over matrices.
 
 use crate::tridiagonal::{Tridiagonal, packed};
-use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real, Reduced};
+use crate::{Accumulate, Backend, Cholesky, ComputeError, Eigen, Kernels, PivotedQr, Real, Reduced};
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
 use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd_scratch, tridiagonal_self_adjoint_evd};
 use faer::linalg::householder::{
     apply_block_householder_sequence_on_the_left_in_place_scratch,
@@ -17,6 +18,7 @@ use faer::linalg::qr::col_pivoting::factor as col_pivoting;
 use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, recommended_block_size};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::linalg::temp_mat_scratch;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::traits::RealField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder};
@@ -189,6 +191,23 @@ impl<T: Real + RealField> Kernels<T> for Faer {
     fn complement(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         let (rows, cols) = y.dim();
         Ok(columns_of_q(y, cols..rows))
+    }
+
+    fn cholesky(&self, matrix: ArrayView2<'_, T>) -> Option<Cholesky<T>> {
+        let size = matrix.nrows();
+        let mut lower = Mat::<T>::zeros(size, size);
+        lower.copy_from_triangular_lower(mat(&dense(matrix)));
+        let params = Default::default();
+        let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(size, Par::Seq, params));
+        let stack = MemStack::new(&mut memory);
+        cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, params).ok()?;
+        let mut inverse = vec![T::zero(); size * size];
+        let view = MatMut::from_column_major_slice_mut(&mut inverse, size, size);
+        invert_lower_triangular(view, lower.as_ref(), Par::Seq);
+        let lower =
+            Array2::from_shape_fn((size, size).f(), |(i, j)| if i >= j { lower[(i, j)] } else { T::zero() });
+        let inverse = Array2::from_shape_vec((size, size).f(), inverse).expect("made in this shape");
+        Some(Cholesky { lower, inverse })
     }
 
     fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError> {

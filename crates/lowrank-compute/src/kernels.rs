@@ -33,6 +33,15 @@ pub struct PivotedQr<T> {
     pub permutation: Vec<usize>,
 }
 
+/// C = L Lᵀ.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cholesky<T> {
+    /// L [d, d]: zero above the diagonal.
+    pub lower: Array2<T>,
+    /// L⁻¹, of the same form.
+    pub inverse: Array2<T>,
+}
+
 /// Linear algebra in one precision.
 ///
 /// A backend must have those without a body; the others follow from them block by block, and a device overrides them to keep
@@ -66,6 +75,12 @@ pub trait Kernels<T: Real> {
     /// QR of A [l, k] with column pivoting: the next column is the one that is farthest from those before (Businger and
     /// Golub, 1965).
     fn qr_pivoted(&self, a: Array2<T>) -> Result<PivotedQr<T>, ComputeError>;
+
+    /// L and its inverse of a symmetric positive definite matrix. `None` if rounding finds it indefinite, and from a backend
+    /// that has no such kernel. Reads the lower triangle.
+    fn cholesky(&self, _matrix: ArrayView2<'_, T>) -> Option<Cholesky<T>> {
+        None
+    }
 
     /// A symmetric matrix, as far as [`Kernels::eigvalsh`] and [`Kernels::eigh`] treat it alike: most of their work.
     /// Reads the lower triangle.

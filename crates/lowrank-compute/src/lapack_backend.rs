@@ -2,12 +2,12 @@
 //!
 //! OpenBLAS may use threads of its own, and its bits depend on them and on the CPU: not for reproducible output.
 
-use crate::{Accumulate, Backend, ComputeError, Eigen, Kernels, PivotedQr, Real};
+use crate::{Accumulate, Backend, Cholesky, ComputeError, Eigen, Kernels, PivotedQr, Real};
 use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use ndarray_linalg::{
-    EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace, Scalar, UPLO,
-    error::LinalgError,
+    CholeskyInto, Diag, EigValshInplace, EighInplace, JobSvd, Lapack as LapackScalar, QR, SVDDCInplace,
+    Scalar, SolveTriangular, UPLO, error::LinalgError,
 };
 
 /// The system's LAPACK.
@@ -63,6 +63,14 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
 
     fn thin_qr(&self, y: Array2<T>) -> Result<Array2<T>, ComputeError> {
         y.qr().map(|(q, _)| q).map_err(refusal)
+    }
+
+    fn cholesky(&self, matrix: ArrayView2<'_, T>) -> Option<Cholesky<T>> {
+        let mut matrix = matrix.to_owned();
+        mirror(&mut matrix);
+        let lower = matrix.cholesky_into(UPLO::Lower).ok()?;
+        let inverse = lower.solve_triangular(UPLO::Lower, Diag::NonUnit, &Array2::eye(lower.nrows())).ok()?;
+        Some(Cholesky { lower, inverse })
     }
 
     // ndarray reaches no geqp3: Householder reflections by hand over BLAS, the norms taken anew at every step.

@@ -8,6 +8,7 @@
 //! | [`Kernels::gram`] | G = AᵀA, widened block by block | A [l, d] → [d, d] |
 //! | [`Kernels::eigh`], [`Kernels::eigvalsh`] | G = V Λ Vᵀ | [d, d] → Λ \[d\], V [d, k] |
 //! | [`Kernels::reduce`] | what both of them need of G, once | [d, d] → [`Reduced`] |
+//! | [`Kernels::cholesky`] | L Lᵀ = C, and L⁻¹ | [d, d] → 2 · [d, d] |
 //! | [`Kernels::upper_subspace`] | the first columns of V up to a rotation, by [`projector`] | [d, d] → [d, k] |
 //! | [`Kernels::apply`], [`Kernels::project`] | A X | [l, d] × [d, k] → [l, k] |
 //! | [`Kernels::apply_transposed`] | AᵀY | [l, d] × [l, k] → [d, k] |
@@ -44,7 +45,7 @@ pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
 pub use blocks::Side;
 pub use error::ComputeError;
 pub use faer_backend::Faer;
-pub use kernels::{Accumulate, Backend, Eigen, Kernels, PivotedQr};
+pub use kernels::{Accumulate, Backend, Cholesky, Eigen, Kernels, PivotedQr};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
 pub use projector::Split;

@@ -1,6 +1,6 @@
 //! One suite, every backend, in both precisions. References are plain loops in f64.
 
-use crate::{Accumulate, Kernels, PivotedQr, Real, Side, Split};
+use crate::{Accumulate, Cholesky, Kernels, PivotedQr, Real, Side, Split};
 use lowrank_model::{Dtype, MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2, ShapeBuilder, array, s};
 use rand_chacha::ChaCha8Rng;
@@ -220,6 +220,37 @@ fn the_upper_subspace_is_that_of_the_first_eigenvectors<T: Real>(kernels: &dyn K
         let closed = Split { gap: T::EPSILON.as_f64() * split.reach, ..split };
         assert_eq!(kernels.upper_subspace(to::<T>(&lower), &closed, to::<T>(&omega)).unwrap(), None);
     }
+}
+
+fn cholesky_rebuilds_the_matrix<T: Real>(kernels: &dyn Kernels<T>) {
+    for size in [1, 2, 31, 150] {
+        let b = random(size + 3, size, 7);
+        let gram = product(b.t(), b.view()) + 4.0 * Array2::<f64>::eye(size);
+        // The upper triangle must not be read.
+        let below = |matrix: &Array2<f64>, above| {
+            Array2::from_shape_fn((size, size), |(i, j)| if i >= j { matrix[[i, j]] } else { above })
+        };
+        let given = to::<T>(&below(&gram, f64::NAN));
+        let Cholesky { lower, inverse } = kernels.cholesky(given.view()).unwrap();
+        let (lower, inverse) = (lower.mapv(T::as_f64), inverse.mapv(T::as_f64));
+        assert_eq!((&lower, &inverse), (&below(&lower, 0.0), &below(&inverse, 0.0)));
+        assert_close(&to::<T>(&product(lower.view(), lower.t())), &gram, 16 * size);
+        assert_close(&to::<T>(&product(inverse.view(), lower.view())), &Array2::eye(size), 16 * size);
+    }
+    for indefinite in [array![[0.0]], array![[1.0, 2.0], [2.0, 1.0]], array![[-1.0, 0.0], [0.0, 1.0]]] {
+        assert_eq!(kernels.cholesky(to::<T>(&indefinite).view()), None);
+    }
+}
+
+/// Not of a device, which has no such kernel.
+#[test]
+fn cholesky_rebuilds_the_matrix_on_the_cpu() {
+    cholesky_rebuilds_the_matrix::<f32>(&crate::Faer);
+    cholesky_rebuilds_the_matrix::<f64>(&crate::Faer);
+    #[cfg(feature = "lapack")]
+    cholesky_rebuilds_the_matrix::<f32>(&crate::Lapack);
+    #[cfg(feature = "lapack")]
+    cholesky_rebuilds_the_matrix::<f64>(&crate::Lapack);
 }
 
 macro_rules! suite {

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
-const CACHE_VERSION: u32 = 3;
+const CACHE_VERSION: u32 = 4;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]

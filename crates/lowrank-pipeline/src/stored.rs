@@ -11,8 +11,8 @@ use lowrank_model::{
     Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, Tensor,
 };
 use lowrank_reader::StoredMatrix;
-use lowrank_svd::residual::residual_energy;
-use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, unpivoted};
+use lowrank_svd::residual::relative_error;
+use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, SvdError, unpivoted};
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -171,7 +171,10 @@ impl Form {
             }
         };
         let relative_error = match matrix {
-            Some(matrix) => algebra.run(shape, |backend| stored_error(backend, &matrix, shape, &pieces)).0,
+            Some(matrix) => algebra
+                .run(shape, |backend| stored_error(backend, &matrix, shape, &pieces))
+                .0
+                .map_err(failed)?,
             None => relative_error,
         };
         let names = planned.into_iter().map(|tensor| tensor.name);
@@ -189,7 +192,12 @@ impl Form {
 }
 
 /// ‖W − Ŵ‖ / ‖W‖ of what is stored.
-fn stored_error(backend: &dyn Backend, matrix: &Tensor, shape: MatrixShape, pieces: &[Piece]) -> f64 {
+fn stored_error(
+    backend: &dyn Backend,
+    matrix: &Tensor,
+    shape: MatrixShape,
+    pieces: &[Piece],
+) -> Result<f64, SvdError> {
     let stored = match pieces {
         [Piece::Weights(u), Piece::Weights(v)] => {
             Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
@@ -199,8 +207,7 @@ fn stored_error(backend: &dyn Backend, matrix: &Tensor, shape: MatrixShape, piec
         }
         _ => unreachable!("there are two ways to store factors"),
     };
-    let energy: f64 = matrix.to_f32().iter().map(|&w| f64::from(w) * f64::from(w)).sum();
-    if energy == 0.0 { 0.0 } else { (residual_energy(backend, matrix, &stored) / energy).sqrt() }
+    relative_error(backend, matrix, &stored)
 }
 
 /// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.

@@ -10,11 +10,10 @@ use crate::factor::{Way, check_request, excess, factor_reduced, missed_energy, r
 use crate::factors::{Split, split};
 use crate::inputs::product;
 use crate::metric::Norm;
-use crate::precision::{Known, Precision, in_sufficient_precision};
+use crate::precision::{Known, Precision, f32_saves, in_sufficient_precision};
 use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, generator};
 use crate::reduction::Reduction;
-use crate::residual::residual_energy;
 use crate::root::Root;
 use crate::spectrum::reduce;
 use crate::survey::{Survey, survey};
@@ -24,11 +23,15 @@ use crate::{
 };
 use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{Spectrum, Tensor};
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2, s};
 use std::borrow::Cow;
 
 /// Steps to ‖G‖: enough for a hundredth where one eigenvalue leads, and for a factor of two where none does.
 const POWER_ITERATIONS_OF_NORM: usize = 8;
+
+/// From this missed share on a product of f32 numbers is good enough: it is off by 1e-14 of the energy times ‖Y‖², which in a
+/// steep metric is some ten thousand.
+const MISSED_SHARE_OF_F32: f64 = 1e-2;
 
 /// A, and what its rounding errors are relative to where that is more than its own norm.
 pub(crate) struct Whole<T> {
@@ -322,12 +325,26 @@ impl<'w, 'm> Search<'w, 'm> {
         let route = route(self.sketch, way, precision);
         let (sigma, cut) = match ready {
             Ready::F32(found) => self.cut::<f32>(backend, rank, route, found),
+            Ready::F64(found) if self.projects_in_f32(&found.sigma, rank) => {
+                // For half the price: factors are f32 anyway.
+                let Found { basis: Basis { x, y }, sigma, way } = found;
+                let narrow = |columns: Array2<f64>| columns.mapv(Real::as_f32);
+                let basis = Basis { x: narrow(x), y: y.map(narrow) };
+                self.cut::<f32>(backend, rank, route, Found { basis, sigma, way })
+            }
             Ready::F64(found) => self.cut::<f64>(backend, rank, route, found),
         };
         if !cut.split.kept_energy.is_finite() {
             return Err(SvdError::Overflow { largest_weight: self.survey.largest_weight });
         }
         Ok((sigma, cut))
+    }
+
+    /// Whether enough is missed, and the matrix large.
+    fn projects_in_f32(&self, sigma: &[f64], rank: usize) -> bool {
+        let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
+        let missed_share = energy(&sigma[rank..]) / energy(sigma);
+        missed_share >= MISSED_SHARE_OF_F32 && f32_saves(self.survey.shape, self.survey.largest_weight)
     }
 
     /// The factors with their errors.
@@ -341,15 +358,11 @@ impl<'w, 'm> Search<'w, 'm> {
         let Cut { split: Split { factors, kept_energy, sizes }, kept, y, route } = cut;
         let energy = self.survey.energy;
         let (missed, error) = match &self.norm {
-            Norm::Inputs(inputs) => inputs.errors(backend, self.w, &factors),
+            Norm::Inputs(inputs) => inputs.errors(backend, self.w, &self.survey, &factors),
             Norm::Outputs(outputs) => {
-                let missed = if outputs.has_map() {
-                    residual_energy(backend, self.w, &factors)
-                } else {
-                    missed_energy(backend, self.w, energy, kept_energy, &factors)
-                };
                 let y = y.expect("kept for outputs");
-                (missed, outputs.error(backend, self.w, &factors, &sizes, y.view(), missed))
+                let missed = || missed_energy(backend, self.w, energy, kept_energy, &factors);
+                outputs.errors(backend, self.w, &factors, &sizes, y.view(), missed)
             }
         };
         // What is kept and what is missed are orthogonal in the metric.
@@ -404,19 +417,27 @@ fn padded<T: Real>(columns: Array2<T>, rank: usize) -> Array2<T> {
 
 /// ‖G‖ of a positive semidefinite matrix by power iteration from its largest column, from below.
 pub(crate) fn symmetric_norm<T: Real>(kernels: &dyn Kernels<T>, gram: &Array2<T>) -> f64 {
+    power_iteration(&gram.diag().to_vec(), |column| product(kernels, gram.view(), column))
+}
+
+/// The same of a matrix that is known by its diagonal and its products with a column [n, 1].
+pub(crate) fn power_iteration<T: Real>(
+    diagonal: &[T],
+    times: impl Fn(ArrayView2<'_, T>) -> Array2<T>,
+) -> f64 {
     let length = |column: &Array2<T>| column.iter().map(|v| v.as_f64() * v.as_f64()).sum::<f64>().sqrt();
-    let diagonal = gram.diag();
-    let largest = (0..gram.nrows()).fold(0, |best, i| if diagonal[i] > diagonal[best] { i } else { best });
-    let mut column = gram.slice(s![.., largest..=largest]).to_owned();
+    let largest = (0..diagonal.len()).fold(0, |best, i| if diagonal[i] > diagonal[best] { i } else { best });
+    let mut column = Array2::zeros((diagonal.len(), 1));
+    column[[largest, 0]] = T::one();
     let mut norm = diagonal[largest].as_f64();
-    for _ in 0..POWER_ITERATIONS_OF_NORM {
+    for _ in 0..=POWER_ITERATIONS_OF_NORM {
+        column = times(column.view());
         let size = length(&column);
+        norm = size.max(norm);
         if !size.is_normal() {
             break;
         }
         column.mapv_inplace(|value| T::of_f64(value.as_f64() / size));
-        column = product(kernels, gram.view(), column.view());
-        norm = length(&column).max(norm);
     }
     norm
 }

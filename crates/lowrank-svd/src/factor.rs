@@ -4,7 +4,7 @@
 //! equally good where [`crate::precision`] lets it run in f32.
 
 use crate::factors::{Split, split};
-use crate::precision::{Known, condition, in_sufficient_precision};
+use crate::precision::{Known, condition, f32_saves, in_sufficient_precision};
 use crate::projector::{Upper, upper};
 use crate::randomized::{Sketch, Subspace, generator, subspace};
 use crate::reduction::Reduction;
@@ -29,8 +29,6 @@ const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 const MISSED_SHARE_BY_DIFFERENCE: f64 = 2e-2;
 /// A product of f32 numbers is off by about 1e-14 of the energy: of this share that is missed, an excess error of 1e-10.
 const MISSED_SHARE_OF_F32: f64 = 1e-4;
-/// Below this short side that saves nothing worth having, and f64 leaves next to nothing for another CPU to round otherwise.
-const F32_SHORT_SIDE_MIN: usize = 1024;
 
 /// Which route the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -219,7 +217,7 @@ pub(crate) fn factor_reduced(
     let Split { factors, kept_energy, .. } = match ready {
         Ready::F32(found) => task.split::<f32>(backend, shape, found),
         Ready::F64(found)
-            if found.missed_share >= MISSED_SHARE_OF_F32 && shape.short_side() >= F32_SHORT_SIDE_MIN =>
+            if found.missed_share >= MISSED_SHARE_OF_F32 && f32_saves(shape, largest_weight) =>
         {
             // For half the price: factors are f32 anyway.
             let Found { x, image, way, missed_share } = found;

@@ -9,9 +9,11 @@
 
 use crate::calibrated::{Basis, Whole, symmetric_norm};
 use crate::metric::mirror;
+use crate::precision::{Precision, of_measurements};
 use crate::randomized::{Sketch, random_signs};
 use crate::residual::{energy_of, for_each_residual};
 use crate::root::{MomentRoot, Root};
+use crate::survey::Survey;
 use crate::{Factors, SvdError};
 use lowrank_compute::blocks::for_each_block;
 use lowrank_compute::{Accumulate, Backend, Kernels, Real, Side};
@@ -119,17 +121,30 @@ impl<'a> Inputs<'a> {
     }
 
     /// ‖W − u·v‖², and the error in the metric over its scale.
-    pub(crate) fn errors(&self, backend: &dyn Backend, w: &Tensor, factors: &Factors) -> (f64, f64) {
-        let kernels: &dyn Kernels<f64> = backend;
+    pub(crate) fn errors(
+        &self,
+        backend: &dyn Backend,
+        w: &Tensor,
+        survey: &Survey,
+        factors: &Factors,
+    ) -> (f64, f64) {
+        // With a map there is no spectrum to hold the error against.
+        match self.map.map(|_| of_measurements(survey)) {
+            Some(Precision::F32) => self.errors_in::<f32>(backend, w, factors),
+            _ => self.errors_in::<f64>(backend, w, factors),
+        }
+    }
+
+    fn errors_in<T: Real>(&self, kernels: &dyn Kernels<T>, w: &Tensor, factors: &Factors) -> (f64, f64) {
         let size = self.moment.nrows();
         let change = self.map.map(|map| {
             let mut change = map.to_owned();
             change.diag_mut().map_inplace(|value| *value -= 1.0);
-            change
+            change.mapv(T::of_f64)
         });
         let mut energy = 0.0;
         let mut gram = Array2::zeros((size, size));
-        for_each_residual(backend, w, Side::Cols, factors, |first, block, residual| {
+        for_each_residual(kernels, w, Side::Cols, factors, |first, block, residual| {
             energy += energy_of(residual);
             if let Some(change) = &change {
                 kernels.gemm(block, change.view(), residual.view_mut(), Accumulate::Add);
@@ -139,8 +154,8 @@ impl<'a> Inputs<'a> {
         });
         let mut error = 0.0;
         for (i, (row, moment)) in gram.rows().into_iter().zip(self.moment.rows()).enumerate() {
-            let below: f64 = (0..i).map(|j| row[j] * moment[j]).sum();
-            error += 2.0 * below + row[i] * moment[i];
+            let below: f64 = (0..i).map(|j| row[j].as_f64() * moment[j]).sum();
+            error += 2.0 * below + row[i].as_f64() * moment[i];
         }
         (energy, error.max(0.0))
     }

@@ -8,7 +8,7 @@ use crate::calibrated::{Basis, Whole};
 use crate::inputs::product;
 use crate::metric::mirror;
 use crate::randomized::{Sketch, random_signs};
-use crate::residual::{energy_of, for_each_residual, wide};
+use crate::residual::wide;
 use crate::{Factors, SvdError};
 use lowrank_compute::{Accumulate, Backend, Kernels, Real, Side};
 use lowrank_model::Tensor;
@@ -39,10 +39,6 @@ impl<'a> Outputs<'a> {
         let weight = blend * moment.nrows() as f64 / energy;
         moment *= 1.0 - blend;
         Self { moment, weight, map, scale: mean }
-    }
-
-    pub(crate) fn has_map(&self) -> bool {
-        self.map.is_some()
     }
 
     /// A [m, m], lower triangle.
@@ -109,46 +105,48 @@ impl<'a> Outputs<'a> {
         Ok((self.basis(kernels, best), eigen.values))
     }
 
-    /// The error in the metric over its scale, of factors whose u is X times `sizes` and whose v is Yᵀ W over `sizes`.
+    /// ‖W − u·v‖², and the error in the metric over its scale, of factors whose u is X times `sizes` and whose v is Yᵀ W over
+    /// `sizes`. `missed` is asked for the first where it is not a by-product of the second.
     ///
-    /// What rounding did to u is in it, and what it did to v as far as the blend sees weights: a moment of outputs cannot
-    /// tell how an error of v meets the inputs.
-    pub(crate) fn error(
+    /// What rounding did to u is in both, and what it did to v in neither, but as far as `missed` saw it: a moment of outputs
+    /// cannot tell how an error of v meets the inputs.
+    pub(crate) fn errors(
         &self,
         backend: &dyn Backend,
         w: &Tensor,
         factors: &Factors,
         sizes: &[f64],
         y: ArrayView2<'_, f64>,
-        missed_of_weights: f64,
-    ) -> f64 {
+        missed: impl FnOnce() -> f64,
+    ) -> (f64, f64) {
         let kernels: &dyn Kernels<f64> = backend;
-        // E = T − u·diag(1/size)·Yᵀ, so that T W − Ŵ = E W.
-        let (mut u, _) = wide(factors);
+        // E = I − u·diag(1/size)·Yᵀ, so that W − Ŵ = E W.
+        let (mut u, _) = wide::<f64>(factors);
         for (mut column, &size) in u.columns_mut().into_iter().zip(sizes) {
             column *= if size == 0.0 { 0.0 } else { -size.recip() };
         }
-        let mut missed = match self.map {
-            Some(map) => map.to_owned(),
-            None => Array2::eye(self.moment.nrows()),
+        let mut change = Array2::eye(self.moment.nrows());
+        kernels.gemm(u.view(), y.t(), change.view_mut(), Accumulate::Add);
+        drop(u);
+        let Some(map) = self.map else {
+            let missed = missed();
+            let unseen = if self.weight == 0.0 { 0.0 } else { self.weight * missed };
+            return (missed, energy_in(kernels, &change, &self.moment).max(0.0) + unseen);
         };
-        kernels.gemm(u.view(), y.t(), missed.view_mut(), Accumulate::Add);
-        let image = product(kernels, missed.view(), self.moment.view());
-        let seen: f64 = missed.iter().zip(&image).map(|(a, b)| a * b).sum();
-        let unseen = match self.map {
-            _ if self.weight == 0.0 => 0.0,
-            None => missed_of_weights,
-            Some(map) => {
-                let mut change = map.to_owned();
-                change.diag_mut().map_inplace(|value| *value -= 1.0);
-                let mut energy = 0.0;
-                for_each_residual(backend, w, Side::Rows, factors, |_, block, residual| {
-                    kernels.gemm(block, change.t(), residual.view_mut(), Accumulate::Add);
-                    energy += energy_of(residual);
-                });
-                energy
-            }
-        };
-        seen.max(0.0) + self.weight * unseen
+        let mut gram = kernels.gram(w, Side::Rows);
+        mirror(&mut gram);
+        let missed = energy_in(kernels, &change, &gram).max(0.0);
+        // T − u·diag(1/size)·Yᵀ, so that T W − Ŵ is that times W.
+        change += &map;
+        change.diag_mut().map_inplace(|value| *value -= 1.0);
+        gram *= self.weight;
+        gram += &self.moment;
+        (missed, energy_in(kernels, &change, &gram).max(0.0))
     }
+}
+
+/// tr E C Eᵀ.
+fn energy_in(kernels: &dyn Kernels<f64>, e: &Array2<f64>, c: &Array2<f64>) -> f64 {
+    let image = product(kernels, e.view(), c.view());
+    e.iter().zip(&image).map(|(a, b)| a * b).sum()
 }

@@ -5,11 +5,12 @@
 //! f32, and at most 1e-7 in f64 everywhere.
 
 use crate::SvdError;
+use crate::survey::Survey;
 use lowrank_model::MatrixShape;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Up to this short side f64 costs nothing worth saving.
+/// Up to this short side f64 costs nothing worth saving, and leaves next to nothing for another CPU to round otherwise.
 const SHORT_SIDE_F64: usize = 1024;
 /// Largest σ₁/σ that f32 resolves.
 const F32_CONDITION_MAX: f64 = 100.0;
@@ -57,6 +58,16 @@ pub(crate) struct Known {
     pub(crate) condition: Option<f64>,
 }
 
+/// Whether f32 is worth a thought.
+pub(crate) fn f32_saves(shape: MatrixShape, largest_weight: f64) -> bool {
+    shape.short_side() > SHORT_SIDE_F64 && F32_LARGEST_WEIGHT.contains(&largest_weight)
+}
+
+/// For an error that is only told: f32 loses what is below a millionth of the weights.
+pub(crate) fn of_measurements(survey: &Survey) -> Precision {
+    if f32_saves(survey.shape, survey.largest_weight) { Precision::F32 } else { Precision::F64 }
+}
+
 /// Computes in the precision that suffices. `compute` returns its result and the condition it saw; when that refutes
 /// f32, everything is done again in f64.
 pub(crate) fn in_sufficient_precision<R>(
@@ -64,8 +75,7 @@ pub(crate) fn in_sufficient_precision<R>(
     known: &Known,
     mut compute: impl FnMut(Precision) -> Result<(R, f64), SvdError>,
 ) -> Result<(R, Precision), SvdError> {
-    let f64_from_the_start = known.shape.short_side() <= SHORT_SIDE_F64
-        || !F32_LARGEST_WEIGHT.contains(&known.largest_weight)
+    let f64_from_the_start = !f32_saves(known.shape, known.largest_weight)
         || known.condition.is_some_and(|condition| condition > F32_CONDITION_MAX);
     let first = match choice {
         PrecisionChoice::F32 => Precision::F32,

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::randomized::generator;
-use crate::residual::{energy_of, wide};
+use crate::residual::{energy_of, relative_error, residual_energy, wide};
 use crate::{FactorOptions, MethodChoice, Metric, PrecisionChoice, decompose_in, factor_in, spectrum_in};
 use lowrank_compute::Faer;
 use lowrank_model::{Dtype, Spectrum};
@@ -158,6 +158,34 @@ fn factors_fitted_to_changed_outputs_solve_the_regression() {
         let regressor = case.wide.dot(&given);
         check(&case, &metric, &wanted, &given, &regressor, &format!("{tokens} tokens blend {blend}"));
     }
+}
+
+#[test]
+fn errors_of_a_large_matrix_are_told_from_f32_products() {
+    let (m, n) = (1100, 1040);
+    let case = Case::new((m, n), 1200, 0.1, 5);
+    let moment = case.changed.dot(&case.changed.t());
+    let cross = case.original.dot(&case.changed.t());
+    let (map, root) = fitted_map(&Faer, cross.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
+    let (rows, root) = (&case.rows, root.as_ref());
+    let metric = Metric::Inputs { moment: moment.view(), rows, blend: 0.1, map: Some(map.view()), root };
+    let factored = factor_in(&Faer, &case.w, 400, &metric, &FactorOptions::default(), None).unwrap();
+    let (u, v) = wide::<f64>(&factored.factors);
+    let product = u.dot(&v);
+    let blended = &moment * (0.9 * n as f64 / moment.diag().sum()) + 0.1 * Array2::<f64>::eye(n);
+    let energy_in_metric = |matrix: Array2<f64>| {
+        let matrix = case.weighted(matrix);
+        (&matrix * &matrix.dot(&blended)).sum()
+    };
+    let wanted = case.wide.dot(&map);
+    let expected = (energy_in_metric(&wanted - &product) / energy_in_metric(wanted)).sqrt();
+    assert!((factored.metric_error.unwrap() / expected - 1.0).abs() < 1e-6);
+    let missed = energy_of(&(&case.wide - &product));
+    let expected = (missed / energy_of(&case.wide)).sqrt();
+    for told in [factored.relative_error, relative_error(&Faer, &case.w, &factored.factors).unwrap()] {
+        assert!((told / expected - 1.0).abs() < 1e-6, "{told} for {expected}");
+    }
+    assert!((residual_energy(&Faer, &case.w, &factored.factors) / missed - 1.0).abs() < 1e-12);
 }
 
 #[test]
