@@ -31,7 +31,7 @@ pub mod store;
 
 pub use collect::collect;
 pub use error::CalibrateError;
-pub use moments::ExpertMoments;
+pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use sensitivity::{Sensitivities, measure};

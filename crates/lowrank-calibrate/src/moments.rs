@@ -5,12 +5,12 @@
 //!
 //! | Sum | [`Target::Expert`] | [`Target::Matrix`] |
 //! |---|---|---|
-//! | `gate_rows` \[F\] | Σ g² (silu′(aᵢ) bᵢ)² cᵢ | 1 |
-//! | `up_rows` \[F\] | Σ g² silu(aᵢ)² cᵢ | 1 |
+//! | `rows.gate` \[F\] | Σ g² (silu′(aᵢ) bᵢ)² cᵢ | 1 |
+//! | `rows.up` \[F\] | Σ g² silu(aᵢ)² cᵢ | 1 |
 //! | `inputs` [H, H] | Σ ω x xᵀ, ω the sum over i of both of the token's terms above | Σ g² x xᵀ |
 //! | `outputs` [H, H] | Σ g² y yᵀ | Σ g² y yᵀ |
 //!
-//! So an error ΔW of w1 changes the expert's output by about tr(ΔWᵀ diag(gate_rows) ΔW · inputs) / (all rows' sum): the
+//! So an error ΔW of w1 changes the expert's output by about tr(ΔWᵀ diag(rows.gate) ΔW · inputs) / (all rows' sum): the
 //! diagonal of Gauss–Newton on one side, a Kronecker factor on the other (Martens and Grosse, 2015). Projecting w2's
 //! outputs needs only their own moment (the projector form of whitening). No matrix has a side of F.
 //!
@@ -28,15 +28,22 @@ const STRIP: usize = 256;
 /// Features of the intermediate layer that one task sums.
 const FEATURES: usize = 512;
 
+/// How much an error in each output of an expert's w1 and w3 counts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowWeights {
+    /// Of w1, \[F\].
+    pub gate: Vec<f64>,
+    /// Of w3, \[F\].
+    pub up: Vec<f64>,
+}
+
 /// Sums of one expert.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertMoments {
     /// Visits.
     pub tokens: u64,
-    /// Weight of an error in each output of w1, \[F\].
-    pub gate_rows: Vec<f64>,
-    /// Weight of an error in each output of w3, \[F\].
-    pub up_rows: Vec<f64>,
+    /// Of w1 and w3.
+    pub rows: RowWeights,
     /// Of the inputs of w1 and w3, [H, H], lower triangle.
     pub inputs: Array2<f64>,
     /// Of the outputs of w2, [H, H], lower triangle.
@@ -46,44 +53,60 @@ pub struct ExpertMoments {
 impl ExpertMoments {
     /// Nothing seen yet.
     pub fn new(hidden_size: usize, intermediate_size: usize, settings: MomentSettings) -> Self {
-        let row = match settings.target {
-            Target::Matrix => 1.0,
-            Target::Expert => 0.0,
-        };
         Self {
             tokens: 0,
-            gate_rows: vec![row; intermediate_size],
-            up_rows: vec![row; intermediate_size],
+            rows: RowWeights::new(intermediate_size, settings.target),
             inputs: Array2::zeros((hidden_size, hidden_size)),
             outputs: Array2::zeros((hidden_size, hidden_size)),
         }
     }
 
-    /// Adds tokens; → what each counted in `inputs`. `column_energies` \[F\] are w2's ‖column‖².
+    /// Adds tokens. `column_energies` \[F\] are w2's ‖column‖².
+    pub fn add(&mut self, batch: &ExpertBatch<'_>, column_energies: &[f64], settings: MomentSettings) {
+        let hidden_size = self.inputs.nrows();
+        self.tokens += batch.tokens.len() as u64;
+        let counted = self.rows.add(batch, column_energies, settings);
+        add_moment(&mut self.inputs, batch.x, &counted, hidden_size);
+        add_moment(&mut self.outputs, batch.y, &settings.gate_weight.of_all(batch.weights), hidden_size);
+    }
+
+    /// Whether every sum is finite.
+    pub fn is_finite(&self) -> bool {
+        let rows = self.rows.gate.iter().chain(&self.rows.up);
+        rows.chain(&self.inputs).chain(&self.outputs).all(|value| value.is_finite())
+    }
+}
+
+impl RowWeights {
+    /// Nothing seen yet.
+    pub fn new(intermediate_size: usize, target: Target) -> Self {
+        let row = match target {
+            Target::Matrix => 1.0,
+            Target::Expert => 0.0,
+        };
+        Self { gate: vec![row; intermediate_size], up: vec![row; intermediate_size] }
+    }
+
+    /// Adds tokens, of which the outputs y need not be known; → what each counts in `inputs`.
     pub fn add(
         &mut self,
         batch: &ExpertBatch<'_>,
         column_energies: &[f64],
         settings: MomentSettings,
     ) -> Vec<f64> {
-        let hidden_size = self.inputs.nrows();
-        self.tokens += batch.tokens.len() as u64;
-        let shares: Vec<f64> = batch.weights.iter().map(|&g| settings.gate_weight.of(g)).collect();
-        let counted = match settings.target {
-            Target::Matrix => shares.clone(),
-            Target::Expert => self.add_rows(batch, column_energies, &shares),
-        };
-        add_moment(&mut self.inputs, batch.x, &counted, hidden_size);
-        add_moment(&mut self.outputs, batch.y, &shares, hidden_size);
-        counted
+        let shares = settings.gate_weight.of_all(batch.weights);
+        match settings.target {
+            Target::Matrix => shares,
+            Target::Expert => self.add_slopes(batch, column_energies, &shares),
+        }
     }
 
-    /// Adds to both vectors of rows; → ω of every token.
-    fn add_rows(&mut self, batch: &ExpertBatch<'_>, column_energies: &[f64], shares: &[f64]) -> Vec<f64> {
+    /// → ω of every token.
+    fn add_slopes(&mut self, batch: &ExpertBatch<'_>, column_energies: &[f64], shares: &[f64]) -> Vec<f64> {
         let features = column_energies.len();
         let parts: Vec<Vec<f64>> = (
-            self.gate_rows.par_chunks_mut(FEATURES),
-            self.up_rows.par_chunks_mut(FEATURES),
+            self.gate.par_chunks_mut(FEATURES),
+            self.up.par_chunks_mut(FEATURES),
             column_energies.par_chunks(FEATURES),
         )
             .into_par_iter()
@@ -109,12 +132,6 @@ impl ExpertMoments {
             })
             .collect();
         (0..shares.len()).map(|token| parts.iter().map(|part| part[token]).sum()).collect()
-    }
-
-    /// Whether every sum is finite.
-    pub fn is_finite(&self) -> bool {
-        let rows = self.gate_rows.iter().chain(&self.up_rows);
-        rows.chain(&self.inputs).chain(&self.outputs).all(|value| value.is_finite())
     }
 }
 
@@ -237,9 +254,9 @@ mod tests {
             y: &y,
         };
         moments.add(&batch, &energies, settings);
-        let total: f64 = moments.gate_rows.iter().chain(&moments.up_rows).sum();
+        let total: f64 = moments.rows.gate.iter().chain(&moments.rows.up).sum();
         for row in 0..F {
-            for (which, rows) in [(0, &moments.gate_rows), (1, &moments.up_rows)] {
+            for (which, rows) in [(0, &moments.rows.gate), (1, &moments.rows.up)] {
                 // ΔW has one entry: row `row`, column 2.
                 let delta = 1e-5;
                 let predicted = rows[row] / total * delta * delta * moments.inputs[[2, 2]];
@@ -288,7 +305,7 @@ mod tests {
         let moments = run(1, 4);
         assert_eq!(moments, run(3, 4));
         assert_eq!(moments.tokens, N as u64);
-        assert!(moments.gate_rows.iter().all(|&row| row == 1.0));
+        assert!(moments.rows.gate.iter().all(|&row| row == 1.0));
         for (i, j) in [(0, 0), (299, 1), (270, 260), (100, 99)] {
             for (rows, moment) in [(&x, &moments.inputs), (&y, &moments.outputs)] {
                 let sum: f64 = (0..N)

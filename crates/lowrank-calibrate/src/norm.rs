@@ -132,7 +132,7 @@ fn is_zero(moment: &Array2<f64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ExpertMoments, MomentSettings};
+    use crate::{ExpertMoments, MomentSettings, RowWeights};
     use lowrank_cache::Cache;
     use lowrank_model::ModelConfig;
 
@@ -153,8 +153,7 @@ mod tests {
         let empty = ExpertMoments::new(2, 3, MomentSettings::default());
         let seen = ExpertMoments {
             tokens: 20,
-            gate_rows: vec![1.0, 2.0, 0.0],
-            up_rows: vec![0.0, 0.0, 5.0],
+            rows: RowWeights { gate: vec![1.0, 2.0, 0.0], up: vec![0.0, 0.0, 5.0] },
             inputs: Array2::eye(2) * 40.0,
             outputs: Array2::eye(2) * 10.0,
         };

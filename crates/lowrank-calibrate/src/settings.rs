@@ -126,6 +126,11 @@ impl GateWeight {
         }
     }
 
+    /// Of many tokens.
+    pub fn of_all(self, weights: &[f32]) -> Vec<f64> {
+        weights.iter().map(|&g| self.of(g)).collect()
+    }
+
     /// Reads a flag.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::None, Self::Linear, Self::Squared].into_iter().find(|weight| weight.to_string() == text)

@@ -17,9 +17,9 @@ pub struct Store {
 /// What the norms of w1 and w3 are made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputMoments {
-    /// See [`ExpertMoments::gate_rows`].
+    /// See [`RowWeights::gate`](crate::moments::RowWeights::gate).
     pub gate_rows: Vec<f64>,
-    /// See [`ExpertMoments::up_rows`].
+    /// See [`RowWeights::up`](crate::moments::RowWeights::up).
     pub up_rows: Vec<f64>,
     /// See [`ExpertMoments::inputs`].
     pub inputs: Array2<f64>,
@@ -44,8 +44,8 @@ impl Store {
     pub fn put(&self, layer: usize, expert: usize, moments: &ExpertMoments) -> Result<(), CalibrateError> {
         let note = moments.tokens.to_string();
         let mut inputs = Arrays { note: note.clone(), ..Arrays::default() };
-        inputs.arrays.insert("gate_rows".into(), Numbers::F64(moments.gate_rows.clone()));
-        inputs.arrays.insert("up_rows".into(), Numbers::F64(moments.up_rows.clone()));
+        inputs.arrays.insert("gate_rows".into(), Numbers::F64(moments.rows.gate.clone()));
+        inputs.arrays.insert("up_rows".into(), Numbers::F64(moments.rows.up.clone()));
         inputs.arrays.insert("moment".into(), Numbers::F32(packed(&moments.inputs)));
         self.entry.put(&Self::name("inputs", layer, expert), &inputs)?;
         let mut outputs = Arrays { note, ..Arrays::default() };
@@ -111,6 +111,7 @@ fn packed(moment: &Array2<f64>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RowWeights;
     use lowrank_cache::Cache;
 
     #[test]
@@ -121,8 +122,7 @@ mod tests {
             Array2::from_shape_fn((3, 3), |(i, j)| if j <= i { 0.1 * (i * 3 + j) as f64 } else { 0.0 });
         let moments = ExpertMoments {
             tokens: 7,
-            gate_rows: vec![0.1, 0.2],
-            up_rows: vec![0.3, 0.4],
+            rows: RowWeights { gate: vec![0.1, 0.2], up: vec![0.3, 0.4] },
             outputs: inputs.mapv(|v| -v),
             inputs,
         };

@@ -7,7 +7,7 @@ use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
 use crate::router::Routing;
-use lowrank_model::{ModelConfig, Tensor};
+use lowrank_model::{Dtype, ModelConfig, Tensor};
 use lowrank_reader::StoredMatrix;
 use std::fmt::Debug;
 
@@ -96,6 +96,21 @@ pub struct StoredExpert {
     pub w2: StoredMatrix,
     /// up, [F, H]
     pub w3: StoredMatrix,
+}
+
+impl StoredExpert {
+    /// The same up to the activations; w2 gives zeros, at next to no cost.
+    pub fn without_outputs(self, config: &ModelConfig) -> Self {
+        let zeros = |shape: Vec<usize>| {
+            let values = vec![0.0; shape[0] * shape[1]];
+            Tensor::from_f32(shape, Dtype::F32, &values).expect("as many as the shape says")
+        };
+        let w2 = StoredMatrix::Factored {
+            u: zeros(vec![config.hidden_size, 1]),
+            v: zeros(vec![1, config.intermediate_size]),
+        };
+        Self { w2, ..self }
+    }
 }
 
 /// What the user asked to compute on.

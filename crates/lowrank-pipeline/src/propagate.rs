@@ -18,16 +18,16 @@ use crate::lens::Calibrated;
 use crate::stored::{self, Remade};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
-use lowrank_calibrate::{CalibrateError, ExpertMoments, MomentSettings, Pair, Reach};
+use lowrank_calibrate::{CalibrateError, MomentSettings, Pair, Reach, RowWeights};
 use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
-use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
+use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExpert};
 use lowrank_model::{MatrixId, Projection, Tensor};
 use lowrank_reader::{Checkpoint, StoredMatrix};
 use lowrank_svd::{Metric, MomentRoot, Unseen};
 use ndarray::Array2;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
@@ -64,12 +64,16 @@ impl Propagation<'_> {
         for layer in 0..=last {
             let x = mixture_input(&forward, layer, &mut own)?;
             let seen = changed.as_mut().map(|h| mixture_input(&forward, layer, h)).transpose()?;
-            let work =
-                Layer { all: self, calibrated, forward: &forward, layer, x: &x, seen: seen.as_deref() };
-            let made = work.make(&mut own)?;
-            if let (Some(changed), Some(seen)) = (&mut changed, &seen) {
-                let output = forward.moe(layer, &[&x], &mut ()).map_err(CalibrateError::from)?.remove(0);
-                forward.add(&mut own, &output);
+            let goes_on = layer < last;
+            let seen = seen.as_deref();
+            let work = Layer { all: self, calibrated, forward: &forward, layer, goes_on, x: &x, seen };
+            let (made, output) = work.make()?;
+            if !goes_on {
+                break;
+            }
+            forward.add(&mut own, &output);
+            drop(output);
+            if let (Some(changed), Some(seen)) = (&mut changed, seen) {
                 let expert_of = |expert| changed_expert(&forward, layer, expert, &made);
                 let output = forward.moe_of(layer, &[seen], &mut (), expert_of)?.remove(0);
                 forward.add(changed, &output);
@@ -91,18 +95,28 @@ struct Layer<'a> {
     calibrated: &'a Calibrated,
     forward: &'a Forward<'a>,
     layer: usize,
+    /// Whether layers come after it.
+    goes_on: bool,
     /// Of the original, [N, H].
     x: &'a [f32],
     /// Of the compressed model, where that is another.
     seen: Option<&'a [f32]>,
 }
 
-/// The tokens of one expert.
-struct Visit {
-    expert: usize,
+/// Tokens of one expert, rising.
+#[derive(Clone)]
+struct Visitors {
     tokens: Vec<usize>,
     /// Of the router, g.
     weights: Vec<f32>,
+}
+
+struct Visit {
+    expert: usize,
+    /// Those that the factors are fitted to: the compressed model's.
+    seen: Visitors,
+    /// The original's.
+    own: Visitors,
 }
 
 /// What w1 and w3 of an expert have in common.
@@ -145,21 +159,14 @@ impl Fit {
 }
 
 impl Layer<'_> {
-    /// Makes what is to be made of this layer and hands it on. Where there is one stream, it also goes through the layer.
-    fn make(&self, own: &mut Hidden) -> Result<BTreeMap<MatrixId, StoredMatrix>, PipelineError> {
-        let routing =
-            self.forward.route(self.layer, self.seen.unwrap_or(self.x)).map_err(CalibrateError::from)?;
-        let experts: Vec<Visit> = (0..self.forward.config().num_local_experts)
-            .map(|expert| {
-                let (tokens, weights) = routing.visitors(expert);
-                Visit { expert, tokens, weights }
-            })
-            .collect();
-        drop(routing);
+    /// Makes what is to be made of this layer and hands it on; → that, where there are two streams, and the original's output
+    /// [N, H], of use where the layer goes on.
+    fn make(&self) -> Result<(BTreeMap<MatrixId, StoredMatrix>, Vec<f32>), PipelineError> {
+        let visits = self.visits()?;
         let mut made = BTreeMap::new();
         let mut output = vec![0.0; self.x.len()];
         // As many at once as there are workers: each holds two moments.
-        for group in experts.chunks(rayon::current_num_threads()) {
+        for group in visits.chunks(rayon::current_num_threads()) {
             self.all.interrupt.check()?;
             let mut fits = Vec::new();
             for visit in group {
@@ -178,10 +185,22 @@ impl Layer<'_> {
                 made.clear();
             }
         }
-        if self.seen.is_none() {
-            self.forward.add(own, &output);
-        }
-        Ok(made)
+        Ok((made, output))
+    }
+
+    fn visits(&self) -> Result<Vec<Visit>, PipelineError> {
+        let route = |input| self.forward.route(self.layer, input).map_err(CalibrateError::from);
+        let own = route(self.x)?;
+        let seen = self.seen.map(route).transpose()?;
+        let visit = |expert| {
+            let of = |routing: &Routing| {
+                let (tokens, weights) = routing.visitors(expert);
+                Visitors { tokens, weights }
+            };
+            let own = of(&own);
+            Visit { expert, seen: seen.as_ref().map_or_else(|| own.clone(), of), own }
+        };
+        Ok((0..self.forward.config().num_local_experts).map(visit).collect())
     }
 
     fn id(&self, expert: usize, projection: Projection) -> MatrixId {
@@ -235,7 +254,7 @@ impl Layer<'_> {
         }
         let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
         let seen = match self.seen {
-            Some(seen) if !visit.tokens.is_empty() => seen,
+            Some(seen) if !visit.seen.tokens.is_empty() => seen,
             _ => return ids.into_iter().map(alone).collect(),
         };
         let config = self.forward.config();
@@ -245,29 +264,31 @@ impl Layer<'_> {
             StoredMatrix::Dense(w2) => column_energies(w2),
             _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
         };
-        let rows = self.rows(seen, visit);
+        let Visitors { tokens, weights: router_weights } = &visit.seen;
+        let rows = self.rows(seen, tokens);
         let mut watch = Watch {
-            sums: ExpertMoments::new(config.hidden_size, config.intermediate_size, settings),
-            counted: Vec::with_capacity(visit.tokens.len()),
-            router_weights: &visit.weights,
+            rows: RowWeights::new(config.intermediate_size, settings.target),
+            counted: Vec::with_capacity(tokens.len()),
+            router_weights,
             column_energies: &energies,
             settings,
         };
+        let weights = weights.without_outputs(config);
         self.forward.expert_on(self.layer, weights, &rows, &mut watch).map_err(CalibrateError::from)?;
-        let Watch { sums, counted, .. } = watch;
-        let pair = Pair::of(&self.rows(self.x, visit), &rows, &counted, config.hidden_size);
+        let Watch { rows: row_weights, counted, .. } = watch;
+        let pair = Pair::of(&self.rows(self.x, tokens), &rows, &counted, config.hidden_size);
         pair.check(self.layer, visit.expert)?;
-        let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
+        let blend = self.calibrated.norms.blend_of(tokens.len() as f64);
         let (map, root) = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
         let seen = Arc::new(Seen { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
-            let rows = if id.projection == Projection::W1 { &sums.gate_rows } else { &sums.up_rows };
+            let rows = if id.projection == Projection::W1 { &row_weights.gate } else { &row_weights.up };
             (id, Fit::Inputs { seen: Arc::clone(&seen), rows: rows.clone(), blend })
         };
         Ok(ids.into_iter().map(fit).collect())
     }
 
-    /// For w2, if it has a rank; and the original's output where there is one stream.
+    /// For w2, if it has a rank; and adds what the original's expert gives to `output` [N, H].
     fn output_fit(
         &self,
         visit: &Visit,
@@ -276,23 +297,31 @@ impl Layer<'_> {
     ) -> Result<Option<(MatrixId, Fit)>, PipelineError> {
         let h = self.forward.config().hidden_size;
         let to_make = self.to_make(visit.expert, &[Projection::W2], made).pop();
-        if to_make.is_none() && self.seen.is_some() {
+        if to_make.is_none() && !self.goes_on {
             return Ok(None);
         }
         let original = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
         let run = |weights, rows: &[f32]| {
             self.forward.expert_on(self.layer, weights, rows, &mut ()).map_err(CalibrateError::from)
         };
-        let wanted = run(original.clone(), &self.rows(self.x, visit))?; // [n, H]
-        if self.seen.is_none() {
-            for ((&token, &g), y) in visit.tokens.iter().zip(&visit.weights).zip(wanted.chunks_exact(h)) {
-                add_scaled(&mut output[token * h..][..h], g, y);
-            }
+        // For the visitors of either stream, whatever is to be made: so that a run that goes on does the same.
+        let tokens: Vec<usize> =
+            BTreeSet::from_iter(visit.seen.tokens.iter().chain(&visit.own.tokens).copied())
+                .into_iter()
+                .collect();
+        let y = run(original.clone(), &self.rows(self.x, &tokens))?; // [n, H]
+        let y_of = |token: usize| {
+            let row = tokens.binary_search(&token).expect("a visitor");
+            &y[row * h..][..h]
+        };
+        for (&token, &g) in visit.own.tokens.iter().zip(&visit.own.weights) {
+            add_scaled(&mut output[token * h..][..h], g, y_of(token));
         }
         let Some(id) = to_make else { return Ok(None) };
         let inputs = [Projection::W1, Projection::W3].map(|projection| self.id(visit.expert, projection));
         let is_changed = self.seen.is_some() || inputs.iter().any(|id| made.contains_key(id));
-        if visit.tokens.is_empty() || !is_changed {
+        let Visitors { tokens: seen, weights: router_weights } = &visit.seen;
+        if seen.is_empty() || !is_changed {
             return Ok(Some((id, Fit::Alone(self.calibrated.norms.of(id)?))));
         }
         let StoredMatrix::Dense(w2) = original.w2.clone() else {
@@ -300,13 +329,13 @@ impl Layer<'_> {
         };
         let [w1, w3] = [(&inputs[0], original.w1), (&inputs[1], original.w3)]
             .map(|(id, original)| made.get(id).cloned().unwrap_or(original));
-        let rows = self.rows(self.seen.unwrap_or(self.x), visit);
+        let rows = self.rows(self.seen.unwrap_or(self.x), seen);
         let given = run(StoredExpert { w1, w2: original.w2, w3 }, &rows)?; // [n, H]
-        let gate_weight = self.calibrated.moments().gate_weight;
-        let shares: Vec<f64> = visit.weights.iter().map(|&g| gate_weight.of(g)).collect();
+        let shares = self.calibrated.moments().gate_weight.of_all(router_weights);
+        let wanted: Vec<f32> = seen.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
         let pair = Pair::of(&wanted, &given, &shares, h);
         pair.check(self.layer, visit.expert)?;
-        let blend = self.calibrated.norms.blend_of(visit.tokens.len() as f64);
+        let blend = self.calibrated.norms.blend_of(seen.len() as f64);
         let (map, _) = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
         Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
     }
@@ -353,11 +382,11 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Rows of the expert's tokens, [n, H].
-    fn rows(&self, states: &[f32], visit: &Visit) -> Vec<f32> {
+    /// Rows of some tokens, [n, H].
+    fn rows(&self, states: &[f32], tokens: &[usize]) -> Vec<f32> {
         let h = self.forward.config().hidden_size;
-        let mut rows = Vec::with_capacity(visit.tokens.len() * h);
-        for &token in &visit.tokens {
+        let mut rows = Vec::with_capacity(tokens.len() * h);
+        for &token in tokens {
             rows.extend_from_slice(&states[token * h..][..h]);
         }
         rows
@@ -381,9 +410,9 @@ fn changed_expert(
     })
 }
 
-/// Takes the moments of one expert whose rows all were brought to it.
+/// Takes the weights of one expert's rows from tokens that all were brought to it.
 struct Watch<'a> {
-    sums: ExpertMoments,
+    rows: RowWeights,
     counted: Vec<f64>,
     router_weights: &'a [f32],
     column_energies: &'a [f64],
@@ -394,6 +423,6 @@ impl Observer for Watch<'_> {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
         let weights = &self.router_weights[batch.tokens[0]..][..batch.tokens.len()];
         let batch = ExpertBatch { weights, ..*batch };
-        self.counted.extend(self.sums.add(&batch, self.column_energies, self.settings));
+        self.counted.extend(self.rows.add(&batch, self.column_energies, self.settings));
     }
 }
