@@ -8,7 +8,6 @@
 
 use crate::factor::{Way, check_request, excess, factor_reduced, missed_energy, route};
 use crate::factors::{Split, split};
-use crate::inputs::product;
 use crate::metric::Norm;
 use crate::precision::{Known, Precision, f32_saves, in_sufficient_precision};
 use crate::projector::{Upper, upper};
@@ -23,11 +22,8 @@ use crate::{
 };
 use lowrank_compute::{Backend, Kernels, Real, Side};
 use lowrank_model::{Spectrum, Tensor};
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, s};
 use std::borrow::Cow;
-
-/// Steps to ‖G‖: enough for a hundredth where one eigenvalue leads, and for a factor of two where none does.
-const POWER_ITERATIONS_OF_NORM: usize = 8;
 
 /// From this missed share on a product of f32 numbers is good enough: it is off by 1e-14 of the energy times ‖Y‖², which in a
 /// steep metric is some ten thousand.
@@ -413,33 +409,6 @@ fn padded<T: Real>(columns: Array2<T>, rank: usize) -> Array2<T> {
     let mut out = Array2::zeros((columns.nrows(), rank));
     out.slice_mut(s![.., ..columns.ncols()]).assign(&columns);
     out
-}
-
-/// ‖G‖ of a positive semidefinite matrix by power iteration from its largest column, from below.
-pub(crate) fn symmetric_norm<T: Real>(kernels: &dyn Kernels<T>, gram: &Array2<T>) -> f64 {
-    power_iteration(&gram.diag().to_vec(), |column| product(kernels, gram.view(), column))
-}
-
-/// The same of a matrix that is known by its diagonal and its products with a column [n, 1].
-pub(crate) fn power_iteration<T: Real>(
-    diagonal: &[T],
-    times: impl Fn(ArrayView2<'_, T>) -> Array2<T>,
-) -> f64 {
-    let length = |column: &Array2<T>| column.iter().map(|v| v.as_f64() * v.as_f64()).sum::<f64>().sqrt();
-    let largest = (0..diagonal.len()).fold(0, |best, i| if diagonal[i] > diagonal[best] { i } else { best });
-    let mut column = Array2::zeros((diagonal.len(), 1));
-    column[[largest, 0]] = T::one();
-    let mut norm = diagonal[largest].as_f64();
-    for _ in 0..=POWER_ITERATIONS_OF_NORM {
-        column = times(column.view());
-        let size = length(&column);
-        norm = size.max(norm);
-        if !size.is_normal() {
-            break;
-        }
-        column.mapv_inplace(|value| T::of_f64(value.as_f64() / size));
-    }
-    norm
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@
 //! The sketch needs no root at all. For rows in the span of X the best factors are Y = C̃X (XᵀC̃X)⁻¹, and the span turns
 //! towards the best one by X ← qr(G C̃ X), which is a power iteration of A in other coordinates.
 
-use crate::calibrated::{Basis, Whole, symmetric_norm};
+use crate::calibrated::{Basis, Whole};
 use crate::metric::mirror;
+use crate::power::symmetric_norm;
 use crate::precision::{Precision, of_measurements};
 use crate::randomized::{Sketch, random_signs};
 use crate::residual::{energy_of, for_each_residual};

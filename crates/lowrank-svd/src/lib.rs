@@ -16,6 +16,8 @@
 //! | [`mod@metric`] | which norm an error is counted in: weights, or activations that were seen |
 //! | [`calibrated`] | spectrum and factors in a metric |
 //! | [`fitted`] | what to approximate when the inputs are those of a compressed model |
+//! | `root` | a square root of a moment and its inverse |
+//! | `power` | norms, roughly |
 //! | [`mod@pivot`] | u·v as pivots and coefficients, fewer numbers for the same matrix |
 //! | [`reduction`] | what a spectrum leaves behind for factors |
 //! | `projector` | the subspace of a rank without its eigenvectors |
@@ -34,6 +36,7 @@ mod inputs;
 pub mod metric;
 mod outputs;
 pub mod pivot;
+mod power;
 pub mod precision;
 mod projector;
 pub mod randomized;

@@ -5,8 +5,7 @@
 //! singular, and is left out instead of divided by.
 
 use crate::SvdError;
-use crate::calibrated::power_iteration;
-use crate::inputs::product;
+use crate::power::norm_squared;
 use crate::residual::energy_of;
 use lowrank_compute::{Cholesky, ComputeError, Kernels, Real};
 use lowrank_model::MatrixShape;
@@ -129,15 +128,6 @@ fn scaled<T: Real, U: Real>(vectors: &Array2<T>, sizes: &[f64], scale: impl Fn(f
         column.mapv_inplace(|value: U| U::of_f64(value.as_f64() * factor));
     }
     out
-}
-
-/// ‖M‖² by power iteration of M Mᵀ from its largest column, from below.
-fn norm_squared<T: Real>(kernels: &dyn Kernels<T>, m: ArrayView2<'_, T>) -> f64 {
-    let diagonal: Vec<T> = m.rows().into_iter().map(|row| row.dot(&row)).collect();
-    power_iteration(&diagonal, |column| {
-        let image = product(kernels, m.t(), column);
-        product(kernels, m, image.view())
-    })
 }
 
 #[cfg(test)]
