@@ -181,3 +181,27 @@ fn tokens_outside_the_vocabulary_are_refused_by_place() {
     assert!(error.contains("token 64 at position 1 of sequence 1"), "{error}");
     assert!(Forward::new(&checkpoint).embed(&[vec![], vec![3]]).is_err());
 }
+
+#[test]
+fn without_outputs_an_expert_sees_the_same_and_gives_zeros() {
+    #[derive(Default)]
+    struct Seen {
+        gate_and_up: Vec<f32>,
+    }
+    impl Observer for Seen {
+        fn expert(&mut self, batch: &ExpertBatch<'_>) {
+            self.gate_and_up.extend(batch.gate.iter().chain(batch.up));
+        }
+    }
+    let checkpoint = Checkpoint::open(&fixtures().join("tiny-mixtral")).unwrap();
+    let forward = Forward::new(&checkpoint);
+    let h = forward.config().hidden_size;
+    let rows: Vec<f32> = (0..3 * h).map(|i| (i as f32).sin()).collect();
+    let weights = forward.expert(1, 0).unwrap();
+    let silent = weights.clone().without_outputs(forward.config());
+    let (mut whole, mut less) = (Seen::default(), Seen::default());
+    let y = forward.expert_on(1, weights, &rows, &mut whole).unwrap();
+    assert!(y.iter().any(|&value| value != 0.0));
+    assert_eq!(forward.expert_on(1, silent, &rows, &mut less).unwrap(), vec![0.0; 3 * h]);
+    assert_eq!(whole.gate_and_up, less.gate_and_up);
+}

@@ -161,7 +161,8 @@ fn factors_fitted_to_changed_outputs_solve_the_regression() {
 }
 
 #[test]
-fn errors_of_a_large_matrix_are_told_from_f32_products() {
+fn a_large_matrix_is_projected_and_measured_in_f32() {
+    const RANK: usize = 60;
     let (m, n) = (1100, 1040);
     let case = Case::new((m, n), 1200, 0.1, 5);
     let moment = case.changed.dot(&case.changed.t());
@@ -169,7 +170,11 @@ fn errors_of_a_large_matrix_are_told_from_f32_products() {
     let (map, root) = fitted_map(&Faer, cross.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
     let (rows, root) = (&case.rows, root.as_ref());
     let metric = Metric::Inputs { moment: moment.view(), rows, blend: 0.1, map: Some(map.view()), root };
-    let factored = factor_in(&Faer, &case.w, 400, &metric, &FactorOptions::default(), None).unwrap();
+    let factored = factor_in(&Faer, &case.w, RANK, &metric, &FactorOptions::default(), None).unwrap();
+    // Enough is missed for the projection to be in f32, and that costs nothing.
+    let optimum = spectrum_in(&Faer, &case.w, &metric, PrecisionChoice::F64).unwrap().relative_error(RANK);
+    assert!(optimum.powi(2) > 1e-2, "{optimum}");
+    assert!((factored.metric_error.unwrap() / optimum - 1.0).abs() < 1e-6, "for {optimum}");
     let (u, v) = wide::<f64>(&factored.factors);
     let product = u.dot(&v);
     let blended = &moment * (0.9 * n as f64 / moment.diag().sum()) + 0.1 * Array2::<f64>::eye(n);
