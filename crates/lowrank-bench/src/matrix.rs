@@ -4,8 +4,8 @@
 use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result, bail};
 use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Real};
-use lowrank_model::{Dtype, MatrixId, Tensor};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{Dtype, MatrixId, StoredMatrix, Tensor};
+use lowrank_reader::Checkpoint;
 use lowrank_svd::factor::residual_energy;
 use lowrank_svd::{
     FactorOptions, MethodChoice, Metric, PrecisionChoice, factor_reduced_in, pivot, reduce_in, spectrum,

@@ -199,8 +199,8 @@ fn noise(rows: usize, cols: usize, deviation: f32, rng: &mut ChaCha8Rng) -> Arra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_model::{MatrixId, Projection};
-    use lowrank_reader::{Checkpoint, StoredMatrix};
+    use lowrank_model::{MatrixId, Projection, StoredMatrix};
+    use lowrank_reader::Checkpoint;
     use lowrank_svd::PrecisionChoice;
 
     fn small(out: PathBuf, seed: u64) -> Synth {

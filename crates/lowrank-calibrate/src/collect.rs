@@ -4,7 +4,7 @@ use crate::moments::column_energies;
 use crate::{CalibrateError, ExpertMoments, MomentSettings, Store};
 use lowrank_forward::{ExpertBatch, Forward, Observer};
 use lowrank_model::Progress;
-use lowrank_reader::StoredMatrix;
+use lowrank_model::StoredMatrix;
 use std::cell::RefCell;
 
 /// Runs the windows through the model and puts every expert's moments into the store. Experts that are there already

@@ -14,10 +14,10 @@ use lowrank_forward::distribution::compare;
 use lowrank_forward::{Forward, Hidden};
 use lowrank_model::plan::LayerSensitivity;
 use lowrank_model::{
-    Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, Tensor,
+    Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, StoredMatrix, Tensor,
     params::stored_params,
 };
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_reader::Checkpoint;
 use lowrank_svd::{FactorOptions, decompose_in};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

@@ -12,8 +12,7 @@ use crate::observer::Observer;
 use crate::product::{TILE_TOKENS, tokens_times_weight};
 use crate::rope::Rope;
 use crate::router::Routing;
-use lowrank_model::{ModelConfig, Tensor};
-use lowrank_reader::StoredMatrix;
+use lowrank_model::{ModelConfig, StoredMatrix, Tensor};
 use rayon::prelude::*;
 
 /// Computes in f32 on the threads of the current rayon pool.

@@ -14,8 +14,7 @@ use crate::router::Routing;
 use lowrank_compute::cuda::{
     Buffer, CudaDevice, CudaError, DeviceLinear, Lane, NoCuda, Scores, WeightProducts, available,
 };
-use lowrank_model::{ModelConfig, PivotOrder, PivotSide, Tensor};
-use lowrank_reader::StoredMatrix;
+use lowrank_model::{ModelConfig, PivotOrder, PivotSide, StoredMatrix, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Tokens whose attention is computed at once, in whole sequences: bounds what lies beside the weights.

@@ -7,8 +7,7 @@ use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
 use crate::router::Routing;
-use lowrank_model::{Dtype, ModelConfig, Tensor};
-use lowrank_reader::StoredMatrix;
+use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
 
 /// Computes the blocks of a layer.

@@ -1,8 +1,7 @@
 //! A linear map, stored dense, as two factors, or as pivots and coefficients.
 
 use crate::product::tokens_times_weight;
-use lowrank_model::{PivotSide, Tensor};
-use lowrank_reader::StoredMatrix;
+use lowrank_model::{PivotSide, StoredMatrix, Tensor};
 use rayon::prelude::*;
 
 /// A weight widened to f32, row-major.

@@ -15,6 +15,7 @@
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
 //! | [`ranks`] | the flat rank map of `--ranks` |
 //! | [`progress`] | how long work reports that it moves |
+//! | [`stored`] | an expert matrix as it is stored, dense or factored |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`display`] | how counts are shown |
 //! | [`mod@format`] | keys and version of the factored checkpoint format |
@@ -33,6 +34,7 @@ pub mod plan;
 pub mod progress;
 pub mod ranks;
 pub mod spectrum;
+pub mod stored;
 pub mod tensor;
 
 pub use budget::{Budget, Target, Unit};
@@ -46,4 +48,5 @@ pub use pivots::{PivotOrder, PivotSide};
 pub use plan::RankPlan;
 pub use progress::Progress;
 pub use spectrum::Spectrum;
+pub use stored::StoredMatrix;
 pub use tensor::Tensor;

@@ -5,8 +5,8 @@
 use crate::{PipelineError, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::{self, Role};
-use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, Tensor};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, StoredMatrix, Tensor};
+use lowrank_reader::Checkpoint;
 use lowrank_writer::{Card, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;

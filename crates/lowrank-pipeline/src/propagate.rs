@@ -22,8 +22,8 @@ use lowrank_calibrate::{CalibrateError, MomentSettings, Pair, Reach, RowWeights}
 use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExpert};
-use lowrank_model::{MatrixId, Projection, Tensor};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{MatrixId, Projection, StoredMatrix, Tensor};
+use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, MomentRoot, Unseen};
 use ndarray::Array2;
 use rayon::prelude::*;

@@ -3,8 +3,8 @@
 use crate::scratch::Scratch;
 use crate::{Interrupt, Lens, PipelineError};
 use lowrank_compute::blocks::matrix_shape;
-use lowrank_model::{MatrixId, Progress, Spectrum};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{MatrixId, Progress, Spectrum, StoredMatrix};
+use lowrank_reader::Checkpoint;
 use lowrank_svd::PrecisionChoice;
 use lowrank_writer::StagingDir;
 use rayon::prelude::*;

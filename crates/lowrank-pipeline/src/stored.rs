@@ -8,9 +8,8 @@ use lowrank_compute::{Algebra, Backend, Processor};
 use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{
-    Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, Tensor,
+    Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, StoredMatrix, Tensor,
 };
-use lowrank_reader::StoredMatrix;
 use lowrank_svd::residual::relative_error;
 use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, SvdError, unpivoted};
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor};

@@ -19,7 +19,7 @@ use lowrank_model::names::{self, MatrixLocation, Role, RowOrder, Slice, TensorSp
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
 use lowrank_model::{
-    Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor,
+    Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, StoredMatrix, Tensor,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -70,31 +70,6 @@ pub struct IgnoredTensor {
     pub tensor: String,
     /// Why it can be left out.
     pub why: &'static str,
-}
-
-/// An expert matrix as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoredMatrix {
-    /// W [m, n].
-    Dense(Tensor),
-    /// W ≈ u·v.
-    Factored {
-        /// [m, r]
-        u: Tensor,
-        /// [r, n]
-        v: Tensor,
-    },
-    /// W ≈ basis · [I T] Π, or Πᵀ [I; T] · basis: see [`lowrank_model::pivots`].
-    Pivoted {
-        /// Which of the two.
-        side: PivotSide,
-        /// [m, r] or [r, n]
-        basis: Tensor,
-        /// T: [r, n − r] or [m − r, r]
-        coefficients: Tensor,
-        /// Π
-        order: PivotOrder,
-    },
 }
 
 /// A contiguous run of bytes of one shard.

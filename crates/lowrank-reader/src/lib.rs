@@ -31,6 +31,6 @@ pub mod index;
 mod rows;
 mod shards;
 
-pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo, StoredMatrix};
+pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo};
 pub use error::ReadError;
 pub use folder::read_at_most;

@@ -10,8 +10,8 @@ use crate::factors::{
 use crate::record::{Record, Row, chance, read_index_totals, read_record, squared_error_tolerance};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
-use lowrank_model::{Layout, MatrixId, Progress, Tensor, Unit, format};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{Layout, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
+use lowrank_reader::Checkpoint;
 use std::collections::BTreeMap;
 
 /// Files that must be copied, where the original has them.

@@ -4,8 +4,7 @@
 //! basis · C with C = [I T] Π [r, n], rows as R · basis with R = Πᵀ [I; T] [m, r].
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::{Dtype, PivotOrder, PivotSide, Tensor};
-use lowrank_reader::StoredMatrix;
+use lowrank_model::{Dtype, PivotOrder, PivotSide, StoredMatrix, Tensor};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 

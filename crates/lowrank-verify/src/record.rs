@@ -4,9 +4,9 @@
 //! later versions.
 
 use lowrank_model::plan::Size;
-use lowrank_model::{Storage, Unit, format};
+use lowrank_model::{Storage, StoredMatrix, Unit, format};
 use lowrank_reader::index::INDEX_BYTES_MAX;
-use lowrank_reader::{StoredMatrix, read_at_most};
+use lowrank_reader::read_at_most;
 use serde::Deserialize;
 use std::path::Path;
 

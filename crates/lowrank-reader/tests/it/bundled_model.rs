@@ -1,8 +1,8 @@
 //! The bundled model, opened as a user would.
 
 use lowrank_model::names::{Role, TensorSpec};
-use lowrank_model::{Dtype, Layout};
-use lowrank_reader::{Checkpoint, ReadError, StoredMatrix};
+use lowrank_model::{Dtype, Layout, StoredMatrix};
+use lowrank_reader::{Checkpoint, ReadError};
 use std::path::{Path, PathBuf};
 
 fn bundled() -> Checkpoint {

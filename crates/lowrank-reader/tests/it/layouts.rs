@@ -1,8 +1,10 @@
 //! Every layout gives the same canonical bytes.
 
 use crate::draft::{Draft, Raw, SHARD_2, W1, Weights, random_tensor, tiny_config};
-use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, Tensor};
-use lowrank_reader::{Checkpoint, StoredMatrix};
+use lowrank_model::{
+    Dtype, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, StoredMatrix, Tensor,
+};
+use lowrank_reader::Checkpoint;
 use proptest::prelude::*;
 
 const DENSE_LAYOUTS: [Layout; 3] = [Layout::HfPerExpert, Layout::HfFused, Layout::Consolidated];

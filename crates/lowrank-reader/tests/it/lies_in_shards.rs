@@ -1,8 +1,8 @@
 //! Missing, surplus and contradicting shards and tensors.
 
 use crate::draft::{Draft, INDEX, Raw, SHARD_1, SHARD_2, W1, assert_refused, random_tensor, ranks};
-use lowrank_model::{Dtype, Layout, MatrixId, Tensor};
-use lowrank_reader::{Checkpoint, ReadError, StoredMatrix};
+use lowrank_model::{Dtype, Layout, MatrixId, StoredMatrix, Tensor};
+use lowrank_reader::{Checkpoint, ReadError};
 use serde_json::json;
 use std::fs;
 

@@ -1,0 +1,97 @@
+//! How much room the output takes at most, asked of the disk before anything is computed.
+
+use crate::{Goal, PipelineError, PlanSettings};
+use lowrank_model::params::{index_bytes, stored_params};
+use lowrank_model::{Budget, Dtype};
+use lowrank_reader::Checkpoint;
+
+/// An upper bound of the output's weights, known before any spectrum is: whatever stays of the expert matrices may be in
+/// the wider of their dtype and the factors', and every matrix may be pivoted and have an index.
+pub(super) fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<u64, PipelineError> {
+    let before = checkpoint.size();
+    let storage = match &settings.goal {
+        Goal::Plan(plan) => plan.cost.storage,
+        _ => settings.storage.unwrap_or_default(),
+    };
+    let factor_bytes = settings.factor_dtype.map_or(0, Dtype::size_bytes);
+    let (mut most, mut least_element) = (before.bytes, u64::MAX);
+    for id in checkpoint.config().matrices() {
+        let shape = checkpoint.config().matrix_shape(id.projection);
+        let dense = checkpoint.matrix_dtype(id).size_bytes();
+        let element = dense.max(factor_bytes);
+        most +=
+            stored_params(shape, storage, None) * (element - dense) + index_bytes(shape, storage, Some(1));
+        least_element = least_element.min(element);
+    }
+    Ok(match &settings.goal {
+        Goal::Budget(Budget::TargetBytes(target)) => most.min(*target),
+        Goal::Budget(budget) => {
+            let target = budget.resolve(before.params, before.bytes)?;
+            most.saturating_sub(target.remove_at_least.saturating_mul(least_element))
+        }
+        // Not checked yet: it may say anything.
+        Goal::Plan(plan) => most.min(plan.after.bytes),
+        Goal::Ranks(_) => most,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::{Request, compress};
+    use crate::workers::{self, Resources};
+    use crate::{FactorSettings, Interrupt};
+    use lowrank_model::Storage;
+    use lowrank_model::progress::Silent;
+    use lowrank_svd::MethodChoice;
+    use lowrank_writer::Leftover;
+    use std::path::Path;
+
+    #[test]
+    fn the_room_asked_for_early_is_enough_and_hardly_more_than_is_taken() {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
+        let checkpoint = Checkpoint::open(&model).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let factor = FactorSettings { method: MethodChoice::Auto, seed: 0, shard_bytes_max: 1 << 30 };
+        for (storage, dtype, goal) in [
+            (Storage::Uv, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, Some(Dtype::F32), Goal::Budget(Budget::RemoveParams(1_200_000))),
+            (Storage::Pivoted, None, Goal::Budget(Budget::TargetBytes(10_000_000))),
+        ] {
+            let plan = PlanSettings {
+                goal,
+                rank_multiple: None,
+                rank_min: 1,
+                sensitivity: None,
+                allocation: Default::default(),
+                calibration: None,
+                keep_dense: Vec::new(),
+                fixed_ranks: Vec::new(),
+                storage: Some(storage),
+                factor_dtype: dtype,
+            };
+            let asked = bytes_at_most(&checkpoint, &plan).unwrap();
+            let out = folder.path().join("out");
+            let request = Request {
+                model: "tiny",
+                out: &out,
+                plan: &plan,
+                factor: &factor,
+                resources: &Resources { cache: workers::CachePlace::Nowhere, ..Resources::default() },
+                leftover: Leftover::Resume,
+                interrupt: &Interrupt::default(),
+                provenance: None,
+            };
+            let taken = compress(&checkpoint, request, &Silent).unwrap().published.bytes;
+            // Matrices that stay dense need no index and are not widened: 96 of them at most.
+            let to_spare = asked.checked_sub(taken).expect("the early check asks for enough");
+            let dense_in_f32 = if dtype.is_some() { 31 * 448 * 128 * 2 } else { 0 };
+            assert!(
+                to_spare <= 96 * 128 * 8 + dense_in_f32 + 4 * 576,
+                "{storage} {dtype:?}: {asked} for {taken}"
+            );
+            std::fs::remove_dir_all(out).unwrap();
+        }
+    }
+}

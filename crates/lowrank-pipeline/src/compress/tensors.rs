@@ -1,0 +1,236 @@
+//! Writes the tensors of the output: factors of the chosen matrices, everything else as it is.
+
+use super::Request;
+use crate::lens::Calibrated;
+use crate::propagate::Propagation;
+use crate::scratch::Scratch;
+use crate::stored::{Form, Remade};
+use crate::{Lens, PipelineError};
+use lowrank_compute::Processor;
+use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::{Dtype, MatrixId, Progress, RankPlan, Spectrum, StoredMatrix};
+use lowrank_reader::Checkpoint;
+use lowrank_writer::report::Outcome;
+use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// One compression under way.
+pub(super) struct Work<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) plan: &'a RankPlan,
+    pub(super) ranks: BTreeMap<MatrixId, usize>,
+    /// Error of the best factors of the planned rank, where spectra are known.
+    pub(super) optimum: BTreeMap<MatrixId, Option<f64>>,
+    pub(super) spectra: &'a BTreeMap<MatrixId, Spectrum>,
+    pub(super) scratch: Option<&'a Scratch>,
+    pub(super) lens: &'a Lens<'a>,
+    pub(super) request: Request<'a>,
+}
+
+impl Work<'_> {
+    pub(super) fn factor_dtype(&self) -> Dtype {
+        let first = self.plan.matrices[0].name;
+        self.request.plan.factor_dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
+    }
+
+    fn form(&self) -> Form {
+        Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() }
+    }
+
+    fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
+        match spec.role {
+            Role::Expert(id) => Some((id, *self.ranks.get(&id)?)),
+            _ => None,
+        }
+    }
+
+    fn stored_dtype(&self, spec: &TensorSpec) -> Dtype {
+        match spec.role {
+            Role::Expert(id) => self.checkpoint.matrix_dtype(id),
+            _ => self.checkpoint.dtype(&spec.name).expect("validated when opened"),
+        }
+    }
+
+    /// Every tensor of the output, in stored order.
+    pub(super) fn layout(&self) -> Result<ShardLayout, PipelineError> {
+        let mut output = Vec::new();
+        for spec in self.checkpoint.specs() {
+            match self.rank_of(spec) {
+                Some((id, r)) => {
+                    let shape = self.checkpoint.config().matrix_shape(id.projection);
+                    output.extend(self.form().output_tensors(id, shape, r));
+                }
+                None => output.push(OutputTensor {
+                    name: spec.name.clone(),
+                    dtype: self.stored_dtype(spec).into(),
+                    shape: spec.shape.clone(),
+                }),
+            }
+        }
+        Ok(ShardLayout::new(output, self.request.factor.shard_bytes_max)?)
+    }
+
+    pub(super) fn write_tensors(
+        &self,
+        writer: &CheckpointWriter,
+        pool: &rayon::ThreadPool,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
+        let fitted = self.lens.propagating();
+        let specs: Vec<&TensorSpec> = self.checkpoint.specs().iter().collect();
+        // Factors that are fitted to others come after, layer by layer.
+        let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
+            specs.into_iter().partition(|spec| fitted.is_some() && self.rank_of(spec).is_some());
+        progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
+        let outcomes: Result<Vec<Option<(MatrixId, Outcome)>>, PipelineError> = pool.install(|| {
+            now.par_iter()
+                .with_max_len(1)
+                .map(|spec| {
+                    self.request.interrupt.check()?;
+                    let outcome = match self.rank_of(spec) {
+                        None => self.copy(writer, spec).map(|()| None)?,
+                        Some((id, rank)) => match writer.finished(&spec.name)? {
+                            Some(note) => Some((id, outcome_of(note, id)?)),
+                            None => Some((id, self.factor(writer, spec, id, rank)?)),
+                        },
+                    };
+                    progress.advance(1);
+                    Ok(outcome)
+                })
+                .collect()
+        });
+        let mut outcomes: BTreeMap<MatrixId, Outcome> = outcomes?.into_iter().flatten().collect();
+        if let Some(calibrated) = fitted {
+            outcomes.extend(self.fit_and_write(writer, calibrated, &later, pool, progress)?);
+        }
+        progress.finish();
+        Ok(outcomes)
+    }
+
+    /// The factors that are fitted to what others make of the activations.
+    fn fit_and_write(
+        &self,
+        writer: &CheckpointWriter,
+        calibrated: &Calibrated,
+        specs: &[&TensorSpec],
+        pool: &rayon::ThreadPool,
+        progress: &dyn Progress,
+    ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
+        let (mut finished, mut units) = (BTreeMap::new(), BTreeMap::new());
+        for spec in specs {
+            let Some((id, _)) = self.rank_of(spec) else { continue };
+            match writer.finished(&spec.name)? {
+                Some(note) => {
+                    finished.insert(id, outcome_of(note, id)?);
+                    progress.advance(1);
+                }
+                None => drop(units.insert(id, spec.name.as_str())),
+            }
+        }
+        let outcomes = Mutex::new(finished);
+        let shape_of = |id: MatrixId| self.checkpoint.config().matrix_shape(id.projection);
+        let propagation = Propagation {
+            checkpoint: self.checkpoint,
+            algebra: self.lens.algebra(),
+            ranks: &self.ranks,
+            wanted: &|id| units.contains_key(&id),
+            finished: &|id| match units.contains_key(&id) {
+                true => Ok(None),
+                false => self.form().written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
+            },
+            make: &|id, matrix, metric, is_alone| {
+                let spectrum = self.spectra.get(&id).filter(|_| is_alone);
+                let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
+                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum, None)
+            },
+            take: &|id, remade, is_alone| {
+                let optimum = self.optimum[&id].filter(|_| is_alone);
+                let outcome = self.keep(writer, units[&id], remade, optimum)?;
+                outcomes.lock().expect("nobody panics").insert(id, outcome);
+                progress.advance(1);
+                Ok(())
+            },
+            interrupt: self.request.interrupt,
+        };
+        pool.install(|| propagation.run(calibrated))?;
+        Ok(outcomes.into_inner().expect("nobody panics"))
+    }
+
+    fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
+        let mut copied = writer.begin(&spec.name, self.stored_dtype(spec).into(), &spec.shape)?;
+        self.checkpoint.read_in_blocks(spec, &mut |block| Ok::<_, PipelineError>(copied.write(block)?))?;
+        Ok(copied.finish()?)
+    }
+
+    fn factor(
+        &self,
+        writer: &CheckpointWriter,
+        spec: &TensorSpec,
+        id: MatrixId,
+        rank: usize,
+    ) -> Result<Outcome, PipelineError> {
+        let StoredMatrix::Dense(matrix) = self.checkpoint.read_matrix(id)? else {
+            return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
+        };
+        self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+        let norm = self.lens.norm(id)?;
+        let metric = norm.metric();
+        let spectrum = self.spectra.get(&id);
+        let algebra = self.lens.algebra();
+        let kept = self.scratch.and_then(|scratch| scratch.take(id));
+        let (form, settings) = (self.form(), self.request.factor);
+        let remade = form.remake(algebra, matrix, id, rank, &metric, settings, spectrum, kept.as_ref())?;
+        self.keep(writer, &spec.name, remade, self.optimum[&id])
+    }
+
+    /// Writes a factored matrix; `optimum` is the error of the best of its rank in the norm that it was fitted to.
+    fn keep(
+        &self,
+        writer: &CheckpointWriter,
+        unit: &str,
+        remade: Remade,
+        optimum: Option<f64>,
+    ) -> Result<Outcome, PipelineError> {
+        let Remade {
+            pieces,
+            route,
+            processor,
+            relative_error,
+            calibrated_error,
+            largest_coefficient,
+            round_trip_error,
+        } = remade;
+        let outcome = Outcome {
+            relative_error,
+            calibrated_error,
+            excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), optimum),
+            route: match processor {
+                Processor::Cpu => route.to_string(),
+                Processor::Cuda => format!("{route}, {processor}"),
+            },
+            largest_coefficient,
+            round_trip_error,
+        };
+        let contents: Vec<(&str, Content<'_>)> =
+            pieces.iter().map(|(name, piece)| (name.as_str(), piece.content())).collect();
+        let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");
+        writer.write_unit(unit, &contents, note)?;
+        Ok(outcome)
+    }
+}
+
+/// How far factors are from the best of their rank. Below f32's resolution both errors are rounding.
+fn excess(relative_error: f64, optimum: Option<f64>) -> Option<f64> {
+    let optimum = optimum.filter(|&optimum| optimum > f64::from(f32::EPSILON))?;
+    Some((relative_error / optimum - 1.0).max(0.0))
+}
+
+/// What an earlier run found. Its journal's lines are hashed, so only another version could have written another form.
+fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
+    serde_json::from_str(note).map_err(|error| PipelineError::Unrepeatable {
+        path: "journal".into(),
+        what: format!("{id}: {error}; begin anew with --restart"),
+    })
+}
