@@ -1,4 +1,4 @@
-//! The rows of the table: an ablation from plain SVD to everything, and what a user would do instead.
+//! The rows of the table: an ablation from plain SVD to the default, and expert pruning.
 
 /// One way to remove parameters.
 #[derive(Debug, Clone, Copy)]
@@ -18,20 +18,20 @@ pub(crate) enum How {
     DataFree(&'static str),
     /// The tool, calibrated, with these flags.
     Calibrated(&'static str),
-    /// Whole experts go, as many in every layer.
+    /// Removes whole experts, the same number in every layer.
     Pruned,
 }
 
 /// What SVD-LLM does.
 pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
-/// The better of two without data.
+/// The two that need no calibration text.
 pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
 /// The tool without flags.
-pub(crate) const DEFAULT: &str = "+ every layer fitted to the compressed ones before it: **the default**";
-/// What a user would do instead.
+pub(crate) const DEFAULT: &str = "+ error propagation through layers: **the default**";
+/// The usual alternative.
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
-/// From top to bottom; a row that begins with a plus is the row above it and one thing more.
+/// From top to bottom; a row that begins with a plus adds one thing to the row above it.
 pub(crate) const METHODS: [Method; 13] = [
     row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --layout uv")),
     row("plain SVD, global, u·v", How::DataFree("--layout uv")),
@@ -59,7 +59,7 @@ pub(crate) const METHODS: [Method; 13] = [
         ),
     ),
     row(
-        "+ gate weights",
+        "+ router weights squared",
         How::Calibrated(
             "--propagate none --calibration-target matrix --calibration-blend 0.001 --sensitivity absolute",
         ),
@@ -68,8 +68,8 @@ pub(crate) const METHODS: [Method; 13] = [
         "+ measured sensitivities",
         How::Calibrated("--propagate none --calibration-target matrix --calibration-blend 0.001"),
     ),
-    row("+ errors as the expert's output sees them, blend 0.1", How::Calibrated("--propagate none")),
-    row("+ w2 fitted to its compressed w1 and w3", How::Calibrated("--propagate experts")),
+    row("+ errors of the expert's output, shrinkage 0.1", How::Calibrated("--propagate none")),
+    row("+ error propagation within experts", How::Calibrated("--propagate experts")),
     in_small(row(DEFAULT, How::Calibrated(""))),
     in_small(row(PRUNED, How::Pruned)),
 ];

@@ -1,4 +1,4 @@
-//! The page: what was run, one table for each model and figure, and what must hold.
+//! The page: what was run, one table for each model and measure, and the limits that the default has to keep.
 
 use super::measure::{Bench, Cell, Measured, Row, Score};
 use super::methods::{DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
@@ -108,13 +108,13 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
     let date = output(command("date").args(["-u", "+%F"]))?;
     writeln!(
         page,
-        "# What is kept\n\n\
+        "# Fidelity: what compression costs\n\n\
          Written by `cargo xtask bench fidelity{small}`, {date}, {machine}, {seconds} s.\n\n\
-         Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. It is\n\
-         calibrated, if at all, on the text named in the heading (`--calibration-tokens {calibration}`), and both models run on the first\n\
-         {tokens} tokens of *other* texts ({texts}) in windows of 256, through `compress` and `verify` as a user runs them; bf16, seed 0.\n\
-         Standard errors (±) are over windows, of the paired difference. Each figure is from one calibration set: a difference\n\
-         between two rows that is not several times its error says little.\n",
+         Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. Rows that\n\
+         calibrate use the text named in the heading (`--calibration-tokens {calibration}`). `compress` and `verify` run as a user runs them, and\n\
+         `verify` compares both models on the first {tokens} tokens of *other* texts ({texts}) in windows of 256; bf16, seed 0.\n\
+         ± is the standard error of the paired difference over windows. Each row has one calibration set, so a difference\n\
+         between two rows means little unless it is several times its error.\n",
         small = if bench.small { " --small" } else { "" },
         date = date.trim(),
         machine = machine(),
@@ -130,8 +130,8 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
         writeln!(
             page,
             "## {}, calibrated on {}\n\n\
-             {} of its {} parameters are in the experts. Its perplexity is {}. Against the calibration text, {} of the visits\n\
-             go to other experts.\n",
+             {} of its {} parameters are in the experts. Its perplexity is {}. Compared with the calibration text, its router\n\
+             sends {} of the tokens to other experts.\n",
             model.model,
             model.calibrated_on,
             model.expert_params,
