@@ -103,16 +103,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!(
         "  with an empty cache: {with_a_cold_cache}; two at once on one, one of them killed: {pairs} pairs"
     );
-    println!("  disk full, injected: {refused} refused and gone on with, {had_room} had room");
+    println!("  disk full, injected: {refused} refused and resumed, {had_room} had room");
     match on_tmpfs {
         Some((refused, had_room)) => {
-            println!("  disk full, a real one: {refused} refused and gone on with, {had_room} had room")
+            println!("  disk full, a real one: {refused} refused and resumed, {had_room} had room")
         }
         None => println!("  disk full, a real one: not tried, this user cannot mount a tmpfs"),
     }
     println!("  disk too small from the start: {too_small} refused, nothing left");
     println!(
-        "  source deleted or cut short while running: {without_source} refused and gone on with, {unharmed} unharmed"
+        "  source deleted or cut short while running: {without_source} refused and resumed, {unharmed} unharmed"
     );
     println!(
         "  {}: refused, nothing left",
