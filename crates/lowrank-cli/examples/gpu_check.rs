@@ -320,7 +320,10 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, Option<String>)> {
         ),
         ("numbers that differ in a second run (allowed: 0)", number("repeat", "differing").map(shown)),
         ("peak: products in bf16, f32, f64", figures("peaks", &speed, &["product"])),
-        ("peak: copies to (pinned, not pinned), from and on the device", figures("peaks", &speed, &["copy"])),
+        (
+            "peak: copies to the device (pinned, not pinned), from it, within it",
+            figures("peaks", &speed, &["copy"]),
+        ),
         (
             "ms per 14336 × 4096 matrix (share of peak): upload; Gram bf16, f32, f64",
             figures("steps", &time, &["upload, bf16", "Gram"]),
@@ -329,11 +332,20 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, Option<String>)> {
             "ms: eigenvalues, eigenvectors, f32; f64",
             figures("steps", &time, &["eigenvalues", "eigenvectors"]),
         ),
-        ("ms: upper subspace by products, f32; f64", figures("steps", &time, &["upper"])),
+        (
+            "ms: span of the first r eigenvectors by products (projector), f32; f64",
+            figures("steps", &time, &["upper"]),
+        ),
         ("ms: projection at rank 2479, f32; f64", figures("steps", &time, &["projection"])),
-        ("s per matrix, host to host, 1 lane: routes in the order above", routes(1, "s_per_matrix")),
-        ("the same, 8 lanes; then calibrated and pivoted, both", routes(8, "s_per_matrix")),
-        ("min for 768 matrices, 8 lanes", routes(8, "minutes_768")),
+        (
+            "s per matrix, host to host, one at a time: eigenvectors f32, f64; projector f32, f64",
+            routes(1, "s_per_matrix"),
+        ),
+        (
+            "the same, 8 at a time; then calibrated and pivoted: eigenvectors, projector",
+            routes(8, "s_per_matrix"),
+        ),
+        ("min for 768 matrices, 8 at a time", routes(8, "minutes_768")),
         (
             "tokens/s of one decoder layer in Mixtral-8x7B's dimensions, f32, bf16",
             joined(
