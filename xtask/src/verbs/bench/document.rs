@@ -112,7 +112,7 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
     let text = |key: &str| at[key].as_str().unwrap_or(NOT_RUN).to_owned();
     writeln!(
         out,
-        "`cargo xtask bench speed`, {}: {} cores of {}{}, {:.0} GiB, load {} at the end, {}. Medians.\n",
+        "`cargo xtask bench speed`, {}: {} cores of {}{}, {:.0} GiB, load {} at the end, {}. Figures are medians. \"Ours\" is lowrank-compress.\n",
         text("date"),
         at["cores"],
         text("cpu"),
@@ -143,7 +143,7 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
         let first = results["matrix"][key][0]["excess"].as_f64();
         first.map_or_else(|| NOT_RUN.to_owned(), |excess| format!("{excess:.0e}"))
     };
-    writeln!(out, "| Ratio, in one run | Measured | Goal |\n|---|---|---|")?;
+    writeln!(out, "| Within one run | Measured | Goal |\n|---|---|---|")?;
     let row = |out: &mut String, what: &str, measured: String, goal: &str| {
         writeln!(out, "| {what} | {measured} | {goal} |")
     };
@@ -154,19 +154,19 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
     let times = |value: Option<f64>| with(value, 2, "times");
     row(
         out,
-        "CPU seconds of scipy's thin `gesdd` over ours, u·v, both in f64",
+        "CPU seconds of scipy's thin SVD (`gesdd`) in f64, divided by ours in f64, u·v",
         times(over(scipy(results, "f64"), ours("uv_f64"))),
         "≥ 2.5",
     )?;
     row(
         out,
-        "CPU seconds of scipy's in f64 over ours in f32",
+        "CPU seconds of scipy's in f64, divided by ours in f32",
         times(over(scipy(results, "f64"), ours("uv_f32"))),
         "≥ 4",
     )?;
     row(
         out,
-        "CPU seconds of scipy's in f32 over ours in f32",
+        "CPU seconds of scipy's in f32, divided by ours in f32",
         times(over(scipy(results, "f32"), ours("uv_f32"))),
         "",
     )?;
@@ -176,7 +176,12 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
         format!("{}; {}", excess("uv_f32"), excess("uv_f64")),
         "≤ 1e-6",
     )?;
-    row(out, "wall time of one worker over two", times(over(wall("one"), wall("two"))), "≥ 1.9")?;
+    row(
+        out,
+        "wall time of one worker, divided by that of two",
+        times(over(wall("one"), wall("two"))),
+        "≥ 1.9",
+    )?;
     row(out, "output of one worker and of two", same.into(), "the same bytes")?;
     row(
         out,
@@ -186,13 +191,13 @@ fn ratios(out: &mut String, results: &Value) -> std::fmt::Result {
     )?;
     row(
         out,
-        "copying with all hashes (SHA-256, BLAKE3), of streaming on the same disk, in turns",
+        "throughput of copying a checkpoint with all hashes (SHA-256, BLAKE3), as a share of plain streaming on the same disk, measured alternately",
         with(over(copied, streamed).map(|share| share * 100.0), 0, "%"),
         "≥ 80 %",
     )?;
     row(
         out,
-        "a further budget's plan from cached spectra of 768 matrices, short side 128, s",
+        "seconds for one more plan from cached spectra of 768 matrices with a shorter side of 128",
         shown(median(&results["plan"]["further"], "/took/wall_s"), 2),
         "< 1",
     )?;
@@ -203,11 +208,11 @@ fn matrices(out: &mut String, results: &Value) -> std::fmt::Result {
     let matrix = &results["matrix"];
     writeln!(
         out,
-        "One w1 of the generated checkpoint, rank {} (pivoted: {}). Ours is the whole way, from the file to flushed factors: read, \
-         spectrum, read again, factors, round, write. Peers are timed for the call of the SVD alone.\n",
+        "The next two tables and the plot are about one matrix, a w1 of the generated checkpoint, at rank {} (pivoted: {}). Our times cover the \
+         whole way from the file to flushed factors: read, spectrum, read again, factors, round, write. The peers' times cover only the call of the SVD.\n",
         matrix["rank"], matrix["rank_pivoted"]
     )?;
-    writeln!(out, "| What | CPU s | Wall s | Peak GiB | Share of the GEMM peak |\n|---|---|---|---|---|")?;
+    writeln!(out, "| Program | CPU s | Wall s | Peak GiB | Share of the GEMM peak |\n|---|---|---|---|---|")?;
     for row in rows(results) {
         let precision = if row.name.contains("f64") { "f64" } else { "f32" };
         let share = over(median(row.runs, "/operations"), row.cpu())
@@ -219,7 +224,8 @@ fn matrices(out: &mut String, results: &Value) -> std::fmt::Result {
     let gemm = |precision: &str| shown(matrix["gemm"][precision].as_f64().map(|rate| rate / 1e9), 0);
     writeln!(
         out,
-        "\nGEMM peak of one thread, faer: {} GFLOP/s in f32, {} in f64. Shares count m·n² + 4/3 n³ + 2 n² r + 2 m n r operations.",
+        "\nOne thread of faer reaches a GEMM peak of {} GFLOP/s in f32 and {} in f64. The shares of it count m·n² + 4/3 n³ + 2 n² r + 2 m n r \
+         operations for a matrix [m, n] at rank r.\nVersions:",
         gemm("f32"),
         gemm("f64")
     )?;
@@ -265,7 +271,8 @@ fn stage_median(runs: &Value, stage: &str, seconds: &str) -> String {
 fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
     writeln!(
         out,
-        "Whole runs on checkpoints of true dimensions with two experts a layer, u·v without calibration, {} % removed:\n",
+        "Whole runs on checkpoints with the dimensions of Mixtral-8x7B but two experts per layer; u·v, no calibration, {} % removed. \"Only \
+         copied\": the run factors no matrix. \"Only streamed\": a plain copy of the files, without hashes.\n",
         results["workers"]["budget_percent"]
     )?;
     writeln!(out, "| Run | Wall s | CPU s | Peak GiB |\n|---|---|---|---|")?;
@@ -274,8 +281,8 @@ fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
         ("1 layer, 2 workers", &workers["one_layer"]),
         ("4 layers, 1 worker", &workers["one"]),
         ("4 layers, 2 workers", &workers["two"]),
-        ("4 layers, copied, 2 workers", &results["io"]["copied"]),
-        ("4 layers, streamed", &results["io"]["streamed"]),
+        ("4 layers, only copied, 2 workers", &results["io"]["copied"]),
+        ("4 layers, only streamed", &results["io"]["streamed"]),
     ] {
         let of = |pointer: &str| shown(median(runs, pointer), 1);
         let peak = median(runs, "/peak_resident_bytes");
@@ -290,8 +297,8 @@ fn whole(out: &mut String, results: &Value) -> std::fmt::Result {
         let bound = if share > 0.5 { "the disk" } else { "the processor" };
         writeln!(
             out,
-            "\nTwo workers keep {busy:.2} cores busy; hashing, reading and writing alone take {:.0} % of the wall time of a run on \
-             the same checkpoint: {bound} bounds it.",
+            "\nTwo workers keep {busy:.2} cores busy. Hashing, reading and writing alone take {:.0} % of the wall time of a run on \
+             the same checkpoint, so {bound} limits it.",
             100.0 * share
         )?;
     }
@@ -317,7 +324,7 @@ fn whole_stages(out: &mut String, results: &Value) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "\n| Wall s by stage | 1 layer, 2 workers | 4 layers, 1 worker | 4 layers, 2 workers | 4 layers, copied |\n|---|---|---|---|---|"
+        "\n| Wall s by stage | 1 layer, 2 workers | 4 layers, 1 worker | 4 layers, 2 workers | 4 layers, only copied |\n|---|---|---|---|---|"
     )?;
     for name in names {
         let cells = runs.map(|runs| stage_median(runs, name, "wall_s"));
@@ -340,14 +347,17 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     let factored = more[0]["factored"].as_f64().unwrap_or(1.0);
     writeln!(
         out,
-        "\nThe calibrated default, one layer with two experts, one worker, no GPU, {:.0} factored of 6 matrices; sensitivities on {} tokens. Every token visits both \
-         experts, so visits are those of a layer of eight. Once each. The last columns are arithmetic: what tokens add by token and layer, the rest by matrix (that is factored), \
-         for 32 layers, 768 matrices, 65,536 tokens; sensitivities walk few tokens here, and their own passes are not in it.\n",
+        "\nThe calibrated default: one layer with two experts, one worker, no GPU, {:.0} of 6 matrices factored, sensitivities measured on {} tokens, one run for each \
+         number of tokens. The router sends every token to both experts, so a layer processes as many routed tokens as one with eight experts and top-2 routing. The last \
+         three columns are computed, not measured. \"CPU ms per token and layer\" is the part that grows with the tokens. \"CPU s per matrix\" is the \
+         rest (in \"factor and write\" per factored matrix). \"CPU hours\" adds \
+         both up for 32 layers, 768 matrices and 65,536 tokens. The passes that measure sensitivities use few tokens here, and the last column does not \
+         scale them up.\n",
         factored, part["sensitivity_tokens"]
     )?;
     writeln!(
         out,
-        "| Stage | CPU s, {few_tokens} tokens | CPU s, {more_tokens} tokens | CPU s a matrix | CPU ms a token and layer | Mixtral-8x7B, CPU hours |\n|---|---|---|---|---|---|"
+        "| Stage | CPU s, {few_tokens} tokens | CPU s, {more_tokens} tokens | CPU s per matrix | CPU ms per token and layer | Mixtral-8x7B, CPU hours |\n|---|---|---|---|---|---|"
     )?;
     let stages = more[0]["stages"].as_array().into_iter().flatten();
     let mut sum = 0.0;
@@ -378,7 +388,8 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "| all | {} | {} | | | {sum:.1} |\n\nPeak resident memory {} and {} GiB.",
+        "| all | {} | {} | | | {sum:.1} |\n\nPeak resident memory: {} and {} GiB. \"Spectra and sensitivities\" and \"divergences\" together measure the \
+         singular values and the sensitivities; the divergences are the KL at the end of the model.",
         shown(median(few, "/took/cpu_s"), 1),
         shown(median(more, "/took/cpu_s"), 1),
         gib(median(few, "/peak_resident_bytes")),
@@ -431,7 +442,10 @@ mod tests {
 
     #[test]
     fn what_was_not_run_is_said_and_what_was_is_a_median() {
-        assert!(text(&json!({})).contains("| wall time of one worker over two | not run | ≥ 1.9 |"));
+        assert!(
+            text(&json!({}))
+                .contains("| wall time of one worker, divided by that of two | not run | ≥ 1.9 |")
+        );
         let runs = |all: [f64; 3]| {
             json!(all.map(|cpu_s| json!({ "took": { "cpu_s": cpu_s }, "total": { "cpu_s": cpu_s } })))
         };
@@ -439,7 +453,7 @@ mod tests {
             "matrix": { "uv_f64": runs([12.0, 9.0, 10.0]) },
             "peers": { "scipy_f64_1": runs([41.0, 40.0, 99.0]), "scipy_f64_2": runs([50.0, 60.0, 70.0]) },
         });
-        assert!(text(&results).contains("both in f64 | 4.10 times | ≥ 2.5 |"));
+        assert!(text(&results).contains("divided by ours in f64, u·v | 4.10 times | ≥ 2.5 |"));
         assert!(plot(&results).starts_with("<svg"));
     }
 }
