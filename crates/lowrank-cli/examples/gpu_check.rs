@@ -573,7 +573,7 @@ fn run_layer(
     let start = Instant::now();
     let input = engine.norm(hidden.states(), &vec![1.0; config.hidden_size], config.rms_norm_eps as f32)?;
     let inputs = [input.as_slice()];
-    let mut mixture = engine.mixture(&inputs, &layer.router, config.num_experts_per_tok)?;
+    let mut mixture = engine.moe(&inputs, &layer.router, config.num_experts_per_tok)?;
     for (expert, weights) in layer.experts.into_iter().enumerate() {
         mixture.expert((0, expert), weights, &mut ())?;
     }

@@ -1,7 +1,7 @@
 //! The CPU as an engine: hands each block to the file that holds it.
 
 use crate::attention::AttentionWeights;
-use crate::engine::{Engine, Mixture, Project, StoredAttention, StoredExpert};
+use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert};
 use crate::error::ForwardError;
 use crate::head::HeadWeights;
 use crate::hidden::Hidden;
@@ -66,14 +66,14 @@ impl Engine for Cpu {
         Ok(Routing::new(logits, gate.rows, experts_per_token))
     }
 
-    fn mixture<'a>(
+    fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
         router: &Tensor,
         experts_per_token: usize,
-    ) -> Result<Box<dyn Mixture + 'a>, ForwardError> {
+    ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError> {
         let route = |input: &&[f32]| self.route(input, router, experts_per_token);
-        Ok(Box::new(CpuMixture {
+        Ok(Box::new(CpuExpertSum {
             inputs: inputs.to_vec(),
             routings: inputs.iter().map(route).collect::<Result<_, _>>()?,
             outputs: inputs.iter().map(|input| vec![0.0; input.len()]).collect(),
@@ -91,14 +91,14 @@ impl Engine for Cpu {
     }
 }
 
-struct CpuMixture<'a> {
+struct CpuExpertSum<'a> {
     inputs: Vec<&'a [f32]>,
     routings: Vec<Routing>,
     outputs: Vec<Vec<f32>>,
     scratch: Scratch,
 }
 
-impl Mixture for CpuMixture<'_> {
+impl ExpertSum for CpuExpertSum<'_> {
     fn expert(
         &mut self,
         place: (usize, usize),

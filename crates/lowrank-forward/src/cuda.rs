@@ -5,7 +5,7 @@
 //! computes in f32 is f32 here, unless products of bf16 weights are asked to be faster than that
 //! ([`WeightProducts::Bf16`]). The sums run in another order than the CPU's: equal to rounding, not to the bit.
 
-use crate::engine::{Engine, Mixture, Project, StoredAttention, StoredExpert};
+use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert};
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::{ExpertBatch, Observer};
@@ -203,12 +203,12 @@ impl Engine for CudaEngine {
         Ok(route(lane, &lane.upload(input)?, &router_on(lane, router)?, experts_per_token)?)
     }
 
-    fn mixture<'a>(
+    fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
         router: &Tensor,
         experts_per_token: usize,
-    ) -> Result<Box<dyn Mixture + 'a>, ForwardError> {
+    ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError> {
         let lane = &*self.lane();
         let router = router_on(lane, router)?;
         let mut streams = Vec::with_capacity(inputs.len());
@@ -218,7 +218,7 @@ impl Engine for CudaEngine {
             let output = lane.zeros(input.len())?;
             streams.push(Stream { input, routing, output });
         }
-        Ok(Box::new(CudaMixture { engine: self, streams, width: router.inputs() }))
+        Ok(Box::new(CudaExpertSum { engine: self, streams, width: router.inputs() }))
     }
 
     fn head(
@@ -254,13 +254,13 @@ struct Stream {
     output: Buffer<f32>, // [N, H]
 }
 
-struct CudaMixture<'a> {
+struct CudaExpertSum<'a> {
     engine: &'a CudaEngine,
     streams: Vec<Stream>,
     width: usize, // H
 }
 
-impl Mixture for CudaMixture<'_> {
+impl ExpertSum for CudaExpertSum<'_> {
     fn expert(
         &mut self,
         (layer, expert): (usize, usize),
@@ -274,7 +274,7 @@ impl Mixture for CudaMixture<'_> {
         let w3 = engine.linear(lane, &weights.w3)?; // [F, H]
         drop(weights);
         for Stream { input, routing, output } in &mut self.streams {
-            let (tokens, shares) = routing.visitors(expert);
+            let (tokens, shares) = routing.routed_tokens(expert);
             for (tokens, shares) in tokens.chunks(EXPERT_TOKENS).zip(shares.chunks(EXPERT_TOKENS)) {
                 let rows = lane.rows(tokens, input.len() / self.width)?;
                 let x = lane.gather(input, &rows, self.width)?; // [n, H]

@@ -1,8 +1,7 @@
-//! Where a layer is computed: the seam between the pass, which reads weights and keeps order, and what multiplies.
+//! The interface between the pass, which reads weights and keeps order, and the processor that computes a layer.
 //!
-//! Weights are handed over as they are stored, one block at a time, and hidden states lie on the host in between.
+//! An engine gets weights as they are stored, one block at a time. Between blocks, hidden states are on the host.
 
-use crate::cpu::Cpu;
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
@@ -12,7 +11,7 @@ use std::fmt::Debug;
 
 /// Computes the blocks of a layer.
 pub trait Engine: Debug + Sync {
-    /// What computes, in words, for reports.
+    /// Names the processor and its precision, for reports.
     fn describe(&self) -> String;
 
     /// h += attention(norm(h)), every sequence for itself.
@@ -26,7 +25,7 @@ pub trait Engine: Debug + Sync {
     /// x / √(mean(x²) + ε) ∘ weight for every row of states [N, H]; weight `[H]`.
     fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError>;
 
-    /// Which experts the tokens of an input [N, H] visit; router [E, H].
+    /// The experts that the router [E, H] chooses for every token of an input [N, H].
     fn route(
         &self,
         input: &[f32],
@@ -34,13 +33,13 @@ pub trait Engine: Debug + Sync {
         experts_per_token: usize,
     ) -> Result<Routing, ForwardError>;
 
-    /// A mixture for several inputs [N, H]; router [E, H].
-    fn mixture<'a>(
+    /// Starts the MoE block of a layer for several inputs [N, H]; router [E, H].
+    fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
         router: &Tensor,
         experts_per_token: usize,
-    ) -> Result<Box<dyn Mixture + 'a>, ForwardError>;
+    ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError>;
 
     /// Final norm `[H]` and output matrix [V, H].
     fn head(
@@ -51,9 +50,9 @@ pub trait Engine: Debug + Sync {
     ) -> Result<Box<dyn Project + '_>, ForwardError>;
 }
 
-/// A mixture in the making: experts are added one after another.
-pub trait Mixture {
-    /// Adds g_e · expert_e(x) for the tokens of every input that visit this (layer, expert).
+/// The output of an MoE block, Σ_e g_e · expert_e(x), to which experts are added one after another.
+pub trait ExpertSum {
+    /// Adds g_e · expert_e(x) of one (layer, expert) for the tokens of every input that are routed to it.
     fn expert(
         &mut self,
         place: (usize, usize),
@@ -110,52 +109,4 @@ impl StoredExpert {
         };
         Self { w2, ..self }
     }
-}
-
-/// What the user asked to compute on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// A GPU if there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU, or fail.
-    Cuda,
-}
-
-/// What it will be.
-#[derive(Debug)]
-pub struct Chosen {
-    /// Computes.
-    pub engine: Box<dyn Engine>,
-    /// Why the CPU was taken where a GPU would have been welcome.
-    pub fallback: Option<String>,
-}
-
-/// Finds what was asked for.
-pub fn choose(device: Device) -> Result<Chosen, ForwardError> {
-    let cpu = |fallback| Chosen { engine: Box::new(Cpu), fallback };
-    match device {
-        Device::Cpu => Ok(cpu(None)),
-        Device::Auto => {
-            Ok(gpu().map_or_else(|why| cpu(Some(why)), |engine| Chosen { engine, fallback: None }))
-        }
-        Device::Cuda => gpu()
-            .map(|engine| Chosen { engine, fallback: None })
-            .map_err(|why| ForwardError::NoDevice { why }),
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn gpu() -> Result<Box<dyn Engine>, String> {
-    match crate::cuda::CudaEngine::new() {
-        Ok(engine) => Ok(Box::new(engine)),
-        Err(why) => Err(why.to_string()),
-    }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu() -> Result<Box<dyn Engine>, String> {
-    Err("no CUDA here: this program was built without it".into())
 }

@@ -34,6 +34,7 @@ pub mod attention;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod device;
 pub mod distribution;
 pub mod engine;
 pub mod error;
@@ -49,7 +50,8 @@ pub mod rope;
 pub mod router;
 
 pub use cpu::Cpu;
-pub use engine::{Chosen, Device, Engine, StoredExpert, choose};
+pub use device::{Chosen, Device, choose};
+pub use engine::{Engine, StoredExpert};
 pub use error::ForwardError;
 pub use head::Head;
 pub use hidden::Hidden;

@@ -1,4 +1,4 @@
-//! The pass itself: embed, then layer by layer, then logits. Weights are read when they are needed and dropped after.
+//! The pass itself: embedding, then layer by layer, then logits. It reads weights when it needs them and drops them after.
 
 use crate::cpu::Cpu;
 use crate::engine::{Engine, StoredAttention, StoredExpert};
@@ -93,13 +93,13 @@ impl<'a> Forward<'a> {
         self.engine.attention(self.config, weights, hidden)
     }
 
-    /// What the mixture of a layer is fed: norm(h) [N, H].
+    /// The input of a layer's MoE block: norm(h) [N, H].
     pub fn moe_input(&self, layer: usize, hidden: &Hidden) -> Result<Vec<f32>, ForwardError> {
         let norm = self.layer_tensor(layer, "post_attention_layernorm")?.to_f32();
         self.engine.norm(&hidden.states, &norm, self.config.rms_norm_eps as f32)
     }
 
-    /// The mixture of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H].
+    /// The MoE block of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H].
     /// The observer sees the experts' batches of every input.
     pub fn moe(
         &self,
@@ -119,11 +119,11 @@ impl<'a> Forward<'a> {
         mut expert_of: impl FnMut(usize) -> Result<StoredExpert, E>,
     ) -> Result<Vec<Vec<f32>>, E> {
         let router = self.tensor(&names::router(layer))?; // [E, H]
-        let mut mixture = self.engine.mixture(inputs, &router, self.config.num_experts_per_tok)?;
+        let mut sum = self.engine.moe(inputs, &router, self.config.num_experts_per_tok)?;
         for expert in 0..self.config.num_local_experts {
-            mixture.expert((layer, expert), expert_of(expert)?, observer)?;
+            sum.expert((layer, expert), expert_of(expert)?, observer)?;
         }
-        Ok(mixture.outputs()?)
+        Ok(sum.outputs()?)
     }
 
     /// y = w2 (silu(w1 x) ∘ w3 x) for every row x of `rows` [n, H], whichever expert a router would choose; → [n, H].
@@ -140,12 +140,12 @@ impl<'a> Forward<'a> {
         }
         let h = self.config.hidden_size;
         let router = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]).expect("one row of h numbers");
-        let mut mixture = self.engine.mixture(&[rows], &router, 1)?;
-        mixture.expert((layer, 0), weights, observer)?;
-        Ok(mixture.outputs()?.remove(0))
+        let mut sum = self.engine.moe(&[rows], &router, 1)?;
+        sum.expert((layer, 0), weights, observer)?;
+        Ok(sum.outputs()?.remove(0))
     }
 
-    /// Which experts the tokens of an input [N, H] visit.
+    /// The experts that the router chooses for every token of an input [N, H].
     pub fn route(&self, layer: usize, input: &[f32]) -> Result<Routing, ForwardError> {
         let router = self.tensor(&names::router(layer))?; // [E, H]
         self.engine.route(input, &router, self.config.num_experts_per_tok)

@@ -1,4 +1,4 @@
-//! The sparse mixture of experts: y = Σ_e g_e · w2_e (silu(w1_e x) ∘ w3_e x) over the k experts a token visits.
+//! The MoE block: y = Σ_e g_e · w2_e (silu(w1_e x) ∘ w3_e x) over the k experts of a token.
 //!
 //! Tokens of one expert are gathered, so that each of its matrices is multiplied once with many of them.
 
@@ -34,7 +34,7 @@ pub(crate) struct Scratch {
 }
 
 impl ExpertWeights {
-    /// Adds g_e · expert_e(x) of its visitors to `output` [N, H].
+    /// Adds g_e · expert_e(x) of its routed tokens to `output` [N, H].
     pub(crate) fn add_to(
         &self,
         (layer, expert): (usize, usize),
@@ -45,7 +45,7 @@ impl ExpertWeights {
         observer: &mut dyn Observer,
     ) {
         let (h, f) = (self.w1.inputs(), self.w1.outputs());
-        let (tokens, weights) = routing.visitors(expert);
+        let (tokens, weights) = routing.routed_tokens(expert);
         for (tokens, weights) in tokens.chunks(BATCH_TOKENS).zip(weights.chunks(BATCH_TOKENS)) {
             let n = tokens.len();
             scratch.x.resize(n * h, 0.0);

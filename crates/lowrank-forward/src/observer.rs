@@ -1,4 +1,4 @@
-//! Whoever wants to see what flows through the experts: calibration and the verifier.
+//! How calibration and the verifier watch the inputs and outputs of experts.
 
 /// Tokens of one expert, in rising order. An expert with many tokens is shown in several batches, one after another.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct ExpertBatch<'a> {
     pub y: &'a [f32],
 }
 
-/// The whole mixture of one layer.
+/// Input and output of one layer's MoE block.
 #[derive(Debug, Clone, Copy)]
 pub struct MoeBlock<'a> {
     /// Decoder layer.
@@ -36,7 +36,7 @@ pub struct MoeBlock<'a> {
 
 /// Called on the thread that runs the layer, in a fixed order: layers, then experts, then tokens rise.
 pub trait Observer {
-    /// Whether [`Observer::expert`] looks: if not, a device keeps its intermediate results to itself.
+    /// Whether [`Observer::expert`] is used: if not, a device does not copy its intermediate results to the host.
     fn sees_experts(&self) -> bool {
         true
     }
@@ -46,7 +46,7 @@ pub trait Observer {
     fn block(&mut self, _block: &MoeBlock<'_>) {}
 }
 
-/// Looks away.
+/// Observes nothing.
 impl Observer for () {
     fn sees_experts(&self) -> bool {
         false

@@ -1,4 +1,4 @@
-//! Which experts each token visits: softmax over the router's logits, the k largest, renormalised to sum 1.
+//! The experts of each token: softmax over the router's logits, the k largest, renormalised to sum 1.
 
 use crate::math::softmax;
 
@@ -34,7 +34,7 @@ impl Routing {
                             if probabilities[expert] > probabilities[best] { expert } else { best }
                         },
                     )
-                    .expect("a token visits at most as many experts as there are");
+                    .expect("a token is routed to at most as many experts as there are");
                 routing.experts.push(best);
             }
             let chosen = routing.experts[first..].iter().map(|&expert| probabilities[expert]);
@@ -44,8 +44,8 @@ impl Routing {
         routing
     }
 
-    /// Tokens that visit an expert, rising, and their weights.
-    pub fn visitors(&self, expert: usize) -> (Vec<usize>, Vec<f32>) {
+    /// Tokens that are routed to an expert, rising, and their weights.
+    pub fn routed_tokens(&self, expert: usize) -> (Vec<usize>, Vec<f32>) {
         let slots = self.experts.iter().zip(&self.weights).enumerate();
         slots
             .filter(|(_, (chosen, _))| **chosen == expert)
@@ -63,8 +63,8 @@ mod tests {
         let routing = Routing::new(vec![1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0], 4, 2);
         assert_eq!(routing.experts, [1, 2, 0, 1]);
         assert_eq!(routing.weights, [0.5; 4]);
-        assert_eq!(routing.visitors(1), (vec![0, 1], vec![0.5, 0.5]));
-        assert_eq!(routing.visitors(3).0, Vec::<usize>::new());
+        assert_eq!(routing.routed_tokens(1), (vec![0, 1], vec![0.5, 0.5]));
+        assert_eq!(routing.routed_tokens(3).0, Vec::<usize>::new());
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
     assert_eq!(run(1), run(3));
 }
 
-/// Recomputes the mixture of each layer from what the observer was shown.
+/// Recomputes the MoE block of each layer from what the observer was shown.
 #[derive(Default)]
 struct Recompute {
     sums: Vec<f64>,    // [N, H] of the layer at hand
@@ -147,7 +147,7 @@ impl Observer for Recompute {
 }
 
 #[test]
-fn an_observer_sees_every_visit_of_every_token_on_every_engine() {
+fn an_observer_sees_every_routed_token_of_every_expert_on_every_engine() {
     let golden = golden("tied");
     let checkpoint = Checkpoint::open(&fixtures().join("golden/tied")).unwrap();
     for device in [Device::Cpu, Device::Auto] {

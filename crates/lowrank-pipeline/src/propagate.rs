@@ -194,7 +194,7 @@ impl Layer<'_> {
         let seen = self.seen.map(route).transpose()?;
         let visit = |expert| {
             let of = |routing: &Routing| {
-                let (tokens, weights) = routing.visitors(expert);
+                let (tokens, weights) = routing.routed_tokens(expert);
                 Visitors { tokens, weights }
             };
             let own = of(&own);
