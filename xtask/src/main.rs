@@ -16,32 +16,32 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Compress the bundled model by the share that 10 B is of Mixtral-8x7B, verify it, and say where it lies
+    /// Compress the bundled model by 21.4 % (what 10 B is of Mixtral-8x7B), verify it, and print where it is
     Demo(verbs::demo::Args),
-    /// Every check: format, clippy, docs, tidiness, tests, second linear-algebra backend, demo, conformance
+    /// Run all checks: format, clippy, docs, tidy, tests, LAPACK cross-check, demo, conformance and more
     Ci,
-    /// Check the rules of the house that no compiler knows
+    /// Check rules of this repository that the compiler does not check, such as which crate may depend on which
     Tidy,
-    /// Load compressed checkpoints in real Hugging Face transformers, an old and a new one
+    /// Load compressed checkpoints in Hugging Face transformers, in an old and a new version
     Conformance,
-    /// Cross-check linear algebra against LAPACK (installs Debian's libopenblas-dev where it may)
+    /// Cross-check the linear algebra against LAPACK (installs Debian's libopenblas-dev if it can)
     Lapack,
-    /// Sweep the bundled model by the example config, kill it in the middle, and let it go on
+    /// Run the example sweep on the bundled model, kill it in the middle, and resume it
     Sweep,
-    /// Open report pages in headless Chromium, and compare what is drawn with its documents (installs it where it may)
+    /// Open report pages in headless Chromium and compare the figures with the documents (installs Chromium if it can)
     ReportTest,
-    /// Kill, stop and starve runs on the bundled model, let them go on, and compare the bytes
+    /// Kill and stop runs on the bundled model, fill their disk, resume them, and compare the resulting bytes
     Torture(verbs::torture::Args),
-    /// Make an output again on an emulated older CPU, and compare (installs Debian's qemu-user where it may)
+    /// Reproduce an output on an emulated older CPU, and compare (installs Debian's qemu-user if it can)
     OtherCpu(verbs::other_cpu::Args),
-    /// Read headers, configs, plans and texts that are nearly right, a million of them if told so
+    /// Feed almost valid headers, configs, plans and texts to every parser
     Fuzz(verbs::fuzz::Args),
-    /// Collect what checks and measures a machine with a GPU, or check what needs none
+    /// Collect a folder that checks and measures a machine with a GPU, or run the checks that need no GPU
     GpuCheck(verbs::gpu_check::Args),
-    /// Measure, or write what is measured on
+    /// Run a benchmark, or generate a checkpoint for one
     #[command(subcommand)]
     Bench(verbs::bench::What),
-    /// Make the golden fixtures anew with transformers
+    /// Make the golden fixtures again with transformers
     Fixtures,
 }
 

@@ -20,7 +20,7 @@ fn run_all(steps: &[(&str, &dyn Fn() -> Result<()>)]) -> Result<()> {
     Ok(())
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     run_all(&[
         ("format", &|| sh(&mut cargo(&["fmt", "--all", "--check"]))),
@@ -33,17 +33,19 @@ pub(crate) fn run() -> Result<()> {
             let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
             sh(doc.env("RUSTDOCFLAGS", "-D warnings"))
         }),
-        ("second linear-algebra backend", &super::lapack::run),
+        ("LAPACK cross-check", &super::lapack::run),
         ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
-        ("fuzzing, a little", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
-        ("GPU path without a GPU", &super::gpu_check::without_gpu),
+        ("fuzzing for 40 s", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
+        ("GPU code on an emulated device", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
-        ("speed benchmark, small", &|| {
+        ("speed benchmark, small matrices", &|| {
             super::bench::speed::run(&super::bench::speed::Args { small: true, only: Vec::new(), repeats: 1 })
         }),
-        ("fidelity, small form", &super::bench::fidelity::small),
-        ("example sweep, killed and gone on with", &super::sweep::run),
-        ("an older CPU, emulated", &|| super::other_cpu::run(&super::other_cpu::Args::default())),
+        ("fidelity benchmark, few methods and tokens", &super::bench::fidelity::small),
+        ("example sweep, killed and resumed", &super::sweep::run),
+        ("the same output on an emulated older CPU", &|| {
+            super::other_cpu::run(&super::other_cpu::Args::default())
+        }),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
     ])

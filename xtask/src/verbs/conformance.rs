@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Budgets and layouts, calibrated as the tool does it by default: mixed ranks with dense leftovers, and a deep cut.
 const CASES: [(&str, &str); 3] = [("21.412%", "uv"), ("21.412%", "pivoted"), ("45%", "pivoted")];
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     let tool = lowrank_compress()?;
     let folder = target().join("conformance");

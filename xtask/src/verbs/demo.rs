@@ -9,7 +9,7 @@ const MIXTRAL_SHARE: &str = "21.412%";
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// What to remove [default: the share that 10 B is of Mixtral-8x7B]
+    /// Parameters to remove: a number, or a share such as 20% [default: 21.4 %, what 10 B is of Mixtral-8x7B]
     #[arg(long)]
     budget: Option<String>,
 }
@@ -19,7 +19,7 @@ pub(crate) fn bundled_model() -> PathBuf {
     root().join("tests/fixtures/tiny-mixtral")
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let tool = lowrank_compress()?;
     let out = target().join("demo/tiny-mixtral-lowrank");

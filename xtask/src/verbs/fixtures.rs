@@ -4,7 +4,7 @@ use crate::python::{Transformers, python};
 use crate::shell::run as sh;
 use anyhow::Result;
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     sh(python(Transformers::V5)?.arg("tests/golden/make_fixtures.py"))
 }

@@ -10,19 +10,19 @@ use std::path::PathBuf;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Only this target
+    /// Run only this target
     #[arg(long)]
     pub(crate) target: Option<String>,
-    /// Executions of all targets together
+    /// Number of executions, over all targets
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub(crate) executions: u64,
-    /// Seconds for all targets together [default: 60, if no executions are given]
+    /// Seconds to run, over all targets [default: 60, unless --executions is given]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub(crate) seconds: u64,
-    /// Decides the inputs
+    /// Seed of the random inputs
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Let coverage lead: `cargo fuzz` on nightly
+    /// Guide the inputs by code coverage: use `cargo fuzz` on nightly Rust
     #[arg(long)]
     pub(crate) coverage: bool,
 }
@@ -34,7 +34,7 @@ impl Args {
     }
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let seeds = shell::root().join("fuzz/seeds");
     let mut targets = Vec::new();

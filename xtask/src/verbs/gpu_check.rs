@@ -1,5 +1,5 @@
-//! `cargo xtask gpu-check`: everything that a machine with a GPU needs to check and measure this repository, in one folder;
-//! and what can be checked of the GPU path without a GPU.
+//! `cargo xtask gpu-check` collects, in one folder, everything that a machine with a GPU needs to check and measure this
+//! repository. With `--without-gpu` it runs the checks of the GPU code that need no GPU.
 
 use crate::python;
 use crate::shell::{cargo, command, output, root, run as sh, target};
@@ -7,17 +7,17 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What may travel to another machine.
+/// Largest folder that may be copied to another machine.
 const FOLDER_BYTES_MAX: u64 = 64 << 20;
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Check what needs no GPU: compile the kernels to PTX, and run all of it on a device emulated by the CPU
+    /// Run the checks that need no GPU: compile the kernels to PTX, and run everything on a device emulated by the CPU
     #[arg(long)]
     without_gpu: bool,
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.without_gpu { without_gpu() } else { collect().map(drop) }
 }
@@ -50,7 +50,7 @@ pub(crate) fn without_gpu() -> Result<()> {
     emulated(Command::new(&script).arg("--small"))
 }
 
-/// Builds and collects the folder; → where it lies.
+/// Builds and collects the folder; returns its path.
 fn collect() -> Result<PathBuf> {
     let folder = target().join("gpu-check");
     if folder.exists() {
@@ -83,7 +83,7 @@ fn collect() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Builds one test binary, as `cargo test` does, so that CI has it already; → where it lies.
+/// Builds one test binary with the same options as `cargo test`, so that CI need not build it twice; returns its path.
 fn test_binary(which: &[&str]) -> Result<PathBuf> {
     let mut build = cargo(&["test", "--locked", "--no-run", "--message-format", "json"]);
     let messages = output(build.args(which))?;

@@ -4,7 +4,7 @@ use crate::shell::{cargo, install_from_debian, run as sh};
 use anyhow::{Result, bail};
 use std::process::Command;
 
-/// The verb. Needs Debian's libopenblas-dev; installs it where it may.
+/// Runs this verb. Needs Debian's libopenblas-dev; installs it where it may.
 pub(crate) fn run() -> Result<()> {
     ensure_openblas()?;
     let features = ["--features", "lowrank-compute/lapack,lowrank-svd/lapack"];

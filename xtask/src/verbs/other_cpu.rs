@@ -1,7 +1,7 @@
-//! `cargo xtask other-cpu`: does an older kind of CPU give the same output?
+//! `cargo xtask other-cpu` checks whether an older kind of CPU gives the same output.
 //!
-//! The bundled model is compressed here, and again on an emulated CPU that has neither AVX nor FMA, by `reproduce
-//! --other-cpu`, which compares. Figures: `docs/reliability.md`.
+//! It compresses the bundled model here, and again on an emulated CPU that has neither AVX nor FMA. `reproduce
+//! --other-cpu` makes the second output and compares. Figures: `docs/reliability.md`.
 
 use crate::shell::{command, install_from_debian, lowrank_compress, output, run as sh, target};
 use crate::verbs::demo::bundled_model;
@@ -13,10 +13,10 @@ const EMULATOR: &str = "qemu-x86_64";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A CPU that the emulator knows
+    /// CPU to emulate, as qemu names it
     #[arg(long, default_value = "Nehalem")]
     pub(crate) cpu: String,
-    /// Tokens to calibrate on; 0 does without, for emulation is slow
+    /// Tokens to calibrate on; 0 runs without calibration, because emulation is slow
     #[arg(long, default_value_t = 0)]
     pub(crate) tokens: usize,
 }
@@ -27,7 +27,7 @@ impl Default for Args {
     }
 }
 
-/// The verb. Needs Debian's qemu-user; installs it where it may, and skips with a word where it may not.
+/// Runs this verb. Needs Debian's qemu-user; installs it if it can, and otherwise says that it skips the check.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         println!("other-cpu: skipped, this is no x86-64");

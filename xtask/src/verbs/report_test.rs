@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Where Chromium is looked for, by name.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// The verb. Needs Chromium; installs Debian's where it may.
+/// Runs this verb. Needs Chromium; installs Debian's where it may.
 pub(crate) fn run() -> Result<()> {
     let chromium = chromium()?;
     let tool = lowrank_compress()?;

@@ -21,7 +21,7 @@ pub(crate) fn folder() -> PathBuf {
     target().join("sweep/tiny")
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     let tool = lowrank_compress()?;
     let out = folder();

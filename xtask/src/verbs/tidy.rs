@@ -29,7 +29,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
 /// Files in which `unsafe` is allowed.
 const UNSAFE_ROOMS: [&str; 1] = ["crates/lowrank-compute/src/cuda/"];
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     let mut broken = Vec::new();
     dependencies(&mut broken)?;

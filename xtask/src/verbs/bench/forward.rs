@@ -9,20 +9,20 @@ use std::process::Command;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Tokens, in windows of 256
+    /// Number of tokens, in windows of 256
     #[arg(long, default_value_t = 65_536)]
     tokens: usize,
-    /// Runs of each; the median counts
+    /// Runs of each program; the median counts
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Threads of each
+    /// Threads of each program
     #[arg(long, default_value_t = 2)]
     threads: usize,
 }
 
 const WINDOW: usize = 256;
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.runs == 0 || args.tokens < WINDOW {
         bail!("--runs starts at 1 and --tokens at {WINDOW}");

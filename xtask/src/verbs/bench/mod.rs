@@ -1,4 +1,4 @@
-//! `cargo xtask bench WHAT`: measurements, and what they are made on. One of them, one file.
+//! `cargo xtask bench WHAT`: benchmarks, and the checkpoints that they use. Each has its own file.
 
 mod document;
 pub(crate) mod fidelity;
@@ -11,19 +11,19 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum What {
-    /// What every method keeps of the bundled models at several budgets, on texts that were not calibrated on
+    /// Measure what every method loses on the bundled models, at several budgets, on texts that calibration did not see; write docs/fidelity.md
     Fidelity(fidelity::Args),
-    /// 1,000 plans of Mixtral-8x7B from generated spectra: time and peak memory
+    /// Make 1,000 plans of Mixtral-8x7B from generated spectra; measure time and peak memory
     Sweep(sweep::Args),
-    /// Write a generated checkpoint of true Mixtral-8x7B dimensions
+    /// Generate a checkpoint with the dimensions of Mixtral-8x7B
     Synth(synth::Args),
-    /// Measure what a matrix costs here and elsewhere, how runs scale, and what bounds them; write docs/benchmarks.md
+    /// Measure the time and memory of one matrix (ours, numpy, scipy, torch) and of whole runs; write docs/benchmarks.md
     Speed(speed::Args),
-    /// Our forward pass against transformers' on the same tokens
+    /// Compare the speed of our forward pass with that of transformers on the same tokens
     Forward(forward::Args),
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Fidelity(args) => fidelity::run(args),

@@ -15,18 +15,18 @@ use std::time::Instant;
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
-    /// Small matrices, for a check that this still runs; documents nothing
+    /// Use small matrices, to check that the benchmark still runs; changes no document
     #[arg(long)]
     pub(crate) small: bool,
-    /// Measure these parts alone and take the others from the last run
+    /// Measure only these parts, and take the others from the last run
     #[arg(long, value_enum)]
     pub(crate) only: Vec<Part>,
-    /// Runs of each measurement, of which the median counts
+    /// Runs of each measurement; the median counts
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) repeats: u32,
 }
 
-/// What can be measured by itself.
+/// Parts that can be measured separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Part {
     /// One matrix, stage by stage
@@ -35,13 +35,13 @@ pub(crate) enum Part {
     Peers,
     /// The same matrix through OpenBLAS instead of faer
     Lapack,
-    /// Whole runs: one worker and two, few layers and many
+    /// Whole runs: one and two workers, one and four layers
     Workers,
-    /// Reading and writing alone
+    /// Only reading and writing
     Io,
     /// Plans from cached spectra
     Plan,
-    /// The calibrated default on few tokens and on more
+    /// The calibrated default, on two numbers of tokens
     Calibrated,
 }
 
@@ -71,7 +71,7 @@ struct Bench {
     four: PathBuf,
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     build(&[])?;

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Plans made at once
+    /// Number of plans made at once
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 }

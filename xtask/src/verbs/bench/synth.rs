@@ -9,16 +9,16 @@ use std::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Decoder layers; each is 2.9 GB
+    /// Number of decoder layers; each takes 2.9 GB
     #[arg(long, default_value_t = 1)]
     layers: usize,
-    /// Where to write it; must not exist [default: target/bench/synth-LAYERS]
+    /// Folder to write to; must not exist [default: target/bench/synth-LAYERS]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Of all random numbers
+    /// Seed of the random weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Rows of embedding and head, at least the 1,024 of the tokenizer; Mixtral's are 262 MB each
+    /// Rows of the embedding and of the head; at least 1,024, as the tokenizer has (in Mixtral-8x7B they take 262 MB each)
     #[arg(long, default_value_t = 32_000, value_parser = clap::value_parser!(u32).range(1024..))]
     vocab_size: u32,
 }
@@ -40,7 +40,7 @@ impl Dimensions {
     }
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let dimensions = Dimensions { vocab_size: args.vocab_size, ..Dimensions::mixtral(args.layers) };
     let usual = || target().join(format!("bench/synth-{}", args.layers));

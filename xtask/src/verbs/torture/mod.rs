@@ -24,10 +24,10 @@ const COLD: u64 = 5;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Runs that are killed or stopped
+    /// Number of runs to kill or stop
     #[arg(long, default_value_t = 50)]
     pub(crate) runs: u64,
-    /// Decides moments and places
+    /// Seed of the random moments and places at which runs are killed
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
 }
@@ -46,7 +46,7 @@ impl Places {
     }
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     let bench = &mut Bench::new(args.seed)?;

@@ -31,16 +31,16 @@ const BUNDLED: &str = "the bundled passage";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint; may be repeated [default: the two bundled models]
+    /// Checkpoint directory; repeat the flag for several [default: the two bundled models]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
     /// Shares of the expert parameters to remove, in percent [default: 10,22.2,35,50]
     #[arg(long, value_name = "PERCENT,...", value_delimiter = ',')]
     budgets: Vec<f64>,
-    /// Text to evaluate on; may be repeated [default: Jack Sheppard and the Inaugural Addresses]
+    /// Text to evaluate on; repeat the flag for several [default: Jack Sheppard and the Inaugural Addresses]
     #[arg(long = "text", value_name = "FILE")]
     texts: Vec<PathBuf>,
-    /// Text to calibrate on [default: the bundled passage; for the second bundled model a text unlike the others]
+    /// Text to calibrate on [default: the bundled passage; for the second bundled model, Shakespeare]
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
     /// Tokens of every evaluation text [default: 32768]
@@ -49,10 +49,10 @@ pub(crate) struct Args {
     /// Tokens to calibrate on [default: 65536]
     #[arg(long)]
     calibration_tokens: Option<usize>,
-    /// Where the page goes [default: docs/fidelity.md; target/fidelity/fidelity.md in the small form]
+    /// File to write [default: docs/fidelity.md; with --small, target/fidelity/fidelity.md]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// One budget, a few rows and tokens of the first bundled model, within a minute: for CI
+    /// Measure only one budget and a few methods of the first bundled model on few tokens, within a minute, as CI does
     #[arg(long)]
     pub(crate) small: bool,
 }
@@ -72,7 +72,7 @@ pub(crate) fn small() -> Result<()> {
     run(&args)
 }
 
-/// The verb.
+/// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (tokens, calibration_tokens) =
         if args.small { (TOKENS_SMALL, TOKENS_SMALL) } else { (TOKENS, CALIBRATION_TOKENS) };
