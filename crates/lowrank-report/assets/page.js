@@ -1,11 +1,11 @@
 // Draws the page from the JSON in #data. Every figure is a function from that data to an ECharts option, so that a change of
-// theme or width draws it anew. Text from the data only ever becomes text, never markup.
+// theme or width can redraw it. Text from the data is only inserted as text, never as markup.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const PROJECTIONS = [["w1", "w1 (gate)"], ["w2", "w2 (down)"], ["w3", "w3 (up)"]];
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
-/** Lines of experts, told apart in both themes and by most colour-blind eyes (Paul Tol's bright scheme). */
+/** Colours of the experts' lines, distinct in both themes and for most colour-blind people (Paul Tol's bright scheme). */
 const LINES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#ee7733"];
 const figures = [];
 
@@ -28,7 +28,7 @@ function section(id, title, hint) {
   return element;
 }
 
-/** A figure that is drawn by `option()`, now and whenever its looks change. */
+/** A figure that `option()` draws, now and whenever theme or width change. */
 function figure(parent, id, caption, option, heightPx) {
   const chart = el("div", { class: "chart", id, role: "img", "aria-label": caption });
   if (heightPx) chart.style.height = `${heightPx}px`;
@@ -83,7 +83,7 @@ function params(count, precision) {
   return String(count);
 }
 
-/** `model.layers.3.block_sparse_moe.experts.5.w2` → where it stands. */
+/** `model.layers.3.block_sparse_moe.experts.5.w2` → its layer, expert and projection. */
 function place(name) {
   const [, layer, expert, projection] = name.match(/layers\.(\d+)\..*experts\.(\d+)\.(w[123])$/);
   return { layer: Number(layer), expert: Number(expert), projection };
@@ -107,7 +107,7 @@ function base(extra) {
       backgroundColor: css("--card"),
       borderColor: css("--line"),
       textStyle: { color: css("--ink"), fontSize: 12 },
-      // Confined to its figure, it must be able to fit into one that is narrow.
+      // The tooltip stays inside its figure, so it must fit into a narrow one.
       extraCssText: "max-width: min(88vw, 26rem); white-space: normal; overflow-wrap: anywhere;",
       ...extra.tooltip,
     },
@@ -130,7 +130,7 @@ function axis(extra) {
 
 const legend = () => ({ top: 0, type: "plain", textStyle: { color: css("--ink") }, itemWidth: 16, itemHeight: 8 });
 
-/** `cells`: [column, row, value or null, row of a table]; null is drawn as left dense. */
+/** `cells`: [column, row, value or null, name]; null is drawn as left dense. */
 function heatMap({ cells, columns, rows, low, high, columnName, rowName, tooltip, cellName }) {
   const paper = css("--paper");
   const style = { borderColor: paper, borderWidth: 1 };
@@ -169,19 +169,19 @@ function summary({ report, verification, cards }) {
   tiles(part, [
     ["Parameters", `${params(before.params)} → ${params(after.params)}`, `${grouped(removed.params)} removed, ${percent(removed.params, before.params)}`],
     ["Bytes of weights", `${bytes(before.bytes)} → ${bytes(after.bytes)}`, `${bytes(removed.bytes)} removed, ${percent(removed.bytes, before.bytes)}`],
-    ["Smallest card that holds the weights", smallest ? `${smallest.card_gb} GB` : "none of these", smallest ? `${bytes(smallest.room_after)} are left on it for caches and activations` : "more than one card is needed"],
+    ["Smallest GPU that holds the weights", smallest ? `${smallest.card_gb} GB` : "none of these", smallest ? `${bytes(smallest.room_after)} remain for caches and activations` : "the weights need more than one GPU"],
     ["Expert matrices", `${report.matrices.length - dense} of ${report.matrices.length}`, `factored; ${dense} left dense`],
     verification
       ? ["Verification", verification.verdict, `${verification.findings.length} findings`, verification.verdict === "passed" ? "good" : "bad"]
-      : ["Verification", "not yet", "lowrank-compress verify"],
+      : ["Verification", "not yet", "run lowrank-compress verify"],
   ]);
   const fits = (room) => (room === null ? "no" : `yes, ${bytes(room)} left`);
   const rows = cards.map((card) => [`${card.card_gb} GB`, fits(card.room_before), fits(card.room_after)]);
-  table(part, ["Card", "Held the weights before", "Holds them now"], rows);
+  table(part, ["GPU memory", "Held the original weights", "Holds the compressed weights"], rows);
 }
 
 function perLayer({ layers }) {
-  const part = section("layers", "Parameters of the experts, layer by layer");
+  const part = section("layers", "Parameters of the experts by layer");
   const bars = (name, colour, values) => ({ type: "bar", stack: "all", name, data: values, itemStyle: { color: css(colour) } });
   figure(part, "chart-layers", "Kept and removed", () => base({
     tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, valueFormatter: (value) => grouped(value) },
@@ -196,7 +196,7 @@ function perLayer({ layers }) {
   }), 260);
 }
 
-/** To the next 1, 2 or 5 times a power of ten. */
+/** Rounds up to 1, 2 or 5 times a power of ten. */
 function roundedUp(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return power * [1, 2, 5, 10].find((step) => step * power >= value * (1 - 1e-9));
@@ -207,7 +207,7 @@ function roundedDown(value) {
   return power * [5, 2, 1].find((step) => step * power <= value * (1 + 1e-9));
 }
 
-/** The curve's height at a rank, straight between neighbours on logarithmic axes. */
+/** The curve's height at a rank, interpolated linearly on logarithmic axes. */
 function heightAt(index, sigma, rank) {
   const after = index.findIndex((i) => i >= rank);
   if (after <= 0 || index[after] === rank) return sigma[Math.max(after, 0)];
@@ -216,8 +216,8 @@ function heightAt(index, sigma, rank) {
 }
 
 function spectra({ report, spectra: curves }) {
-  const part = section("spectra", "Singular values, and where they were cut", curves
-    ? "One line per expert; the dot is the rank that was kept. A line without a dot is a matrix left dense. The flatter a line, the more a cut loses."
+  const part = section("spectra", "Singular values and chosen ranks", curves
+    ? "One line per expert. The dot marks the rank that was kept; a matrix without a dot was left dense. The flatter a line, the larger the truncation error."
     : "The ranks of this checkpoint were given, so no spectra were taken.");
   if (!curves) return;
   const ranks = new Map(report.matrices.map((row) => [row.name, row.rank]));
@@ -233,7 +233,7 @@ function spectra({ report, spectra: curves }) {
     return el("span", {}, swatch, ` ${expert}`);
   }));
   part.append(select, panels);
-  // One height for all panels and layers, so that they compare.
+  // One scale for all panels and layers, so that they can be compared.
   const heights = rows.flatMap((row) => row.sigma).filter((sigma) => sigma > 0);
   const [low, high] = [roundedDown(Math.min(...heights)), roundedUp(Math.max(...heights))];
   for (const [projection, title] of PROJECTIONS) {
@@ -305,7 +305,7 @@ function heatMaps({ report }) {
 function coverage({ report }) {
   const tokens = report.calibration?.tokens_per_expert;
   if (!tokens) return;
-  const part = section("coverage", "Tokens that each expert saw in calibration", "Few tokens say little about what an expert is used for.");
+  const part = section("coverage", "Calibration tokens routed to each expert", "The fewer tokens an expert received, the less the calibration knows about its use.");
   const cells = tokens.flatMap((row, layer) => row.map((count, expert) => [expert, layer, count, `${layer} ${expert}`]));
   const counts = cells.map(([, , count]) => count);
   const [low, high] = [Math.min(...counts), Math.max(...counts)];
@@ -320,11 +320,11 @@ function coverage({ report }) {
 }
 
 function layerErrors({ layers, verification }) {
-  const part = section("layer-errors", "Error, layer by layer");
+  const part = section("layer-errors", "Error by layer");
   const measured = verification?.outcome?.layers ?? null;
   part.append(el("p", { class: "hint" }, measured
-    ? "Weights: root mean square over the layer's expert matrices. Local: the layer's mixture on the original's inputs. Propagated: the hidden state after the layer, with everything before it compressed too."
-    : "Weights: root mean square over the layer's expert matrices. What the layers do to text is not measured yet: lowrank-compress verify."));
+    ? "Weights: root mean square of ‖W − Ŵ‖ / ‖W‖ over the layer's expert matrices. Local: the output of the layer's MoE block on the original model's inputs. Propagated: the hidden states after the layer, with all earlier layers compressed too."
+    : "Weights: root mean square of ‖W − Ŵ‖ / ‖W‖ over the layer's expert matrices. To measure the error of the layers' outputs on a text, run lowrank-compress verify."));
   const series = (name, colour, values) => ({
     type: "line", name, data: values, symbolSize: 6, lineStyle: { color: css(colour) }, itemStyle: { color: css(colour) },
   });
@@ -342,20 +342,20 @@ function layerErrors({ layers, verification }) {
 }
 
 function quality({ verification }) {
-  const part = section("quality", "Original against compressed, on the same text");
+  const part = section("quality", "Original and compressed model on the same text");
   const outcome = verification?.outcome;
   const logits = outcome?.logits;
   if (!logits) {
     part.append(el("p", { class: "hint" }, verification
-      ? "The models were not run, or something was not finite; see the findings below."
-      : "Not measured yet: lowrank-compress verify --original BASE --compressed THIS"));
+      ? "The models were not run, or a value was not finite; see the findings below."
+      : "Not measured yet. Run lowrank-compress verify --original BASE --compressed THIS"));
     return;
   }
   part.append(el("p", { class: "hint" }, `${outcome.text.source}: ${grouped(outcome.text.tokens)} tokens in ${grouped(outcome.text.sequences)} windows, on ${outcome.engine}`));
   tiles(part, [
     ["Perplexity", `× ${logits.perplexity_ratio.toFixed(4)}`, margin(logits.perplexity_ratio_error, (error) => error.toFixed(4))],
     ["Mean KL, nats per token", logits.mean_kl.toFixed(5), `${margin(logits.mean_kl_error, (error) => error.toFixed(5))}; largest ${digits(logits.max_kl, 3)}`],
-    ["Same first token", `${(100 * logits.top1_agreement).toFixed(2)} %`, margin(logits.top1_error, (error) => `${(100 * error).toFixed(2)} %`)],
+    ["Same top-1 token", `${(100 * logits.top1_agreement).toFixed(2)} %`, margin(logits.top1_error, (error) => `${(100 * error).toFixed(2)} %`)],
   ]);
   const values = [["original", logits.perplexity_original, "--dense"], ["compressed", logits.perplexity_compressed, "--accent"]];
   figure(part, "chart-perplexity", "Perplexity", () => base({
@@ -373,12 +373,12 @@ function quality({ verification }) {
 
 function findings({ verification }) {
   if (!verification?.findings.length) return;
-  const part = section("findings", "What verification found");
-  table(part, ["Kind", "Where", "What"], verification.findings.map((one) => [one.kind, one.name, one.detail]));
+  const part = section("findings", "Findings of the verification");
+  table(part, ["Kind", "Where", "Finding"], verification.findings.map((one) => [one.kind, one.name, one.detail]));
 }
 
 function provenance({ report }) {
-  const part = section("provenance", "Where it comes from");
+  const part = section("provenance", "Base model and settings");
   part.classList.add("long");
   const flat = (value) => {
     if (Array.isArray(value)) return value.length ? value.map(flat).join(", ") : "none";
@@ -387,28 +387,28 @@ function provenance({ report }) {
   };
   const settings = Object.entries(report.settings);
   const { budget, calibration } = report;
-  table(part, ["What", "Value"], [
+  table(part, ["Setting", "Value"], [
     ["Tool", `${report.tool} ${report.version}`],
     ["Base model", report.base_model.id ?? "given as a directory"],
     ["Revision", report.base_model.revision],
-    ["Stored as", report.storage],
-    ["Asked to remove", budget && `${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
-    ["Above the least possible error by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
+    ["Storage of factors", report.storage],
+    ["Budget", budget && `remove at least ${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
+    ["Predicted error above the optimum by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
     ...settings.map(([name, value]) => [name.replaceAll("_", " "), flat(value)]),
-    ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.tokens)} tokens` : "nothing: errors are counted by the weights alone"],
+    ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.tokens)} tokens` : "no text: errors are those of the weights"],
     ...(calibration ? [
       ["Tokens, BLAKE3", el("code", {}, calibration.tokens_blake3)],
-      ["Weight of a token", calibration.gate_weight],
-      ["Whose output is kept", calibration.target],
-      ["Data-free share of the norm", String(calibration.blend)],
-      ["Calibrated with", calibration.engine],
+      ["Weighting of tokens by router weight", calibration.gate_weight],
+      ["Errors measured at the output of", calibration.target],
+      ["Shrinkage towards the data-free norm", String(calibration.blend)],
+      ["Calibration run on", calibration.engine],
     ] : []),
   ]);
   baseFiles(part, report.base_model);
 }
 
 function baseFiles(part, { files: all }) {
-  const files = el("details", {}, el("summary", {}, `${all.length} files of the base`));
+  const files = el("details", {}, el("summary", {}, `${all.length} files of the base model`));
   part.append(files);
   table(files, ["File", "Bytes#", "SHA-256"], all.map((file) => [el("code", {}, file.name), grouped(file.bytes), el("code", {}, file.sha256)]));
 }
@@ -421,27 +421,27 @@ const settingText = (value) => {
   return String(value);
 };
 
-/** A row, what follows from it, and what it says of itself. */
+/** A row, the values derived from it, and its label. */
 const pointsOf = ({ header, rows, derived }) => rows.map((row, at) => ({
   ...row, ...derived[at],
   label: header.axes.filter((axis) => axis in row.settings).map((axis) => `${axis} ${settingText(row.settings[axis])}`).join(", "),
 }));
 
 function sweepSummary({ header, rows }) {
-  const part = section("sweep-summary", "What was tried");
+  const part = section("sweep-summary", "Overview");
   const count = (status) => rows.filter((row) => row.status === status).length;
   const verified = rows.filter((row) => row.mean_kl !== null);
   const sizes = rows.filter((row) => row.params !== null).map((row) => row.params);
   tiles(part, [
     ["Base model", params(header.params_before), `${grouped(header.params_before)} parameters, ${bytes(header.bytes_before)}`],
     ["Points", grouped(rows.length), `${count("planned")} planned, ${count("verified")} compressed and verified`],
-    ["Failed", grouped(count("failed")), "see the table", count("failed") ? "bad" : ""],
-    sizes.length ? ["Parameters left", `${params(Math.min(...sizes))} – ${params(Math.max(...sizes))}`, `${percent(Math.min(...sizes), header.params_before)} – ${percent(Math.max(...sizes), header.params_before)} of the base`] : null,
+    ["Failed", grouped(count("failed")), "reasons in the table below", count("failed") ? "bad" : ""],
+    sizes.length ? ["Remaining parameters", `${params(Math.min(...sizes))} – ${params(Math.max(...sizes))}`, `${percent(Math.min(...sizes), header.params_before)} – ${percent(Math.max(...sizes), header.params_before)} of the base`] : null,
     verified.length ? ["Mean KL, nats per token", `${digits(Math.min(...verified.map((row) => row.mean_kl)), 3)} – ${digits(Math.max(...verified.map((row) => row.mean_kl)), 3)}`, `${header.verification.text.source}, ${grouped(header.verification.text.tokens)} tokens`] : null,
   ]);
 }
 
-/** Parameters against an error: every point, and a line through those that no other beats. */
+/** Parameters against an error: every point, and a line through the Pareto front. */
 function pareto(points, error, onFront, errorName, more) {
   const known = points.filter((one) => one.params !== null && error(one) !== null);
   const at = (one) => ({ name: one.id, value: [one.params, error(one)] });
@@ -460,37 +460,37 @@ function pareto(points, error, onFront, errorName, more) {
     },
     legend: legend(),
     grid: { left: 64, right: 16, top: 36, bottom: 44 },
-    xAxis: axis({ type: "value", scale: true, name: "parameters left", axisLabel: { color: css("--faint"), hideOverlap: true, formatter: (value) => params(value, 4) } }),
+    xAxis: axis({ type: "value", scale: true, name: "remaining parameters", axisLabel: { color: css("--faint"), hideOverlap: true, formatter: (value) => params(value, 4) } }),
     yAxis: axis({ ...log, axisLabel: { color: css("--faint"), formatter: (value) => String(Number(value.toPrecision(3))) } }),
     series: [
-      { type: "line", name: "no point is better", data: best.map(at), symbol: "circle", symbolSize: 9, z: 4, lineStyle: { color: css("--accent") }, itemStyle: { color: css("--accent") } },
-      { type: "scatter", name: "others", data: known.filter((one) => !onFront(one)).map(at), symbolSize: 7, itemStyle: { color: css("--second"), opacity: 0.75 } },
+      { type: "line", name: "Pareto front", data: best.map(at), symbol: "circle", symbolSize: 9, z: 4, lineStyle: { color: css("--accent") }, itemStyle: { color: css("--accent") } },
+      { type: "scatter", name: "other points", data: known.filter((one) => !onFront(one)).map(at), symbolSize: 7, itemStyle: { color: css("--second"), opacity: 0.75 } },
     ],
   });
 }
 
 function measuredCurve(sweep) {
-  const part = section("measured", "Size against what was measured", sweep.rows.some((row) => row.mean_kl !== null)
-    ? "Points that were compressed and run beside the original on the same text. Lower and further left is better. Hover or tap a point for its settings."
-    : "No point was compressed: compress = \"pareto\" in the config.");
+  const part = section("measured", "Size and measured error", sweep.rows.some((row) => row.mean_kl !== null)
+    ? "The points that were compressed and compared with the original on the same text. Lower and further left is better. Hover over a point or tap it for its settings."
+    : "No point was compressed. To compress the points on the Pareto front, set compress = \"pareto\" in the config.");
   const points = pointsOf(sweep);
   if (!points.some((one) => one.mean_kl !== null)) return;
   const measured = (one) => [
-    one.mean_kl !== null && `perplexity × ${one.perplexity_ratio.toFixed(4)}, same first token ${(100 * one.top1_agreement).toFixed(2)} %`,
+    one.mean_kl !== null && `perplexity × ${one.perplexity_ratio.toFixed(4)}, same top-1 token ${(100 * one.top1_agreement).toFixed(2)} %`,
     one.predicted_error !== null && `predicted ${digits(one.predicted_error, 4)} (${one.scale})`,
   ];
   figure(part, "chart-measured", "Mean KL(original ‖ compressed), nats per token", () => pareto(points, (one) => one.mean_kl, (one) => one.on_measured_front, "mean KL", measured), 340);
 }
 
 function predictedCurves(sweep) {
-  const part = section("predicted", "Size against what was predicted", "Every point that was planned. Predictions of different scales cannot be compared; choose one.");
+  const part = section("predicted", "Size and predicted error", "Every planned point. Predicted errors can be compared only within one scale (the same sensitivity and calibration text); choose the scale here.");
   const points = pointsOf(sweep).filter((one) => one.scale !== null);
   const scales = [...new Set(points.map((one) => one.scale))].sort();
   if (!scales.length) return;
   const select = el("select", { id: "scale", "aria-label": "scale" }, ...scales.map((scale) => el("option", { value: scale }, scale)));
   part.append(select);
   const more = (one) => [
-    `above the least possible by at most ${digits(100 * one.duality_gap, 2)} %`,
+    `above the optimum by at most ${digits(100 * one.duality_gap, 2)} %`,
     one.mean_kl !== null && `measured: mean KL ${digits(one.mean_kl, 4)}`,
   ];
   figure(part, "chart-predicted", "Predicted error", () => pareto(points.filter((one) => one.scale === select.value), (one) => one.predicted_error, (one) => one.on_front, "predicted", more), 340);
@@ -498,7 +498,7 @@ function predictedCurves(sweep) {
 }
 
 function pointTable(sweep) {
-  const part = section("points", "Every point");
+  const part = section("points", "All points");
   part.classList.add("long");
   const points = pointsOf(sweep);
   const { axes } = sweep.header;
@@ -512,14 +512,14 @@ function pointTable(sweep) {
     known(one.perplexity_ratio, (ratio) => ratio.toFixed(4)), known(one.top1_agreement, (share) => `${(100 * share).toFixed(2)}\u00a0%`), best(one),
     ...axes.map((axis) => settingText(one.settings[axis])), ...(failed ? [one.error ?? ""] : []),
   ]);
-  const header = ["Point#", "So far", "Parameters#", "Bytes#", "Card#", "Predicted#", "Mean KL#", "Perplexity ×#", "Same token#", "Not beaten"];
+  const header = ["Point#", "Status", "Parameters#", "Bytes#", "Smallest GPU#", "Predicted error#", "Mean KL#", "Perplexity ×#", "Same top-1 token#", "On Pareto front"];
   table(part, [...header, ...axes, ...(failed ? ["Error"] : [])], rows, "wide");
 }
 
 function sweepProvenance({ header }) {
-  const part = section("provenance", "Where it comes from");
+  const part = section("provenance", "Base model and text");
   const text = header.verification?.text;
-  table(part, ["What", "Value"], [
+  table(part, ["Setting", "Value"], [
     ["Tool", `${header.tool} ${header.version}`],
     ["Base model", header.base_model.id ?? "given as a directory"],
     ["Revision", header.base_model.revision ?? "none"],
@@ -553,7 +553,7 @@ function watchTheme() {
     root.dataset.theme = isDark() ? "light" : "dark";
     drawAll();
   });
-  // Paper is light, and figures are drawn in the colours of the moment.
+  // Print in the light theme, whatever the screen shows.
   let screenTheme;
   window.addEventListener("beforeprint", () => {
     screenTheme = root.dataset.theme;
