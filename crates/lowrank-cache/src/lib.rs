@@ -1,11 +1,12 @@
-//! What was computed once and holds for the next run too: arrays of numbers in files, found by content.
+//! A cache of measurements for later runs: arrays of numbers in files, found by a hash of what they depend on.
 //!
-//! A leaf. An [`Entry`] is a folder named by the hash of everything its numbers depend on, so nothing is ever out of date;
-//! a file in it is a safetensors file with the hash of its numbers, written beside and renamed, so it is whole or absent.
-//! Several processes may share a cache. Any of it may be deleted at any time when no run is under way.
+//! An [`Entry`] is a folder. Its name is the hash of everything that its numbers depend on, so an entry is never out of date.
+//! Each file in it is a safetensors file that contains the hash of its numbers. It is written under a temporary name and then
+//! renamed, so it is complete or absent. Several processes may share a cache. You may delete any part of it while no run is
+//! in progress.
 //!
 //! ```text
-//! ROOT/KEY/NAME.safetensors      __metadata__: { "note": what the writer wants to keep, "blake3": of the numbers }
+//! ROOT/KEY/NAME.safetensors      __metadata__: { "note": text of the writer, "blake3": hash of the numbers }
 //! ```
 
 mod error;
@@ -24,41 +25,41 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct Cache {
     root: PathBuf,
-    /// Removed with the value.
+    /// Deleted when the value is dropped.
     _temporary: Option<tempfile::TempDir>,
 }
 
-/// What belongs to one key.
+/// The files of one key.
 #[derive(Debug, Clone)]
 pub struct Entry {
     dir: PathBuf,
 }
 
-/// Numbers of one array; they read back to the same bits.
+/// Numbers of one array; reading gives the same bits that were written.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Numbers {
-    /// 24 bits.
+    /// Single precision.
     F32(Vec<f32>),
-    /// 53 bits.
+    /// Double precision.
     F64(Vec<f64>),
 }
 
-/// One file: arrays by name, and a note.
+/// Content of one file: arrays by name, and a note.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Arrays {
     /// By name.
     pub arrays: BTreeMap<String, Numbers>,
-    /// Anything in words; JSON, as a rule.
+    /// Any text, usually JSON.
     pub note: String,
 }
 
 impl Cache {
-    /// A cache in a folder, which is made when the first file is.
+    /// A cache in a folder. The first `put` creates the folder.
     pub fn at(root: &Path) -> Self {
         Self { root: root.to_owned(), _temporary: None }
     }
 
-    /// A cache that goes with the value.
+    /// A cache in a temporary folder that is deleted when the value is dropped.
     pub fn temporary() -> Result<Self, CacheError> {
         let dir = tempfile::Builder::new().prefix("lowrank-").tempdir();
         let dir =
@@ -66,14 +67,14 @@ impl Cache {
         Ok(Self { root: dir.path().to_owned(), _temporary: Some(dir) })
     }
 
-    /// The place where caches are kept: `$XDG_CACHE_HOME/lowrank-compress`, else `~/.cache/lowrank-compress`.
+    /// The default folder: `$XDG_CACHE_HOME/lowrank-compress`, or else `~/.cache/lowrank-compress`.
     pub fn default_root() -> Option<PathBuf> {
         let given = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
         let home = || std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
         given.or_else(home).map(|root| root.join("lowrank-compress"))
     }
 
-    /// The entry of everything that this document says.
+    /// The entry for a key. `key` must name everything that the numbers depend on.
     pub fn entry(&self, key: &serde_json::Value) -> Entry {
         let hash = blake3::hash(key.to_string().as_bytes()).to_hex();
         Entry { dir: self.root.join(&hash[..32]) }
@@ -85,12 +86,12 @@ impl Entry {
         self.dir.join(format!("{name}.safetensors"))
     }
 
-    /// Whether there is such a file.
+    /// Whether a file with this name exists.
     pub fn has(&self, name: &str) -> bool {
         self.path(name).is_file()
     }
 
-    /// Keeps arrays under a name.
+    /// Stores arrays under a name.
     pub fn put(&self, name: &str, content: &Arrays) -> Result<(), CacheError> {
         let path = self.path(name);
         let failed = |action| {
@@ -128,7 +129,8 @@ impl Entry {
         std::io::Write::write_all(&mut beside, &file).map_err(failed("write"))?;
         failpoint::hit().map_err(failed("rename"))?;
         match beside.persist(&path) {
-            // Another process was first, and took this for a killed run's: the same key, so the same numbers.
+            // Another process stored the file first and removed our temporary file as a leftover. The key is the same, so
+            // the numbers are the same.
             Err(error) if error.error.kind() == ErrorKind::NotFound && path.is_file() => {}
             persisted => drop(persisted.map_err(|error| failed("rename")(error.error))?),
         }
@@ -136,17 +138,17 @@ impl Entry {
         Ok(())
     }
 
-    /// Removes what killed runs left of a file that is whole now.
+    /// Removes temporary files that killed runs left of a file that is complete now.
     fn sweep(&self, prefix: &str) {
         for left in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             if left.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()) {
-                // Whoever removes it first: gone is gone, and what stays is only in the way.
+                // Another process may remove it first. A leftover that stays does no harm.
                 let _ = fs::remove_file(left.path());
             }
         }
     }
 
-    /// What is kept under a name; `None` if nothing is.
+    /// The arrays stored under a name; `None` if there are none.
     pub fn get(&self, name: &str) -> Result<Option<Arrays>, CacheError> {
         let path = self.path(name);
         let bytes = match fs::read(&path) {
@@ -158,7 +160,7 @@ impl Entry {
     }
 }
 
-/// Over names, lengths and numbers, in the order of the names.
+/// Hash of names, lengths and numbers, in the order of the names.
 fn hash_of<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut hasher = blake3::Hasher::new();
     for (name, bytes) in parts {
@@ -169,7 +171,7 @@ fn hash_of<'a>(parts: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
 }
 
 impl Arrays {
-    /// Reads a file of the cache; `None` if it is not what was written.
+    /// Parses a file of the cache; `None` if it is damaged.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (_, header) = SafeTensors::read_metadata(bytes).ok()?;
         let metadata = header.metadata().as_ref()?;
@@ -196,7 +198,7 @@ impl Arrays {
         Some(Self { arrays, note: metadata.get("note")?.clone() })
     }
 
-    /// Takes an array of doubles out.
+    /// Removes and returns an array of f64.
     pub fn take_f64(&mut self, name: &str) -> Option<Vec<f64>> {
         match self.arrays.remove(name)? {
             Numbers::F64(values) => Some(values),
@@ -204,7 +206,7 @@ impl Arrays {
         }
     }
 
-    /// Takes an array of singles out.
+    /// Removes and returns an array of f32.
     pub fn take_f32(&mut self, name: &str) -> Option<Vec<f32>> {
         match self.arrays.remove(name)? {
             Numbers::F32(values) => Some(values),

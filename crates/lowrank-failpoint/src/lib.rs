@@ -1,17 +1,17 @@
-//! Places where a test may make a run die, stop, or find its disk full: every write, flush and rename of ours asks here
-//! first. Compiled to nothing without the feature `armed`; with it, `LOWRANK_FAILPOINT=ACTION:N` acts at the N-th place
-//! that the process reaches.
+//! Fail points: places where a test can kill or stop a run, or simulate a full disk. Every write, flush and rename calls
+//! [`hit`] first. Without the feature `armed` these calls compile to nothing. With it, `LOWRANK_FAILPOINT=ACTION:N` acts at
+//! the N-th call in the process.
 //!
 //! | Action | What happens |
 //! |---|---|
 //! | `kill` | SIGKILL, as the kernel's out-of-memory killer would |
-//! | `stop` | SIGSTOP; the harness changes something and sends SIGCONT |
-//! | `full` | this place and all later ones fail with "no space left on device" |
-//! | `count` | nothing; the number of places is printed to stderr after publication |
+//! | `stop` | SIGSTOP; the test changes something and sends SIGCONT |
+//! | `full` | this call and all later ones fail with "no space left on device" |
+//! | `count` | nothing; the number of calls is printed to stderr after publication |
 
 use std::io;
 
-/// A place where something may go wrong.
+/// A place where a test can make the run fail.
 ///
 /// # Errors
 /// "No space left on device", where a test says so.
@@ -21,7 +21,7 @@ pub fn hit() -> io::Result<()> {
     Ok(())
 }
 
-/// Told after publication.
+/// Called after publication.
 #[cfg(not(feature = "armed"))]
 #[inline]
 pub fn published() {}
@@ -38,7 +38,7 @@ mod armed {
 
     static REACHED: AtomicU64 = AtomicU64::new(0);
 
-    /// Action and place.
+    /// Action and number of the call at which it acts.
     fn wanted() -> &'static (String, u64) {
         static WANTED: OnceLock<(String, u64)> = OnceLock::new();
         WANTED.get_or_init(|| {
@@ -48,7 +48,7 @@ mod armed {
         })
     }
 
-    /// Acts where it was told to.
+    /// Counts a call, and acts if its number has come.
     ///
     /// # Errors
     /// "No space left on device", where a test says so.
@@ -71,7 +71,7 @@ mod armed {
         }
     }
 
-    /// Says how many places there were.
+    /// Prints the number of calls.
     pub fn published() {
         if wanted().0 == "count" {
             eprintln!("fail points: {}", REACHED.load(Ordering::SeqCst));

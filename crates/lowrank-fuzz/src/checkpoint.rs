@@ -1,4 +1,4 @@
-//! A whole folder: config, index and headers that may contradict each other.
+//! Fuzz target for a whole checkpoint folder: config, index and headers that may contradict each other.
 
 use crate::weights::file_of;
 use crate::{refused, sign};
@@ -7,14 +7,14 @@ use std::cell::RefCell;
 use std::fs;
 use tempfile::TempDir;
 
-/// Between the parts of an input: config, then one header per shard.
+/// Separates the parts of an input: config, then one header per shard.
 const SEPARATOR: &str = "\n---\n";
-/// Longest shard that is made.
+/// Longest shard that the target creates.
 const SHARD_BYTES_MAX: u64 = 1 << 20;
-/// Most shards.
+/// Largest number of shards.
 const SHARDS_MAX: usize = 3;
 
-/// Opens a folder of these parts, and reads all that it says it has.
+/// Makes a folder of these parts, opens it, and reads every tensor that it lists.
 pub(crate) fn checkpoint(bytes: &[u8]) -> u64 {
     thread_local!(static FOLDER: RefCell<TempDir> = RefCell::new(tempfile::tempdir().expect("a folder")));
     FOLDER.with_borrow(|folder| in_folder(bytes, folder))
@@ -47,7 +47,7 @@ fn in_folder(bytes: &[u8], folder: &TempDir) -> u64 {
     outcome
 }
 
-/// As the header says, as far as a test can.
+/// The file length that the header implies, up to a limit.
 fn length_of(json: &str) -> u64 {
     let mut file_bytes = 8 + json.len() as u64;
     for _ in 0..64 {

@@ -1,8 +1,8 @@
-//! What reads bytes that somebody else wrote, as functions of those bytes: bodies of the targets of `cargo fuzz` (`fuzz/`)
-//! and of the driver that runs on stable (`main.rs`, `cargo xtask fuzz`). Promises and figures: `docs/reliability.md`.
+//! The fuzz targets: one function of bytes for every parser of foreign input. Both `cargo fuzz` (`fuzz/`) and the driver for
+//! stable Rust (`main.rs`, `cargo xtask fuzz`) run them. Guarantees and figures: `docs/reliability.md`.
 //!
-//! A body panics where a promise is broken: the code under test did, or accepted what it must not, or says what is wrong
-//! in more than one line. It returns a sign of what happened, by which the driver knows inputs that lead somewhere new.
+//! A target panics if the code under test panics, accepts something that it must refuse, or reports an error in more than
+//! one line. It returns a number for the kind of outcome, so that the driver recognises inputs with new outcomes.
 
 mod checkpoint;
 mod documents;
@@ -13,10 +13,10 @@ pub use mutate::Mutator;
 
 use std::fmt::{Debug, Display};
 
-/// A body.
+/// The function of a target.
 pub type Body = fn(&[u8]) -> u64;
 
-/// Every target by name.
+/// All targets by name.
 pub const TARGETS: [(&str, Body); 12] = [
     ("header", weights::header),
     ("index", weights::index),
@@ -32,18 +32,18 @@ pub const TARGETS: [(&str, Body); 12] = [
     ("report", documents::report),
 ];
 
-/// The body of a target.
+/// The function of a target.
 ///
 /// # Panics
-/// If there is none of that name.
+/// If no target has this name.
 pub fn target(name: &str) -> Body {
     TARGETS.iter().find(|(found, _)| *found == name).expect("a name in `TARGETS`").1
 }
 
-/// Longest message of a refusal.
+/// Longest error message.
 const MESSAGE_BYTES_MAX: usize = 8192;
 
-/// Holds a refusal to what is promised of it: one short line. → a sign of its kind.
+/// Checks that an error message is one short line; returns a number for its kind.
 fn refused(error: &(impl Debug + Display)) -> u64 {
     let message = error.to_string();
     assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
@@ -51,7 +51,7 @@ fn refused(error: &(impl Debug + Display)) -> u64 {
     sign(&kind(&format!("{error:?}")))
 }
 
-/// The variant of an error, and what a parser below it complains of; nothing that is quoted from the input.
+/// The variant of an error and the message of the parser below it, without anything quoted from the input.
 fn kind(debug: &str) -> String {
     let variant = debug.chars().take_while(char::is_ascii_alphabetic);
     let said = debug.split("Error(\"").nth(1).or_else(|| debug.strip_prefix('"')).unwrap_or_default();

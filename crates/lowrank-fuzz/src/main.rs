@@ -1,8 +1,8 @@
-//! Runs one target on inputs made out of its seeds: `lowrank-fuzz TARGET SEEDS NUMBER EXECUTIONS SECONDS FINDINGS`.
+//! Runs one target on inputs made from its seeds: `lowrank-fuzz TARGET SEEDS NUMBER EXECUTIONS SECONDS FINDINGS`.
 //!
-//! Needs neither nightly nor coverage; `cargo xtask fuzz` runs all targets through it. A panic, an input that takes more
-//! than a second of processor time and one that takes more than 1 GiB of memory are findings: the input is left in FINDINGS
-//! and the exit code is 1.
+//! It needs neither nightly Rust nor coverage; `cargo xtask fuzz` runs all targets with it. A finding is a panic, an input
+//! that takes more than a second of CPU time, or one that takes more than 1 GiB of memory. It stores the input in FINDINGS
+//! and exits with code 1.
 
 use lowrank_fuzz::{Body, Mutator, TARGETS};
 use rustix::time::{ClockId, clock_gettime};
@@ -13,11 +13,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// An input that takes more processor time hangs.
+/// An input that takes more CPU time counts as a hang.
 const HANGS: Duration = Duration::from_secs(1);
-/// A process that takes more memory has none left for others.
+/// An input that takes more memory is a finding.
 const MEMORY_MAX_KB: u64 = 1 << 20;
-/// How often time and memory are looked at.
+/// Interval at which time and memory are checked.
 const WATCH: Duration = Duration::from_millis(20);
 
 struct Job {
@@ -59,7 +59,7 @@ fn job(words: Vec<String>) -> Result<Job, String> {
     })
 }
 
-/// What is being tried, and the processor time at which it began.
+/// The current input, and the CPU time at which it began.
 #[derive(Default)]
 struct Now {
     input: Vec<u8>,
@@ -71,7 +71,7 @@ fn run(job: &Job) -> Result<String, String> {
     let start = Instant::now();
     let now = Arc::new(Mutex::new(Now::default()));
     watch(job, Arc::clone(&now));
-    // The panic is told once, by us, with the input.
+    // We report the panic ourselves, once and with the input.
     std::panic::set_hook(Box::new(|_| ()));
     let mut met = HashSet::new();
     let mut slowest = Duration::ZERO;
@@ -113,7 +113,7 @@ fn run(job: &Job) -> Result<String, String> {
     ))
 }
 
-/// Ends the process when an input takes too long or too much.
+/// Ends the process if an input takes too much time or memory.
 fn watch(job: &Job, now: Arc<Mutex<Now>>) {
     let job =
         Job { target: job.target.clone(), seeds: PathBuf::new(), findings: job.findings.clone(), ..*job };
@@ -151,13 +151,13 @@ fn fingerprint(input: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// Of all threads; the watching one takes next to none. A busy machine does not make an input slow.
+/// CPU time of all threads; the watching thread takes almost none. Unlike wall time, it does not depend on other processes.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// A line of `/proc/self/status`; 0 where there is none.
+/// The value of a line in `/proc/self/status`; 0 if it is missing.
 fn memory_kb(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));

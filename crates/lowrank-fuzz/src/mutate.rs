@@ -1,14 +1,14 @@
-//! Inputs that are nearly right: seeds cut into words, with a few of the words changed.
+//! Makes almost valid inputs: splits a seed into words and changes a few of them.
 //!
-//! Coverage leads `cargo fuzz`; here chance does, and what the code under test is made of: JSON is parted at strings,
-//! numbers and brackets, so that most inputs get past the parser.
+//! `cargo fuzz` is guided by coverage. This mutator is random, but it knows the syntax of the inputs: it splits JSON at
+//! strings, numbers and brackets, so that most inputs get past the parser.
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 
-/// Words that have broken programs before.
+/// Words that often break programs.
 const WORDS: [&str; 40] = [
     "0",
     "-0",
@@ -53,12 +53,12 @@ const WORDS: [&str; 40] = [
 ];
 /// Longest input.
 const INPUT_BYTES_MAX: usize = 1 << 18;
-/// Inputs beyond the seeds that are kept.
+/// Largest number of interesting inputs that are kept beside the seeds.
 const KEPT_MAX: usize = 2000;
-/// Most copies of a word in a row.
+/// Largest number of copies of a word in a row.
 const COPIES_LOG_MAX: u32 = 14;
 
-/// Makes inputs out of seeds.
+/// Makes inputs from seeds.
 pub struct Mutator {
     chance: ChaCha8Rng,
     pool: Vec<Vec<u8>>,
@@ -67,13 +67,13 @@ pub struct Mutator {
 }
 
 impl Mutator {
-    /// From seeds; the same number gives the same inputs.
+    /// A mutator of these seeds; the same number gives the same inputs.
     pub fn new(seeds: Vec<Vec<u8>>, number: u64) -> Self {
         let own = WORDS.iter().map(|word| word.as_bytes().to_vec());
         let mut words: Vec<Vec<u8>> = seeds.iter().flat_map(|seed| parts(seed)).collect();
         words.sort_unstable();
         words.dedup();
-        // As often as those of the seeds, however many these are.
+        // As often as words of the seeds, however many these are.
         let own: Vec<Vec<u8>> = own.collect();
         let times = words.len() / own.len() + 1;
         words.extend(std::iter::repeat_n(own, times).flatten());
@@ -81,7 +81,7 @@ impl Mutator {
         Self { chance: ChaCha8Rng::seed_from_u64(number), seeds: pool.len(), pool, words }
     }
 
-    /// Another input.
+    /// The next input.
     pub fn input(&mut self) -> Vec<u8> {
         let base = self.pool.choose(&mut self.chance).expect("never empty").clone();
         let mut input = parts(&base);
@@ -93,7 +93,7 @@ impl Mutator {
         bytes
     }
 
-    /// Keeps an input that led somewhere new, to start from.
+    /// Keeps an input with a new outcome, as a start for further ones.
     pub fn keep(&mut self, input: Vec<u8>) {
         match self.pool.len() - self.seeds {
             kept if kept < KEPT_MAX => self.pool.push(input),
@@ -146,7 +146,7 @@ fn some(chance: &mut ChaCha8Rng, len: usize) -> Range<usize> {
     begin..len.min(begin + chance.random_range(0..=16_usize))
 }
 
-/// Strings, runs of what numbers and names are made of, and single bytes.
+/// Splits into strings, runs of characters of numbers and names, and single bytes.
 fn parts(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut parts = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! What describes weights: the safetensors header, the index, the config.
+//! Fuzz targets for the documents that describe weights: safetensors header, index, config.
 
 use crate::{refused, sign};
 use lowrank_model::{ModelConfig, names};
@@ -9,10 +9,10 @@ use lowrank_reader::index::Index;
 use safetensors::SafeTensors;
 use std::path::Path;
 
-/// Files up to here are made in memory, to be read by the format's own crate too.
+/// Files up to this length are made in memory, so that the `safetensors` crate can read them too.
 const MADE_BYTES_MAX: u64 = 1 << 20;
 
-/// A whole file, and the JSON of a header whose file is as long as the header says.
+/// The input as a whole file, and as the JSON of a header whose file has the length that the header implies.
 pub(crate) fn header(bytes: &[u8]) -> u64 {
     let path = Path::new("f.safetensors");
     let mut signs = 0;
@@ -25,7 +25,7 @@ pub(crate) fn header(bytes: &[u8]) -> u64 {
     }
     let without_data = LENGTH_BYTES + bytes.len() as u64;
     let mut file_bytes = without_data;
-    // The first tensor that is out of range says where it ends; soon the file is long enough or something else is wrong.
+    // The error for the first tensor out of range says where it ends. Lengthen the file until it fits or another error comes.
     for _ in 0..16 {
         match header::parse(path, bytes, file_bytes) {
             Err(ReadError::TruncatedShard { end_bytes, .. }) if end_bytes > file_bytes => {
@@ -40,7 +40,7 @@ pub(crate) fn header(bytes: &[u8]) -> u64 {
     signs
 }
 
-/// A file of this header.
+/// A file with this header.
 pub(crate) fn file_of(json: &[u8], file_bytes: u64) -> Vec<u8> {
     let mut file = (json.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(json);
@@ -48,7 +48,7 @@ pub(crate) fn file_of(json: &[u8], file_bytes: u64) -> Vec<u8> {
     file
 }
 
-/// What is accepted covers the file without gap and overlap, and the format's own crate accepts it too.
+/// Checks that an accepted header covers the file without gap and overlap, and that the `safetensors` crate accepts it too.
 fn of_header(found: Result<Header, ReadError>, file: &[u8]) -> u64 {
     let header = match found {
         Err(error) => return refused(&error),
@@ -76,7 +76,7 @@ fn of_header(found: Result<Header, ReadError>, file: &[u8]) -> u64 {
     sign("header") ^ ranges.len().min(8) as u64
 }
 
-/// An index.
+/// Parses an index.
 pub(crate) fn index(bytes: &[u8]) -> u64 {
     match Index::parse(Path::new("i.json"), bytes) {
         Err(error) => refused(&error),
@@ -91,7 +91,7 @@ pub(crate) fn index(bytes: &[u8]) -> u64 {
     }
 }
 
-/// `config.json`, and `params.json`.
+/// Parses `config.json` and `params.json`.
 pub(crate) fn config(bytes: &[u8]) -> u64 {
     let path = Path::new("c.json");
     of_family(family::from_hugging_face(path, bytes))

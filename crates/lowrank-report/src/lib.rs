@@ -1,8 +1,8 @@
-//! One HTML file that shows what a compression did: the last stage for people, after `compress`, `verify` and `sweep`.
+//! One HTML page that shows the result of a compression or a sweep.
 //!
-//! Reads the metadata of a finished checkpoint (`lowrank_report.json`, `lowrank_spectra.json`) and what `verify` left
-//! beside it; no weights. The page holds everything that it needs: script, style, charts and the data as JSON. It is a
-//! pure function of those documents, and loads nothing.
+//! The crate reads the metadata of a finished checkpoint (`lowrank_report.json`, `lowrank_spectra.json`) and the result of
+//! `verify` beside it, but no weights. The page contains everything that it needs: script, style, charts, and the data as
+//! JSON. It is a pure function of those documents, and loads nothing.
 //!
 //! ```text
 //! DIR/lowrank_report.json ─┐
@@ -15,13 +15,13 @@
 //! | Module | Holds |
 //! |---|---|
 //! | [`checkpoint`] | the documents of one checkpoint, and what is derived from them for the page |
-//! | [`sweep`] | the points of a sweep, and which of them no other beats |
-//! | [`cards`] | which graphics cards hold so many bytes of weights |
+//! | [`sweep`] | the points of a sweep, and their Pareto fronts |
+//! | [`cards`] | which GPUs have enough memory for the weights |
 //! | [`page`] | the HTML, filled from the assets beside this crate's sources |
-//! | [`place`] | where things lie beside a checkpoint |
+//! | [`place`] | paths of the files beside a checkpoint |
 //!
-//! Figures are drawn by Apache ECharts (`assets/README.md`). The page of a checkpoint stands beside it and not in it, because
-//! the manifest fixes every byte of the checkpoint before `verify` has run.
+//! Apache ECharts draws the figures (`assets/README.md`). The page is beside the checkpoint and not inside it, because
+//! the manifest fixes every byte of the checkpoint before `verify` runs.
 
 pub mod cards;
 pub mod checkpoint;

@@ -1,13 +1,14 @@
-//! Where things lie beside a checkpoint: `out/NAME` → `out/NAME.report.html`. Never inside: the manifest fixes what is inside.
+//! Paths of the files beside a checkpoint: `out/NAME` → `out/NAME.report.html`. They are not inside it, because the manifest
+//! fixes its content.
 
 use std::path::{Path, PathBuf};
 
-/// What `verify` leaves beside a checkpoint.
+/// Ending of the result of `verify`.
 pub const VERIFICATION: &str = "verification.json";
-/// The page.
+/// Ending of the report page.
 pub const REPORT: &str = "report.html";
 
-/// The name of a directory, also of `.` and of one that ends with `/`.
+/// The name of a directory, also for `.` and for a path that ends with `/`.
 pub fn name(dir: &Path) -> String {
     let whole = || dir.canonicalize().ok()?.file_name().map(|name| name.to_string_lossy().into_owned());
     let own = dir.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -1,4 +1,4 @@
-//! The points of a sweep, and what is derived from them for the page.
+//! The points of a sweep, and the values that the page derives from them.
 
 use crate::{ReportError, cards, place};
 use lowrank_sweep::results::rows;
@@ -9,30 +9,30 @@ use std::path::Path;
 /// Pages of compressed points, below the folder of the sweep.
 const POINTS: &str = "points";
 
-/// What the page shows of a sweep.
+/// The data of a sweep's page.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SweepPage {
     /// `sweep.json`.
     pub header: Header,
     /// `results.jsonl`.
     pub rows: Vec<Row>,
-    /// One for each row.
+    /// Derived values, one per row.
     pub derived: Vec<Derived>,
 }
 
-/// What follows from a row and its neighbours.
+/// Values derived from a row and the other rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Derived {
-    /// Memory of the smallest card that holds its weights.
+    /// Memory of the smallest GPU that holds its weights.
     pub smallest_card_gb: Option<u64>,
-    /// Whether no verified point beats it, by size and mean KL ([`mod@lowrank_sweep::front`]).
+    /// Whether it is on the Pareto front of size and mean KL ([`mod@lowrank_sweep::front`]).
     pub on_measured_front: bool,
-    /// Where its own page lies, seen from the sweep's.
+    /// Path of its own page, relative to the sweep's.
     pub page: Option<String>,
 }
 
 impl SweepPage {
-    /// Whether a folder is that of a sweep.
+    /// Whether a folder holds a sweep.
     pub fn is_there(dir: &Path) -> bool {
         dir.join(header::FILE).is_file()
     }

@@ -1,15 +1,16 @@
-//! Which points no other beats.
+//! The Pareto front of size and error.
 
-/// Sizes that differ by less than this part count as equal: budgets are met to within a step, and a point that happens to
-/// be a step smaller is no better.
+/// A point may be larger by one part in this many and still dominate another: a plan meets its budget only to within one
+/// step, and being one step smaller should not put a point on the front.
 pub const SAME_SIZE: u64 = 1000;
 
-/// For each (size, error): whether no other point beats it. A point beats another if it is no more wrong and no larger by a
-/// thousandth, and if it is less wrong or smaller. Equal points stand or fall together. Errors are not NaN.
+/// For each (size, error): whether it is on the Pareto front. A point is on the front if no other point dominates it. A point
+/// dominates another if its error is not larger, its size is at most a thousandth larger, and its error or its size is
+/// smaller. Equal points do not dominate each other. Errors must not be NaN.
 pub fn front(points: &[(u64, f64)]) -> Vec<bool> {
     let mut sorted = points.to_vec();
     sorted.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    // The least error of all points up to this one.
+    // The smallest error of all points up to this one.
     let least: Vec<f64> = sorted
         .iter()
         .scan(f64::INFINITY, |least, &(_, error)| {
@@ -38,7 +39,7 @@ mod tests {
         let points = [(10, 3.0), (20, 2.0), (20, 2.5), (15, 3.0), (30, 2.0), (20, 2.0), (40, 0.0)];
         assert_eq!(front(&points), [true, true, false, false, false, true, true]);
         assert_eq!(front(&[]), Vec::<bool>::new());
-        // A step smaller and much worse.
+        // One step smaller, but with a much larger error.
         assert_eq!(front(&[(1_000_000, 5.0), (1_000_900, 1.0), (1_002_000, 0.5)]), [false, true, true]);
     }
 

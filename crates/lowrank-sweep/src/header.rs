@@ -1,38 +1,38 @@
-//! What all points of a folder share, `sweep.json`: points that differ in it cannot be compared.
+//! `sweep.json`: what all points of a folder share. Points that differ in it cannot be compared.
 
 use crate::SweepError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// The file.
+/// Its file name.
 pub const FILE: &str = "sweep.json";
 /// Version of this document.
 pub const SWEEP_VERSION: u32 = 1;
 
-/// The document. No clock, path or host.
+/// The document. It contains no time, path or host name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// [`SWEEP_VERSION`].
     pub sweep_version: u32,
     /// `lowrank-compress`.
     pub tool: String,
-    /// Of the tool: another may measure other numbers.
+    /// Version of the tool: another version may measure other numbers.
     pub version: String,
     /// Name and files of the base, as in `lowrank_report.json`.
     pub base_model: Value,
     /// Parameters of the base.
     pub params_before: u64,
-    /// Bytes of its weights.
+    /// Bytes of the base's weights.
     pub bytes_before: u64,
-    /// What points are verified on; absent where none is compressed.
+    /// The text that points are verified on; absent if no point is compressed.
     pub verification: Option<Value>,
     /// Keys in which the points differ.
     pub axes: Vec<String>,
 }
 
 impl Header {
-    /// Reads the one in a folder; `None` if there is none.
+    /// Reads a folder's `sweep.json`; `None` if there is none.
     pub fn read(dir: &Path) -> Result<Option<Self>, SweepError> {
         let path = dir.join(FILE);
         let text = match std::fs::read(&path) {
@@ -48,7 +48,7 @@ impl Header {
         })
     }
 
-    /// Whether points of an earlier run can stand beside those to come.
+    /// Refuses a folder whose points cannot be compared with those of this run.
     pub(crate) fn check(&self, earlier: &Self, dir: &Path) -> Result<(), SweepError> {
         let files = |header: &Self| header.base_model["files"].clone();
         let other = |what| Err(SweepError::OtherSweep { dir: dir.to_owned(), what });

@@ -1,19 +1,19 @@
-//! What came of the points of a sweep: one row each, in files that are whole after any kill.
+//! The results of a sweep: one row per point, in files that stay valid after any kill.
 //!
-//! A leaf: it plans nothing and reads no checkpoint. The command fills it, the report page shows it.
+//! This crate plans nothing and reads no checkpoint. The `sweep` command adds rows, and the report page shows them.
 //!
 //! ```text
-//! DIR/sweep.json      what the points share: base, version, text of the verification
-//! DIR/results.jsonl   one row a point; the truth
-//! DIR/results.csv     the same, for spreadsheets and pandas
+//! DIR/sweep.json      what the points share: base, version, text to verify on
+//! DIR/results.jsonl   one row per point; the authoritative file
+//! DIR/results.csv     the same rows, for spreadsheets and pandas
 //! ```
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`row`] | a point: its settings, what is predicted, what was measured, how long it took |
+//! | [`row`] | a point: its settings, predicted and measured errors, and times |
 //! | [`header`] | what all points of one folder share |
-//! | [`results`] | the files, and going on after a kill |
-//! | [`mod@front`] | which points no other beats |
+//! | [`results`] | the files, and resuming after a kill |
+//! | [`mod@front`] | the Pareto front |
 
 mod error;
 pub mod front;

@@ -1,5 +1,5 @@
-//! The files of a sweep. A new row is appended; a row that changes, and the order at the end, are written beside and
-//! renamed. So after a kill there is at most one torn line, the last, and its point is done again.
+//! The result files of a sweep. A new row is appended. To change or reorder rows, both files are written under a temporary
+//! name and renamed. So after a kill at most the last line is incomplete, and its point is run again.
 
 use crate::{Header, PointId, Row, SweepError, header};
 use serde_json::Value;
@@ -8,27 +8,27 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// One row a line.
+/// One row per line.
 pub const JSONL: &str = "results.jsonl";
-/// One row a line, below a line of names.
+/// One row per line, below a line of column names.
 pub const CSV: &str = "results.csv";
-/// Held while a process sweeps.
+/// Locked while a process sweeps.
 const LOCK: &str = ".lock";
 
 /// Every row of a folder.
 #[derive(Debug)]
 pub struct Results {
     dir: PathBuf,
-    /// Names of settings, each a column of the CSV.
+    /// Names of settings; each has a column in the CSV.
     columns: Vec<&'static str>,
     rows: Vec<Row>,
     by_id: BTreeMap<PointId, usize>,
-    /// Released with its process.
+    /// The lock; it ends with the process.
     _lock: File,
 }
 
 impl Results {
-    /// Makes the folder, or goes on with it. `columns` are the names that settings may have.
+    /// Makes the folder, or resumes the sweep in it. `columns` are the names that settings may have.
     pub fn open(dir: &Path, header: &Header, columns: &[&'static str]) -> Result<Self, SweepError> {
         let io = |path: &Path, action| {
             let path = path.to_owned();
@@ -48,7 +48,7 @@ impl Results {
         match Header::read(dir)? {
             Some(earlier) => {
                 header.check(&earlier, dir)?;
-                // What was verified stays verified on that text.
+                // Points that are already verified were verified on that text.
                 header.verification = header.verification.or(earlier.verification);
             }
             None if rows.is_empty() => {}
@@ -65,12 +65,12 @@ impl Results {
         Ok(results)
     }
 
-    /// All rows: as they came, or as they were [ordered](Self::order).
+    /// All rows, in the order in which they were added, or as [`Self::order`] sorted them.
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// What is known of a point.
+    /// The row of a point.
     pub fn get(&self, id: &PointId) -> Option<&Row> {
         self.by_id.get(id).map(|&index| &self.rows[index])
     }
@@ -89,7 +89,7 @@ impl Results {
         Ok(())
     }
 
-    /// Changes rows in memory and orders them by point, then writes both files anew.
+    /// Changes rows in memory, sorts them by point number, and rewrites both files.
     pub fn order(&mut self, change: impl Fn(&mut Row)) -> Result<(), SweepError> {
         self.rows.iter_mut().for_each(change);
         self.rows.sort_by_key(|row| (row.point == 0, row.point));
@@ -103,7 +103,7 @@ impl Results {
         replace(&self.dir.join(CSV), &self.table(&self.rows.iter().collect::<Vec<_>>(), true))
     }
 
-    /// Lines of the CSV: every field but the settings, and each setting for itself.
+    /// Lines of the CSV: every field except the settings, then one column per setting.
     fn table(&self, rows: &[&Row], with_names: bool) -> Vec<u8> {
         let mut csv = csv::Writer::from_writer(Vec::new());
         let mut write = |cells: Vec<String>| csv.write_record(&cells).expect("memory does not fail");
@@ -122,7 +122,7 @@ impl Results {
     }
 }
 
-/// The rows of a folder; a last line without its end was torn by a kill and does not count.
+/// The rows of a folder. A last line without a line break was cut off by a kill and is ignored.
 pub fn rows(dir: &Path) -> Result<Vec<Row>, SweepError> {
     let path = dir.join(JSONL);
     let text = match std::fs::read(&path) {
@@ -154,7 +154,7 @@ fn fields(row: &Row) -> Vec<(String, Value)> {
     fields.into_iter().filter(|(name, _)| name != "settings").collect()
 }
 
-/// As a table program reads it: nothing for null, several values with a bar between them.
+/// A cell of the CSV: empty for null, several values separated by bars.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -170,7 +170,7 @@ fn append(path: &Path, bytes: &[u8]) -> Result<(), SweepError> {
     written.map_err(|source| SweepError::Io { path: path.to_owned(), action: "write", source })
 }
 
-/// Whole or not at all. The lock is held, so the name beside is ours.
+/// Replaces a file completely or not at all. We hold the lock, so nobody else uses the temporary name.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), SweepError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let beside = path.with_file_name(format!(".{name}.partial"));
@@ -284,7 +284,7 @@ mod tests {
             let refused = Results::open(dir.path(), &other, &[]).unwrap_err().to_string();
             assert!(refused.contains(word), "{refused}");
         }
-        // A first verification may follow plans.
+        // A folder with plans alone accepts a verification.
         drop(Results::open(dir.path(), &Header { verification: verified("a"), ..header() }, &[]).unwrap());
         let other = Header { verification: verified("b"), ..header() };
         let refused = Results::open(dir.path(), &other, &[]).unwrap_err().to_string();

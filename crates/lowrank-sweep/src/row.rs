@@ -1,10 +1,10 @@
-//! One point of a sweep. Flat, so that a table program opens it.
+//! One point of a sweep (one combination of settings). The row is flat, so that spreadsheets and pandas can read it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// What a point is known by: its content, so that a sweep that is changed and run again finds what it has done.
+/// Identifies a point by its settings, so that a changed sweep recognises the points that it has already run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PointId(String);
@@ -13,12 +13,12 @@ pub struct PointId(String);
 const ID_DIGITS: usize = 12;
 
 impl PointId {
-    /// Of everything that decides what comes of the point.
+    /// The id of everything that decides the point's result.
     pub fn of(content: &Value) -> Self {
         Self(blake3::hash(content.to_string().as_bytes()).to_hex()[..ID_DIGITS].to_owned())
     }
 
-    /// As a file is named by it.
+    /// As text, for file names.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -30,15 +30,15 @@ impl fmt::Display for PointId {
     }
 }
 
-/// How far a point has come.
+/// State of a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Ranks were chosen.
     Planned,
-    /// It was compressed, and measured on a text.
+    /// It was compressed, and verified on a text.
     Verified,
-    /// See its error.
+    /// It failed; the row has the error.
     Failed,
 }
 
@@ -53,48 +53,48 @@ impl Status {
     }
 }
 
-/// A point and what is known of it. What is absent was not done, or did not succeed.
+/// A point and its results. A field is absent if its step was not run, or failed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Its number in the config, from 1; 0 if the config no longer has it.
     pub point: usize,
-    /// By content.
+    /// Hash of the settings.
     pub id: PointId,
-    /// How far it has come.
+    /// State of the point.
     pub status: Status,
-    /// One line, if it failed.
+    /// One line, if the point failed.
     pub error: Option<String>,
-    /// What the config says of it, under the names of flags.
+    /// Its settings in the config, under the names of flags.
     pub settings: Map<String, Value>,
-    /// Parameters that are left.
+    /// Parameters after compression.
     pub params: Option<u64>,
-    /// Parameters that went.
+    /// Parameters that were removed.
     pub removed_params: Option<u64>,
-    /// Bytes of weights that are left.
+    /// Bytes of weights after compression.
     pub bytes: Option<u64>,
     /// Expert matrices that were factored.
     pub factored: Option<usize>,
     /// Expert matrices that stay dense.
     pub dense: Option<usize>,
-    /// In what the predicted error is counted. Only points that share this can be compared by it.
+    /// What the predicted error is counted in. Predicted errors can be compared only between points with the same scale.
     pub scale: Option<String>,
     /// Σ s·‖W − Ŵ‖² over the matrices.
     pub predicted_error: Option<f64>,
-    /// No plan of this size can be below.
+    /// No plan of this size can have a smaller predicted error.
     pub lower_bound: Option<f64>,
     /// (predicted error − lower bound) / lower bound.
     pub duality_gap: Option<f64>,
-    /// Whether no point of the same scale beats it, by size and predicted error ([`mod@crate::front`]).
+    /// Whether it is on the Pareto front of size and predicted error of its scale ([`mod@crate::front`]).
     pub on_front: bool,
     /// Mean KL(original ‖ compressed), nats per token.
     pub mean_kl: Option<f64>,
     /// Its standard error.
     pub mean_kl_error: Option<f64>,
-    /// Of the original.
+    /// Perplexity of the original.
     pub perplexity_original: Option<f64>,
-    /// Of the compressed.
+    /// Perplexity of the compressed model.
     pub perplexity: Option<f64>,
-    /// Compressed over original.
+    /// Perplexity of the compressed model divided by that of the original.
     pub perplexity_ratio: Option<f64>,
     /// Its standard error.
     pub perplexity_ratio_error: Option<f64>,
@@ -102,16 +102,16 @@ pub struct Row {
     pub top1_agreement: Option<f64>,
     /// Its standard error.
     pub top1_error: Option<f64>,
-    /// Wall time of choosing the ranks; points that share the costly part share its time.
+    /// Wall time of planning. Points that share the expensive part share its time.
     pub plan_seconds: Option<f64>,
-    /// Wall time of compressing; absent if it was finished before a kill.
+    /// Wall time of compressing; absent if a killed run had already finished it.
     pub compress_seconds: Option<f64>,
     /// Wall time of verifying.
     pub verify_seconds: Option<f64>,
 }
 
 impl Row {
-    /// A point of which nothing is known yet.
+    /// A point without results.
     pub fn new(point: usize, id: PointId, settings: Map<String, Value>) -> Self {
         Self {
             point,
@@ -143,7 +143,7 @@ impl Row {
         }
     }
 
-    /// The same point, failed.
+    /// The same point, marked as failed.
     #[must_use]
     pub fn failed(self, error: String) -> Self {
         Self { status: Status::Failed, error: Some(error), ..self }
