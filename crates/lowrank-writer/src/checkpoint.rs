@@ -1,4 +1,4 @@
-//! [`CheckpointWriter`]: tensors in any order from any thread, then one publication.
+//! [`CheckpointWriter`] takes tensors in any order from any thread, and then publishes the checkpoint in one step.
 
 use crate::{
     Documents, ShardLayout, WriteError, check_space,
@@ -25,23 +25,23 @@ use std::{
     },
 };
 
-/// A checkpoint that grows in a hidden sibling of its final name.
+/// A checkpoint that is written in a hidden directory beside its final name.
 #[derive(Debug)]
 pub struct CheckpointWriter {
     staging: StagingDir,
     layout: ShardLayout,
-    /// Claimed by the thread that writes it; every tensor of the layout has an entry.
+    /// Whether a thread has begun to write the tensor; every tensor of the layout has an entry.
     written: BTreeMap<String, AtomicBool>,
-    /// Tensors that a shard still lacks; every shard of the layout has an entry.
+    /// Number of tensors that a shard still lacks; every shard of the layout has an entry.
     lacking: BTreeMap<String, AtomicUsize>,
-    /// Shards that lack nothing, hashed by the thread that completed them while their bytes are in memory.
+    /// Hashes of complete shards. The thread that completes a shard hashes it, while its bytes are still in memory.
     complete: Mutex<BTreeMap<String, ManifestFile>>,
 }
 
-/// What now lies at the output, counted from the headers that were written.
+/// The published output, counted from the headers that were written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Published {
-    /// The output.
+    /// Its path.
     pub path: PathBuf,
     /// Stored parameters.
     pub params: u64,
@@ -51,12 +51,12 @@ pub struct Published {
     pub shards: usize,
 }
 
-/// What a tensor of the output holds.
+/// Kind of content of an output tensor.
 #[derive(Debug, Clone, Copy)]
 pub enum Content<'a> {
-    /// Numbers of the model.
+    /// Weights of the model.
     Weights(&'a Tensor),
-    /// The index of a pivoted matrix.
+    /// Index of a pivoted matrix.
     Order(&'a PivotOrder),
 }
 
@@ -84,12 +84,12 @@ impl Content<'_> {
 }
 
 impl CheckpointWriter {
-    /// Refuses an output that exists or a disk that is too full, then makes the shards at full length, headers included.
+    /// Creates the shards at full length, headers included. Refuses an output that exists and a disk without enough space.
     pub fn create(out: &Path, layout: ShardLayout) -> Result<Self, WriteError> {
         Self::grow(StagingDir::create(out)?, layout)
     }
 
-    /// Goes on in a directory that may hold work of an earlier run of the same job.
+    /// As [`CheckpointWriter::create`], in a directory that may hold work of an earlier run of the same job.
     pub fn grow(staging: StagingDir, layout: ShardLayout) -> Result<Self, WriteError> {
         let is_shard = |name: &str| layout.shards().iter().any(|shard| shard.name == name);
         staging.settle(&fingerprint(&layout), is_shard)?;
@@ -112,7 +112,7 @@ impl CheckpointWriter {
         Ok(Self { staging, layout, written, lacking, complete: Mutex::default() })
     }
 
-    /// Leaves the unfinished directory in place if this is dropped before [`CheckpointWriter::finish`] is done.
+    /// Keeps the unfinished directory if this value is dropped before [`CheckpointWriter::finish`] returns.
     pub fn keep(&mut self) {
         self.staging.keep();
     }
@@ -127,8 +127,8 @@ impl CheckpointWriter {
         self.staging.resumable()
     }
 
-    /// What an earlier run of this job noted with this unit, if the bytes that it wrote are still those it wrote.
-    /// Then its tensors count as written.
+    /// The note that an earlier run of this job stored with this unit, if the bytes on disk are still the ones it wrote.
+    /// The unit's tensors then count as written.
     pub fn finished(&self, unit: &str) -> Result<Option<&str>, WriteError> {
         let Some(unit) = self.staging.unit(unit) else { return Ok(None) };
         for WrittenTensor { name, blake3 } in &unit.tensors {
@@ -149,7 +149,7 @@ impl CheckpointWriter {
         Ok(Some(&unit.note))
     }
 
-    /// What lies in the place of a tensor.
+    /// The bytes on disk at the place of a tensor.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, WriteError> {
         let (shard, placed) =
             self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
@@ -161,7 +161,7 @@ impl CheckpointWriter {
         Ok(bytes)
     }
 
-    /// Writes tensors that belong together, and only then notes them as finished.
+    /// Writes tensors that belong together, and then records them as finished.
     pub fn write_unit(
         &self,
         unit: &str,
@@ -180,7 +180,7 @@ impl CheckpointWriter {
         tensors.iter().try_for_each(|(name, _)| self.arrived(name))
     }
 
-    /// The bytes of a tensor are where they belong. Whoever brings the last of a shard hashes it.
+    /// Marks a tensor as written. The thread that writes the last tensor of a shard hashes the shard.
     fn arrived(&self, name: &str) -> Result<(), WriteError> {
         let (shard, _) =
             self.layout.find(name).ok_or_else(|| WriteError::UnknownTensor { name: name.into() })?;
@@ -192,24 +192,24 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Begins a tensor that is handed over block by block. It is noted nowhere: to copy a tensor again is cheaper than to
-    /// look whether an earlier run's copy is whole.
+    /// Begins a tensor that is written block by block. The journal does not record it: copying a tensor again costs less than
+    /// checking whether an earlier run's copy is complete.
     pub fn begin(&self, name: &str, dtype: ElementType, shape: &[usize]) -> Result<Growing<'_>, WriteError> {
         let (file, path, begin, end) = self.open(name, dtype, shape)?;
         Ok(Growing { writer: self, name: name.to_owned(), file, path, at: begin, end })
     }
 
-    /// Where every tensor goes.
+    /// The place of every tensor.
     pub fn layout(&self) -> &ShardLayout {
         &self.layout
     }
 
-    /// The directory in which the output grows.
+    /// The directory in which the output is written.
     pub fn staging(&self) -> &Path {
         self.staging.path()
     }
 
-    /// Writes one tensor of the layout to its place. From any thread, in any order, once each.
+    /// Writes one tensor of the layout to its place. Threads may write tensors in any order, but each tensor only once.
     pub fn write(&self, name: &str, tensor: &Tensor) -> Result<(), WriteError> {
         self.write_content(name, Content::Weights(tensor))?;
         self.arrived(name)
@@ -220,7 +220,7 @@ impl CheckpointWriter {
         put(&file, &path, &content.bytes(), begin)
     }
 
-    /// The file of a tensor, open for writing, with its path and where in it the tensor begins and ends. Once each.
+    /// The file of a tensor, open for writing, with its path and the tensor's range of bytes. Once per tensor.
     fn open(
         &self,
         name: &str,
@@ -231,7 +231,7 @@ impl CheckpointWriter {
         if self.written[name].swap(true, Ordering::AcqRel) {
             return Err(WriteError::WrittenTwice { name: name.into() });
         }
-        // Opened for each tensor: no limit on open files is met, however many shards there are.
+        // Opened for each tensor, so that the number of shards never reaches the limit on open files.
         let path = self.staging.path().join(&shard.name);
         let file = OpenOptions::new().write(true).open(&path).map_err(WriteError::io(&path, "open"))?;
         let header = shard.header.len() as u64;
@@ -260,7 +260,7 @@ impl CheckpointWriter {
         Ok((shard, placed))
     }
 
-    /// Proves that all is there, adds the documents, and publishes. Until the last step nothing is at the output.
+    /// Checks that every tensor is written, adds the documents, and publishes. Until the last step the output does not exist.
     pub fn finish(self, documents: Documents) -> Result<Published, WriteError> {
         let Self { staging, layout, written, complete, .. } = self;
         let mut missing = written.iter().filter(|(_, done)| !done.load(Ordering::Acquire));
@@ -279,7 +279,7 @@ impl CheckpointWriter {
         }
         staging.write_file(Path::new(format::INDEX_FILE), &mut layout.index_json().as_slice())?;
         documents.write(&staging)?;
-        // The disk and the processor at once.
+        // Flush and hash at the same time: one uses the disk, the other the processor.
         let (flushed, manifest) = std::thread::scope(|scope| {
             let flushing = scope.spawn(|| flush(&staging, &layout));
             let complete = complete.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -294,14 +294,14 @@ impl CheckpointWriter {
     }
 }
 
-/// A tensor on its way to its place.
+/// A tensor that is being written block by block.
 #[derive(Debug)]
 pub struct Growing<'a> {
     writer: &'a CheckpointWriter,
     name: String,
     file: File,
     path: PathBuf,
-    /// In the file.
+    /// Position in the file.
     at: u64,
     end: u64,
 }
@@ -317,7 +317,7 @@ impl Growing<'_> {
         Ok(())
     }
 
-    /// All is there.
+    /// Ends the tensor; all its bytes must be written.
     pub fn finish(self) -> Result<(), WriteError> {
         if self.at != self.end {
             return Err(WriteError::Length { name: self.name });
@@ -329,8 +329,8 @@ impl Growing<'_> {
 fn put(file: &File, path: &Path, bytes: &[u8], offset: u64) -> Result<(), WriteError> {
     failpoint::hit().map_err(WriteError::io(path, "write"))?;
     file.write_all_at(bytes, offset).map_err(WriteError::io(path, "write"))?;
-    // Linux begins to write back what it is told to drop, so the last flush has little left to wait for. What is still on
-    // its way stays in memory, where it is hashed. Advice: no harm where it is not taken.
+    // Linux begins to write back a range that it is advised to drop, so the last flush has little left to write. Until it is
+    // written, the range stays in memory, where it is hashed. A system that ignores this advice does no harm.
     let _ = rustix::fs::fadvise(file, offset, NonZeroU64::new(bytes.len() as u64), Advice::DontNeed);
     Ok(())
 }
@@ -344,7 +344,7 @@ fn flush(staging: &StagingDir, layout: &ShardLayout) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Which bytes go where.
+/// Hash of the layout: of the place of every byte.
 fn fingerprint(layout: &ShardLayout) -> String {
     let mut hasher = blake3::Hasher::new();
     for shard in layout.shards() {

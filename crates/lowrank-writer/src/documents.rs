@@ -1,4 +1,4 @@
-//! Everything beside the shards: config, code, report, card, and what is copied verbatim from the base.
+//! All files except shards and index: config, code, report, card, and files copied unchanged from the base.
 
 use crate::figures::{self, Figure};
 use crate::{Card, Report, WriteError, config, staging::StagingDir};
@@ -22,7 +22,7 @@ pub const MODELING_FILE: &str = "modeling_lowrank_mixtral.py";
 /// The model card.
 pub const CARD_FILE: &str = "README.md";
 
-/// The files of a checkpoint that are no shards and no index.
+/// The files of a checkpoint except shards and index.
 #[derive(Debug, Clone, Default)]
 pub struct Documents {
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -31,9 +31,9 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// Of a factored checkpoint: config with ranks, the two Python files, report, card with its figures, and the thinned
-    /// spectra where they are known. The sizes that the report
-    /// states are promised: [`crate::CheckpointWriter::finish`] fails if the written headers say otherwise.
+    /// The files of a factored checkpoint: config with ranks, the two Python files, report, card with its figures, and a
+    /// selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
+    /// differ from the sizes in the report.
     pub fn factored(
         base_config: &Value,
         ranks: &BTreeMap<MatrixId, usize>,
@@ -62,7 +62,7 @@ impl Documents {
             .map(|documents| documents.promising(report.after))
     }
 
-    /// Of a dense checkpoint made from factors: a plain Mixtral config, and a card that says where it comes from.
+    /// The files of a dense checkpoint made from factors: a plain Mixtral config, and a card that names the base.
     pub fn dense(base_config: &Value, dtype: Dtype, card: &Card<'_>) -> Result<Self, WriteError> {
         Self::default()
             .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, dtype)?))?
@@ -83,7 +83,7 @@ impl Documents {
         Ok(self)
     }
 
-    /// Copies files verbatim from `dir`, under the same relative names.
+    /// Copies files unchanged from `dir`, under the same relative names.
     pub fn with_companions(mut self, dir: &Path, names: &[PathBuf]) -> Result<Self, WriteError> {
         for name in names {
             if self.files.contains_key(name) || self.companions.contains_key(name) {
@@ -94,7 +94,7 @@ impl Documents {
         Ok(self)
     }
 
-    /// States the size that the written headers must add up to.
+    /// Sets the size that the written headers must add up to.
     pub fn promising(mut self, size: Size) -> Self {
         self.promised = Some(size);
         self
@@ -112,7 +112,7 @@ impl Documents {
     }
 }
 
-/// JSON as people read it, with a final newline.
+/// Indented JSON with a final newline.
 pub(crate) fn pretty(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("string keys and finite depth always serialise");
     text.push(b'\n');

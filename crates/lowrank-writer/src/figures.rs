@@ -1,10 +1,10 @@
-//! The figures that the model card embeds: SVG files beside it, a pure function of the report and the thinned spectra.
+//! The figures of the model card: SVG files beside it, a pure function of the report and the selected singular values.
 //!
 //! | File | Shows |
 //! |---|---|
 //! | [`RANKS_FILE`] | the rank of every expert matrix, layer × expert, one panel per projection |
-//! | [`ERRORS_FILE`] | its relative error, in the same places |
-//! | [`SPECTRA_FILE`] | σᵢ/σ₁ on logarithmic axes, a line per layer, a dot where it was cut |
+//! | [`ERRORS_FILE`] | the relative error of every expert matrix, arranged in the same way |
+//! | [`SPECTRA_FILE`] | σᵢ/σ₁ on logarithmic axes, one line per layer, a dot at the chosen rank |
 
 use crate::report::{MatrixReport, Report};
 use lowrank_model::{MatrixId, Projection, SpectrumCurves};
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 pub const RANKS_FILE: &str = "lowrank_ranks.svg";
 /// Relative errors.
 pub const ERRORS_FILE: &str = "lowrank_errors.svg";
-/// Spectra with their cuts.
+/// Spectra with the chosen ranks.
 pub const SPECTRA_FILE: &str = "lowrank_spectra.svg";
 
 const WIDTH_PX: u32 = 960;
@@ -32,13 +32,13 @@ type Drawn = Result<(), DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBack
 pub struct Figure {
     /// Its name beside the card.
     pub file: &'static str,
-    /// What it shows, in a few words.
+    /// Its caption.
     pub caption: &'static str,
     /// Its content.
     pub svg: String,
 }
 
-/// Every figure that can be drawn.
+/// All figures for which there is data.
 pub fn all(report: &Report, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
     let mut all = vec![
         Figure { file: RANKS_FILE, caption: "Rank of every expert matrix", svg: ranks(report) },
@@ -51,7 +51,7 @@ pub fn all(report: &Report, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
     all
 }
 
-/// What a panel is called.
+/// Title of a panel.
 pub const fn title(projection: Projection) -> &'static str {
     match projection {
         Projection::W1 => "w1 (gate)",
@@ -138,7 +138,7 @@ fn heat_map(
     })
 }
 
-/// A bar of colours with its ends written out, and the colour of dense matrices.
+/// The colour key: a bar with labels at its ends, and the colour of dense matrices.
 fn key(area: &Area<'_>, name: &str, ends: Option<(String, String)>) -> Drawn {
     const STEPS: i32 = 48;
     let text = |words: &str, at: (i32, i32)| Text::new(words.to_owned(), at, (FONT, 15));
@@ -232,7 +232,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[(values.len() - 1) / 2]
 }
 
-/// The curve's height at `x`, straight between neighbours on logarithmic axes.
+/// The curve's height at `x`, interpolated linearly on logarithmic axes.
 fn at(points: &[(f64, f64)], x: f64) -> f64 {
     let after = points.partition_point(|&(index, _)| index < x).clamp(1, points.len().max(2) - 1);
     match (points.get(after - 1), points.get(after)) {

@@ -1,8 +1,9 @@
-//! What an unfinished run has finished, so that another can go on: one line per record, appended, never rewritten.
+//! The journal records the finished work of a run, so that another run can resume it. Records are lines that are appended
+//! and never rewritten.
 //!
-//! A line is `BLAKE3 JSON`, the hash being that of the JSON. Reading ends at the first line that does not hold: a line
-//! torn by a kill, and whatever follows it, never happened. Nothing is flushed to disk here, because nothing is believed
-//! without a look at the bytes it speaks of: after a power cut the worst is work done twice.
+//! A line is `BLAKE3 JSON`, with the hash of the JSON. Reading stops at the first invalid line: a line that a kill cut off,
+//! and everything after it, is ignored. The journal is not flushed to disk. A record counts only if the bytes that it
+//! describes are on disk, so after a power cut the worst case is that some work is repeated.
 
 use crate::WriteError;
 use lowrank_failpoint as failpoint;
@@ -14,27 +15,27 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Content of everything that decides the bytes of an output, as a hash. Two runs with the same key may share work.
+/// Hash of everything that decides the bytes of an output. Two runs with the same key may share work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobKey(String);
 
 impl JobKey {
-    /// The key of a job that is described by this value.
+    /// The key of the job that this value describes.
     pub fn of(description: &impl Serialize) -> Self {
         let text = serde_json::to_vec(description).expect("string keys and finite depth always serialise");
         Self(blake3::hash(&text).to_hex().to_string())
     }
 }
 
-/// A tensor that lies in its shard.
+/// A tensor that is written to its shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WrittenTensor {
     pub(crate) name: String,
     pub(crate) blake3: String,
 }
 
-/// Tensors that are made and written together, and what else is known of them.
+/// Tensors that are computed and written together, and a note about them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unit {
     pub(crate) name: String,
@@ -45,11 +46,11 @@ pub(crate) struct Unit {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Record {
-    /// Whose work it is. Without this line, wherever it stands, it is nobody's.
+    /// The job that the work belongs to. Without this line, at any position, the work belongs to no job.
     Job(JobKey),
-    /// Which bytes go where; known once the plan is.
+    /// Hash of the layout of the shards, known as soon as the plan is.
     Layout(String),
-    /// Anything else worth keeping.
+    /// Any other result to keep.
     Note {
         name: String,
         text: String,
@@ -57,7 +58,7 @@ enum Record {
     Unit(Unit),
 }
 
-/// What a journal holds.
+/// Content of a journal.
 #[derive(Debug, Default)]
 pub struct Finished {
     pub(crate) key: Option<JobKey>,
@@ -69,7 +70,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// Reads as far as lines hold; an absent journal is an empty one.
+    /// Reads up to the first invalid line; a missing journal is empty.
     pub(crate) fn read(path: &Path) -> Result<Self, WriteError> {
         let bytes = match fs::read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
@@ -78,7 +79,7 @@ impl Finished {
         Ok(Self::parse(&bytes))
     }
 
-    /// Takes the lines that hold, up to the first that does not.
+    /// Parses the valid lines, up to the first invalid one.
     pub fn parse(bytes: &[u8]) -> Self {
         let mut finished = Self::default();
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
@@ -116,7 +117,7 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Goes on after the last line that holds.
+    /// Continues after the last valid line.
     pub(crate) fn append_to(path: PathBuf, finished: &Finished) -> Result<Self, WriteError> {
         let file = OpenOptions::new()
             .create(true)
@@ -133,7 +134,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether it says whose work it holds.
+    /// Whether it names the job that the work belongs to.
     pub(crate) fn is_named(&self) -> bool {
         self.named.load(Ordering::Acquire)
     }
@@ -158,7 +159,7 @@ impl Journal {
     }
 }
 
-/// In halves, so that a test can tear a line. Outside of tests one more system call per matrix is nothing.
+/// Writes a line in two halves, so that a test can kill the run between them. One more system call per matrix costs nothing.
 fn write_in_two(file: &mut File, line: &[u8]) -> io::Result<()> {
     let (head, tail) = line.split_at(line.len() / 2);
     failpoint::hit()?;

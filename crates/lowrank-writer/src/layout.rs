@@ -1,7 +1,7 @@
-//! Which tensor goes where: shards, their exact headers, and the index. A pure value; nothing is written here.
+//! The place of every tensor: shards, their exact headers, and the index. A pure value; this module writes nothing.
 //!
 //! A shard is `[header length: u64 LE][header: JSON, padded with spaces to 8 bytes][data]`, and holds
-//! `{"format":"pt"}` as its only metadata. Bytes follow from the list of tensors alone.
+//! `{"format":"pt"}` as its only metadata. The list of tensors determines every byte.
 
 use crate::WriteError;
 use lowrank_model::{ElementType, format, plan::Size};
@@ -30,10 +30,10 @@ impl OutputTensor {
     }
 }
 
-/// A tensor at its place in a shard.
+/// A tensor and its place in a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedTensor {
-    /// What it is.
+    /// The tensor.
     pub tensor: OutputTensor,
     /// First byte, counted from the start of the data.
     pub begin: u64,
@@ -64,7 +64,7 @@ impl Shard {
     }
 }
 
-/// Where every tensor of a checkpoint will lie.
+/// The place of every tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardLayout {
     shards: Vec<Shard>,
@@ -90,7 +90,7 @@ impl ShardLayout {
             if tensor.name.is_empty() || tensor.name == "__metadata__" {
                 return Err(WriteError::TensorName { name: tensor.name });
             }
-            // With the whole countable, no sum below can overflow.
+            // If the total does not overflow, no sum below does.
             let counted = tensor.bytes().and_then(|bytes| Some((bytes, total.checked_add(bytes)?)));
             let Some((bytes, new_total)) = counted.filter(|&(_, total)| total <= i64::MAX as u64) else {
                 return Err(WriteError::Overflow { name: tensor.name, shape: tensor.shape });
@@ -140,7 +140,7 @@ impl ShardLayout {
         Some((shard, &shard.tensors[tensor]))
     }
 
-    /// Parameters and bytes of all tensors. An index is bytes only.
+    /// Parameters and bytes of all tensors. The index of a pivoted matrix counts only as bytes.
     pub fn size(&self) -> Size {
         let placed = || self.shards.iter().flat_map(|shard| &shard.tensors);
         Size {

@@ -1,8 +1,8 @@
-//! Writes a checkpoint that `from_pretrained` opens, and shows it only when it is whole.
+//! Writes a checkpoint that `from_pretrained` opens, and publishes it only when it is complete.
 //!
-//! Stands after the factorisation: it takes tensors (factors `u [m, r]`, `v [r, n]`, and untouched ones as bytes) and
-//! leaves a directory. It knows nothing of how they were made, and never reads a checkpoint: the reader is another crate,
-//! so that a shared mistake cannot hide itself.
+//! It takes tensors (factors `u [m, r]`, `v [r, n]`, and untouched ones as bytes) and writes a directory. It does not depend
+//! on how the tensors were made, and never reads a checkpoint: the reader is another crate, so that a mistake here is not
+//! repeated, and thereby hidden, when the output is read.
 //!
 //! ```text
 //! Vec<OutputTensor> ─ ShardLayout::new ─► ShardLayout        a value: every byte offset, before any byte is written
@@ -14,9 +14,9 @@
 //!
 //! | Module | Holds |
 //! |---|---|
-//! | [`layout`] | which tensor goes where: shards, headers, index |
+//! | [`layout`] | the place of every tensor: shards, headers, index |
 //! | [`staging`] | the hidden sibling directory, its lock, free space, the rename |
-//! | [`journal`] | what an unfinished run has finished, so that another can go on |
+//! | [`journal`] | the finished work of a run, so that another run can resume it |
 //! | [`manifest`] | `lowrank_manifest.json` |
 //! | [`checkpoint`] | [`CheckpointWriter`] |
 //! | [`recount`] | the written headers, read back from disk |

@@ -1,4 +1,4 @@
-//! `lowrank_manifest.json`: length and BLAKE3 of every other file of the output, taken from what lies on disk.
+//! `lowrank_manifest.json`: length and BLAKE3 hash of every other file of the output, computed from the files on disk.
 
 use crate::WriteError;
 use rayon::prelude::*;
@@ -22,7 +22,7 @@ pub struct Manifest {
 /// One file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestFile {
-    /// Relative, with `/`.
+    /// Path relative to the output, with `/`.
     pub name: String,
     /// Length.
     pub bytes: u64,
@@ -31,12 +31,12 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
-    /// Reads and hashes all files under a directory, several at once, but not its manifest.
+    /// Reads and hashes all files under a directory except its manifest, several at once.
     pub fn of(dir: &Path) -> Result<Self, WriteError> {
         Self::beyond(dir, &BTreeMap::new())
     }
 
-    /// As [`Manifest::of`], but files that were hashed since they were finished are not read again.
+    /// As [`Manifest::of`], but does not read files again that were hashed after they were finished.
     pub(crate) fn beyond(dir: &Path, known: &BTreeMap<String, ManifestFile>) -> Result<Self, WriteError> {
         let mut names = Vec::new();
         collect(dir, "", &mut names)?;

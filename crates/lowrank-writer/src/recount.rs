@@ -1,7 +1,7 @@
-//! The second half of the pair: what was written is read back from disk and counted, before anything is published.
+//! Reads the written headers back from disk and counts them, before anything is published.
 //!
-//! The first half is [`ShardLayout`], which decided what to write. This half believes nothing of it but file names: it
-//! parses the headers on disk on its own and compares.
+//! [`ShardLayout`] decided what to write. This module takes nothing from it except file names: it parses the headers on disk
+//! with its own code, and compares.
 
 use crate::{ShardLayout, WriteError, layout::Shard};
 use lowrank_model::plan::Size;
@@ -58,7 +58,7 @@ fn recount_shard(path: &Path, shard: &Shard) -> Result<Size, WriteError> {
         if !same || end - begin != params * placed.tensor.dtype.size_bytes() {
             return Err(differs(format!("`{name}` is {dtype} {shape:?} at {begin}..{end}")));
         }
-        // Integers are an index: bytes, but no parameters.
+        // Integers are the index of a pivoted matrix: they count as bytes but not as parameters.
         if dtype != "I64" {
             size.params += params;
         }

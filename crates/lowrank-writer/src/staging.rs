@@ -1,11 +1,11 @@
-//! The hidden sibling directory in which a checkpoint grows, and the one rename that shows it.
+//! The hidden directory in which a checkpoint is written, and the one rename that publishes it.
 //!
-//! `NAME` grows in `.NAME.lowrank-partial` beside it: the same file system, so the last step is a rename, and a reader
-//! sees either nothing or everything. The directory itself carries an advisory lock: of two processes that write the
+//! The output `NAME` is written in `.NAME.lowrank-partial` beside it. That is on the same file system, so the last step is a
+//! rename, and a reader sees either nothing or everything. The directory has an advisory lock: if two processes write the
 //! same output, the second is refused.
 //!
 //! ```text
-//! .NAME.lowrank-partial/journal   what is finished, and of which job
+//! .NAME.lowrank-partial/journal   the finished work, and the job that it belongs to
 //! .NAME.lowrank-partial/out/      becomes NAME
 //! ```
 
@@ -27,10 +27,10 @@ use std::{
     },
 };
 
-/// Free space asked for beyond the shards: documents, tokenizer, directory blocks.
+/// Free space needed in addition to the shards: for documents, tokenizer, directory blocks.
 pub const SPACE_SLACK_BYTES: u64 = 32 << 20;
 
-/// Refuses an output that exists, or cannot: to be asked before hours of work.
+/// Refuses an output that exists or whose parent directory does not. Called before hours of work.
 pub fn check_out(out: &Path) -> Result<(), WriteError> {
     let (parent, _) = split(out)?;
     if fs::symlink_metadata(out).is_ok() {
@@ -46,7 +46,7 @@ pub fn check_out(out: &Path) -> Result<(), WriteError> {
 pub fn check_space(parent: &Path, bytes: u64) -> Result<(), WriteError> {
     let stat = rustix::fs::statvfs(parent)
         .map_err(|errno| WriteError::io(parent, "ask for free space")(errno.into()))?;
-    // Some network file systems do not say.
+    // Some network file systems do not report their free space.
     if stat.f_blocks == 0 {
         return Ok(());
     }
@@ -72,33 +72,33 @@ fn split(out: &Path) -> Result<(PathBuf, String), WriteError> {
 const JOURNAL: &str = "journal";
 const CONTENT: &str = "out";
 
-/// A directory that grows out of sight. Dropped before [`StagingDir::publish`], it is removed, unless it belongs to a
-/// job of which something is finished.
+/// A hidden directory that becomes the output. If it is dropped before [`StagingDir::publish`], it is removed, unless it
+/// holds finished work of a job.
 #[derive(Debug)]
 pub struct StagingDir {
     out: PathBuf,
     parent: PathBuf,
-    /// The hidden sibling.
+    /// The hidden directory beside the output.
     partial: PathBuf,
-    /// What will be renamed.
+    /// The directory inside it that will be renamed to the output.
     content: PathBuf,
-    /// Held on the hidden sibling.
+    /// The lock on the hidden directory.
     lock: File,
     on_drop: OnDrop,
-    /// Absent: nobody will go on from here.
+    /// Absent if no later run may resume from here.
     journal: Option<Arc<Journal>>,
-    /// By an earlier run of the same job.
+    /// Work that an earlier run of the same job finished.
     finished: Finished,
-    /// By this run.
+    /// Whether this run has recorded anything.
     anything_new: AtomicBool,
 }
 
-/// Says whose work a staging directory holds.
+/// Records the job that a staging directory belongs to.
 #[derive(Debug)]
 pub struct Naming(Option<Arc<Journal>>);
 
 impl Naming {
-    /// From here on another run of this job can go on.
+    /// Records the job. From now on another run of this job can resume the work.
     pub fn job(self, key: &JobKey) -> Result<(), WriteError> {
         self.0.map_or(Ok(()), |journal| journal.job(key))
     }
@@ -114,21 +114,21 @@ enum OnDrop {
 /// What to do with the work of an earlier run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Leftover {
-    /// Go on from it if it belongs to the same job, else refuse.
+    /// Resume it if it belongs to the same job, otherwise refuse.
     #[default]
     Resume,
-    /// Begin anew.
+    /// Discard it and start from the beginning.
     Discard,
 }
 
 impl StagingDir {
-    /// Where the output grows.
+    /// The directory in which the output is written.
     pub fn path_for(out: &Path) -> Result<PathBuf, WriteError> {
         let (parent, name) = split(out)?;
         Ok(parent.join(format!(".{name}.lowrank-partial")))
     }
 
-    /// For work that nobody goes on from: takes the lock and empties the directory of what a killed run left behind,
+    /// Opens the directory for work that no later run resumes. Takes the lock, and removes what a killed run left behind,
     /// unless that is a job that can be resumed.
     pub fn create(out: &Path) -> Result<Self, WriteError> {
         let staging = Self::lock(out)?;
@@ -138,8 +138,9 @@ impl StagingDir {
         staging.emptied()
     }
 
-    /// For a job that another run may go on from, or that goes on itself. `key` may take long to find and is asked for
-    /// only if there is a job to compare it with; otherwise nobody can go on from here before [`StagingDir::naming`].
+    /// Opens the directory for a job that resumes earlier work, or that a later run may resume. Computing `key` may take long,
+    /// so it is called only if there is a job to compare with. Otherwise the work can be resumed only after
+    /// [`StagingDir::naming`].
     pub fn for_job<E: From<WriteError>>(
         out: &Path,
         leftover: Leftover,
@@ -167,7 +168,7 @@ impl StagingDir {
         Ok(staging)
     }
 
-    /// For saying whose work this is once that is known, from any thread.
+    /// A handle by which any thread can record the job as soon as its key is known.
     pub fn naming(&self) -> Naming {
         Naming(self.journal.clone())
     }
@@ -180,7 +181,7 @@ impl StagingDir {
         Ok(self)
     }
 
-    /// Makes or finds the directory and takes its lock; what lies in it stays.
+    /// Makes or finds the directory and takes its lock; keeps its content.
     fn lock(out: &Path) -> Result<Self, WriteError> {
         check_out(out)?;
         let (parent, _) = split(out)?;
@@ -202,11 +203,11 @@ impl StagingDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(WriteError::Busy { path }),
-            // A file system without locks: the rename still never replaces anything.
+            // The file system has no locks. The rename still never replaces anything.
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(WriteError::io(&path, "lock")(error)),
         }
-        // Between open and lock, its owner may have published or removed it: then the lock is on something else now.
+        // Its owner may have published or removed it between open and lock. Then we have locked something else.
         let locked = lock.metadata().map_err(WriteError::io(&path, "look at"))?;
         match fs::symlink_metadata(&path) {
             Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => {}
@@ -225,22 +226,22 @@ impl StagingDir {
         })
     }
 
-    /// Where the files are for now.
+    /// The current directory of the output's files.
     pub fn path(&self) -> &Path {
         &self.content
     }
 
-    /// Leaves the directory where it is when dropped, for looking into.
+    /// Keeps the directory when dropped, for inspection.
     pub fn keep(&mut self) {
         self.on_drop = OnDrop::Leave;
     }
 
-    /// Removes the directory when dropped, whatever is finished: nobody can go on from it.
+    /// Removes the directory when dropped, even if some work is finished: it cannot be resumed.
     pub fn discard(&mut self) {
         self.on_drop = OnDrop::Remove;
     }
 
-    /// The hidden directory, if dropping this leaves work that a later run goes on from.
+    /// The hidden directory, if dropping this value leaves work that a later run can resume.
     pub fn resumable(&self) -> Option<&Path> {
         (self.on_drop == OnDrop::LeaveIfBegun && self.has_begun()).then_some(&self.partial)
     }
@@ -252,17 +253,17 @@ impl StagingDir {
         begun && self.journal.as_ref().is_some_and(|journal| journal.is_named())
     }
 
-    /// What an earlier run of this job noted under this name.
+    /// The result that an earlier run of this job stored under this name.
     pub fn noted(&self, name: &str) -> Option<&str> {
         self.finished.notes.get(name).map(String::as_str)
     }
 
-    /// How many tensors' worth of work, factored or copied, an earlier run finished.
+    /// Number of units (tensors that are recorded together) that an earlier run finished.
     pub fn units_finished(&self) -> usize {
         self.finished.units.len()
     }
 
-    /// Keeps a result for a later run of this job.
+    /// Stores a result for a later run of this job.
     pub fn note(&self, name: &str, text: String) -> Result<(), WriteError> {
         let Some(journal) = &self.journal else { return Ok(()) };
         journal.note(name, text)?;
@@ -281,7 +282,7 @@ impl StagingDir {
         Ok(())
     }
 
-    /// Makes sure that the bytes finished so far lie where this run would put them, and clears away what else there is.
+    /// Removes everything except shards, and refuses work whose layout differs from that of this run.
     pub(crate) fn settle(&self, layout: &str, is_shard: impl Fn(&str) -> bool) -> Result<(), WriteError> {
         clear(&self.content, is_shard)?;
         match (&self.journal, &self.finished.layout) {
@@ -293,8 +294,8 @@ impl StagingDir {
         }
     }
 
-    /// Makes a file of this length and takes its space from the disk, so that a full disk shows now. What an earlier
-    /// run wrote into it stays.
+    /// Makes a file of this length and allocates its space, so that a full disk shows now. Keeps what an earlier run wrote
+    /// into it.
     pub fn allocate(&self, name: &str, bytes: u64) -> Result<File, WriteError> {
         let path = self.content.join(name);
         failpoint::hit().map_err(WriteError::io(&path, "create"))?;
@@ -320,7 +321,7 @@ impl StagingDir {
         Ok(file)
     }
 
-    /// Makes a file with this content, on disk when this returns. `name` may have folders.
+    /// Makes a file with this content and flushes it to disk. `name` may contain folders.
     pub fn write_file(&self, name: &Path, content: &mut dyn io::Read) -> Result<(), WriteError> {
         let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
         if !plain || name.as_os_str().is_empty() {
@@ -330,7 +331,7 @@ impl StagingDir {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(WriteError::io(folder, "create"))?;
         }
-        // A new file, not `fs::copy`: the mode follows the umask, whatever it was at the source.
+        // Make a new file instead of `fs::copy`, so that its mode follows the umask and not the source's mode.
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(|source| {
             match source.kind() {
                 ErrorKind::AlreadyExists => WriteError::DuplicateFile { name: name.to_owned() },
@@ -343,12 +344,12 @@ impl StagingDir {
         file.flush().and_then(|()| file.sync_all()).map_err(WriteError::io(&path, "flush to disk"))
     }
 
-    /// Flushes every folder, then renames to the output's name. The one moment at which the output appears.
+    /// Flushes every folder, then renames the directory to the output's name. At this moment the output appears.
     pub fn publish(mut self) -> Result<PathBuf, WriteError> {
         sync_folders(&self.content)?;
         failpoint::hit().map_err(WriteError::io(&self.out, "rename the finished output to"))?;
         rename_new(&self.content, &self.out)?;
-        // Published: whatever happens from here on, the journal is of no more use.
+        // The output is published. Whatever happens now, the journal is no longer needed.
         self.on_drop = OnDrop::Remove;
         failpoint::hit().map_err(WriteError::io(&self.parent, "flush to disk"))?;
         sync(&self.parent)?;
@@ -365,14 +366,14 @@ impl Drop for StagingDir {
             OnDrop::LeaveIfBegun => !self.has_begun(),
         };
         if remove {
-            // While the lock is held. Nothing can be said from here; a leftover is emptied by the next run.
+            // Remove it while the lock is held. An error cannot be reported from here; the next run removes a leftover.
             let _ = fs::remove_dir_all(&self.partial);
         }
         let _ = self.lock.unlock();
     }
 }
 
-/// Bytes of disk that an unfinished run of this output holds already.
+/// Bytes of disk that an unfinished run of this output already occupies.
 pub fn held_bytes(out: &Path) -> u64 {
     let Ok(partial) = StagingDir::path_for(out) else { return 0 };
     held_bytes_in(&partial.join(CONTENT))
@@ -383,7 +384,7 @@ pub(crate) fn held_bytes_in(content: &Path) -> u64 {
     entries.flatten().filter_map(|entry| Some(entry.metadata().ok()?.blocks() * 512)).sum()
 }
 
-/// Removes what is in a folder, except files whose name is to stay.
+/// Removes the content of a folder, except files with the given names.
 fn clear(folder: &Path, stays: impl Fn(&str) -> bool) -> Result<(), WriteError> {
     for entry in fs::read_dir(folder).map_err(WriteError::io(folder, "list"))? {
         let entry = entry.map_err(WriteError::io(folder, "list"))?;
@@ -398,12 +399,12 @@ fn clear(folder: &Path, stays: impl Fn(&str) -> bool) -> Result<(), WriteError> 
     Ok(())
 }
 
-/// Renames without ever replacing: a plain rename would swallow an empty directory that appeared meanwhile.
+/// Renames without replacing anything: a plain rename would replace an empty directory that appeared meanwhile.
 fn rename_new(from: &Path, to: &Path) -> Result<(), WriteError> {
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(WriteError::OutExists { path: to.to_owned() }),
-        // File systems without that flag.
+        // The file system does not support that flag.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
             check_out(to)?;
             fs::rename(from, to).map_err(WriteError::io(to, "rename the finished output to"))
@@ -493,7 +494,7 @@ mod tests {
             }
             Ok(staging)
         };
-        // Nothing finished: nothing is left.
+        // Nothing was finished, so nothing is left.
         drop(named(&mine, Leftover::Resume).unwrap());
         assert!(!partial.exists());
         let staging = named(&mine, Leftover::Resume).unwrap();
@@ -525,7 +526,7 @@ mod tests {
         assert_eq!(staging.resumable(), None);
         drop(staging);
         assert!(!partial.exists());
-        // As a kill leaves it.
+        // The state that a kill leaves.
         let mut staging = StagingDir::for_job(&out, Leftover::Resume, never).unwrap();
         staging.note("a", "1".into()).unwrap();
         staging.keep();
@@ -533,7 +534,7 @@ mod tests {
         let staging = StagingDir::for_job(&out, Leftover::Resume, never).unwrap();
         assert_eq!(staging.noted("a"), None);
         staging.note("a", "2".into()).unwrap();
-        // Named after what it holds was noted.
+        // The job is recorded after its work.
         let mine = JobKey::of(&"mine");
         staging.naming().job(&mine).unwrap();
         assert_eq!(staging.resumable(), Some(partial.as_path()));
