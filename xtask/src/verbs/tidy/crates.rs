@@ -1,7 +1,7 @@
-//! `cargo xtask tidy`: rules of the house that no compiler knows (`docs/architecture.md`, invariants).
+//! What crates may depend on, and that each says in `docs/architecture.md` why it is one.
 
-use crate::shell::{self, cargo, output};
-use anyhow::{Result, bail};
+use crate::shell::{cargo, output};
+use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -26,22 +26,8 @@ const RESERVED: [(&str, &[&str]); 5] = [
     ("clap", &["lowrank-cli", "xtask"]),
 ];
 
-/// Files in which `unsafe` is allowed.
-const UNSAFE_ROOMS: [&str; 1] = ["crates/lowrank-compute/src/cuda/"];
-
-/// Runs this verb.
-pub(crate) fn run() -> Result<()> {
-    let mut broken = Vec::new();
-    dependencies(&mut broken)?;
-    sources(&shell::root(), &mut broken)?;
-    if !broken.is_empty() {
-        bail!("{}", broken.join("\n"));
-    }
-    println!("tidy: dependencies and sources keep the rules");
-    Ok(())
-}
-
-fn dependencies(broken: &mut Vec<String>) -> Result<()> {
+/// Checks the dependencies of every package, and the tables of the architecture page.
+pub(super) fn check(root: &Path, broken: &mut Vec<String>) -> Result<()> {
     let metadata = output(&mut cargo(&["metadata", "--format-version", "1", "--no-deps", "--locked"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
     let mut direct: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -50,8 +36,17 @@ fn dependencies(broken: &mut Vec<String>) -> Result<()> {
         let names = normal.filter_map(|d| d["name"].as_str()).map(str::to_owned).collect();
         direct.insert(package["name"].as_str().unwrap_or_default().to_owned(), names);
     }
+    dependencies(&direct, broken);
+    const PAGE: &str = "docs/architecture.md";
+    let page = std::fs::read_to_string(root.join(PAGE)).context(PAGE)?;
+    let unexplained = unexplained(direct.keys().map(String::as_str), &page);
+    broken.extend(unexplained.map(|name| format!("{name}: no table of {PAGE} says why it is a crate")));
+    Ok(())
+}
+
+fn dependencies(direct: &BTreeMap<String, BTreeSet<String>>, broken: &mut Vec<String>) {
     for (name, forbidden, why) in FORBIDDEN {
-        let reached = reach(&direct, name);
+        let reached = reach(direct, name);
         for other in forbidden.iter().filter(|other| reached.contains(**other)) {
             broken.push(format!("{name} depends on {other}: {why}"));
         }
@@ -63,7 +58,6 @@ fn dependencies(broken: &mut Vec<String>) -> Result<()> {
             broken.push(format!("{name} depends on {library}, which only {} may know", allowed.join(", ")));
         }
     }
-    Ok(())
 }
 
 /// Everything of ours, and directly below, that a crate depends on.
@@ -80,17 +74,38 @@ fn reach(direct: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<St
     seen
 }
 
-fn sources(root: &Path, broken: &mut Vec<String>) -> Result<()> {
-    let files = output(shell::command("git").args(["ls-files", "*.rs"]))?;
-    for file in files.lines() {
-        let Ok(text) = std::fs::read_to_string(root.join(file)) else { continue };
-        if !text.trim_start().starts_with("//!") {
-            broken.push(format!("{file}: does not open with `//!`, saying what it is for"));
-        }
-        let own = file == "xtask/src/verbs/tidy.rs";
-        if !own && !UNSAFE_ROOMS.iter().any(|room| file.starts_with(room)) && text.contains("unsafe {") {
-            broken.push(format!("{file}: `unsafe` outside of its room"));
-        }
+/// Crates that are in no row of a table.
+fn unexplained<'a>(names: impl Iterator<Item = &'a str>, page: &str) -> impl Iterator<Item = &'a str> {
+    names.filter(move |name| {
+        let quoted = format!("`{name}`");
+        !page.lines().any(|line| line.starts_with('|') && line.contains(&quoted))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crate_that_depends_on_what_it_must_not_know_is_found_however_far_it_is() {
+        let direct = |edges: &[(&str, &[&str])]| -> BTreeMap<String, BTreeSet<String>> {
+            edges
+                .iter()
+                .map(|(from, to)| ((*from).into(), to.iter().map(|to| (*to).into()).collect()))
+                .collect()
+        };
+        let mut broken = Vec::new();
+        dependencies(&direct(&[("lowrank-verify", &["a"]), ("a", &["serde"])]), &mut broken);
+        assert_eq!(broken, [""; 0]);
+        dependencies(&direct(&[("lowrank-verify", &["a"]), ("a", &["lowrank-svd", "faer"])]), &mut broken);
+        assert_eq!(broken.len(), 2, "{broken:?}");
+        assert!(broken[0].starts_with("lowrank-verify depends on lowrank-svd"), "{broken:?}");
+        assert!(broken[1].starts_with("a depends on faer"), "{broken:?}");
     }
-    Ok(())
+
+    #[test]
+    fn a_crate_that_no_table_names_is_found() {
+        let page = "`a` is a crate\n| `b` | does b |\n| c | `ab` |\n";
+        assert_eq!(unexplained(["a", "b", "c"].into_iter(), page).collect::<Vec<_>>(), ["a", "c"]);
+    }
 }

@@ -1,0 +1,89 @@
+//! Violations that stood when their rule was written. These lists only shrink: an entry that is no longer needed fails the check.
+
+/// Import circles, each by its crate and its modules.
+pub(super) const CIRCLES: [&str; 9] = [
+    "lowrank-cli: args, commands::compress, commands::report, commands::reproduce, commands::sweep, commands::verify, grid, job",
+    "lowrank-compute: cuda::device, cuda::lane, cuda::products",
+    "lowrank-compute: kernels, projector",
+    "lowrank-fuzz: crate, checkpoint, documents, weights",
+    "lowrank-model: config, matrix, names, params, pivots",
+    "lowrank-pipeline: compress, compress::documents, compress::job_key, compress::tensors, planning",
+    "lowrank-svd: allocate, allocate::curve, allocate::fill",
+    "lowrank-svd: calibrated, inputs, metric, outputs, power, root",
+    "xtask: verbs::bench::fidelity, verbs::bench::fidelity::measure, verbs::bench::fidelity::page",
+];
+
+/// Type names that more than one crate exports.
+pub(super) const TYPE_NAMES: [&str; 13] = [
+    "BaseModel",
+    "Budget",
+    "Card",
+    "Entry",
+    "Figure",
+    "Header",
+    "InputFile",
+    "Numbers",
+    "Outcome",
+    "Report",
+    "Row",
+    "Shard",
+    "Target",
+];
+
+/// Messages of libraries that name a flag, by file and flag.
+pub(super) const MESSAGES: [&str; 22] = [
+    "crates/lowrank-cache/src/error.rs --cache",
+    "crates/lowrank-calibrate/src/error.rs --calibrate",
+    "crates/lowrank-compute/src/algebra.rs --algebra",
+    "crates/lowrank-forward/src/error.rs --device",
+    "crates/lowrank-pipeline/src/compress.rs --restart",
+    "crates/lowrank-pipeline/src/compress/tensors.rs --restart",
+    "crates/lowrank-pipeline/src/error.rs --calibrate",
+    "crates/lowrank-pipeline/src/error.rs --dtype",
+    "crates/lowrank-pipeline/src/error.rs --fix-rank",
+    "crates/lowrank-pipeline/src/error.rs --keep-dense",
+    "crates/lowrank-pipeline/src/error.rs --layout",
+    "crates/lowrank-pipeline/src/error.rs --memory",
+    "crates/lowrank-pipeline/src/error.rs --sensitivity",
+    "crates/lowrank-pipeline/src/error.rs --workers",
+    "crates/lowrank-pipeline/src/planning.rs --fix-rank",
+    "crates/lowrank-pipeline/src/planning.rs --keep-dense",
+    "crates/lowrank-pipeline/src/reproduce.rs --calibrate",
+    "crates/lowrank-pipeline/src/stored.rs --restart",
+    "crates/lowrank-sweep/src/error.rs --out",
+    "crates/lowrank-writer/src/error.rs --max-shard-size",
+    "crates/lowrank-writer/src/error.rs --out",
+    "crates/lowrank-writer/src/error.rs --restart",
+];
+
+/// What a rule found and how it identifies it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Violation {
+    /// As it is written in the lists above.
+    pub(super) key: String,
+    /// One line for a person.
+    pub(super) message: String,
+}
+
+/// Messages for the violations that are not known, and for the known ones that are gone.
+pub(super) fn except(found: Vec<Violation>, known: &[&str], list: &str) -> Vec<String> {
+    let gone = known.iter().filter(|known| found.iter().all(|found| found.key != **known));
+    let gone = gone
+        .map(|known| format!("{known}: no longer found; take it off the known {list} of xtask's tidy"))
+        .collect::<Vec<_>>();
+    let new = found.into_iter().filter(|found| !known.contains(&found.key.as_str()));
+    new.map(|found| found.message).chain(gone).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_violations_pass_until_they_are_gone() {
+        let found = |key: &str| Violation { key: key.into(), message: format!("{key} is wrong") };
+        assert_eq!(except(vec![found("a"), found("b")], &["b"], "things"), ["a is wrong"]);
+        let left = except(vec![], &["b"], "things");
+        assert!(left.len() == 1 && left[0].contains("take it off"), "{left:?}");
+    }
+}
