@@ -1,4 +1,4 @@
-//! `cargo xtask VERB`: everything about this repository that a person or CI runs. One verb, one file under `verbs/`.
+//! `cargo xtask VERB` runs all automation of this repository, for people and for CI. Each verb has a file under `verbs/`.
 
 mod python;
 mod shell;

@@ -1,12 +1,12 @@
-//! Python environments under `target/python`: one with torch and the newest transformers, and an overlay with the last
-//! 4.x that shares its torch; and one that drives a browser. Made once per set of pins.
+//! Python environments under `target/python`: one with torch and the newest transformers, an overlay with the last 4.x that
+//! shares its torch, and one that drives a browser. Each is made once per set of pinned versions.
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Which transformers a script runs under.
+/// The version of transformers that a script uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Transformers {
     /// The last of 4.x.
@@ -26,7 +26,7 @@ impl Transformers {
     }
 }
 
-/// A Python that has torch and this transformers, and no way to the network's models.
+/// A Python with torch and this version of transformers, which cannot download models.
 pub(crate) fn python(transformers: Transformers) -> Result<Command> {
     let venv = venv()?;
     let mut python = shell::command(venv.join("bin/python"));
@@ -34,7 +34,7 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
         .env("HF_HUB_OFFLINE", "1")
         .env("TRANSFORMERS_VERBOSITY", "error")
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    // Remote code is cached by the folder's name; a cache of our own never meets a stale copy of someone else's.
+    // transformers caches remote code by the folder's name. With our own cache we never get a stale copy from elsewhere.
     python.env("HF_HOME", folder().join("hf-home"));
     if transformers == Transformers::V4 {
         python.env("PYTHONPATH", overlay()?);
@@ -42,7 +42,7 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
     Ok(python)
 }
 
-/// A Python that drives a browser; the browser comes from elsewhere.
+/// A Python that drives a browser; it does not contain the browser.
 pub(crate) fn with_browser_driver() -> Result<Command> {
     let pins = shell::root().join("tests/report/requirements.txt");
     let venv = ensure("browser", &pins, |place| make_venv(place, &pins))?;
@@ -51,8 +51,8 @@ pub(crate) fn with_browser_driver() -> Result<Command> {
     Ok(python)
 }
 
-/// A Python with numpy, scipy and torch as a user has them: settings of OpenBLAS that somebody made for another version of
-/// it would slow it down.
+/// A Python with numpy, scipy and torch as a user has them, without OpenBLAS settings from the environment: settings made
+/// for another version would slow it down.
 pub(crate) fn with_peers() -> Result<Command> {
     let venv = venv()?;
     let pins = shell::root().join("tests/bench/requirements.txt");
@@ -67,7 +67,7 @@ pub(crate) fn with_peers() -> Result<Command> {
     Ok(python)
 }
 
-/// Where torch's wheels put CUDA's libraries.
+/// The folder in which torch's wheels install CUDA's libraries.
 pub(crate) fn cuda_libraries() -> Result<PathBuf> {
     let lib = venv()?.join("lib");
     let pythons = std::fs::read_dir(&lib).with_context(|| lib.display().to_string())?.flatten();
@@ -87,7 +87,7 @@ fn pins(name: &str) -> PathBuf {
     shell::root().join("tests/conformance").join(name)
 }
 
-/// Makes an environment if its pins changed since it was made.
+/// Makes an environment unless it exists with the same pinned versions.
 fn ensure(name: &str, pins: &Path, make: impl FnOnce(&PathBuf) -> Result<()>) -> Result<PathBuf> {
     let place = folder().join(name);
     let stamp = folder().join(format!("{name}.pins"));

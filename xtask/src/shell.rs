@@ -1,4 +1,4 @@
-//! Running other programs, with the command line shown first.
+//! Runs other programs, and prints each command line first.
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
@@ -11,13 +11,13 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-/// Where everything that is built or downloaded goes.
+/// The folder for everything that is built or downloaded.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A command in the repository's root. The tool keeps its hands off the user's cache: it gets one under `target/`, which
-/// starts empty with this process.
+/// A command in the repository's root. The tool does not use the user's cache: it gets one under `target/`, which is empty
+/// when this process starts.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let is_tool = Path::new(&program).file_name() == Some(OsStr::new("lowrank-compress"));
     let mut command = Command::new(program);
@@ -26,7 +26,7 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
         static CACHE: OnceLock<PathBuf> = OnceLock::new();
         let cache = CACHE.get_or_init(|| {
             let cache = target().join("xtask-cache");
-            // Absent is as good as removed.
+            // If the folder does not exist, there is nothing to remove.
             let _ = std::fs::remove_dir_all(&cache);
             cache
         });
@@ -42,7 +42,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     cargo
 }
 
-/// Runs a command, showing it and its output; fails if it fails.
+/// Runs a command and shows it with its output; an error if the command fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     eprintln!("$ {shown}");
@@ -53,7 +53,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it printed.
+/// Runs a command and returns its stdout.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command.output().with_context(|| format!("cannot start: {shown}"))?;
@@ -63,7 +63,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Installs Debian packages where that is possible: as root, with apt. Says whether it was.
+/// Installs Debian packages if possible (as root, with apt). Returns whether it did.
 pub(crate) fn install_from_debian(packages: &[&str]) -> Result<bool> {
     let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0"));
     if !root || Command::new("apt-get").arg("--version").output().is_err() {

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: every check, in the order in which they fail fastest. CI calls exactly this.
+//! `cargo xtask ci` runs every check, those that fail fastest first. CI calls exactly this.
 
 use crate::shell::{cargo, run as sh};
 use anyhow::Result;

@@ -1,12 +1,12 @@
-//! `cargo xtask conformance`: what we write opens in real Hugging Face transformers, an old and a new one, and gives the
-//! same logits as its dense export; our forward pass agrees with theirs.
+//! `cargo xtask conformance` checks that an old and a new Hugging Face transformers open our checkpoints, that a checkpoint
+//! gives the same logits as its dense export, and that our forward pass agrees with theirs.
 
 use crate::python::{Transformers, python};
 use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Budgets and layouts, calibrated as the tool does it by default: mixed ranks with dense leftovers, and a deep cut.
+/// Budgets and storages, with default calibration: mixed ranks with some dense matrices, and a large budget.
 const CASES: [(&str, &str); 3] = [("21.412%", "uv"), ("21.412%", "pivoted"), ("45%", "pivoted")];
 
 /// Runs this verb.
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
     forward_agrees(&live)
 }
 
-/// In bf16 a pivoted checkpoint is no further from the base than the same factors as u·v.
+/// Checks that in bf16 a pivoted checkpoint is as close to the base as the same factors stored as u·v.
 fn pivoted_keeps_bf16(tool: &Path, uv: &Path) -> Result<()> {
     let config: serde_json::Value = serde_json::from_slice(&std::fs::read(uv.join("config.json"))?)?;
     let (ranks, pivoted) = (uv.with_extension("ranks.json"), uv.with_extension("as-pivoted"));
@@ -61,7 +61,7 @@ fn pivoted_keeps_bf16(tool: &Path, uv: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Our logits against theirs, at every position of random sequences.
+/// Compares our logits with theirs at every position of random sequences.
 fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
     sh(&mut cargo(&["build", "--release", "--package", "lowrank-forward", "--example", "logits"]))?;
     let program = target().join("release/examples/logits");

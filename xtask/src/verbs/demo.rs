@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the main job on the bundled model, as a new user would run it.
+//! `cargo xtask demo` compresses and verifies the bundled model, as a new user would.
 
 use crate::shell::{command, lowrank_compress, root, run as sh, target};
 use anyhow::Result;
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if out.exists() {
         std::fs::remove_dir_all(&out)?;
     }
-    // `--out` must be new, and the folder that holds it must be there.
+    // `--out` must not exist, but its parent folder must.
     std::fs::create_dir_all(target().join("demo"))?;
     let budget = args.budget.as_deref().unwrap_or(MIXTRAL_SHARE);
     let mut compress = command(&tool);

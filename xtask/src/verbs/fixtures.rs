@@ -1,4 +1,4 @@
-//! `cargo xtask fixtures`: makes `tests/fixtures/golden` anew with Hugging Face transformers.
+//! `cargo xtask fixtures` makes `tests/fixtures/golden` again with Hugging Face transformers.
 
 use crate::python::{Transformers, python};
 use crate::shell::run as sh;

@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: what reads foreign bytes, on inputs that are nearly right (`crates/lowrank-fuzz`).
+//! `cargo xtask fuzz` runs every parser of foreign bytes on almost valid inputs (`crates/lowrank-fuzz`).
 //!
-//! On stable with inputs made by chance; with `--coverage` by `cargo fuzz` on nightly, which follows coverage (install it
-//! with `cargo install cargo-fuzz`). Targets and their seeds are the folders of `fuzz/seeds`.
+//! It runs on stable Rust with random inputs. With `--coverage` it runs `cargo fuzz` on nightly, which is guided by coverage
+//! (install it with `cargo install cargo-fuzz`). The folders of `fuzz/seeds` are the targets with their seeds.
 
 use crate::shell::{self, cargo, command, output, run as sh};
 use anyhow::{Result, ensure};
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// All targets, by chance.
+    /// All targets with random inputs for so many seconds.
     pub(crate) fn for_seconds(seconds: u64) -> Self {
         Self { target: None, executions: 0, seconds, seed: 0, coverage: false }
     }
@@ -48,8 +48,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let seconds = if args.executions == 0 && args.seconds == 0 { 60 } else { args.seconds };
     let (executions, seconds) = (share(args.executions), share(seconds));
     if !args.coverage {
-        // Not a release build: arithmetic that overflows is a finding. Of the whole workspace, as the tests are built, so
-        // that its libraries need not be built with other features.
+        // A debug build, so that overflowing arithmetic is a finding. Built with the whole workspace, as the tests are, so
+        // that its libraries need not be built again with other features.
         sh(&mut cargo(&["build", "--workspace", "--locked", "--bin", "lowrank-fuzz"]))?;
     }
     let findings = shell::target().join("fuzz/findings");
@@ -75,7 +75,7 @@ fn executions_in(line: &str) -> Option<u64> {
     line.split(" executions").next()?.split_whitespace().next_back()?.parse().ok()
 }
 
-/// New inputs go under `target/`; seeds stay as they are.
+/// Runs `cargo fuzz`. New inputs go under `target/`; the seeds do not change.
 fn led_by_coverage(target: &str, executions: u64, seconds: u64, seed: u64) -> Result<String> {
     let folder = |name: &str| -> Result<PathBuf> {
         let folder = shell::target().join("fuzz").join(name).join(target);
@@ -84,7 +84,7 @@ fn led_by_coverage(target: &str, executions: u64, seconds: u64, seed: u64) -> Re
     };
     let (corpus, findings) = (folder("corpus")?, folder("findings")?);
     let mut fuzz = command("cargo");
-    // No sanitizer: there is no unsafe code to watch, and memory is to be counted.
+    // No sanitizer: there is no unsafe code to check, and a sanitizer would distort the memory limit.
     fuzz.args(["+nightly", "fuzz", "run", "--sanitizer", "none", target]);
     fuzz.arg(&corpus).arg(shell::root().join("fuzz/seeds").join(target)).arg("--");
     fuzz.args(["-timeout=1", "-rss_limit_mb=1024", "-max_len=65536", "-print_final_stats=1", "-verbosity=0"]);
@@ -95,7 +95,7 @@ fn led_by_coverage(target: &str, executions: u64, seconds: u64, seed: u64) -> Re
     if seconds > 0 {
         fuzz.arg(format!("-max_total_time={seconds}"));
     }
-    // Of another toolchain than the one that runs this.
+    // These variables select the toolchain that runs this program; `cargo fuzz` needs another one.
     for variable in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"] {
         fuzz.env_remove(variable);
     }

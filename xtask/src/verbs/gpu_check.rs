@@ -41,7 +41,7 @@ pub(crate) fn without_gpu() -> Result<()> {
     };
     emulated(&mut cargo(&["test", "--quiet", "--locked", "--package", "lowrank-compute", "cuda"]))?;
     emulated(&mut cargo(&["test", "--quiet", "--locked", "--package", "lowrank-forward"]))?;
-    // The folder itself, as it would run elsewhere: without a device it says so, with one it goes to the end.
+    // Run the folder as it would run elsewhere: without a device it must say so, with one it must finish.
     let script = collect()?.join("run.sh");
     let status = Command::new(&script).arg("--small").env("LOWRANK_CUDA_LIBS", "").status()?;
     if !matches!(status.code(), Some(0 | 3)) {
@@ -67,7 +67,7 @@ fn collect() -> Result<PathBuf> {
         &test_binary(&["--package", "lowrank-forward", "--test", "golden"])?,
         &folder.join("suite-forward"),
     )?;
-    // Line tables stay at home; without binutils they travel, and the size below decides.
+    // Strip debug information. Without binutils it stays in, and the limit on the size decides.
     let _ = command("strip").arg(folder.join("suite-compute")).arg(folder.join("suite-forward")).status();
     let fixtures = root().join("tests/fixtures");
     for name in ["tiny-mixtral", "golden"] {

@@ -1,10 +1,10 @@
-//! `cargo xtask lapack`: the tests of the linear algebra again, with LAPACK beside faer.
+//! `cargo xtask lapack` runs the tests of the linear algebra again with LAPACK in addition to faer.
 
 use crate::shell::{cargo, install_from_debian, run as sh};
 use anyhow::{Result, bail};
 use std::process::Command;
 
-/// Runs this verb. Needs Debian's libopenblas-dev; installs it where it may.
+/// Runs this verb. Needs Debian's libopenblas-dev; installs it if it can.
 pub(crate) fn run() -> Result<()> {
     ensure_openblas()?;
     let features = ["--features", "lowrank-compute/lapack,lowrank-svd/lapack"];
@@ -12,7 +12,7 @@ pub(crate) fn run() -> Result<()> {
         .args(features))
 }
 
-/// Installs OpenBLAS where it is not and where it may.
+/// Installs OpenBLAS if it is missing and can be installed.
 pub(crate) fn ensure_openblas() -> Result<()> {
     if !has_openblas() && !install_from_debian(&["libopenblas-dev", "pkg-config"])? {
         bail!(

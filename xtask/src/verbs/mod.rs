@@ -1,4 +1,4 @@
-//! One verb, one file.
+//! The verbs; each has its own file.
 
 pub(crate) mod bench;
 pub(crate) mod ci;

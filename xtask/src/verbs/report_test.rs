@@ -1,5 +1,5 @@
-//! `cargo xtask report-test`: report pages in a real browser, headless. What they draw is compared with the documents that
-//! they were made from; screenshots and prints stay under `target/report-test/shots`.
+//! `cargo xtask report-test` opens report pages in a headless browser and compares the figures with the documents that they
+//! were made from. Screenshots and prints are kept under `target/report-test/shots`.
 
 use crate::shell::{command, install_from_debian, lowrank_compress, root, run as sh, target};
 use crate::{python, verbs::demo::bundled_model};
@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Where Chromium is looked for, by name.
+/// Names under which Chromium may be installed.
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 
-/// Runs this verb. Needs Chromium; installs Debian's where it may.
+/// Runs this verb. Needs Chromium; installs Debian's if it can.
 pub(crate) fn run() -> Result<()> {
     let chromium = chromium()?;
     let tool = lowrank_compress()?;
@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<()> {
         .arg("--compressed")
         .arg(&verified))?;
 
-    // Ranks were given, nothing was verified: a page with gaps.
+    // A page with gaps: ranks were given, and nothing was verified.
     let (given, map) = (folder.join("given"), folder.join("ranks.json"));
     let ranks = json!({
         "model.layers.0.block_sparse_moe.experts.0.w1": 40, "model.layers.3.block_sparse_moe.experts.7.w3": 17,
@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
     std::fs::write(&map, ranks.to_string())?;
     compress(&tool, &["--ranks", &map.to_string_lossy()], &given)?;
 
-    // Counted by the weights alone: no calibration, nothing verified.
+    // A page without calibration and verification.
     let plain = folder.join("plain");
     compress(&tool, &["--budget", "40%", "--layout", "uv", "--calibrate", "none"], &plain)?;
 
@@ -44,7 +44,7 @@ pub(crate) fn run() -> Result<()> {
     if !sweep.join("report.html").is_file() {
         super::sweep::run()?;
     }
-    // As this build draws it.
+    // Drawn by this build.
     sh(command(&tool).args(["report", "--quiet"]).arg(&sweep))?;
 
     let pages = [&verified, &given, &plain].map(|dir| dir.with_extension("report.html"));
@@ -74,7 +74,7 @@ fn chromium() -> Result<PathBuf> {
     found().with_context(|| format!("chromium was installed and is not on PATH, below {}", root().display()))
 }
 
-/// Whether a page that was changed behind its documents' back is caught: a test of the test.
+/// A test of the check: changes a page but not its documents, and expects the check to fail.
 fn catches_a_wrong_figure(chromium: &Path) -> Result<()> {
     let folder = target().join("report-test");
     let page = folder.join("given.report.html");

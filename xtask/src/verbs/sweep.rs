@@ -1,5 +1,5 @@
-//! `cargo xtask sweep`: the example sweep over the bundled model, killed in the middle and gone on with. No point may be
-//! done twice: rows that were there before the kill are there after it, with the very times that they took.
+//! `cargo xtask sweep` runs the example sweep on the bundled model, kills it in the middle, and resumes it. No point may run
+//! twice: the rows from before the kill must still be there, with the same recorded times.
 
 use crate::shell::{command, lowrank_compress, root, run as sh, target};
 use anyhow::{Context, Result, bail, ensure};
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The least that the example has to try.
+/// Minimum number of points of the example.
 const POINTS_MIN: usize = 24;
-/// Verified points after which it is killed.
+/// The sweep is killed after so many verified points.
 const KILLED_AFTER: usize = 2;
-/// The longest that the first points may take.
+/// Time limit for the first points.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Where it lies.
+/// The folder of the sweep.
 pub(crate) fn folder() -> PathBuf {
     target().join("sweep/tiny")
 }
@@ -58,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
     }
     let missing = after.values().filter(|row| row["on_front"] == true && row["status"] != "verified").count();
     ensure!(missing == 0, "{missing} points of the front were not verified");
-    // Nothing is left to do.
+    // Another run has nothing to do.
     sh(sweep().arg("--quiet"))?;
     ensure!(rows(&out)? == after, "a sweep that was done did something");
     let (count, all) = (verified(&out)?.len(), after.len());
@@ -67,7 +67,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Whole lines of the results, by id. A torn one is not a row yet.
+/// Complete lines of the results, by id. An incomplete line does not count as a row.
 fn rows(out: &Path) -> Result<BTreeMap<String, Value>> {
     let Ok(text) = std::fs::read_to_string(out.join("results.jsonl")) else { return Ok(BTreeMap::new()) };
     let whole = text.rfind('\n').map_or(0, |last| last + 1);

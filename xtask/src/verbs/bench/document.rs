@@ -1,4 +1,4 @@
-//! The text of `docs/benchmarks.md` between its markers, and its plot, from the results of `bench speed`.
+//! Writes the part of `docs/benchmarks.md` between its markers, and the plot, from the results of `bench speed`.
 
 use crate::shell::root;
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ const BEGIN: &str = "<!-- cargo xtask bench speed writes from here -->";
 const END: &str = "<!-- to here -->";
 const NOT_RUN: &str = "not run";
 
-/// Replaces the part between the markers, and the plot.
+/// Replaces the part between the markers and the plot.
 pub(crate) fn write(results: &Value) -> Result<()> {
     let path = root().join("docs/benchmarks.md");
     let page = std::fs::read_to_string(&path)?;
@@ -23,7 +23,7 @@ pub(crate) fn write(results: &Value) -> Result<()> {
     Ok(())
 }
 
-/// The median of a field over runs; absent where nothing ran.
+/// The median of a field over runs; absent if nothing was run.
 fn median(runs: &Value, pointer: &str) -> Option<f64> {
     let mut values: Vec<f64> =
         runs.as_array()?.iter().filter_map(|run| run.pointer(pointer)?.as_f64()).collect();
@@ -48,7 +48,7 @@ fn over(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     Some(a? / b.filter(|&b| b > 0.0)?)
 }
 
-/// A measurement of one matrix: how it is called, its runs, and where its numbers stand in them.
+/// A measurement of one matrix: its name, its runs, and the JSON pointer to its times in them.
 struct Row<'a> {
     name: String,
     runs: &'a Value,
@@ -88,14 +88,14 @@ fn rows(results: &Value) -> Vec<Row<'_>> {
     rows
 }
 
-/// The fewest CPU seconds that scipy took in a precision, whatever its threads: the peer at its best.
+/// The fewest CPU seconds that scipy took in a precision, over all numbers of threads.
 fn scipy(results: &Value, dtype: &str) -> Option<f64> {
     let peers = results["peers"].as_object()?;
     let matching = peers.iter().filter(|(key, _)| key.starts_with(&format!("scipy_{dtype}_")));
     matching.filter_map(|(_, runs)| median(runs, "/took/cpu_s")).min_by(f64::total_cmp)
 }
 
-/// All of it.
+/// The whole text.
 pub(crate) fn text(results: &Value) -> String {
     let mut out = String::new();
     // Writing to a string does not fail.
@@ -254,7 +254,7 @@ fn stages(out: &mut String, results: &Value) -> std::fmt::Result {
     writeln!(out)
 }
 
-/// The median over runs of what a stage of theirs took.
+/// The median over runs of the seconds that a stage took.
 fn stage_median(runs: &Value, stage: &str, seconds: &str) -> String {
     let mut values: Vec<f64> = runs
         .as_array()
@@ -333,10 +333,10 @@ fn whole_stages(out: &mut String, results: &Value) -> std::fmt::Result {
     Ok(())
 }
 
-/// Layers of Mixtral-8x7B, its expert matrices, and the tokens that are calibrated on by default.
+/// Layers and expert matrices of Mixtral-8x7B, and the default number of calibration tokens.
 const MIXTRAL: [f64; 3] = [32.0, 768.0, 65_536.0];
 
-/// What the calibrated default takes, split into what grows with tokens and what with matrices.
+/// The time of the calibrated default, split into the part that grows with tokens and the part that grows with matrices.
 fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     let part = &results["calibrated"];
     let (few, more) = (&part["few"], &part["more"]);
@@ -368,7 +368,7 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
         let before =
             before.filter(|stage| stage["stage"] == name).find_map(|stage| stage["took"]["cpu_s"].as_f64());
         let before = before.unwrap_or_default();
-        // Sensitivities walk as many tokens in both runs; a matrix that is not factored is only copied.
+        // Sensitivities use the same number of tokens in both runs. A matrix that is not factored is only copied.
         let (by_token, of_matrices) = match name {
             "spectra and sensitivities" | "divergences" => (0.0, (before + seconds) / 2.0),
             _ => {
@@ -397,7 +397,7 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     )
 }
 
-/// CPU seconds of one matrix, a bar each.
+/// A bar chart of the CPU seconds of one matrix.
 fn plot(results: &Value) -> String {
     let bars: Vec<(String, f64)> =
         rows(results).into_iter().filter_map(|row| Some((row.name.clone(), row.cpu()?))).collect();

@@ -1,5 +1,5 @@
-//! `cargo xtask bench forward`: our forward pass against transformers', in f32, on the same tokens and as many threads, in turns
-//! within one run. Writes the rows of `docs/benchmarks.md` to target/bench/forward.md.
+//! `cargo xtask bench forward` compares our forward pass with transformers', in f32, on the same tokens and the same number of
+//! threads, alternately in one run. Writes the rows for `docs/benchmarks.md` to target/bench/forward.md.
 
 use crate::python::{Transformers, python};
 use crate::shell::{cargo, command, output, root, run as sh, target};
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Windows of pseudo-random ids: the work does not depend on which.
+/// Windows of pseudo-random token ids; the amount of work does not depend on the ids.
 fn windows(count: usize, vocab: u64) -> String {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut id = || {
@@ -127,7 +127,7 @@ fn median(runs: &[Value], key: &str) -> Result<f64> {
     values.get(values.len() / 2).copied().with_context(|| format!("no {key} was measured"))
 }
 
-/// Of all products of the model, by its config: projections, attention over half a window, k experts, router, logits.
+/// Operations per token, from the config: projections, attention over half a window, k experts, router, logits.
 fn flops_per_token(config: &Value) -> Result<f64> {
     let number = |key: &str| config[key].as_f64().with_context(|| format!("config.json has no {key}"));
     let (h, f, layers) = (number("hidden_size")?, number("intermediate_size")?, number("num_hidden_layers")?);

@@ -1,8 +1,8 @@
-//! `cargo xtask bench speed`: what a matrix costs here and in the libraries that a user would call instead, how runs scale,
-//! what they hold in memory, and which resource bounds them. Writes its part of `docs/benchmarks.md`, and a plot.
+//! `cargo xtask bench speed` measures the cost of one matrix in this tool and in other libraries, how whole runs scale, their
+//! memory, and which resource limits them. Writes its part of `docs/benchmarks.md`, and a plot.
 //!
-//! Every measurement is a process of its own. Results lie in `target/bench/speed.json`, part by part, so that one part can
-//! be measured again and the document be made from all.
+//! Every measurement is a separate process. `target/bench/speed.json` holds the results part by part, so that one part can
+//! be measured again and the document be written from all of them.
 
 use super::document;
 use super::synth::{Dimensions, build, job_built, write};
@@ -48,26 +48,27 @@ pub(crate) enum Part {
 const PARTS: [Part; 7] =
     [Part::Matrix, Part::Peers, Part::Lapack, Part::Workers, Part::Io, Part::Plan, Part::Calibrated];
 
-/// Module and tensor that are measured.
+/// The matrix that is measured.
 const MATRIX: &str = "model.layers.0.block_sparse_moe.experts.0.w1";
 /// Share of all parameters that whole runs remove.
 const BUDGET_PERCENT: f64 = 20.0;
 
-/// Tokens that the calibrated default is measured with: the difference is what tokens cost, the rest what matrices do.
+/// Numbers of tokens for the calibrated default. The difference of the two times is the cost of tokens, the rest that of
+/// matrices.
 const CALIBRATION_TOKENS: [u32; 2] = [512, 2048];
 const SENSITIVITY_TOKENS: u32 = 512;
 
-/// Of a few seconds each, on a machine whose memory and disk others may use.
+/// Repeats of measurements that take a few seconds, because other programs may use memory and disk.
 const IO_REPEATS_MIN: u32 = 7;
 
-/// What is measured on.
+/// The checkpoints and settings of the benchmark.
 struct Bench {
     small: bool,
     repeats: u32,
     folder: PathBuf,
-    /// Few layers.
+    /// Checkpoint with few layers.
     one: PathBuf,
-    /// Four times as many.
+    /// Checkpoint with four times as many layers.
     four: PathBuf,
 }
 
@@ -100,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let measured = match part {
             Part::Matrix => bench.matrix()?,
             Part::Peers => bench.peers()?,
-            // Building everything a second time is more than a check is worth.
+            // A mere check does not build everything a second time.
             Part::Lapack if args.small => continue,
             Part::Lapack => bench.lapack()?,
             Part::Workers => bench.workers()?,
@@ -129,13 +130,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 impl Bench {
-    /// Two experts a layer: six matrices of full size, and time for three runs.
+    /// Two experts per layer give six matrices of full size, and leave time for three runs.
     fn dimensions(&self, layers: usize) -> Dimensions {
         let full = Dimensions { experts: 2, vocab_size: 1024, ..Dimensions::mixtral(layers) };
         if self.small { Dimensions { hidden_size: 256, intermediate_size: 896, ..full } } else { full }
     }
 
-    /// Of u·v; (of pivots), the same share of parameters.
+    /// The ranks of u·v and of pivoted storage with the same share of parameters.
     fn ranks(&self) -> (usize, usize) {
         if self.small { (155, 190) } else { (2479, 2952) }
     }
@@ -173,7 +174,7 @@ impl Bench {
         verbs::lapack::ensure_openblas()?;
         build(LAPACK)?;
         let measured = self.one_matrix("lapack", "f32", false);
-        // What lies there otherwise is the build without it.
+        // Restore the build without the feature.
         build(&[])?;
         Ok(json!({ "uv_f32": measured? }))
     }
@@ -185,7 +186,7 @@ impl Bench {
         let tensor = format!("{MATRIX}.weight");
         let shard = index["weight_map"][&tensor].as_str().context("the matrix has no shard")?;
         let mut measured = Map::new();
-        // One thread does not wait for another: the CPU seconds of a library at its best.
+        // A single thread does not wait for others, so its CPU seconds are a library's best.
         for (library, dtype, threads) in [
             ("scipy", "f32", 1),
             ("scipy", "f64", 1),
@@ -223,7 +224,7 @@ impl Bench {
         }))
     }
 
-    /// Once each: what counts is CPU seconds, and a run takes minutes.
+    /// One run for each number of tokens: a run takes minutes, and only CPU seconds matter.
     fn calibrated(&self) -> Result<Value> {
         let [few, more] = CALIBRATION_TOKENS.map(|tokens| {
             let calibration = json!({ "tokens": tokens, "sensitivity_tokens": SENSITIVITY_TOKENS });
@@ -236,12 +237,12 @@ impl Bench {
         )
     }
 
-    /// On four layers: what is factored divides by two there.
+    /// Runs on four layers, whose factored matrices can be split evenly between two workers.
     fn workers(&self) -> Result<Value> {
         let [one, two] = [1, 2].map(|workers| {
             self.repeated(|_| {
                 let mut run = self.compress(&self.four, workers, BUDGET_PERCENT, &Value::Null)?;
-                // A hundred lines that serve one comparison.
+                // Only compared for equality, so a hash is enough instead of a hundred lines.
                 run["manifest"] = blake(&run["manifest"]);
                 Ok(run)
             })
@@ -251,7 +252,7 @@ impl Bench {
         Ok(json!({ "budget_percent": BUDGET_PERCENT, "one": one?, "two": two?, "one_layer": [layer] }))
     }
 
-    /// In turns: what the machine does meanwhile meets both.
+    /// Copying and streaming alternate, so that other load on the machine affects both.
     fn io(&self) -> Result<Value> {
         let out = self.folder.join("streamed");
         let (mut copied, mut streamed) = (Vec::new(), Vec::new());
@@ -266,13 +267,13 @@ impl Bench {
         Ok(json!({ "copied": copied, "streamed": streamed }))
     }
 
-    /// Memory for all that is read and written.
+    /// Allocates and frees as much memory as the run reads and writes.
     fn warm(&self) -> Result<()> {
         let bytes: u64 = if self.small { 64 << 20 } else { 9 << 30 };
         job_built(&json!({ "job": "warm", "bytes": bytes })).map(|_| ())
     }
 
-    /// The first plan of a model takes its spectra; small matrices, for the number of them is what counts afterwards.
+    /// The first plan of a model computes its spectra. The matrices are small, because only their number matters afterwards.
     fn plan(&self) -> Result<Value> {
         let model = self.folder.join("many");
         if !model.exists() {
@@ -294,7 +295,7 @@ impl Bench {
                 json!({ "job": "plan", "model": model, "budget_percent": budget_percent, "cache": cache });
             job_built(&job)
         };
-        // Files that were just written are hashed again: a change in the same moment would not show.
+        // The tool hashes files again that were just written, because a change in the same instant would not be visible.
         std::thread::sleep(std::time::Duration::from_secs(3));
         let first = plan(10.0)?;
         let further = self.repeated(|run| plan(12.0 + f64::from(run)))?;
@@ -304,7 +305,7 @@ impl Bench {
 
 const LAPACK: &[&str] = &["lapack"];
 
-/// Stands for a long text in a comparison.
+/// A hash that replaces a long text in a comparison.
 fn blake(text: &Value) -> Value {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();

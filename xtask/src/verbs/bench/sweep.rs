@@ -1,4 +1,4 @@
-//! `cargo xtask bench sweep`: `crates/lowrank-pipeline/examples/sweep_plans.rs`.
+//! `cargo xtask bench sweep` runs `crates/lowrank-pipeline/examples/sweep_plans.rs`.
 
 use crate::shell::{cargo, run as sh};
 use anyhow::Result;
@@ -10,7 +10,7 @@ pub(crate) struct Args {
     jobs: usize,
 }
 
-/// The benchmark.
+/// Runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut bench =
         cargo(&["run", "--release", "--package", "lowrank-pipeline", "--example", "sweep_plans", "--"]);

@@ -1,4 +1,4 @@
-//! `cargo xtask bench synth`: an ordinary Mixtral directory of true dimensions, from a seed.
+//! `cargo xtask bench synth` generates an ordinary Mixtral directory with the dimensions of Mixtral-8x7B from a seed.
 
 use crate::shell::{cargo, output, root, run as sh, target};
 use anyhow::Result;
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     vocab_size: u32,
 }
 
-/// What a checkpoint is generated from.
+/// The dimensions of a generated checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dimensions {
     pub(crate) layers: usize,
@@ -34,7 +34,7 @@ pub(crate) struct Dimensions {
 }
 
 impl Dimensions {
-    /// Of Mixtral-8x7B.
+    /// The dimensions of Mixtral-8x7B.
     pub(crate) fn mixtral(layers: usize) -> Self {
         Self { layers, hidden_size: 4096, intermediate_size: 14_336, experts: 8, vocab_size: 32_000 }
     }
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes a checkpoint; → what it holds.
+/// Writes a checkpoint; returns a summary of its content.
 pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Value> {
     let Dimensions { layers, hidden_size, intermediate_size, experts, vocab_size } = dimensions;
     let job = json!({
@@ -65,13 +65,13 @@ pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Val
         "vocab_size": vocab_size,
         "seed": seed,
         "tokenizer": root().join("tests/fixtures/tiny-mixtral"),
-        // Small enough for a checkpoint of one layer to have several.
+        // Small enough that a checkpoint with one layer has several shards.
         "shard_bytes_max": 500_000_000_u64,
     });
     job_built(&job)
 }
 
-/// Builds `lowrank-bench` with these features beside the usual ones.
+/// Builds `lowrank-bench` with these additional features.
 pub(crate) fn build(features: &[&str]) -> Result<()> {
     let mut build = cargo(&["build", "--quiet", "--release", "--locked", "--package", "lowrank-bench"]);
     for feature in features {
@@ -80,7 +80,7 @@ pub(crate) fn build(features: &[&str]) -> Result<()> {
     sh(&mut build)
 }
 
-/// Runs a job of what was built last; → its result.
+/// Runs a job with the latest build; returns its result.
 pub(crate) fn job_built(job: &Value) -> Result<Value> {
     let result = output(Command::new(target().join("release/lowrank-bench")).arg(job.to_string()))?;
     Ok(serde_json::from_str(&result)?)

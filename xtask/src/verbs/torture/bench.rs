@@ -1,4 +1,4 @@
-//! Starting runs of the tool, waiting for their ends, and comparing what they leave with an undisturbed run.
+//! Starts runs of the tool, waits for them, and compares their results with those of an undisturbed run.
 
 use super::dice::Dice;
 use crate::shell::{self, cargo, run as sh};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A run that takes longer hangs; on a machine that is busy with other things a second may take a minute.
+/// A run that takes longer counts as a hang. On a busy machine a second of work may take a minute.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-/// Contents by name.
+/// File contents by name.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
 pub(super) fn files(dir: &Path) -> Result<Files> {
@@ -42,17 +42,17 @@ impl End {
     }
 }
 
-/// What a run finds of what earlier ones measured.
+/// State of a run's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cache {
-    /// Everything: it goes on to the factors at once.
+    /// All measurements are cached, so the run begins with the factors.
     Warm,
-    /// What an interrupted run left; nothing after [`Bench::forget`].
+    /// Only what an interrupted run left; empty after [`Bench::forget`].
     Cold,
 }
 
 impl Cache {
-    /// The default job but for few tokens: what is tried is the writing.
+    /// The default job on few tokens, because the test is about writing.
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Warm => &["--calibration-tokens", "2048"],
@@ -61,10 +61,10 @@ impl Cache {
     }
 }
 
-/// A whole run, left in peace.
+/// A complete undisturbed run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Course {
-    /// Writes, flushes and renames.
+    /// Number of its writes, flushes and renames.
     pub(super) places: u64,
     pub(super) takes: Duration,
 }
@@ -77,7 +77,7 @@ pub(super) struct Bench {
     cold_reference: Files,
     pub(super) warm: Course,
     pub(super) cold: Course,
-    /// Places that only a run with a cold cache has, and the few before them.
+    /// Number of places up to the end of measuring, which only a run with a cold cache does.
     pub(super) measuring_places: u64,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Undisturbed, of two workers.
+    /// An undisturbed run with two workers.
     pub(super) fn new(model: &'a Path, out: &'a Path, cache: Cache) -> Self {
         Self { model, out, failpoint: String::new(), workers: 2, cache }
     }
@@ -108,7 +108,7 @@ impl<'a> Run<'a> {
 }
 
 impl Bench {
-    /// Builds the tool with fail points and runs it undisturbed: with nothing in the cache, then with everything.
+    /// Builds the tool with fail points and runs it undisturbed, first with an empty cache, then with a full one.
     pub(super) fn new(seed: u64) -> Result<Self> {
         sh(&mut cargo(&["build", "--release", "--package", "lowrank-cli", "--features", "failpoints"]))?;
         let folder = shell::target().join("torture");
@@ -139,7 +139,7 @@ impl Bench {
         Ok(bench)
     }
 
-    /// With nothing in the cache, then with everything: the same bytes.
+    /// Runs with an empty and with a full cache; both must give the same bytes.
     fn undisturbed_twice(&self, cache: Cache) -> Result<(Course, Course, Files)> {
         let out = self.work.join("undisturbed");
         let first = self.undisturbed(&out, cache)?;
@@ -196,7 +196,7 @@ impl Bench {
         Ok(Started { child: self.command(&run)?.spawn()?, stderr: self.stderr_of(run.out) })
     }
 
-    /// As another user; `None` where the tool is out of that user's reach.
+    /// Runs as another user; `None` if that user cannot access the tool.
     pub(super) fn start_as(&self, user: u32, run: Run<'_>) -> Result<Option<Started>> {
         let child = self.command(&run)?.uid(user).spawn();
         Ok(child.ok().map(|child| Started { child, stderr: self.stderr_of(run.out) }))
@@ -218,7 +218,7 @@ impl Bench {
         Ok(End { code, stderr: fs::read_to_string(run.stderr)? })
     }
 
-    /// The output is the reference, and nothing is beside it.
+    /// Checks that the output equals the reference and that nothing is left beside it.
     pub(super) fn is_reference(&self, out: &Path, cache: Cache) -> Result<()> {
         let made = files(out)?;
         let reference = match cache {
@@ -233,7 +233,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Runs to the end; whatever was left is gone on with.
+    /// Runs to the end, and resumes any unfinished work.
     pub(super) fn goes_on(&self, run: Run<'_>) -> Result<()> {
         let (out, cache) = (run.out, run.cache);
         let end = self.wait(self.start(run)?)?;
@@ -243,7 +243,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Removes an output, what a run towards it left, and what the cold cache was warmed with.
+    /// Removes an output, its unfinished work, and the content of the cold cache.
     pub(super) fn forget(&self, out: &Path) -> Result<()> {
         for path in [out.to_owned(), partial(out), self.cache_dir(Cache::Cold)] {
             if path.exists() {
@@ -254,7 +254,7 @@ impl Bench {
     }
 }
 
-/// A run under way.
+/// A run in progress.
 pub(super) struct Started {
     child: Child,
     stderr: PathBuf,

@@ -1,4 +1,4 @@
-//! Seeded chance.
+//! A seeded random number generator.
 
 /// SplitMix64.
 pub(super) struct Dice(pub(super) u64);

@@ -1,4 +1,4 @@
-//! What is done to runs: they are killed, stopped, starved, robbed of their source, and run side by side.
+//! The disturbances: kills, stops, full disks, deleted sources, and two runs at once.
 
 use super::bench::{Bench, Cache, Run, files};
 use super::tmpfs::Tmpfs;
@@ -9,18 +9,18 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-/// Points at which the disk fills.
+/// Number of places at which the disk fills.
 const DISK_FULL_POINTS: u64 = 24;
-/// Points at which the disk of the cache fills.
+/// Number of places at which the cache's disk fills.
 const CACHE_FULL_POINTS: u64 = 4;
-/// Points at which the source is taken away.
+/// Number of places at which the source is deleted or truncated.
 const VANISHING_POINTS: u64 = 8;
-/// Pairs of runs on one cache.
+/// Number of pairs of runs on one cache.
 const PAIRS: u64 = 2;
 /// `nobody` of Debian and most others.
 const NOBODY: u32 = 65534;
 
-/// How disturbed runs ended.
+/// Counts of how disturbed runs ended.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) killed_at_a_place: u64,
@@ -32,7 +32,7 @@ pub(super) struct Counts {
     pub(super) with_a_cold_cache: u64,
 }
 
-/// Where a run is to die.
+/// When a run is killed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Death {
     /// At this write, flush or rename.
@@ -41,7 +41,7 @@ pub(super) enum Death {
     Moment,
 }
 
-/// One run that is disturbed, perhaps twice, and then left in peace.
+/// Disturbs one run, perhaps twice, then lets it run to the end.
 pub(super) fn disturb(bench: &mut Bench, death: Death, cache: Cache, counts: &mut Counts) -> Result<()> {
     let out = bench.work.join("out");
     let model = bundled_model();
@@ -60,7 +60,7 @@ pub(super) fn disturb(bench: &mut Bench, death: Death, cache: Cache, counts: &mu
                 let moment = bench.dice.below(bench.course(cache).takes.as_micros() as u64);
                 std::thread::sleep(Duration::from_micros(moment));
                 let which = if bench.dice.below(2) == 0 { Signal::KILL } else { Signal::TERM };
-                // It may be gone; then there is nothing to kill.
+                // The run may have ended already.
                 let _ = started.signal(which);
                 bench.wait(started)?
             }
@@ -69,13 +69,13 @@ pub(super) fn disturb(bench: &mut Bench, death: Death, cache: Cache, counts: &mu
             (0, _) => counts.ended_before += 1,
             (-9, Death::Place(_)) => counts.killed_at_a_place += 1,
             (-9, Death::Moment) => counts.killed_at_a_moment += 1,
-            // 143: it listened already; -15: it had only just started.
+            // 143: the run had installed its signal handler; -15: it had not yet.
             (143 | -15, _) => counts.terminated += 1,
             (code, _) => bail!("exit code {code}: {}", end.stderr),
         }
         counts.killed_again += u64::from(round > 0 && end.code != 0);
         if out.exists() {
-            // Visible means whole.
+            // If the output is visible, it must be complete.
             bench.is_reference(&out, cache)?;
             counts.died_after_publication += u64::from(end.code != 0);
             return bench.forget(&out);
@@ -87,7 +87,7 @@ pub(super) fn disturb(bench: &mut Bench, death: Death, cache: Cache, counts: &mu
     bench.forget(&out)
 }
 
-/// Two runs at once measure into one empty cache; one of them is killed and goes on. Returns how many pairs were.
+/// Runs pairs that fill one empty cache at the same time; kills and resumes one run of each. Returns the number of pairs.
 pub(super) fn side_by_side(bench: &mut Bench) -> Result<u64> {
     let (model, out, other) = (bundled_model(), bench.work.join("out"), bench.work.join("other"));
     for _ in 0..PAIRS {
@@ -106,13 +106,13 @@ pub(super) fn side_by_side(bench: &mut Bench) -> Result<u64> {
     Ok(PAIRS)
 }
 
-/// The disk fills at seeded places. Returns (refused, had room to the end).
+/// Fills the disk at seeded places. Returns (runs refused, runs that had enough space).
 pub(super) fn disk_full(bench: &mut Bench, tmpfs: Option<&Tmpfs>) -> Result<(u64, u64)> {
     let (model, mut refused, mut had_room) = (bundled_model(), 0, 0);
     let out = tmpfs.map_or(bench.work.join("out"), |tmpfs| tmpfs.0.join("out"));
     let mut attempts = Vec::new();
     for index in 0..DISK_FULL_POINTS {
-        // One in each stretch; the last few places write nothing that needs room.
+        // One place in each equal part of the run. The last few places need no space.
         let stretch = bench.warm.places / (DISK_FULL_POINTS + 1);
         attempts.push((Cache::Warm, 1 + index * stretch + bench.dice.below(stretch)));
     }
@@ -149,7 +149,7 @@ pub(super) fn disk_full(bench: &mut Bench, tmpfs: Option<&Tmpfs>) -> Result<(u64
     Ok((refused, had_room))
 }
 
-/// Disks that are too small from the start. Returns how many were tried.
+/// Tries disks that are too small from the start. Returns their number.
 pub(super) fn too_small(bench: &Bench) -> Result<u64> {
     let mut tried = 0;
     for megabytes in [1, 5, 20, 40] {
@@ -162,13 +162,14 @@ pub(super) fn too_small(bench: &Bench) -> Result<u64> {
     Ok(tried)
 }
 
-/// The source is cut short or deleted at seeded places; put back, the same command succeeds. Returns (refused, unharmed).
+/// Truncates or deletes the source at seeded places. After the source is restored, the same command must succeed. Returns
+/// (runs refused, runs unharmed).
 pub(super) fn vanishing_source(bench: &mut Bench) -> Result<(u64, u64)> {
     let (model, out) = (bench.work.join("model"), bench.work.join("out"));
     let (mut refused, mut unharmed) = (0, 0);
     for index in 0..VANISHING_POINTS {
         copy_of_model(&model)?;
-        // Every fourth while it is calibrated on.
+        // Every fourth time during calibration.
         let (cache, places) = match index % 4 {
             3 => (Cache::Cold, bench.measuring_places),
             _ => (Cache::Warm, bench.warm.places * 3 / 4),
@@ -187,7 +188,7 @@ pub(super) fn vanishing_source(bench: &mut Bench) -> Result<(u64, u64)> {
         started.signal(Signal::CONT)?;
         let end = bench.wait(started)?;
         if end.code == 0 {
-            // It had the file open, or had read all of it.
+            // The run had the file open, or had read all of it.
             unharmed += 1;
             bench.is_reference(&out, cache)?;
         } else {
@@ -212,7 +213,7 @@ fn copy_of_model(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Folders that cannot be written to. Returns what was tried.
+/// Tries folders that cannot be written to. Returns their descriptions.
 pub(super) fn forbidden_output(bench: &Bench) -> Result<Vec<&'static str>> {
     let mut tried = Vec::new();
     let model = bundled_model();

@@ -1,9 +1,9 @@
-//! `cargo xtask torture`: kills, stops and starves runs on the bundled model, lets them go on, and compares the bytes.
+//! `cargo xtask torture` kills and stops runs on the bundled model and fills their disk, resumes them, and compares the bytes.
 //!
-//! The tool is built with fail points (`lowrank-failpoint`): every write, flush and rename can be the last thing a run
-//! does. Three of four runs die at such a place, each place once before any twice; the others at a random moment. One of
-//! five has an empty cache, and most of those die while they measure; the others find all measured. What is promised, and
-//! figures: `docs/reliability.md`.
+//! The tool is built with fail points (`lowrank-failpoint`), so that a run can be killed at every write, flush and rename (a
+//! "place"). Three of four runs are killed at a place, and no place comes twice before all have come once; the others are
+//! killed at a random moment. One of five starts with an empty cache, and most of these are killed while they measure; the
+//! others have all measurements cached. Guarantees and figures: `docs/reliability.md`.
 
 mod bench;
 mod dice;
@@ -17,9 +17,9 @@ use std::fs;
 use std::time::Instant;
 use tmpfs::Tmpfs;
 
-/// Room for the output and the slack that the tool asks for.
+/// Space for the output and for the reserve that the tool asks for.
 const TMPFS: &str = "size=48m";
-/// One of so many runs has nothing in its cache.
+/// One of so many runs has an empty cache.
 const COLD: u64 = 5;
 
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub(crate) struct Args {
     pub(crate) seed: u64,
 }
 
-/// Places in an order in which each comes once before any comes twice.
+/// Places in random order; none comes twice before all have come once.
 struct Places(Vec<u64>, usize);
 
 impl Places {

@@ -1,4 +1,4 @@
-//! A small file system of its own, if this user may mount one.
+//! A small separate file system, if this user may mount one.
 
 use anyhow::Result;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ impl Tmpfs {
         mount.status().is_ok_and(|status| status.success()).then_some(Self(at))
     }
 
-    /// Takes all that is left.
+    /// Fills all remaining space.
     pub(super) fn fill(&self) -> Result<()> {
         let mut ballast = File::create(self.0.join("ballast"))?;
         for size in [1 << 20, 1 << 12, 1] {

@@ -1,4 +1,4 @@
-//! Runs the tool for every row and budget, and keeps what `verify` says.
+//! Runs the tool for every method and budget, and collects the results of `verify`.
 
 use super::BUNDLED;
 use super::methods::{DEFAULT, How, METHODS, Method};
@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// What is the same for every model.
+/// Settings that are the same for every model.
 pub(crate) struct Bench {
     tool: PathBuf,
     prune: PathBuf,
@@ -24,7 +24,7 @@ pub(crate) struct Bench {
     started: Instant,
 }
 
-/// A model, and what it is calibrated on; absent: the bundled passage.
+/// A model and its calibration text; if absent, the bundled passage.
 pub(crate) struct Subject {
     pub(crate) model: PathBuf,
     pub(crate) calibrate: Option<PathBuf>,
@@ -36,9 +36,9 @@ pub(crate) struct Measured {
     pub(crate) calibrated_on: String,
     pub(crate) expert_params: u64,
     pub(crate) params: u64,
-    /// Of the original, by text.
+    /// Perplexity of the original, by text.
     pub(crate) perplexities: Vec<f64>,
-    /// `verify`'s measure of how unlike the calibration text each text is.
+    /// By text: how much the text differs from the calibration text, as `verify` measures it.
     pub(crate) routing_distances: Vec<Option<f64>>,
     pub(crate) rows: Vec<Row>,
 }
@@ -46,7 +46,7 @@ pub(crate) struct Measured {
 /// One method.
 pub(crate) struct Row {
     pub(crate) method: Method,
-    /// By budget.
+    /// Results by budget.
     pub(crate) cells: Vec<Cell>,
 }
 
@@ -54,21 +54,21 @@ pub(crate) struct Row {
 pub(crate) struct Cell {
     /// Parameters, counted from the headers of both checkpoints.
     pub(crate) removed_params: u64,
-    /// By text.
+    /// Results by text.
     pub(crate) scores: Vec<Score>,
 }
 
-/// On one text. Standard errors are over windows of tokens.
+/// Results on one text. Standard errors are over windows of tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Score {
     /// perplexity / original's − 1
     pub(crate) increase: (f64, f64),
     /// nats per token
     pub(crate) kl: (f64, f64),
-    /// Share of positions.
+    /// Share of positions with the same top-1 token.
     pub(crate) top1: (f64, f64),
     pub(crate) perplexity_original: f64,
-    /// Absent where nothing was calibrated.
+    /// Absent without calibration.
     pub(crate) routing_distance: Option<f64>,
 }
 
@@ -84,7 +84,7 @@ impl Bench {
         let build = ["build", "--release", "--package", "lowrank-cli", "--example", "prune_experts"];
         crate::shell::run(&mut cargo(&build))?;
         let folder = target().join("fidelity");
-        // Nothing from another build of the tool, and this one stays the same while it runs.
+        // Use a copy of this build, so that a rebuild during the benchmark changes nothing, and remove results of other builds.
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -100,12 +100,12 @@ impl Bench {
         Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, started })
     }
 
-    /// Where everything goes.
+    /// The folder of all files of the benchmark.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Since the tool was built.
+    /// Seconds since the tool was built.
     pub(crate) fn seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
@@ -117,7 +117,7 @@ impl Bench {
         let experts = kinds.filter(|kind| kind["kind"] == "experts").find_map(|kind| kind["params"].as_u64());
         let expert_params = experts.context("`inspect` counts no experts")?;
         let methods: Vec<Method> = METHODS.into_iter().filter(|method| method.small || !self.small).collect();
-        // One after another, so that what is measured once is measured by one; the rest then finds it in the cache.
+        // These run one after another, so that each measurement is made once; the others find it in the cache.
         for method in &methods {
             if method.how != How::Pruned {
                 let mut plan = self.job(subject, method, expert_params, self.budgets[0]);
@@ -152,7 +152,7 @@ impl Bench {
         })
     }
 
-    /// As many processes at once as there are cores, of one thread each: small matrices give one more to do than that.
+    /// Runs as many processes at once as there are cores, with one thread each: small matrices do not occupy more threads.
     fn in_parallel<T: Sync, R: Send>(
         &self,
         work: &[T],
@@ -182,7 +182,7 @@ impl Bench {
         done.into_iter().map(|(_, result)| result).collect()
     }
 
-    /// `compress`, up to `--out`.
+    /// The command line of `compress` up to `--out`.
     fn job(&self, subject: &Subject, method: &Method, expert_params: u64, budget: f64) -> Command {
         let mut job = command(&self.tool);
         let wanted = (expert_params as f64 * budget / 100.0).ceil();
@@ -255,7 +255,7 @@ fn score(logits: &Value) -> Result<Score> {
     })
 }
 
-/// What a command puts on stdout.
+/// The stdout of a command.
 fn json(command: &mut Command) -> Result<Value> {
     Ok(serde_json::from_str(&output(command)?)?)
 }

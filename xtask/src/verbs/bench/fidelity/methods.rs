@@ -1,13 +1,13 @@
-//! The rows of the table: an ablation from plain SVD to the default, and expert pruning.
+//! The rows of the fidelity table: an ablation from plain SVD to the default, and expert pruning.
 
 /// One way to remove parameters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Method {
-    /// In the table.
+    /// Name in the table.
     pub(crate) name: &'static str,
     /// What is done.
     pub(crate) how: How,
-    /// Whether the small form of the benchmark has this row.
+    /// Whether `--small` includes this row.
     pub(crate) small: bool,
 }
 
@@ -22,16 +22,16 @@ pub(crate) enum How {
     Pruned,
 }
 
-/// What SVD-LLM does.
+/// The method of SVD-LLM.
 pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
-/// The two that need no calibration text.
+/// The two baselines that need no calibration text.
 pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
 /// The tool without flags.
 pub(crate) const DEFAULT: &str = "+ error propagation through layers: **the default**";
-/// The usual alternative.
+/// Expert pruning, the usual alternative.
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
-/// From top to bottom; a row that begins with a plus adds one thing to the row above it.
+/// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
 pub(crate) const METHODS: [Method; 13] = [
     row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --layout uv")),
     row("plain SVD, global, u·v", How::DataFree("--layout uv")),

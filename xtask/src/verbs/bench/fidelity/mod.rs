@@ -1,9 +1,9 @@
-//! `cargo xtask bench fidelity`: what every method keeps of a model at the same number of parameters. Writes
+//! `cargo xtask bench fidelity` measures what every method loses of a model at the same number of parameters. Writes
 //! `docs/fidelity.md`.
 //!
-//! Everything goes through the tool as a user runs it: `compress` writes a checkpoint, `verify` counts its headers and
-//! runs both models on texts that were not calibrated on. Expert pruning, which the tool does not do, is an example of
-//! `lowrank-cli` that writes a Mixtral of fewer experts and measures it by the same functions.
+//! It runs the tool as a user does: `compress` writes a checkpoint, `verify` counts its headers and runs both models on texts
+//! that the calibration did not see. The tool does not prune experts; a separate example program writes a Mixtral with fewer
+//! experts and measures it with the same functions.
 
 mod measure;
 mod methods;
@@ -14,19 +14,19 @@ use anyhow::{Context, Result, bail};
 use measure::{Bench, Subject};
 use std::path::PathBuf;
 
-/// Of the expert parameters, in percent.
+/// Budgets in percent of the expert parameters.
 const BUDGETS: [f64; 4] = [10.0, 22.2, 35.0, 50.0];
-/// A budget of the full table; the one that goes is a share of the experts that 10 B is of Mixtral-8x7B's.
+/// The budget of 10 B in Mixtral-8x7B, in percent of its expert parameters.
 const BUDGET_USUAL: f64 = 22.2;
-/// The deepest cut.
+/// The largest budget.
 const BUDGET_DEEP: f64 = 50.0;
-/// Of every evaluation text.
+/// Tokens of every evaluation text.
 const TOKENS: usize = 32_768;
-/// To calibrate on: the tool's own default.
+/// Calibration tokens: the tool's default.
 const CALIBRATION_TOKENS: usize = 65_536;
-/// Both in the small form.
+/// Evaluation and calibration tokens with `--small`.
 const TOKENS_SMALL: usize = 8_192;
-/// The bundled calibration passage, by the name that the documents have for it.
+/// Name of the bundled calibration passage in the documents.
 const BUNDLED: &str = "the bundled passage";
 
 #[derive(Debug, clap::Args)]
@@ -57,7 +57,7 @@ pub(crate) struct Args {
     pub(crate) small: bool,
 }
 
-/// The form that CI runs.
+/// The benchmark with `--small`, which CI runs.
 pub(crate) fn small() -> Result<()> {
     let args = Args {
         models: Vec::new(),
@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Which models are calibrated on what.
+/// The models with their calibration texts.
 fn subjects(args: &Args) -> Vec<Subject> {
     let fixtures = root().join("tests/fixtures");
     if !args.models.is_empty() {
@@ -129,7 +129,7 @@ fn subjects(args: &Args) -> Vec<Subject> {
     if args.small {
         return vec![first];
     }
-    // Unlike both evaluation texts: what is promised holds for a user with the wrong text, too.
+    // This text differs from both evaluation texts, because the limits must also hold if the user calibrates on another kind of text.
     let unlike = fixtures.join("text/shakespeare.txt");
     let second = fixtures.join("second-mixtral");
     vec![first, Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) }]

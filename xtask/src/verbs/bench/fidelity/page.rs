@@ -1,4 +1,4 @@
-//! The page: what was run, one table for each model and measure, and the limits that the default has to keep.
+//! Writes the page: conditions, one table per model and measure, and the limits that the default must keep.
 
 use super::measure::{Bench, Cell, Measured, Row, Score};
 use super::methods::{DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
@@ -7,14 +7,14 @@ use crate::shell::{command, output};
 use anyhow::Result;
 use std::fmt::{self, Write};
 
-/// Best of the prototype's rows that the default is held to, perplexity increase by text: (budget, largest).
+/// Limits from the prototype's best rows: (budget, largest perplexity increase by text).
 const LARGEST: [(f64, [f64; 2]); 2] = [(BUDGET_USUAL, [0.0025, 0.0021]), (BUDGET_DEEP, [0.24, 0.20])];
-/// The model that they are for.
+/// The model that these limits apply to.
 const LARGEST_OF: &str = "tiny-mixtral";
-/// Of what whitening alone loses, the default loses at most this share.
+/// The default may lose at most this share of what whitening alone loses.
 const SHARE_OF_WHITENED: f64 = 0.25;
 
-/// Something that must hold.
+/// A limit and whether it is kept.
 pub(crate) struct Goal {
     what: String,
     pub(crate) kept: bool,
@@ -31,7 +31,7 @@ fn increases(measured: &Measured, name: &str, budget: usize) -> Option<Vec<f64>>
     Some(row.cells[budget].scores.iter().map(|score| score.increase.0).collect())
 }
 
-/// What is held against the figures.
+/// All limits, checked against the figures.
 pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
     let mut goals = Vec::new();
     for model in measured {
@@ -76,7 +76,7 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
     goals
 }
 
-/// Rows that lose less perplexity than the default on every text, by more than twice the errors of both.
+/// Rows whose perplexity increase is smaller than the default's on every text, by more than twice the standard errors of both.
 fn beaten_by(measured: &Measured, budget: usize) -> Vec<&'static str> {
     let scores = |row: &Row| row.cells[budget].scores.iter().map(|score| score.increase).collect::<Vec<_>>();
     let Some(default) = measured.rows.iter().find(|row| row.method.name == DEFAULT) else {
@@ -199,7 +199,7 @@ fn table(
     writeln!(page)
 }
 
-/// Experts come in whole numbers.
+/// The actual ratio of expert pruning, which removes whole experts.
 fn removed_instead(model: &Measured, name: &str, cell: &Cell) -> String {
     let share = 100.0 * cell.removed_params as f64 / model.expert_params as f64;
     if name == PRUNED { format!(" (−{share:.1} %)") } else { String::new() }
@@ -207,7 +207,7 @@ fn removed_instead(model: &Measured, name: &str, cell: &Cell) -> String {
 
 fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
     let (value, error) = (value * scale, error * scale);
-    // Two digits of the error at most.
+    // At most two significant digits of the standard error.
     let digits = if error >= 0.95 {
         0
     } else if error >= 0.095 {
@@ -219,7 +219,7 @@ fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
     format!("{} ±{error:.digits$}", value.replace('-', "−"))
 }
 
-/// Processor and cores.
+/// The processor and its number of cores.
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
