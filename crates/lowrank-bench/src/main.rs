@@ -1,5 +1,5 @@
-//! What `cargo xtask bench` runs: generated checkpoints, and single measurements, each in a process of its own so that its
-//! CPU seconds and peak memory are its alone.
+//! The program that `cargo xtask bench` runs: it generates checkpoints and takes single measurements. Each measurement is a
+//! separate process, so that CPU seconds and peak memory are its own.
 //!
 //! The only argument is a [`Job`] in JSON; the only line on stdout is its result in JSON.
 

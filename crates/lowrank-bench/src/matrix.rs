@@ -1,5 +1,5 @@
-//! One matrix from the checkpoint to factors on disk, stage by stage, as the tool does it: spectrum, factors from what the
-//! spectrum left behind, rounding, writing.
+//! Measures one matrix from the checkpoint to factors on disk, stage by stage, as the tool computes it: spectrum, factors from
+//! the reduction that the spectrum computed, rounding, writing.
 
 use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result, bail};
@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// What is done to which matrix.
+/// Settings of the measurement.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Matrix {
@@ -27,17 +27,17 @@ pub(crate) struct Matrix {
     rank: usize,
     precision: PrecisionChoice,
     backend: BackendName,
-    /// Pivots and coefficients instead of u·v.
+    /// Pivoted storage instead of u·v.
     #[serde(default)]
     pivoted: bool,
-    /// Where the factors go; removed afterwards.
+    /// File for the factors; removed afterwards.
     out: PathBuf,
-    /// Whether to compare with the optimum, which takes a decomposition in f64 more.
+    /// Whether to compare with the optimum, which takes another decomposition in f64.
     #[serde(default)]
     compare: bool,
 }
 
-/// What decomposes it.
+/// The linear-algebra backend.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum BackendName {
@@ -138,7 +138,8 @@ impl Matrix {
         } else {
             None
         };
-        // Gram, reduction, vectors carried back, projection; what the tridiagonal problem takes depends on its numbers.
+        // Gram matrix, reduction, back-transformation of vectors, projection. The tridiagonal problem is not counted, because
+        // its operations depend on the numbers.
         let (long, short, r) = (m.max(n) as f64, m.min(n) as f64, r as f64);
         let operations = long * short * short
             + 4.0 / 3.0 * short.powi(3)
@@ -153,11 +154,11 @@ impl Matrix {
     }
 }
 
-/// The best that a product reaches on one thread: what shares are shares of.
+/// The peak rate of a matrix product on one thread, to which the shares of the GEMM peak refer.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Gemm {
-    /// Of the square matrices.
+    /// Side of the square matrices.
     size: usize,
 }
 
@@ -166,7 +167,7 @@ impl Gemm {
         Ok(json!({ "f32": self.rate::<f32>(&Faer)?, "f64": self.rate::<f64>(&Faer)? }))
     }
 
-    /// Operations a second, the best of five.
+    /// Operations per second, the best of five runs.
     fn rate<T: Real>(&self, kernels: &dyn Kernels<T>) -> Result<f64> {
         let size = self.size;
         let of = |step: usize| {

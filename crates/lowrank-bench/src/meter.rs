@@ -1,14 +1,14 @@
-//! What a piece of work took: wall time, CPU time of all threads, and the most memory that was resident.
+//! Measures wall time, CPU time of all threads, and peak resident memory of a piece of work.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs;
 use std::time::Instant;
 
-/// Kernel ticks in a second, of all Linux that is met.
+/// Kernel clock ticks per second, the same on all usual Linux systems.
 const TICKS: f64 = 100.0;
 
-/// Running since it was made.
+/// A clock that runs from its creation.
 pub(crate) struct Meter {
     wall: Instant,
     cpu: f64,
@@ -26,29 +26,30 @@ impl Meter {
         Ok(Self { wall: Instant::now(), cpu: cpu_seconds()? })
     }
 
-    /// Since the start; goes on.
+    /// The time since the start. The clock continues.
     pub(crate) fn took(&self) -> Result<Took> {
         Ok(Took { cpu_s: cpu_seconds()? - self.cpu, wall_s: self.wall.elapsed().as_secs_f64() })
     }
 }
 
-/// Runs something and says what it took.
+/// Runs something and returns its result and time.
 pub(crate) fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Took)> {
     let meter = Meter::start()?;
     let result = work()?;
     Ok((result, meter.took()?))
 }
 
-/// User and system time of this process, to a hundredth.
+/// User and system time of this process, to a hundredth of a second.
 fn cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat").context("/proc/self/stat")?;
-    // After the name, which may hold anything: state is the first field, user and system time the 12th and 13th.
+    // The name may contain any character, so count the fields after it: state is the first, user and system time are the 12th
+    // and 13th.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
     Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
 }
 
-/// The most that this process held in memory so far.
+/// Peak resident memory of this process so far.
 pub(crate) fn peak_resident_bytes() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;

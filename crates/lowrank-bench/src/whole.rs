@@ -1,4 +1,4 @@
-//! Whole runs of the tool's library, in this process: compressing, planning, and reading and writing alone.
+//! Whole runs of the tool's library in this process: compressing, planning, and only reading and writing.
 
 use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result};
@@ -27,7 +27,7 @@ pub(crate) struct Compress {
     model: PathBuf,
     /// Must not exist; removed afterwards.
     out: PathBuf,
-    /// In percent of all parameters. 0: every tensor is copied, which is reading and writing alone.
+    /// Parameters to remove, in percent of all. 0 copies every tensor, which is only reading and writing.
     budget_percent: f64,
     workers: usize,
     cache: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub(crate) struct Compress {
     calibration: Option<Calibration>,
 }
 
-/// On how many tokens.
+/// Numbers of tokens.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Calibration {
@@ -53,7 +53,7 @@ pub(crate) struct Plan {
     cache: PathBuf,
 }
 
-/// The files of a checkpoint from one place to another, one byte after the other, and flushed: what `dd` does.
+/// Copies the files of a checkpoint sequentially and flushes them, as `dd` does.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stream {
@@ -62,8 +62,8 @@ pub(crate) struct Stream {
     out: PathBuf,
 }
 
-/// Takes memory and gives it back, so that who comes next finds it backed: a virtual machine may have returned free memory
-/// to its host, and getting it again costs more than a copy.
+/// Allocates memory and frees it, so that the next process gets it quickly: a virtual machine may have returned free memory
+/// to its host, and getting it back costs more than a copy.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Warm {
@@ -98,7 +98,7 @@ fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
     }
 }
 
-/// What the stages of a run took. What lies between two is the earlier one's.
+/// Times of a run's stages. Time between two stages counts for the earlier one.
 #[derive(Default)]
 struct Stages(Mutex<Vec<(String, Meter)>>);
 
@@ -117,7 +117,7 @@ impl Stages {
 
 impl Progress for Stages {
     fn start(&self, stage: &str, _total: u64, _unit: &'static str) {
-        // Without a clock there is nothing to tell.
+        // Without a clock there is nothing to record.
         let Ok(meter) = Meter::start() else { return };
         self.0.lock().expect("nobody panics").push((stage.to_owned(), meter));
     }
@@ -164,7 +164,7 @@ impl Compress {
         Ok(json!({
             "took": took, "peak_resident_bytes": peak, "written_bytes": done.published.bytes,
             "read_bytes": checkpoint.size().bytes, "factored": done.plan.ranks().len(), "stages": stages,
-            // Names every byte of the output.
+            // The manifest has a hash of every file of the output.
             "manifest": manifest,
         }))
     }
@@ -215,11 +215,11 @@ fn shards(model: &Path) -> Result<Vec<PathBuf>> {
     Ok(checkpoint.shards().iter().map(|shard| model.join(&shard.name)).collect())
 }
 
-/// Drops the weights from the page cache, as far as the system does as it is asked, so that reading is reading.
+/// Asks the system to drop the weights from the page cache, so that reading uses the disk.
 fn evict(model: &Path) -> Result<()> {
     for shard in shards(model)? {
         let file = File::open(&shard)?;
-        // What is not on disk yet cannot be dropped.
+        // Pages that are not on disk yet cannot be dropped.
         file.sync_all()?;
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?;
     }
