@@ -1,4 +1,4 @@
-//! Calibration through the tool: what factors are fitted to, experts that nobody asks, and that bytes repeat.
+//! Calibration with the tool: what factors are fitted to, experts without routed tokens, and repeatable bytes.
 
 use crate::support::{FEW_TOKENS, Outcome, compress, copy_of_model, data_range, files, run, tiny_mixtral};
 use serde_json::Value;
@@ -8,8 +8,7 @@ use tempfile::{TempDir, tempdir};
 
 const BUDGET: [&str; 2] = ["--budget", "35%"];
 
-/// A text so short that all of it is calibrated on, so that what is fitted can be measured on the very tokens it was
-/// fitted to.
+/// A text so short that calibration uses all of it, so that the fit can be measured on the same tokens.
 fn text() -> PathBuf {
     part_of("jack_sheppard")
 }
@@ -18,7 +17,7 @@ fn part_of(book: &str) -> PathBuf {
     let book = format!("../../tests/fixtures/text/{book}.txt");
     let whole = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&book)).unwrap();
     let part = Path::new(env!("CARGO_TARGET_TMPDIR")).join(Path::new(&book).file_name().unwrap());
-    // Written beside and renamed: tests run side by side.
+    // Write a temporary file and rename it, because tests run in parallel.
     let mut beside = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     beside.write_all(&whole.as_bytes()[..9_000]).unwrap();
     beside.persist(&part).unwrap();
@@ -51,7 +50,7 @@ fn verified(model: &Path, out: &Path, text: &Path) -> Value {
     run([&words[..], &rest].concat()).ok().json()
 }
 
-/// On the text that they were fitted to, factors that know what the factors before them lose are nearer to the original.
+/// On the calibration text, error propagation brings the outputs closer to the original's.
 #[test]
 fn fitted_factors_make_good_what_those_before_them_lose() {
     let folder = tempdir().unwrap();
@@ -65,7 +64,7 @@ fn fitted_factors_make_good_what_those_before_them_lose() {
     let mut better = 0;
     for layer in 0..deep {
         let local = |outcome: &Value| number(&outcome["layers"][layer]["local"]);
-        // A layer whose experts stayed whole has nothing to make good.
+        // A layer whose experts all stay dense has no error to correct.
         assert!(local(&experts) <= local(&alone) * 1.001, "layer {layer}");
         better += usize::from(local(&experts) < 0.99 * local(&alone));
     }
@@ -75,7 +74,7 @@ fn fitted_factors_make_good_what_those_before_them_lose() {
     assert!(kls[2] < kls[1] && kls[1] < kls[0], "{kls:?}");
 }
 
-/// Nothing comes from a cache, so moments and sensitivities are summed anew with every number of workers.
+/// Nothing comes from a cache, so every number of workers computes second moments and sensitivities itself.
 #[test]
 fn any_number_of_workers_gives_the_same_bytes_without_a_cache() {
     let folder = tempdir().unwrap();
@@ -107,7 +106,7 @@ fn own_share_one_wants_nothing_of_the_original() {
     assert!(zero < one, "{zero} {one}");
 }
 
-/// Experts that tie with experts before them are never among the first two.
+/// Experts whose router scores tie with those of earlier experts are never among the first two.
 #[test]
 fn experts_that_nobody_asks_are_named_and_compressed_without_data() {
     let folder = tempdir().unwrap();

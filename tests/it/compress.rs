@@ -1,4 +1,4 @@
-//! The main job: what is removed, what is written, that bytes repeat.
+//! The main job: what it removes, what it writes, and repeatable bytes.
 
 use crate::support::{brief, compress, data_range, files, run, tensors, tiny_mixtral};
 use lowrank_model::{MatrixId, MatrixShape, Projection};
@@ -77,7 +77,7 @@ fn two_runs_and_any_number_of_workers_give_the_same_bytes() {
 fn the_randomized_method_repeats_too_and_says_what_it_cost() {
     let folder = tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    // Fitted to other factors, w2 has no optimum to be held against.
+    // With error propagation, the optimum that w2's error could be compared with is not known.
     let words =
         ["--budget", "60%", "--method", "randomized", "--seed", "7", "--propagate", "none", "--quiet"];
     compress(&tiny_mixtral(), &a, &[&words[..], &["--workers", "1"]].concat()).ok();
@@ -159,7 +159,7 @@ fn pivoted_storage_buys_more_rank_for_the_same_budget() {
     let config = json(&out, "config.json");
     assert_eq!(config["lowrank_config"]["storage"], "pivoted");
 
-    // Counted from the tensors: indices are bytes, not parameters.
+    // Counted from the tensors. Indices count as bytes but not as parameters.
     let all = tensors(&out);
     let (indices, weights): (Vec<_>, Vec<_>) =
         all.values().partition(|(dtype, _, _)| *dtype == safetensors::Dtype::I64);
@@ -230,7 +230,7 @@ fn a_pivoted_checkpoint_is_inspected_verified_and_densified() {
         "f32".as_ref(),
     ])
     .ok();
-    // By its definition, from the stored numbers: W = basis [I T] Π.
+    // The definition, computed from the stored numbers: W = basis [I T] Π.
     let (stored, dense) = (tensors(&out), tensors(&dense));
     let module = "model.layers.0.block_sparse_moe.experts.0.w1";
     let bf16 = |name: String| -> Vec<f32> {
@@ -309,13 +309,13 @@ fn an_edited_index_of_pivots_is_caught_by_name() {
     };
     assert_eq!(verify(&order).code, 0);
 
-    // One entry: no permutation any more.
+    // With one entry changed it is no longer a permutation.
     let mut edited = order.clone();
     edited[3] = edited[4];
     let said = verify(&edited);
     assert!(said.code != 0 && format!("{said:?}").contains(&name), "{said:#?}");
 
-    // A pivot and its neighbour that is none change places: a permutation still, but another matrix.
+    // If a pivot changes places with an index that is not a pivot, it is still a permutation, but another matrix.
     let mut edited = order.clone();
     let rank = order.windows(2).position(|pair| pair[1] < pair[0]).unwrap() + 1;
     let (pivot, other) = (0..rank)

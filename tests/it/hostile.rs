@@ -1,4 +1,5 @@
-//! Odd numbers and absurd values on the default path, which runs the model on a text: a right answer, or one clear line.
+//! Unusual numbers and absurd values on the default path, which runs the model on a text. The tool must give a correct
+//! result or one clear line.
 
 use crate::support::{
     Outcome, compress, copy_of_model, data_range, edit_json, poison_all, run, shard_of, tiny_mixtral,
@@ -6,7 +7,7 @@ use crate::support::{
 use std::path::Path;
 use tempfile::tempdir;
 
-/// Few tokens: what is tested is not the text.
+/// Few tokens, because the tests are not about the text.
 const JOB: [&str; 9] = [
     "--budget",
     "20%",
@@ -29,7 +30,7 @@ fn verified(original: &Path, compressed: &Path) -> Outcome {
     run(words.into_iter().chain(dirs))
 }
 
-/// Compresses a copy of the model that is changed so, and verifies what is made.
+/// Compresses a changed copy of the model, and verifies the result.
 #[track_caller]
 fn is_compressed(change: impl FnOnce(&Path)) {
     let folder = tempdir().unwrap();
@@ -39,7 +40,7 @@ fn is_compressed(change: impl FnOnce(&Path)) {
     verified(&model, &out).ok();
 }
 
-/// Expects this refusal of such a copy, with nothing left.
+/// Expects that the tool refuses a changed copy with this message and leaves nothing.
 #[track_caller]
 fn is_refused(change: impl FnOnce(&Path), words: &[&str], code: i32, parts: &[&str]) {
     let folder = tempdir().unwrap();
@@ -75,7 +76,7 @@ fn a_matrix_of_one_row_again_and_again() {
 
 #[test]
 fn numbers_so_large_that_the_model_overflows() {
-    // The largest of bf16.
+    // The largest number in bf16.
     let change = |model: &Path| poison_all(model, &weight("w2"), 0x7f7f);
     is_refused(change, &[], 6, &["layer 1, expert 3", "--calibrate none"]);
 }
@@ -169,7 +170,7 @@ fn json_that_is_deeper_than_any_stack() {
 fn a_cache_that_is_damaged_or_no_folder() {
     let folder = tempdir().unwrap();
     let (cache, out) = (folder.path().join("cache"), folder.path().join("out"));
-    // With `layers` every moment is taken anew of what the compressed layers give.
+    // With `--propagate layers` every second moment is computed again from the compressed model's activations.
     let reach = ["--propagate", "experts"];
     let job = [&JOB[..6], &reach, &["--cache", cache.to_str().unwrap(), "--quiet"]].concat();
     compress(&tiny_mixtral(), &out, &job).ok();
@@ -182,7 +183,7 @@ fn a_cache_that_is_damaged_or_no_folder() {
     let good = std::fs::read(&moments).unwrap();
     std::fs::write(&moments, &good[..good.len() - 1]).unwrap();
     compress(&tiny_mixtral(), &out, &job).refused(10, &["inputs-000-000", "delete it and run again"]);
-    // As it says: what is deleted is measured again, to the same bytes.
+    // After deleting the file, as the message says, the tool measures again and writes the same bytes.
     std::fs::remove_file(&moments).unwrap();
     compress(&tiny_mixtral(), &out, &job).ok();
     assert!(crate::support::files(&out) == made);

@@ -1,21 +1,21 @@
-//! Drives `lowrank-compress` as a user does. One binary, a module per topic.
+//! Runs `lowrank-compress` as a user does. One test binary, one module per topic.
 
 /// Running the tool, and copies of the bundled model to break.
 mod support;
 
-/// What factors are fitted to, experts that nobody asks, texts unlike each other.
+/// What factors are fitted to, experts without routed tokens, different texts.
 mod calibration;
-/// The main job: what is removed, what is written, that bytes repeat.
+/// The main job: what it removes, what it writes, and repeatable bytes.
 mod compress;
-/// Odd numbers and absurd values on the default path.
+/// Unusual numbers and absurd values on the default path.
 mod hostile;
-/// plan.json, rank maps, config files: other ways to say the same.
+/// plan.json, rank maps and config files.
 mod planning;
 /// Every bad input: one line, its exit code, nothing at `--out`.
 mod refusals;
 /// The HTML page.
 mod report;
-/// Runs that end early and go on; outputs that are made again.
+/// Runs that end early and are resumed; outputs that are reproduced.
 mod resume;
-/// Sweeps: what is tried, what is refused, and that nothing is done twice.
+/// Sweeps: which points run, what is refused, and that no point runs twice.
 mod sweep;

@@ -1,4 +1,4 @@
-//! plan.json, rank maps, config files: other ways to say the same.
+//! plan.json, rank maps and config files: other ways to describe a job.
 
 use crate::support::{brief, compress, files, run, tiny_mixtral};
 use std::path::Path;

@@ -193,7 +193,7 @@ fn nonsense_on_the_command_line() {
 fn linear_algebra_on_a_device_that_is_not_there() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
-    // Not even on a machine with a GPU: no CUDA is in this folder, and another is not looked for.
+    // This folder has no CUDA libraries, and the tool looks nowhere else, so this also fails on a machine with a GPU.
     let run = |command: &str| {
         let mut tool = tool();
         tool.args([command, "--budget", "20%", "--algebra", "cuda", "--model"]).arg(tiny_mixtral());

@@ -1,4 +1,4 @@
-//! The page: what it is made from, where it lies, and that it is left behind by other commands.
+//! The report page: its data, its path, and that other commands write it.
 
 use crate::support::{compress, run, tiny_mixtral};
 use std::path::Path;
@@ -19,7 +19,7 @@ fn json(path: &Path) -> serde_json::Value {
 fn compress_and_verify_leave_a_page_beside_the_checkpoint() {
     let folder = tempdir().unwrap();
     let (out, page) = (folder.path().join("out"), folder.path().join("out.report.html"));
-    // An earlier checkpoint of this name was verified: its verdict is not this one's.
+    // An earlier checkpoint of this name was verified. Its verdict does not apply to this one.
     std::fs::write(folder.path().join("out.verification.json"), "{}").unwrap();
     compress(&tiny_mixtral(), &out, &["--budget", "20%", "--quiet"]).ok();
     let found = data(&page);

@@ -1,4 +1,4 @@
-//! Runs that end early and runs that go on, and outputs that are made again.
+//! Runs that end early and are resumed, and outputs that are reproduced.
 
 use crate::support::{
     FEW_TOKENS, compress, copy_of_model, data_range, edit_json, files, run, tiny_mixtral, tool,
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use tempfile::tempdir;
 
 const BUDGET: [&str; 2] = ["--budget", "20%"];
-/// Of a layer that gives so much away that none of its matrices stays dense.
+/// A factor of a layer that loses so much that none of its matrices stays dense.
 const T: &str = "model.layers.1.block_sparse_moe.experts.0.w2.coefficients.weight";
 
 /// Starts a run and sends it a signal when most of its tensors are written; returns its exit code.
@@ -55,7 +55,7 @@ fn a_run_that_is_stopped_says_so_and_the_same_command_goes_on() {
             assert!(!out.exists());
             let partial = folder.path().join(".out.lowrank-partial");
             assert!(partial.exists());
-            // Other settings are refused, and the work stays.
+            // Other settings are refused, and the unfinished work is kept.
             for other in
                 [["--budget", "30%", "--propagate", reach], ["--budget", "20%", "--propagate-own-share", "1"]]
             {

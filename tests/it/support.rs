@@ -10,7 +10,7 @@ pub(crate) fn tiny_mixtral() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral")
 }
 
-/// What a run left.
+/// Result of a run of the tool.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: i32,
@@ -45,23 +45,23 @@ impl Outcome {
     }
 }
 
-/// What a calibration costs is not what most tests are about.
+/// Few calibration tokens, because most tests are not about calibration.
 pub(crate) const FEW_TOKENS: [&str; 2] = ["--calibration-tokens", "4096"];
 
-/// The words of a job, with few tokens to calibrate on unless they speak of calibration themselves.
+/// The arguments of a job, with few calibration tokens unless they set calibration themselves.
 pub(crate) fn brief<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let few: &[&str] =
         if words.iter().any(|word| word.starts_with("--calibrat")) { &[] } else { &FEW_TOKENS };
     [words, few].concat()
 }
 
-/// The tool, with a cache that starts empty with the tests and is theirs alone.
+/// The tool, with a cache that is empty when the tests start and that only they use.
 pub(crate) fn tool() -> Command {
     static CACHE: OnceLock<PathBuf> = OnceLock::new();
     let cache = CACHE.get_or_init(|| {
         let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache");
         let _ = std::fs::remove_dir_all(&cache);
-        // Once for all tests, which would otherwise all do it at once.
+        // Done once for all tests, which would otherwise all do it at the same time.
         let mut first = Command::new(env!("CARGO_BIN_EXE_lowrank-compress"));
         first
             .args(["plan", "--quiet", "--budget", "20%"])
@@ -77,7 +77,7 @@ pub(crate) fn tool() -> Command {
     tool
 }
 
-/// Runs `lowrank-compress` with these words.
+/// Runs `lowrank-compress` with these arguments.
 pub(crate) fn run<I: AsRef<std::ffi::OsStr>>(words: impl IntoIterator<Item = I>) -> Outcome {
     outcome(tool().args(words))
 }
@@ -92,7 +92,7 @@ pub(crate) fn outcome(tool: &mut Command) -> Outcome {
     }
 }
 
-/// Runs with a model, an output and further words.
+/// Runs with a model, an output and further arguments.
 pub(crate) fn compress(model: &Path, out: &Path, words: &[&str]) -> Outcome {
     let start = ["--model".as_ref(), model.as_os_str(), "--out".as_ref(), out.as_os_str()];
     run(start.into_iter().chain(brief(words).into_iter().map(AsRef::as_ref)))

@@ -1,4 +1,4 @@
-//! Sweeps: what is tried, what is refused, and that nothing is done twice.
+//! Sweeps: which points run, what is refused, and that no point runs twice.
 
 use crate::support::{Outcome, compress, files, run, tiny_mixtral, tool};
 use serde_json::Value;
@@ -87,7 +87,7 @@ fn points_are_planned_one_row_each_and_a_failure_does_not_end_the_sweep() {
     );
     assert_eq!((&rows[2]["status"], &rows[2]["params"]), (&"failed".into(), &Value::Null));
     assert_eq!(rows[0]["settings"]["layout"], "uv");
-    // As `plan` plans it.
+    // The same plan as `plan` makes.
     let plan = bench.folder.path().join("plan.json");
     let model = tiny_mixtral();
     let words = [
@@ -110,7 +110,7 @@ fn points_are_planned_one_row_each_and_a_failure_does_not_end_the_sweep() {
     assert_eq!(rows[4]["predicted_error"], alone["optimality"]["objective"]);
     assert_eq!(rows[4]["duality_gap"], alone["optimality"]["duality_gap"]);
     assert!(rows[7]["bytes"].as_u64().unwrap() <= 9_000_000);
-    // For one budget u·v and a layer kept dense are beaten; nothing is as small as the last.
+    // At one budget, u·v and a layer kept dense are not on the front. No other point is as small as the last one.
     let front: Vec<bool> = rows.iter().map(|row| row["on_front"].as_bool().unwrap()).collect();
     assert_eq!(front, [false, false, false, true, true, false, false, true]);
     let table = bench.table();
@@ -134,7 +134,7 @@ fn what_is_done_is_not_done_again_and_a_torn_line_costs_its_point() {
     bench.run(&["--quiet"]).refused(13, &["2 of 8"]);
     assert!(files(&bench.out()) == whole);
 
-    // As a kill leaves it: the last line is cut, and half of a file beside.
+    // The state that a kill leaves: the last line is cut off, and a temporary file is half written.
     let jsonl = bench.out().join("results.jsonl");
     let text = std::fs::read(&jsonl).unwrap();
     std::fs::write(&jsonl, &text[..text.len() - 40]).unwrap();
@@ -144,7 +144,7 @@ fn what_is_done_is_not_done_again_and_a_torn_line_costs_its_point() {
     assert_eq!((&again[..7], again.len()), (&all[..7], 8));
     assert_eq!(again[7]["params"], all[7]["params"]);
 
-    // A grid that grew does only what is new, and remembers what it lost.
+    // An extended grid runs only the new points, and keeps the rows of points that it no longer contains.
     bench.write(
         &PLANS.replace("\"5.5M\"", "\"30%\"").replace("[[point]]\nbudget", "[[point]]\nmin-rank = 2\nbudget"),
     );
@@ -182,7 +182,7 @@ fn the_front_is_compressed_and_verified_and_its_checkpoints_go_again() {
     assert_eq!(names, expected.iter().collect::<Vec<_>>());
     assert_eq!(points.len(), 6, "nothing else is left: {:?}", points.keys());
 
-    // The plan that was left makes the point again, and verify agrees.
+    // The kept plan makes the point's checkpoint again, and verify gives the same result.
     let (plan, out) = (bench.out().join(format!("points/{id}.plan.json")), bench.folder.path().join("again"));
     compress(&tiny_mixtral(), &out, &["--plan", plan.to_str().unwrap(), "--calibrate", "none", "--quiet"])
         .ok();
@@ -191,7 +191,7 @@ fn the_front_is_compressed_and_verified_and_its_checkpoints_go_again() {
     let again = run(verify.into_iter().chain(["--json", "--max-tokens", max])).ok().json();
     assert_eq!(again["outcome"]["logits"]["mean_kl"], rows[3]["mean_kl"]);
 
-    // A folder of another text, of another base.
+    // A folder with another text, and one with another base.
     bench.write(&FRONT.replace("512", "1024"));
     bench.run(&[]).refused(8, &["another text", "--out"]);
 }
