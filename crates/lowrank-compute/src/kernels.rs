@@ -1,7 +1,7 @@
 //! What a backend can do.
 
 use crate::blocks::{for_each_block, matrix_shape};
-use crate::projector::by_products;
+use crate::projector::{is_last, missing, splits};
 use crate::{ComputeError, Real, Reduced, Side, Split};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
@@ -163,6 +163,64 @@ pub trait Kernels<T: Real> {
             self.gemm(block.reversed_axes(), rows, out.view_mut(), Accumulate::Add);
         });
         out
+    }
+}
+
+/// Orthonormal columns [d, k] of the span of the first k eigenvectors of G [d, d], whose lower triangle is read, from
+/// random columns Ω [d, k]. `None` if rounding closes the gap.
+fn by_products<T: Real>(
+    kernels: &(impl Kernels<T> + ?Sized),
+    mut gram: Array2<T>,
+    split: &Split,
+    omega: Array2<T>,
+) -> Result<Option<Array2<T>>, ComputeError> {
+    let size = gram.nrows();
+    let Some(steps) = split.schedule(T::EPSILON.as_f64()) else { return Ok(None) };
+    mirror_lower(&mut gram);
+    let (mut x, mut square) = (gram, Array2::zeros((size, size)));
+    affine(&mut x, split.scale().recip(), -split.threshold / split.scale());
+    let mut ended = false;
+    for alpha in steps {
+        kernels.gemm(x.view(), x.view(), square.view_mut(), Accumulate::Replace);
+        let missing = missing(square.diag().iter().copied());
+        ended = is_last(missing, T::EPSILON.as_f64());
+        let alpha = if ended { 1.0 } else { alpha };
+        affine(&mut square, -0.5 * alpha.powi(3), 1.5 * alpha);
+        let mut next = Array2::zeros((size, size));
+        kernels.gemm(x.view(), square.view(), next.view_mut(), Accumulate::Replace);
+        x = next;
+        if ended {
+            break;
+        }
+    }
+    let trace: f64 = x.diag().iter().map(|value| value.as_f64()).sum();
+    if !ended || !splits(trace, size, split.above) {
+        return Ok(None);
+    }
+    drop(square);
+    affine(&mut x, 0.5, 0.5);
+    let mut columns = omega;
+    for _ in 0..2 {
+        let mut image = Array2::zeros(columns.dim());
+        kernels.gemm(x.view(), columns.view(), image.view_mut(), Accumulate::Replace);
+        columns = kernels.thin_qr(image)?;
+    }
+    Ok(Some(columns))
+}
+
+/// A ← scale·A + shift·I.
+fn affine<T: Real>(a: &mut Array2<T>, scale: f64, shift: f64) {
+    let (scale, shift) = (T::of_f64(scale), T::of_f64(shift));
+    a.mapv_inplace(|value| scale * value);
+    a.diag_mut().mapv_inplace(|value| value + shift);
+}
+
+/// Copies the lower triangle of a matrix [d, d] to the upper one.
+pub fn mirror_lower<T: Copy>(matrix: &mut Array2<T>) {
+    for i in 0..matrix.nrows() {
+        for j in 0..i {
+            matrix[[j, i]] = matrix[[i, j]];
+        }
     }
 }
 

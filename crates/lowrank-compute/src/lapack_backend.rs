@@ -2,7 +2,7 @@
 //!
 //! OpenBLAS may use threads of its own, and its bits depend on them and on the CPU: not for reproducible output.
 
-use crate::{Accumulate, Backend, Cholesky, ComputeError, Eigen, Kernels, PivotedQr, Real};
+use crate::{Accumulate, Backend, Cholesky, ComputeError, Eigen, Kernels, PivotedQr, Real, mirror_lower};
 use ndarray::linalg::{general_mat_mul, general_mat_vec_mul};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use ndarray_linalg::{
@@ -43,7 +43,7 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
     }
 
     fn eigh(&self, mut gram: Array2<T>, count: usize) -> Result<Eigen<T>, ComputeError> {
-        mirror(&mut gram);
+        mirror_lower(&mut gram);
         let (values, vectors) = gram.eigh_inplace(UPLO::Lower).map_err(refusal)?;
         let values = values.iter().rev().copied().collect();
         let vectors = vectors.slice(s![.., ..;-1]).slice(s![.., ..count]).to_owned();
@@ -51,7 +51,7 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
     }
 
     fn eigvalsh(&self, mut gram: Array2<T>) -> Result<Vec<T>, ComputeError> {
-        mirror(&mut gram);
+        mirror_lower(&mut gram);
         let values = gram.eigvalsh_inplace(UPLO::Lower).map_err(refusal)?;
         Ok(values.iter().rev().copied().collect())
     }
@@ -67,7 +67,7 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
 
     fn cholesky(&self, matrix: ArrayView2<'_, T>) -> Option<Cholesky<T>> {
         let mut matrix = matrix.to_owned();
-        mirror(&mut matrix);
+        mirror_lower(&mut matrix);
         let lower = matrix.cholesky_into(UPLO::Lower).ok()?;
         let inverse = lower.solve_triangular(UPLO::Lower, Diag::NonUnit, &Array2::eye(lower.nrows())).ok()?;
         Some(Cholesky { lower, inverse })
@@ -108,15 +108,6 @@ impl<T: Real + LapackScalar + Scalar<Real = T>> Kernels<T> for Lapack {
         }
         let r = Array2::from_shape_fn((size, cols), |(i, j)| if i <= j { a[[i, j]] } else { T::zero() });
         Ok(PivotedQr { r, permutation })
-    }
-}
-
-/// Copies the lower triangle over the upper: which of the two `UPLO` means depends on the layout in ndarray-linalg 0.18.
-fn mirror<T: Real>(matrix: &mut Array2<T>) {
-    for i in 0..matrix.nrows() {
-        for j in i + 1..matrix.ncols() {
-            matrix[[i, j]] = matrix[[j, i]];
-        }
     }
 }
 

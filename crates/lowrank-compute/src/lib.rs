@@ -45,7 +45,7 @@ pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
 pub use blocks::Side;
 pub use error::ComputeError;
 pub use faer_backend::Faer;
-pub use kernels::{Accumulate, Backend, Cholesky, Eigen, Kernels, PivotedQr};
+pub use kernels::{Accumulate, Backend, Cholesky, Eigen, Kernels, PivotedQr, mirror_lower};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
 pub use projector::Split;

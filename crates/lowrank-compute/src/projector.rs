@@ -1,4 +1,5 @@
-//! The subspace above a threshold of a symmetric matrix, out of products alone: no eigenvectors are made.
+//! The subspace above a threshold of a symmetric matrix, by matrix products alone, without eigenvectors: where to split, how
+//! many steps to take and when to stop. [`Kernels::upper_subspace`](crate::Kernels::upper_subspace) computes it.
 //!
 //! With G = V Λ Vᵀ and a threshold μ between eigenvalues k and k + 1, X₀ = (G − μI)/c has the eigenvectors of G, and
 //! sign(X₀) tells the two sides apart: P = (sign(X₀) + I)/2 projects onto the wanted side. The sign is the limit of
@@ -12,8 +13,7 @@
 //!
 //! The gap between the two sides decides how many products are needed, and whether rounding leaves anything to tell.
 
-use crate::{Accumulate, ComputeError, Kernels, Real};
-use ndarray::Array2;
+use crate::Real;
 
 /// Largest α: at √3 the eigenvalue 1 would become 0.
 const ALPHA_MAX: f64 = 1.69770248526;
@@ -91,59 +91,6 @@ pub(crate) fn is_last(missing: f64, epsilon: f64) -> bool {
 /// Whether the trace of the sign says that as many eigenvalues as wanted lie above. NaN does not.
 pub(crate) fn splits(trace: f64, size: usize, above: usize) -> bool {
     ((size as f64 + trace) / 2.0 - above as f64).abs() < 0.1
-}
-
-/// Orthonormal columns [d, k] of the span of the first k eigenvectors of G [d, d], whose lower triangle is read, from
-/// random columns Ω [d, k]. `None` if rounding closes the gap.
-pub(crate) fn by_products<T: Real>(
-    kernels: &(impl Kernels<T> + ?Sized),
-    mut gram: Array2<T>,
-    split: &Split,
-    omega: Array2<T>,
-) -> Result<Option<Array2<T>>, ComputeError> {
-    let size = gram.nrows();
-    let Some(steps) = split.schedule(T::EPSILON.as_f64()) else { return Ok(None) };
-    for i in 0..size {
-        for j in i + 1..size {
-            gram[[i, j]] = gram[[j, i]];
-        }
-    }
-    let (mut x, mut square) = (gram, Array2::zeros((size, size)));
-    affine(&mut x, split.scale().recip(), -split.threshold / split.scale());
-    let mut ended = false;
-    for alpha in steps {
-        kernels.gemm(x.view(), x.view(), square.view_mut(), Accumulate::Replace);
-        let missing = missing(square.diag().iter().copied());
-        ended = is_last(missing, T::EPSILON.as_f64());
-        let alpha = if ended { 1.0 } else { alpha };
-        affine(&mut square, -0.5 * alpha.powi(3), 1.5 * alpha);
-        let mut next = Array2::zeros((size, size));
-        kernels.gemm(x.view(), square.view(), next.view_mut(), Accumulate::Replace);
-        x = next;
-        if ended {
-            break;
-        }
-    }
-    let trace: f64 = x.diag().iter().map(|value| value.as_f64()).sum();
-    if !ended || !splits(trace, size, split.above) {
-        return Ok(None);
-    }
-    drop(square);
-    affine(&mut x, 0.5, 0.5);
-    let mut columns = omega;
-    for _ in 0..2 {
-        let mut image = Array2::zeros(columns.dim());
-        kernels.gemm(x.view(), columns.view(), image.view_mut(), Accumulate::Replace);
-        columns = kernels.thin_qr(image)?;
-    }
-    Ok(Some(columns))
-}
-
-/// A ← scale·A + shift·I.
-fn affine<T: Real>(a: &mut Array2<T>, scale: f64, shift: f64) {
-    let (scale, shift) = (T::of_f64(scale), T::of_f64(shift));
-    a.mapv_inplace(|value| scale * value);
-    a.diag_mut().mapv_inplace(|value| value + shift);
 }
 
 #[cfg(test)]

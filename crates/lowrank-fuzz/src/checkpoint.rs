@@ -1,7 +1,7 @@
 //! Fuzz target for a whole checkpoint folder: config, index and headers that may contradict each other.
 
+use crate::outcome::{refused, sign};
 use crate::weights::file_of;
-use crate::{refused, sign};
 use lowrank_reader::{Checkpoint, ReadError};
 use std::cell::RefCell;
 use std::fs;

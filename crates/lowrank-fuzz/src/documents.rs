@@ -1,6 +1,6 @@
 //! Everything else that is read: plans, rank maps, budgets, texts, tokenizers, and what our own runs leave behind.
 
-use crate::{refused, sign};
+use crate::outcome::{refused, sign};
 use lowrank_cache::Arrays;
 use lowrank_model::plan::Size;
 use lowrank_model::{Budget, ModelConfig, RankPlan, ranks};

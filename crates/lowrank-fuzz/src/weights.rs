@@ -1,6 +1,6 @@
 //! Fuzz targets for the documents that describe weights: safetensors header, index, config.
 
-use crate::{refused, sign};
+use crate::outcome::{refused, sign};
 use lowrank_model::{ModelConfig, names};
 use lowrank_reader::ReadError;
 use lowrank_reader::family::{self, Family};

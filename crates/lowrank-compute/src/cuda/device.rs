@@ -2,7 +2,6 @@
 
 use super::error::{CudaError, During, NoCuda};
 use super::kernels::{Product, compile};
-use super::lane::Lane;
 use super::library;
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use cudarc::nvrtc::Ptx;
@@ -80,11 +79,6 @@ impl CudaDevice {
     pub fn free_bytes(&self) -> Result<u64, CudaError> {
         let (free, _) = self.context.mem_get_info().during("reading the size of free memory")?;
         Ok(free as u64)
-    }
-
-    /// A stream with its own cuBLAS and cuSOLVER handles.
-    pub fn lane(self: &Arc<Self>) -> Result<Lane, CudaError> {
-        Lane::new(self)
     }
 }
 

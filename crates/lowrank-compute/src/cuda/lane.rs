@@ -1,9 +1,9 @@
 //! One stream of work on a device, and the memory it works on.
 
+use super::device::CudaDevice;
 use super::error::{CudaError, During};
 use super::kernels::THREADS;
 use super::staging::Staging;
-use super::{CudaDevice, products::Element};
 use cudarc::cublas::CudaBlas;
 use cudarc::cusolver::DnHandle;
 use cudarc::driver::{
@@ -52,8 +52,15 @@ pub(super) enum Work {
 /// Blocks of a kernel over elements, at most: each thread then takes several.
 const ELEMENT_BLOCKS_MAX: usize = 1 << 16;
 
+impl CudaDevice {
+    /// A stream with its own cuBLAS and cuSOLVER handles.
+    pub fn lane(self: &Arc<Self>) -> Result<Lane, CudaError> {
+        Lane::new(self)
+    }
+}
+
 impl Lane {
-    pub(super) fn new(device: &Arc<CudaDevice>) -> Result<Self, CudaError> {
+    fn new(device: &Arc<CudaDevice>) -> Result<Self, CudaError> {
         // An explicit stream: Xsyevd has a bug on the per-thread default stream.
         let stream = device.context.new_stream().during("making a stream")?;
         let blas = CudaBlas::new(stream.clone()).during("starting cuBLAS")?;
@@ -115,18 +122,6 @@ impl Lane {
     /// Waits until everything that was asked for is done.
     pub fn wait(&self) -> Result<(), CudaError> {
         self.stream.synchronize().during("waiting for the device")
-    }
-
-    /// A stored tensor, widened on the device: its bytes travel as they are stored.
-    pub(super) fn upload_widened<T: Element>(&self, tensor: &Tensor) -> Result<Buffer<T>, CudaError> {
-        let stored = self.upload(tensor.bytes())?;
-        let mut wide = self.zeros(tensor.elements())?;
-        let function = T::widen(&self.device.functions, tensor.dtype());
-        let elements = tensor.elements();
-        let args = [self.write(&mut wide), self.read(&stored), Arg::Int(elements as i64)];
-        // SAFETY: widen_*(T* out, const stored* in, i64 elements); both hold `elements` numbers of their types.
-        unsafe { self.launch(function, Work::Elements(elements), &args) }?;
-        Ok(wide)
     }
 
     /// The bit patterns of a stored bf16 tensor.

@@ -5,14 +5,14 @@
 
 use super::device::Functions;
 use super::error::{CudaError, During};
-use super::lane::{Arg, Buffer, Lane};
+use super::lane::{Arg, Buffer, Lane, Work};
 use cudarc::cublas::result;
 use cudarc::cublas::sys::{
     self, cublasComputeType_t, cublasFillMode_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
 };
 use cudarc::cusolver::sys as solver;
 use cudarc::driver::{CudaFunction, DeviceRepr, ValidAsZeroBits};
-use lowrank_model::Dtype;
+use lowrank_model::{Dtype, Tensor};
 
 /// A number that is computed in.
 pub(super) trait Element:
@@ -171,6 +171,18 @@ fn int(value: usize) -> i32 {
 }
 
 impl Lane {
+    /// A stored tensor, widened on the device: its bytes travel as they are stored.
+    pub(super) fn upload_widened<T: Element>(&self, tensor: &Tensor) -> Result<Buffer<T>, CudaError> {
+        let stored = self.upload(tensor.bytes())?;
+        let mut wide = self.zeros(tensor.elements())?;
+        let function = T::widen(&self.device.functions, tensor.dtype());
+        let elements = tensor.elements();
+        let args = [self.write(&mut wide), self.read(&stored), Arg::Int(elements as i64)];
+        // SAFETY: widen_*(T* out, const stored* in, i64 elements); both hold `elements` numbers of their types.
+        unsafe { self.launch(function, Work::Elements(elements), &args) }?;
+        Ok(wide)
+    }
+
     /// C = A B for each of a batch: [m, k] × [k, n] → [m, n]. C replaces what was there.
     pub(super) fn product<I: Input>(
         &self,

@@ -19,9 +19,9 @@ pub(crate) fn run() -> Result<()> {
     let mut broken = Vec::new();
     crates::check(&root, &mut broken)?;
     sources::check(&root, &mut broken)?;
-    broken.extend(known::except(circles::find(&crates), &known::CIRCLES, "import circles"));
-    broken.extend(known::except(type_names::find(&crates), &known::TYPE_NAMES, "type names"));
-    broken.extend(known::except(messages::find(&crates), &known::MESSAGES, "messages"));
+    broken.extend(known::except(circles::find(&crates), known::CIRCLES, "import circles"));
+    broken.extend(known::except(type_names::find(&crates), known::TYPE_NAMES, "type names"));
+    broken.extend(known::except(messages::find(&crates), known::MESSAGES, "messages"));
     if !broken.is_empty() {
         bail!("{}", broken.join("\n"));
     }

@@ -1,7 +1,6 @@
 //! Runs the tool for every method and budget, and collects the results of `verify`.
 
-use super::BUNDLED;
-use super::methods::{DEFAULT, How, METHODS, Method};
+use super::methods::{BUNDLED, DEFAULT, How, METHODS, Method};
 use crate::shell::{cargo, command, lowrank_compress, output, target};
 use anyhow::{Context, Result};
 use serde_json::Value;

@@ -1,4 +1,11 @@
-//! The rows of the fidelity table: an ablation from plain SVD to the default, and expert pruning.
+//! The rows of the fidelity table: an ablation from plain SVD to the default, and expert pruning, and the budgets it singles out.
+
+/// The budget of 10 B in Mixtral-8x7B, in percent of its expert parameters.
+pub(crate) const BUDGET_USUAL: f64 = 22.2;
+/// The largest budget.
+pub(crate) const BUDGET_DEEP: f64 = 50.0;
+/// Name of the bundled calibration passage in the documents.
+pub(crate) const BUNDLED: &str = "the bundled passage";
 
 /// One way to remove parameters.
 #[derive(Debug, Clone, Copy)]

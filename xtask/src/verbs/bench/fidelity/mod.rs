@@ -12,22 +12,17 @@ mod page;
 use crate::shell::root;
 use anyhow::{Context, Result, bail};
 use measure::{Bench, Subject};
+use methods::BUDGET_USUAL;
 use std::path::PathBuf;
 
 /// Budgets in percent of the expert parameters.
 const BUDGETS: [f64; 4] = [10.0, 22.2, 35.0, 50.0];
-/// The budget of 10 B in Mixtral-8x7B, in percent of its expert parameters.
-const BUDGET_USUAL: f64 = 22.2;
-/// The largest budget.
-const BUDGET_DEEP: f64 = 50.0;
 /// Tokens of every evaluation text.
 const TOKENS: usize = 32_768;
 /// Calibration tokens: the tool's default.
 const CALIBRATION_TOKENS: usize = 65_536;
 /// Evaluation and calibration tokens with `--small`.
 const TOKENS_SMALL: usize = 8_192;
-/// Name of the bundled calibration passage in the documents.
-const BUNDLED: &str = "the bundled passage";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -1,8 +1,7 @@
 //! Writes the page: conditions, one table per model and measure, and the limits that the default must keep.
 
 use super::measure::{Bench, Cell, Measured, Row, Score};
-use super::methods::{DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
-use super::{BUDGET_DEEP, BUDGET_USUAL};
+use super::methods::{BUDGET_DEEP, BUDGET_USUAL, DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, WHITENED};
 use crate::shell::{command, output};
 use anyhow::Result;
 use std::fmt::{self, Write};
