@@ -4,7 +4,6 @@
 //! The only argument is a [`Job`] in JSON; the only line on stdout is its result in JSON.
 
 mod matrix;
-mod meter;
 mod synth;
 mod whole;
 

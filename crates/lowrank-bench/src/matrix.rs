@@ -1,8 +1,8 @@
 //! Measures one matrix from the checkpoint to factors on disk, stage by stage, as the tool computes it: spectrum, factors from
 //! the reduction that the spectrum computed, rounding, writing.
 
-use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result, bail};
+use lowrank_bench::meter::{Meter, Took, peak_resident_bytes, timed};
 use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Real};
 use lowrank_model::{Dtype, MatrixId, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;

@@ -9,31 +9,35 @@ use std::time::Instant;
 const TICKS: f64 = 100.0;
 
 /// A clock that runs from its creation.
-pub(crate) struct Meter {
+#[derive(Debug)]
+pub struct Meter {
     wall: Instant,
     cpu: f64,
 }
 
 /// Seconds.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Took {
-    pub(crate) cpu_s: f64,
-    pub(crate) wall_s: f64,
+pub struct Took {
+    /// CPU seconds of all threads.
+    pub cpu_s: f64,
+    /// Wall seconds.
+    pub wall_s: f64,
 }
 
 impl Meter {
-    pub(crate) fn start() -> Result<Self> {
+    /// Starts a clock.
+    pub fn start() -> Result<Self> {
         Ok(Self { wall: Instant::now(), cpu: cpu_seconds()? })
     }
 
     /// The time since the start. The clock continues.
-    pub(crate) fn took(&self) -> Result<Took> {
+    pub fn took(&self) -> Result<Took> {
         Ok(Took { cpu_s: cpu_seconds()? - self.cpu, wall_s: self.wall.elapsed().as_secs_f64() })
     }
 }
 
 /// Runs something and returns its result and time.
-pub(crate) fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Took)> {
+pub fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Took)> {
     let meter = Meter::start()?;
     let result = work()?;
     Ok((result, meter.took()?))
@@ -50,7 +54,7 @@ fn cpu_seconds() -> Result<f64> {
 }
 
 /// Peak resident memory of this process so far.
-pub(crate) fn peak_resident_bytes() -> Result<u64> {
+pub fn peak_resident_bytes() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
     let kib: u64 = line.split_whitespace().nth(1).context("VmHWM without a number")?.parse()?;

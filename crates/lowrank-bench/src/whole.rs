@@ -1,7 +1,7 @@
 //! Whole runs of the tool's library in this process: compressing, planning, and only reading and writing.
 
-use crate::meter::{Meter, Took, peak_resident_bytes, timed};
 use anyhow::{Context, Result};
+use lowrank_bench::meter::{Meter, Took, peak_resident_bytes, timed};
 use lowrank_calibrate::CalibrationSettings;
 use lowrank_model::progress::Silent;
 use lowrank_model::{Budget, Progress, Storage};

@@ -57,11 +57,13 @@ fn collect() -> Result<PathBuf> {
         std::fs::remove_dir_all(&folder)?;
     }
     std::fs::create_dir_all(&folder)?;
-    let build =
-        ["build", "--release", "--locked", "--package", "lowrank-cli", "--bins", "--example", "gpu_check"];
-    sh(&mut cargo(&build))?;
+    let mut build = cargo(&["build", "--release", "--locked"]);
+    for (package, program) in [("lowrank-cli", "lowrank-compress"), ("lowrank-bench", "gpu_check")] {
+        build.args(["--package", package, "--bin", program]);
+    }
+    sh(&mut build)?;
     copy(&target().join("release/lowrank-compress"), &folder.join("lowrank-compress"))?;
-    copy(&target().join("release/examples/gpu_check"), &folder.join("gpu_check"))?;
+    copy(&target().join("release/gpu_check"), &folder.join("gpu_check"))?;
     copy(&test_binary(&["--package", "lowrank-compute", "--lib"])?, &folder.join("suite-compute"))?;
     copy(
         &test_binary(&["--package", "lowrank-forward", "--test", "golden"])?,

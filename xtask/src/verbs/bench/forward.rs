@@ -34,19 +34,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ids = folder.join("forward-ids.json");
     let vocab = config["vocab_size"].as_u64().context("config.json has no vocab_size")?;
     std::fs::write(&ids, windows(args.tokens / WINDOW, vocab))?;
-    sh(&mut cargo(&[
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "lowrank-forward",
-        "--example",
-        "throughput",
-    ]))?;
+    sh(&mut cargo(&["build", "--release", "--locked", "--package", "lowrank-bench", "--bin", "throughput"]))?;
 
     let threads = args.threads.to_string();
     let ours = || -> Result<Command> {
-        let mut program = command(target().join("release/examples/throughput"));
+        let mut program = command(target().join("release/throughput"));
         program.arg(&model).arg(&ids).env("RAYON_NUM_THREADS", &threads);
         Ok(program)
     };

@@ -1,4 +1,4 @@
-//! `cargo xtask bench sweep` runs `crates/lowrank-pipeline/examples/sweep_plans.rs`.
+//! `cargo xtask bench sweep` runs `sweep_plans` of `lowrank-bench`.
 
 use crate::shell::{cargo, run as sh};
 use anyhow::Result;
@@ -12,7 +12,6 @@ pub(crate) struct Args {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut bench =
-        cargo(&["run", "--release", "--package", "lowrank-pipeline", "--example", "sweep_plans", "--"]);
+    let mut bench = cargo(&["run", "--release", "--package", "lowrank-bench", "--bin", "sweep_plans", "--"]);
     sh(bench.arg(args.jobs.to_string()))
 }

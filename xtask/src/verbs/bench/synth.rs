@@ -73,7 +73,16 @@ pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Val
 
 /// Builds `lowrank-bench` with these additional features.
 pub(crate) fn build(features: &[&str]) -> Result<()> {
-    let mut build = cargo(&["build", "--quiet", "--release", "--locked", "--package", "lowrank-bench"]);
+    let mut build = cargo(&[
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--package",
+        "lowrank-bench",
+        "--bin",
+        "lowrank-bench",
+    ]);
     for feature in features {
         build.arg("--features").arg(format!("lowrank-bench/{feature}"));
     }

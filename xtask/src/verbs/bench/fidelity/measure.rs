@@ -80,7 +80,7 @@ impl Bench {
         small: bool,
     ) -> Result<Self> {
         let tool = lowrank_compress()?;
-        let build = ["build", "--release", "--package", "lowrank-cli", "--example", "prune_experts"];
+        let build = ["build", "--release", "--package", "lowrank-bench", "--bin", "prune_experts"];
         crate::shell::run(&mut cargo(&build))?;
         let folder = target().join("fidelity");
         // Use a copy of this build, so that a rebuild during the benchmark changes nothing, and remove results of other builds.
@@ -94,7 +94,7 @@ impl Bench {
             Ok(kept)
         };
         let tool = keep(tool)?;
-        let prune = keep(target().join("release/examples/prune_experts"))?;
+        let prune = keep(target().join("release/prune_experts"))?;
         let started = Instant::now();
         Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, started })
     }

@@ -2,7 +2,7 @@
 //! `docs/fidelity.md`.
 //!
 //! It runs the tool as a user does: `compress` writes a checkpoint, `verify` counts its headers and runs both models on texts
-//! that the calibration did not see. The tool does not prune experts; a separate example program writes a Mixtral with fewer
+//! that the calibration did not see. The tool does not prune experts; `prune_experts` of `lowrank-bench` writes a Mixtral with fewer
 //! experts and measures it with the same functions.
 
 mod measure;

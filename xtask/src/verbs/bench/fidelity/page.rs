@@ -166,7 +166,7 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
             How::DataFree(flags) => format!("`{}`", ["--calibrate none", flags].join(" ").trim()),
             How::Calibrated("") => "none".into(),
             How::Calibrated(flags) => format!("`{flags}`"),
-            How::Pruned => "`cargo run --release -p lowrank-cli --example prune_experts`: in every layer the experts with the \
+            How::Pruned => "`cargo run --release -p lowrank-bench --bin prune_experts`: in every layer the experts with the \
                             smallest mean g·‖output‖ on the calibration text go, the router is renormalised over the rest"
                 .into(),
         };

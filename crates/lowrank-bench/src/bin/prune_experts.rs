@@ -1,8 +1,8 @@
-//! What a user might do instead of low-rank factors: drop whole experts. For `cargo xtask bench fidelity`.
+//! Expert pruning, the alternative to low-rank factors, for `cargo xtask bench fidelity`: drops whole experts.
 //!
 //! `prune_experts MODEL OUT SHARE CALIBRATION TOKENS EVALUATION_TOKENS TEXT...`: in every layer the share of experts (to the
 //! nearest whole number) with the smallest mean g·‖y‖ goes, the criterion of REAP (Lasby et al., 2510.13999), g the router's
-//! weight and y the expert's output for the tokens that visit it. OUT becomes an ordinary Mixtral of fewer experts, whose
+//! weight and y the expert's output for the tokens routed to it. OUT becomes an ordinary Mixtral of fewer experts, whose
 //! router's softmax is over those that are left. Prints what it lost on each text, by the functions of `verify`.
 //! CALIBRATION is a file or `bundled`.
 
@@ -60,17 +60,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// By layer and expert: Σ g·‖y‖, and visits.
+/// By layer and expert: Σ g·‖y‖, and the number of routed tokens.
 struct Scores(Vec<Vec<(f64, usize)>>);
 
 impl Observer for Scores {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
-        let (sum, visits) = &mut self.0[batch.layer][batch.expert];
+        let (sum, routed_tokens) = &mut self.0[batch.layer][batch.expert];
         let hidden_size = batch.y.len() / batch.tokens.len();
         for (g, y) in batch.weights.iter().zip(batch.y.chunks_exact(hidden_size)) {
             *sum += f64::from(*g) * y.iter().map(|&y| f64::from(y).powi(2)).sum::<f64>().sqrt();
         }
-        *visits += batch.tokens.len();
+        *routed_tokens += batch.tokens.len();
     }
 }
 

@@ -3,6 +3,7 @@
 //! 768 spectra of 4096 values, a noise floor with a power-law head as trained experts have it, from a seed. The grid: 25
 //! budgets × 2 layouts × 4 rank multiples × 5 sets of matrices kept dense.
 
+use lowrank_bench::meter::peak_resident_bytes;
 use lowrank_model::plan::{Sensitivity, Size};
 use lowrank_model::{Budget, Dtype, MatrixId, ModelConfig, Spectrum, Storage};
 use lowrank_pipeline::planning::{Errors, Subject};
@@ -36,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let largest = gaps.iter().copied().fold(0.0, f64::max);
     println!("{} plans of {} spectra in {seconds:.2} s", gaps.len(), errors.spectra.len());
     println!("largest duality gap {largest:.2e}");
-    println!("peak resident memory {} MB", peak_bytes()? / 1_000_000);
+    println!("peak resident memory {} MB", peak_resident_bytes()? / 1_000_000);
     Ok(())
 }
 
@@ -89,13 +90,4 @@ fn trained_like(short: usize, rng: &mut ChaCha8Rng) -> Spectrum {
         .collect();
     sigma.sort_unstable_by(|a, b| b.total_cmp(a));
     Spectrum::new(sigma).expect("it falls")
-}
-
-/// `VmHWM` of Linux.
-fn peak_bytes() -> Result<u64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line =
-        status.lines().find(|line| line.starts_with("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
-    let kib: u64 = line.split_whitespace().nth(1).ok_or("no number")?.parse()?;
-    Ok(kib * 1024)
 }

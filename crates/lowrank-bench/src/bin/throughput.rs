@@ -3,6 +3,7 @@
 //! Prints one JSON document: tokens, wall and CPU seconds, of them those of the layers, threads, what a product of square f32
 //! matrices reaches per CPU second, and the perplexity as a proof of work done. `cargo xtask bench forward` calls it.
 
+use lowrank_bench::meter::Meter;
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::Forward;
 use lowrank_forward::math::exp;
@@ -11,7 +12,6 @@ use ndarray::Array2;
 use serde_json::json;
 use std::error::Error;
 use std::path::Path;
-use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,9 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let checkpoint = Checkpoint::open(Path::new(directory))?;
     let forward = Forward::new(&checkpoint);
 
-    let (start, cpu) = (Instant::now(), cpu_s());
+    let meter = Meter::start()?;
     let hidden = forward.run(&sequences, &mut ())?;
-    let layers_s = start.elapsed().as_secs_f64();
+    let layers_s = meter.took()?.wall_s;
     let head = forward.head()?;
     let (mut loss, mut predicted) = (0.0, 0_u32);
     for (sequence, tokens) in sequences.iter().enumerate() {
@@ -34,39 +34,31 @@ fn main() -> Result<(), Box<dyn Error>> {
             predicted += 1;
         }
     }
-    let (wall_s, cpu_s) = (start.elapsed().as_secs_f64(), cpu_s() - cpu);
+    let took = meter.took()?;
     println!(
         "{}",
         json!({
             "tokens": hidden.tokens(),
-            "wall_s": wall_s,
-            "cpu_s": cpu_s,
+            "wall_s": took.wall_s,
+            "cpu_s": took.cpu_s,
             "layers_s": layers_s,
             "threads": rayon::current_num_threads(),
             "perplexity": (loss / f64::from(predicted)).exp(),
-            "product_gflops": product_gflops(),
+            "product_gflops": product_gflops()?,
         })
     );
     Ok(())
 }
 
-/// CPU seconds of this process so far, all threads, as Linux counts them: hundredths.
-fn cpu_s() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(") ").next().unwrap_or_default();
-    let ticks = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
-    ticks.sum::<f64>() / 100.0
-}
-
 /// 10⁹ operations per CPU second, which another process on the machine does not spoil as it spoils wall time.
-fn product_gflops() -> f64 {
+fn product_gflops() -> Result<f64, Box<dyn Error>> {
     const SIZE: usize = 2048;
     const RUNS: usize = 8;
     let a = Array2::from_shape_fn((SIZE, SIZE), |(i, j)| ((i * 31 + j * 17) % 97) as f32 / 97.0);
     let mut c = Array2::zeros((SIZE, SIZE));
-    let start = cpu_s();
+    let meter = Meter::start()?;
     for _ in 0..RUNS {
         Faer.gemm(a.view(), a.view(), c.view_mut(), Accumulate::Replace);
     }
-    2e-9 * RUNS as f64 * (SIZE as f64).powi(3) / (cpu_s() - start)
+    Ok(2e-9 * RUNS as f64 * (SIZE as f64).powi(3) / meter.took()?.cpu_s)
 }
