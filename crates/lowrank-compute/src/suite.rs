@@ -250,11 +250,12 @@ fn cholesky_rebuilds_the_matrix_on_the_cpu() {
 }
 
 macro_rules! suite {
-    ($backend:expr; $($case:ident),* $(,)?) => {
+    ($run:meta, $backend:expr; $($case:ident),* $(,)?) => {
         $(
             #[test]
+            #[$run]
             fn $case() {
-                let Some(backend) = $backend else { return };
+                let backend = $backend;
                 super::$case::<f32>(&backend);
                 super::$case::<f64>(&backend);
                 check(&backend);
@@ -264,12 +265,12 @@ macro_rules! suite {
 }
 
 macro_rules! suites {
-    ($($(#[$gate:meta])? $module:ident: $backend:expr, $check:item)*) => {
+    ($($(#[$gate:meta])? $module:ident, $run:meta: $backend:expr, $check:item)*) => {
         $(
             $(#[$gate])?
             mod $module {
                 $check
-                suite!($backend;
+                suite!($run, $backend;
                     products_agree_with_plain_loops,
                     gram_and_products_of_a_stored_matrix_agree_with_plain_loops,
                     eigenvectors_are_orthonormal_and_rebuild_the_matrix,
@@ -285,18 +286,13 @@ macro_rules! suites {
 }
 
 suites! {
-    on_faer: Some(crate::Faer), fn check(_: &crate::Faer) {}
+    on_faer, cfg(test): crate::Faer, fn check(_: &crate::Faer) {}
     #[cfg(feature = "lapack")]
-    on_lapack: Some(crate::Lapack), fn check(_: &crate::Lapack) {}
+    on_lapack, cfg(test): crate::Lapack, fn check(_: &crate::Lapack) {}
     #[cfg(feature = "cuda")]
-    on_cuda: super::cuda(), fn check(cuda: &crate::cuda::Cuda) {
+    on_cuda, ignore = "needs a CUDA device: --include-ignored": crate::cuda::Cuda::new().unwrap(),
+    fn check(cuda: &crate::cuda::Cuda) {
         // The CPU must not have done the device's work.
         assert_eq!(cuda.fallbacks(), crate::cuda::Fallbacks::default());
     }
-}
-
-/// The device, or nothing, saying why.
-#[cfg(feature = "cuda")]
-fn cuda() -> Option<crate::cuda::Cuda> {
-    crate::cuda::Cuda::new().inspect_err(|why| eprintln!("skipped: {why}")).ok()
 }

@@ -38,18 +38,10 @@ fn golden(name: &str) -> Golden {
     golden
 }
 
-/// Every engine there is, by the same measure.
-fn check(name: &str, directory: &Path) {
-    check_on(&Cpu, name, directory);
-    match choose(Device::Cuda) {
-        Ok(chosen) => check_on(&*chosen.engine, name, directory),
-        Err(why) => eprintln!("CUDA skipped: {why}"),
-    }
-}
-
-fn check_on(engine: &dyn Engine, name: &str, directory: &Path) {
+fn check_on(engine: &dyn Engine, folder: &str) {
+    let name = folder.trim_start_matches("golden/");
     let golden = golden(name);
-    let checkpoint = Checkpoint::open(directory).unwrap();
+    let checkpoint = Checkpoint::open(&fixtures().join(folder)).unwrap();
     let forward = Forward::on(&checkpoint, engine);
     let hidden = forward.run(&golden.sequences, &mut ()).unwrap();
     let head = forward.head().unwrap();
@@ -70,26 +62,34 @@ fn check_on(engine: &dyn Engine, name: &str, directory: &Path) {
 }
 
 macro_rules! goldens {
-    ($($test:ident: $name:literal;)*) => {$(
-        #[test]
-        fn $test() {
-            check($name, &fixtures().join(concat!("golden/", $name)));
+    ($($test:ident: $folder:literal;)*) => {
+        $(
+            #[test]
+            fn $test() {
+                check_on(&Cpu, $folder);
+            }
+        )*
+
+        mod on_cuda {
+            $(
+                #[test]
+                #[ignore = "needs a CUDA device: --include-ignored"]
+                fn $test() {
+                    super::check_on(&*super::choose(super::Device::Cuda).unwrap().engine, $folder);
+                }
+            )*
         }
-    )*};
+    };
 }
 
 goldens! {
-    tied_embeddings_equal_transformers: "tied";
-    a_sliding_window_equals_transformers: "sliding-window";
-    an_unusual_head_dim_equals_transformers: "head-dim";
-    fused_experts_equal_transformers: "fused";
-    mistrals_own_layout_equals_transformers: "consolidated";
-    factored_experts_equal_transformers: "lowrank";
-}
-
-#[test]
-fn the_bundled_model_equals_transformers() {
-    check("tiny-mixtral", &fixtures().join("tiny-mixtral"));
+    tied_embeddings_equal_transformers: "golden/tied";
+    a_sliding_window_equals_transformers: "golden/sliding-window";
+    an_unusual_head_dim_equals_transformers: "golden/head-dim";
+    fused_experts_equal_transformers: "golden/fused";
+    mistrals_own_layout_equals_transformers: "golden/consolidated";
+    factored_experts_equal_transformers: "golden/lowrank";
+    the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 
 #[test]
@@ -146,17 +146,24 @@ impl Observer for Recompute {
     }
 }
 
-#[test]
-fn an_observer_sees_every_routed_token_of_every_expert_on_every_engine() {
+fn an_observer_sees_every_routed_token_on(engine: &dyn Engine) {
     let golden = golden("tied");
     let checkpoint = Checkpoint::open(&fixtures().join("golden/tied")).unwrap();
-    for device in [Device::Cpu, Device::Auto] {
-        let chosen = choose(device).unwrap();
-        let forward = Forward::on(&checkpoint, &*chosen.engine);
-        let mut observer = Recompute { hidden_size: forward.config().hidden_size, ..Recompute::default() };
-        forward.run(&golden.sequences, &mut observer).unwrap();
-        assert_eq!(observer.blocks, forward.config().num_hidden_layers);
-    }
+    let forward = Forward::on(&checkpoint, engine);
+    let mut observer = Recompute { hidden_size: forward.config().hidden_size, ..Recompute::default() };
+    forward.run(&golden.sequences, &mut observer).unwrap();
+    assert_eq!(observer.blocks, forward.config().num_hidden_layers);
+}
+
+#[test]
+fn an_observer_sees_every_routed_token_of_every_expert() {
+    an_observer_sees_every_routed_token_on(&Cpu);
+}
+
+#[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
+fn an_observer_sees_every_routed_token_of_every_expert_on_cuda() {
+    an_observer_sees_every_routed_token_on(&*choose(Device::Cuda).unwrap().engine);
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl CheckpointPage {
     /// Adds what `verify` left beside the checkpoint, or in `file`; nothing if it was not asked yet.
     pub fn with_verification(mut self, dir: &Path, file: Option<&Path>) -> Result<Self, ReportError> {
         let path = file.map_or_else(|| place::beside(dir, place::VERIFICATION), Path::to_owned);
-        match document::<lowrank_verify::Report>(&path)? {
+        match document::<lowrank_verify::Verification>(&path)? {
             None if file.is_some() => {
                 return Err(ReportError::Read { path, source: ErrorKind::NotFound.into() });
             }
@@ -89,7 +89,7 @@ impl CheckpointPage {
     }
 
     /// Whether a verification can be of this checkpoint: it saw the same errors recorded, at the same places.
-    fn is_about(&self, verification: &lowrank_verify::Report) -> bool {
+    fn is_about(&self, verification: &lowrank_verify::Verification) -> bool {
         let Some(files) = &verification.files else { return true };
         let recorded: BTreeMap<&str, Option<f64>> =
             files.factored.iter().map(|row| (row.name.as_str(), row.recorded_error)).collect();

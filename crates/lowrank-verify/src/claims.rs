@@ -7,7 +7,9 @@ use crate::error::VerifyError;
 use crate::factors::{
     energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy, smallest_normal,
 };
-use crate::record::{Record, Row, chance, read_index_totals, read_record, squared_error_tolerance};
+use crate::record::{
+    Record, RecordedMatrix, chance, read_index_totals, read_record, squared_error_tolerance,
+};
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
 use lowrank_model::{Layout, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
@@ -178,7 +180,7 @@ impl Claims<'_> {
         progress: &dyn Progress,
     ) -> Result<(usize, Vec<FactoredMatrix>, usize), VerifyError> {
         let (original, compressed) = (self.original, self.compressed);
-        let rows: BTreeMap<&str, &Row> =
+        let rows: BTreeMap<&str, &RecordedMatrix> =
             record.iter().flat_map(|record| &record.matrices).map(|row| (row.name.as_str(), row)).collect();
         let (mut untouched, mut factored, mut dense) = (0, Vec::new(), 0);
         progress.start("comparing tensors", original.specs().len() as u64, "tensors");
@@ -213,7 +215,7 @@ impl Claims<'_> {
         Ok((untouched, factored, dense))
     }
 
-    fn rank(&mut self, id: MatrixId, row: Option<&Row>) {
+    fn rank(&mut self, id: MatrixId, row: Option<&RecordedMatrix>) {
         let Some(row) = row else { return };
         let in_file = self.compressed.rank(id).map(|rank| rank as u64);
         let shape = self.original.config().matrix_shape(id.projection);
@@ -256,7 +258,7 @@ impl Claims<'_> {
         id: MatrixId,
         ours: &StoredMatrix,
         theirs: &StoredMatrix,
-        row: Option<&Row>,
+        row: Option<&RecordedMatrix>,
     ) -> FactoredMatrix {
         let factors = match theirs {
             StoredMatrix::Dense(_) => Vec::new(),
@@ -309,7 +311,14 @@ impl Claims<'_> {
 
     /// What the report says of pivoting. Before rounding, so a stored coefficient may lie a rounding from it; and no
     /// rounding costs more than all of its numbers in the worst direction.
-    fn pivots(&mut self, id: MatrixId, row: &Row, ours: &StoredMatrix, theirs: &StoredMatrix, measured: f64) {
+    fn pivots(
+        &mut self,
+        id: MatrixId,
+        row: &RecordedMatrix,
+        ours: &StoredMatrix,
+        theirs: &StoredMatrix,
+        measured: f64,
+    ) {
         let u = self.compressed.matrix_dtype(id).unit_roundoff();
         if let (Some(recorded), Some(largest)) = (row.largest_coefficient, largest_coefficient(theirs)) {
             let least = smallest_normal(self.compressed.matrix_dtype(id));

@@ -30,5 +30,5 @@ mod verify;
 pub use error::VerifyError;
 pub use lowrank_text::TextSource;
 pub use options::{Depth, Thresholds, VerifyOptions};
-pub use report::{Finding, FindingKind, Report, Verdict};
+pub use report::{Finding, FindingKind, Verdict, Verification};
 pub use verify::{verify, verify_on};

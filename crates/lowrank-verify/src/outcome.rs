@@ -4,7 +4,7 @@
 //! this layer alone) and on its own (how wrong has it all become); each expert is read once for both.
 
 use crate::error::VerifyError;
-use crate::report::{Finding, FindingKind, LayerError, Logits, Outcome};
+use crate::report::{Finding, FindingKind, LayerError, Logits, ModelComparison};
 use lowrank_forward::distribution::{Position, compare, mean_and_error};
 use lowrank_forward::{Engine, Forward, Hidden};
 use lowrank_model::Progress;
@@ -19,8 +19,8 @@ pub fn run(
     windows: &Windows,
     engine: &dyn Engine,
     progress: &dyn Progress,
-) -> Result<(Outcome, Vec<Finding>), VerifyError> {
-    let mut outcome = Outcome {
+) -> Result<(ModelComparison, Vec<Finding>), VerifyError> {
+    let mut outcome = ModelComparison {
         text: windows.info.clone(),
         engine: engine.describe(),
         tokens_per_expert: Vec::new(),
@@ -91,7 +91,7 @@ fn run_layer(
     Ok((LayerError { layer, local, propagated }, visits))
 }
 
-/// See [`Outcome::routing_distance`]. Absent where the visits are not those of the same experts, or there are none.
+/// See [`ModelComparison::routing_distance`]. Absent where the visits are not those of the same experts, or there are none.
 pub fn routing_distance(here: &[Vec<u64>], there: &[Vec<u64>]) -> Option<f64> {
     let shares = |visits: &[u64]| -> Option<Vec<f64>> {
         let total: u64 = visits.iter().sum();

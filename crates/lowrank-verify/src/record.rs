@@ -19,9 +19,9 @@ pub struct Record {
     /// Version of the document.
     pub report_version: u64,
     /// What was compressed.
-    pub base_model: BaseModel,
+    pub base_model: RecordedBase,
     /// What was asked; absent when ranks were given.
-    pub budget: Option<Budget>,
+    pub budget: Option<RecordedBudget>,
     /// The whole checkpoint before.
     pub before: Size,
     /// The whole checkpoint after.
@@ -32,7 +32,7 @@ pub struct Record {
     #[serde(default)]
     pub calibration: Option<Calibration>,
     /// One row per expert matrix.
-    pub matrices: Vec<Row>,
+    pub matrices: Vec<RecordedMatrix>,
 }
 
 /// What the factors were fitted to.
@@ -45,15 +45,15 @@ pub struct Calibration {
 
 /// The files that were compressed.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct BaseModel {
+pub struct RecordedBase {
     /// Every file that was read.
     #[serde(default)]
-    pub files: Vec<InputFile>,
+    pub files: Vec<RecordedFile>,
 }
 
 /// One file of the base.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct InputFile {
+pub struct RecordedFile {
     /// Relative name.
     pub name: String,
     /// Lower-case hex.
@@ -62,7 +62,7 @@ pub struct InputFile {
 
 /// The budget.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Budget {
+pub struct RecordedBudget {
     /// What is counted.
     pub unit: Unit,
     /// Remove at least this.
@@ -73,7 +73,7 @@ pub struct Budget {
 
 /// One expert matrix.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Row {
+pub struct RecordedMatrix {
     /// Canonical module name.
     pub name: String,
     /// [m, n]

@@ -12,7 +12,7 @@ pub const VERIFICATION_VERSION: u32 = 1;
 
 /// What became of a verification.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct Verification {
     /// [`VERIFICATION_VERSION`].
     pub verification_version: u32,
     /// The one word.
@@ -22,7 +22,7 @@ pub struct Report {
     /// What the files say; absent when the compressed checkpoint cannot be opened.
     pub files: Option<Files>,
     /// What the models do; absent when they were not, or could not be, run.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<ModelComparison>,
     /// The limits that were held against it.
     pub thresholds: Thresholds,
 }
@@ -127,7 +127,7 @@ pub struct FactoredMatrix {
 
 /// What the models do on the same tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct ModelComparison {
     /// The tokens.
     pub text: TextInfo,
     /// What the models ran on, in words.
@@ -180,12 +180,12 @@ pub struct Logits {
     pub perplexity_ratio_error: Option<f64>,
 }
 
-impl Report {
+impl Verification {
     /// Joins the parts; the verdict follows from the findings.
     pub fn new(
         findings: Vec<Finding>,
         files: Option<Files>,
-        outcome: Option<Outcome>,
+        outcome: Option<ModelComparison>,
         thresholds: Thresholds,
     ) -> Self {
         let verdict = if findings.iter().any(|finding| finding.kind != FindingKind::Threshold) {
@@ -247,7 +247,7 @@ impl fmt::Display for Finding {
 }
 
 /// The table for people.
-impl fmt::Display for Report {
+impl fmt::Display for Verification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(files) = &self.files {
             write!(f, "{files}")?;
@@ -284,7 +284,7 @@ impl fmt::Display for Files {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ModelComparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let TextInfo { source, sequences, tokens, .. } = &self.text;
         writeln!(f, "\ntext: {source}, {} tokens in {sequences} windows", grouped(*tokens as u64))?;
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn the_verdict_follows_from_the_findings() {
         let finding = |kind| Finding { kind, name: None, detail: String::new() };
-        let verdict = |findings| Report::new(findings, None, None, Thresholds::default()).verdict;
+        let verdict = |findings| Verification::new(findings, None, None, Thresholds::default()).verdict;
         assert_eq!(verdict(vec![]), Verdict::Passed);
         assert_eq!(verdict(vec![finding(FindingKind::Threshold)]), Verdict::ThresholdMissed);
         let both = vec![finding(FindingKind::Threshold), finding(FindingKind::NonFinite)];

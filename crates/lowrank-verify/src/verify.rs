@@ -5,7 +5,7 @@ use crate::error::VerifyError;
 use crate::options::{Depth, Thresholds, VerifyOptions};
 use crate::outcome;
 use crate::record::read_record;
-use crate::report::{Finding, FindingKind, Outcome, Report};
+use crate::report::{Finding, FindingKind, ModelComparison, Verification};
 use lowrank_forward::{Cpu, Engine};
 use lowrank_model::Progress;
 use lowrank_reader::Checkpoint;
@@ -18,7 +18,7 @@ pub fn verify(
     compressed: &Path,
     options: &VerifyOptions,
     progress: &dyn Progress,
-) -> Result<Report, VerifyError> {
+) -> Result<Verification, VerifyError> {
     verify_on(&Cpu, original, compressed, options, progress)
 }
 
@@ -32,7 +32,7 @@ pub fn verify_on(
     compressed: &Path,
     options: &VerifyOptions,
     progress: &dyn Progress,
-) -> Result<Report, VerifyError> {
+) -> Result<Verification, VerifyError> {
     let original = Checkpoint::open(original)?;
     if !compressed.is_dir() {
         return Err(VerifyError::NoFolder { path: compressed.into() });
@@ -42,7 +42,7 @@ pub fn verify_on(
         Depth::Static => None,
         Depth::Full => Some(windows(original.dir(), &options.text_request())?),
     };
-    let failed = |findings| Ok(Report::new(findings, None, None, options.thresholds));
+    let failed = |findings| Ok(Verification::new(findings, None, None, options.thresholds));
     let compressed = match Checkpoint::open(compressed) {
         Ok(compressed) => compressed,
         Err(error) => {
@@ -76,11 +76,11 @@ pub fn verify_on(
     if let Some(outcome) = &outcome {
         findings.extend(missed(&options.thresholds, outcome));
     }
-    Ok(Report::new(findings, Some(files), outcome, options.thresholds))
+    Ok(Verification::new(findings, Some(files), outcome, options.thresholds))
 }
 
 /// Limits that are not kept. A number that is absent keeps no limit.
-fn missed(thresholds: &Thresholds, outcome: &Outcome) -> Vec<Finding> {
+fn missed(thresholds: &Thresholds, outcome: &ModelComparison) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut hold = |what: &str, value: Option<f64>, limit: Option<f64>, kept: fn(f64, f64) -> bool| {
         let Some(limit) = limit else { return };

@@ -18,7 +18,7 @@
 //!
 //! Sizes are Mixtral-8x7B's; `--small`: tiny ones, to try the program itself.
 
-use lowrank_compute::cuda::measure::{self, Figure};
+use lowrank_compute::cuda::measure::{self, Measurement};
 use lowrank_compute::cuda::{Cuda, WeightProducts};
 use lowrank_compute::{Accumulate, Faer, Kernels, Split};
 use lowrank_forward::cuda::CudaEngine;
@@ -628,7 +628,7 @@ fn steps(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -> Result<
     saved
 }
 
-fn row(figure: &Figure, peaks: &[Figure], results: &mut Results) -> Value {
+fn row(figure: &Measurement, peaks: &[Measurement], results: &mut Results) -> Value {
     let (tflops, gb, share) = (figure.tflops(), figure.gb_per_s(), figure.share_of(peaks));
     let rate = |value: f64| if value > 0.0 { format!("{value:.1}") } else { String::new() };
     let percent = share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));

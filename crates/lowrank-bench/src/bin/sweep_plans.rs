@@ -16,6 +16,9 @@ use std::error::Error;
 use std::sync::Mutex;
 use std::time::Instant;
 
+/// A plan of all 768 matrices takes less than this.
+const SECONDS_PER_PLAN_MAX: f64 = 1.0;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let jobs: usize = std::env::args().nth(1).map_or(Ok(0), |text| text.parse())?;
     let subject = mixtral()?;
@@ -38,6 +41,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{} plans of {} spectra in {seconds:.2} s", gaps.len(), errors.spectra.len());
     println!("largest duality gap {largest:.2e}");
     println!("peak resident memory {} MB", peak_resident_bytes()? / 1_000_000);
+    let seconds_per_plan = seconds / gaps.len() as f64;
+    if seconds_per_plan >= SECONDS_PER_PLAN_MAX {
+        return Err(format!("{seconds_per_plan:.2} s per plan, more than {SECONDS_PER_PLAN_MAX} s").into());
+    }
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use lowrank_reader::Checkpoint;
 use lowrank_report::{Page, SweepPage, place};
 use lowrank_sweep::{Header, PointId, Results, Row, Status, SweepError, front, header};
 use lowrank_text::{Passage, TextSource, windows};
-use lowrank_verify::{Report, Verdict, VerifyError, VerifyOptions, verify_on};
+use lowrank_verify::{Verdict, VerifyError, VerifyOptions, verify_on};
 use lowrank_writer::Leftover;
 use lowrank_writer::report::BaseModel;
 use serde_json::json;
@@ -608,7 +608,12 @@ fn planned(row: Row, plan: &RankPlan, scale: &str, took: Duration) -> Row {
     }
 }
 
-fn measured(row: Row, verified: &Report, compressing: Option<Duration>, verifying: Duration) -> Row {
+fn measured(
+    row: Row,
+    verified: &lowrank_verify::Verification,
+    compressing: Option<Duration>,
+    verifying: Duration,
+) -> Row {
     let logits = verified.outcome.as_ref().and_then(|outcome| outcome.logits);
     let row = Row {
         status: Status::Verified,

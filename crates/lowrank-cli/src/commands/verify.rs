@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use lowrank_forward::choose;
 use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
-use lowrank_verify::{Depth, Report, Thresholds, Verdict, VerifyError, VerifyOptions, verify_on};
+use lowrank_verify::{Depth, Thresholds, Verdict, Verification, VerifyError, VerifyOptions, verify_on};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     judge(&report)
 }
 
-fn judge(report: &Report) -> Result<()> {
+fn judge(report: &Verification) -> Result<()> {
     let Some(first) = report.findings.first().filter(|_| report.verdict != Verdict::Passed) else {
         return Ok(());
     };

@@ -31,7 +31,7 @@ pub enum Bound {
 
 /// One measured step.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Figure {
+pub struct Measurement {
     /// What.
     pub name: String,
     /// What it is held against.
@@ -44,9 +44,9 @@ pub struct Figure {
     pub bytes: f64,
 }
 
-impl Figure {
+impl Measurement {
     /// Its speed as a share of the peak that bounds it, where that was measured.
-    pub fn share_of(&self, peaks: &[Figure]) -> Option<f64> {
+    pub fn share_of(&self, peaks: &[Measurement]) -> Option<f64> {
         let peak = peaks.iter().find(|peak| peak.bound == self.bound)?;
         Some((self.tflops() + self.gb_per_s()) / (peak.tflops() + peak.gb_per_s()))
     }
@@ -69,7 +69,7 @@ fn timed(
     bound: Bound,
     (flops, bytes): (f64, f64),
     mut run: impl FnMut() -> Result<(), CudaError>,
-) -> Result<Figure, CudaError> {
+) -> Result<Measurement, CudaError> {
     let mut milliseconds = Vec::with_capacity(RUNS);
     for attempt in 0..=RUNS {
         lane.wait()?;
@@ -81,7 +81,7 @@ fn timed(
         }
     }
     milliseconds.sort_by(f64::total_cmp);
-    Ok(Figure { name: name.into(), bound, milliseconds: milliseconds[RUNS / 2], flops, bytes })
+    Ok(Measurement { name: name.into(), bound, milliseconds: milliseconds[RUNS / 2], flops, bytes })
 }
 
 impl Lane {
@@ -118,7 +118,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 /// What the device reaches on products of `size` and on copies: the measure that routes are held against.
-pub fn peaks(lane: &Lane, size: usize) -> Result<Vec<Figure>, CudaError> {
+pub fn peaks(lane: &Lane, size: usize) -> Result<Vec<Measurement>, CudaError> {
     let values = Tensor::new(vec![size, size], Dtype::Bf16, noise(size * size)).expect("size² numbers");
     let narrow = lane.upload_bf16(&values)?;
     let (single, double) = (lane.upload_widened::<f32>(&values)?, lane.upload_widened::<f64>(&values)?);
@@ -157,7 +157,7 @@ fn peak<I: Input>(
     bound: Bound,
     x: &Buffer<I>,
     size: usize,
-) -> Result<Figure, CudaError> {
+) -> Result<Measurement, CudaError> {
     let mut out = lane.zeros::<I::Sum>(size * size)?;
     let flops = 2.0 * (size as f64).powi(3);
     timed(lane, name, bound, (flops, 0.0), || {
@@ -168,7 +168,12 @@ fn peak<I: Input>(
 
 /// Every step from a stored bf16 matrix [m, n], m ≥ n, to its projection on the subspace of a rank, up to where `eigenvalues`
 /// of its Gram matrix are split. `done` gets each figure as it is measured.
-pub fn steps(lane: &Lane, w: &Tensor, split: &Split, done: &mut dyn FnMut(Figure)) -> Result<(), CudaError> {
+pub fn steps(
+    lane: &Lane,
+    w: &Tensor,
+    split: &Split,
+    done: &mut dyn FnMut(Measurement),
+) -> Result<(), CudaError> {
     let &[m, n] = w.shape() else { panic!("{:?} is not the shape of a matrix", w.shape()) };
     assert!(m >= n && split.above < n);
     let stored = (0.0, w.bytes().len() as f64);
@@ -195,7 +200,7 @@ fn steps_in<T: Qr + Real>(
     w: &Tensor,
     (m, n): (usize, usize),
     split: &Split,
-    done: &mut dyn FnMut(Figure),
+    done: &mut dyn FnMut(Measurement),
 ) -> Result<(), CudaError> {
     let rank = split.above;
     let wide = lane.upload_widened::<T>(w)?;
@@ -229,7 +234,7 @@ fn steps_in<T: Qr + Real>(
     if let Some(products) = products {
         let name = format!("upper subspace by {products} products and 2 QRs, {kind}");
         let flops = 2.0 * (products as f64 * cube + 2.0 * d * d * r + by_reflectors);
-        done(Figure { name, flops, ..whole });
+        done(Measurement { name, flops, ..whole });
     }
     done(timed(lane, format!("QR [{n}, {rank}], {kind}"), bound, (by_reflectors, 0.0), || {
         lane.thin_q(&mut lane.copied(&omega)?, (n, rank))

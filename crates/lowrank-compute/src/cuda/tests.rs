@@ -17,15 +17,9 @@ fn every_kernel_of_the_source_is_loaded_and_no_other() {
     assert_eq!(written, loaded);
 }
 
-/// A lane, or nothing, saying why.
-fn lane() -> Option<Lane> {
-    match available() {
-        Ok(device) => Some(device.lane().unwrap()),
-        Err(why) => {
-            eprintln!("skipped: {why}");
-            None
-        }
-    }
+/// A lane of the device, which every test that uses it needs.
+fn lane() -> Lane {
+    available().unwrap().lane().unwrap()
 }
 
 /// Uniform in [-2, 2).
@@ -65,8 +59,9 @@ fn wide(values: &[f32]) -> Vec<f64> {
 const EPSILON: f64 = f32::EPSILON as f64;
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn stored_numbers_are_widened_exactly() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     // Every bit pattern of the 16-bit formats that is not NaN, subnormal numbers and infinities among them.
     for dtype in [Dtype::F16, Dtype::Bf16] {
         let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
@@ -88,8 +83,9 @@ fn stored_numbers_are_widened_exactly() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn copies_in_many_pieces_carry_the_numbers_of_their_time() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     // Longer than both pinned pieces together, and not a multiple of one.
     for len in [0, 1, 255, 256, 257, 5 * 256 + 3] {
         let first = random(len, 21);
@@ -108,8 +104,9 @@ fn copies_in_many_pieces_carry_the_numbers_of_their_time() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn linear_maps_equal_plain_sums_dense_and_factored() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let (n, m, r) = (70, 33, 9);
     for tokens in [1, 5, 130] {
         let x = random(tokens * n, 2);
@@ -142,8 +139,9 @@ fn linear_maps_equal_plain_sums_dense_and_factored() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn rms_norm_equals_its_definition() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     for (rows, width) in [(1, 1), (3, 100), (2, 256), (5, 1000)] {
         let (x, weight) = (random(rows * width, 7), random(width, 8));
         let expected: Vec<f64> = x
@@ -164,8 +162,9 @@ fn rms_norm_equals_its_definition() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn heads_turn_by_the_angle_of_their_position() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let (heads, half) = (3, 4);
     let positions = [0, 1, 2, 0, 1, 6];
     let angle = |position: usize, i: usize| position as f64 * 100_f64.powf(-(i as f64) / half as f64);
@@ -189,8 +188,9 @@ fn heads_turn_by_the_angle_of_their_position() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn attention_of_each_sequence_equals_its_definition() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let (heads, kv_heads, d) = (6, 2, 5);
     // The second sequence is longer than a block of queries.
     let lengths = [3, 1100, 1];
@@ -237,8 +237,9 @@ fn attention_of_each_sequence_equals_its_definition() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn the_best_experts_are_chosen_and_ties_go_to_the_lower_index() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let (experts, k) = (4, 2);
     let logits = [1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1.0, -1.0, 2.5];
     let (chosen, weights) = lane.route(&mut lane.upload(&logits).unwrap(), (experts, k)).unwrap();
@@ -261,8 +262,9 @@ fn the_best_experts_are_chosen_and_ties_go_to_the_lower_index() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn rows_are_gathered_weighted_and_scattered() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let (total, width) = (50, 37);
     let (x, out) = (random(total * width, 14), random(total * width, 15));
     let on_device = lane.upload(&x).unwrap();
@@ -285,8 +287,9 @@ fn rows_are_gathered_weighted_and_scattered() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn elementwise_functions_equal_their_definitions() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     // Far into both tails of the exponential.
     let gate: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 0.4).collect();
     let up = random(1000, 17);
@@ -303,8 +306,9 @@ fn elementwise_functions_equal_their_definitions() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn what_does_not_fit_the_device_is_computed_by_the_cpu() {
-    let Ok(cuda) = Cuda::new().inspect_err(|why| eprintln!("skipped: {why}")) else { return };
+    let cuda = Cuda::new().unwrap();
     let w = stored([40, 30], Dtype::Bf16, 18);
     let on_cpu: ndarray::Array2<f64> = Faer.gram(&w, Side::Cols);
     let full = |_: &Lane| -> Result<(), super::CudaError> {
@@ -320,8 +324,9 @@ fn what_does_not_fit_the_device_is_computed_by_the_cpu() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn bits_are_the_same_in_every_run_and_on_every_lane() {
-    let Ok(cuda) = Cuda::new().inspect_err(|why| eprintln!("skipped: {why}")) else { return };
+    let cuda = Cuda::new().unwrap();
     let w = stored([200, 120], Dtype::Bf16, 19);
     let run = || -> Vec<u32> {
         let gram: ndarray::Array2<f32> = cuda.gram(&w, Side::Cols);
@@ -337,8 +342,9 @@ fn bits_are_the_same_in_every_run_and_on_every_lane() {
 }
 
 #[test]
+#[ignore = "needs a CUDA device: --include-ignored"]
 fn every_step_can_be_measured() {
-    let Some(lane) = lane() else { return };
+    let lane = lane();
     let peaks = super::measure::peaks(&lane, 40).unwrap();
     let w = stored([60, 40], Dtype::Bf16, 20);
     let kernels: &dyn Kernels<f64> = &Faer;

@@ -412,18 +412,6 @@ fn ten_billion_parameters_of_mixtral_are_planned_within_one_step() {
     }
 }
 
-#[test]
-#[ignore = "a timing: run in release, alone"]
-fn mixtral_is_planned_in_less_than_a_second() {
-    let matrices = mixtral();
-    let candidates = candidates(&matrices);
-    let start = Instant::now();
-    allocate(&mixtral_request(&candidates)).unwrap();
-    let seconds = start.elapsed().as_secs_f64();
-    println!("768 spectra of 4096 planned in {seconds:.3} s");
-    assert!(seconds < 1.0);
-}
-
 fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPlan, AllocateError> {
     let spectrum = Spectrum::new(sigma.to_vec()).unwrap();
     let shape = MatrixShape { rows, cols };

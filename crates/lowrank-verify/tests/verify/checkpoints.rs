@@ -5,7 +5,7 @@
 use half::bf16;
 use lowrank_model::names::{Role, factor_names, tensors};
 use lowrank_model::{MatrixId, ModelConfig, Projection, params};
-use lowrank_verify::{Depth, Report, TextSource, VerifyOptions, verify};
+use lowrank_verify::{Depth, TextSource, Verification, VerifyOptions, verify};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
@@ -209,7 +209,7 @@ impl Pair {
     }
 
     /// Writes both and verifies, on tokens of its own.
-    pub(crate) fn verify(&self, depth: Depth) -> Report {
+    pub(crate) fn verify(&self, depth: Depth) -> Verification {
         let ids = self.path("ids.json");
         let sequence = |seed: u32| -> Vec<u32> { (0..24).map(|i| (i * i * 7 + seed) % 32).collect() };
         std::fs::write(&ids, serde_json::to_string(&[sequence(1), sequence(5), sequence(9)]).unwrap())
@@ -219,7 +219,7 @@ impl Pair {
         self.verify_with(&options)
     }
 
-    pub(crate) fn verify_with(&self, options: &VerifyOptions) -> Report {
+    pub(crate) fn verify_with(&self, options: &VerifyOptions) -> Verification {
         let (original, compressed) = (self.path("original"), self.path("compressed"));
         self.original.write(&original);
         self.compressed.write(&compressed);

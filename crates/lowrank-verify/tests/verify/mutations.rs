@@ -4,11 +4,11 @@ use crate::checkpoints::{Pair, RANK, Values, matrix};
 use half::bf16;
 use lowrank_model::Projection::{W1, W2, W3};
 use lowrank_model::names::factor_names;
-use lowrank_verify::{Depth, FindingKind, Report, Thresholds, Verdict, VerifyOptions};
+use lowrank_verify::{Depth, FindingKind, Thresholds, Verdict, Verification, VerifyOptions};
 use serde_json::json;
 
 /// The report failed with a finding of this kind that names this.
-fn assert_caught(report: &Report, kind: FindingKind, name: &str) {
+fn assert_caught(report: &Verification, kind: FindingKind, name: &str) {
     assert_eq!(report.verdict, Verdict::Failed, "{report}");
     let caught =
         report.findings.iter().any(|finding| finding.kind == kind && finding.to_string().contains(name));
@@ -29,7 +29,7 @@ fn a_true_checkpoint_passes() {
     assert!(logits.mean_kl > 0.0 && logits.max_kl >= logits.mean_kl && logits.perplexity_ratio != 1.0);
     assert!(logits.mean_kl_error.is_some() && logits.perplexity_ratio_error.is_some());
     assert!(outcome.layers.iter().all(|row| row.local.unwrap() > 0.0 && row.propagated.unwrap() > 0.0));
-    let json: Report = serde_json::from_str(&report.to_json()).unwrap();
+    let json: Verification = serde_json::from_str(&report.to_json()).unwrap();
     assert_eq!((json.verdict, json.findings.len()), (report.verdict, 0));
     assert_eq!(json.files.unwrap().factored.len(), 16);
 }
@@ -151,7 +151,7 @@ fn a_nan_in_a_factor() {
     // The models were run as well, and that ended in a finding, not in a skipped window.
     assert_caught(&report, FindingKind::NonFinite, "layer 0");
     assert!(report.outcome.as_ref().unwrap().logits.is_none());
-    serde_json::from_str::<Report>(&report.to_json()).unwrap();
+    serde_json::from_str::<Verification>(&report.to_json()).unwrap();
 }
 
 #[test]

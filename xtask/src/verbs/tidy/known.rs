@@ -10,21 +10,7 @@ pub(super) const CIRCLES: &[&str] = &[
 ];
 
 /// Type names that more than one crate exports.
-pub(super) const TYPE_NAMES: &[&str] = &[
-    "BaseModel",
-    "Budget",
-    "Card",
-    "Entry",
-    "Figure",
-    "Header",
-    "InputFile",
-    "Numbers",
-    "Outcome",
-    "Report",
-    "Row",
-    "Shard",
-    "Target",
-];
+pub(super) const TYPE_NAMES: &[&str] = &["Card", "Entry", "Header", "Numbers", "Shard", "Target"];
 
 /// Messages of libraries that name a flag, by file and flag.
 pub(super) const MESSAGES: &[&str] = &[
