@@ -1,4 +1,4 @@
-//! A stored matrix, seen from one side and widened a block of rows at a time.
+//! A stored matrix or its transpose, widened a block of rows at a time.
 
 use crate::Real;
 use lowrank_model::{MatrixShape, Tensor};
@@ -41,8 +41,8 @@ pub fn matrix_shape(w: &Tensor) -> MatrixShape {
     MatrixShape { rows, cols }
 }
 
-/// Calls `visit(first, block)` for the blocks of rows of A, in order; block is [at most [`BLOCK_ROWS`], d].
-pub fn for_each_block<T: Real>(w: &Tensor, side: Side, mut visit: impl FnMut(usize, ArrayView2<'_, T>)) {
+/// Calls `each(first, block)` for the blocks of rows of A, in order; block is [at most [`BLOCK_ROWS`], d].
+pub fn for_each_block<T: Real>(w: &Tensor, side: Side, mut each: impl FnMut(usize, ArrayView2<'_, T>)) {
     let shape = matrix_shape(w);
     let (long, width) = side.dims(shape);
     let mut buffer = vec![T::zero(); BLOCK_ROWS.min(long) * width];
@@ -62,7 +62,7 @@ pub fn for_each_block<T: Real>(w: &Tensor, side: Side, mut visit: impl FnMut(usi
             Side::Cols => ArrayView2::from_shape((rows, width), block),
             Side::Rows => ArrayView2::from_shape((width, rows), block).map(ArrayView2::reversed_axes),
         };
-        visit(first, block.expect("the buffer was cut to the block").slice_move(s![.., ..]));
+        each(first, block.expect("the buffer was cut to the block").slice_move(s![.., ..]));
     }
 }
 

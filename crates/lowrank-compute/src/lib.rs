@@ -1,6 +1,6 @@
 //! Dense linear algebra for matrices that lie in memory as stored bytes.
 //!
-//! Stands under `lowrank-svd` and `lowrank-forward`. The only crate that knows faer or LAPACK; everybody else speaks
+//! `lowrank-svd` and `lowrank-forward` depend on it. No other crate depends on faer or LAPACK; interfaces use
 //! `ndarray`. A [`Backend`] does everything in f32 or f64, through [`Kernels`]:
 //!
 //! | Kernel | Computes | Shapes |
@@ -18,7 +18,7 @@
 //! | [`Kernels::qr_pivoted`] | R and Π of A Π = QR | [l, k] → [min(l, k), k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!
-//! A is a stored matrix W [m, n] seen from one [`Side`]: W itself, or Wᵀ. It is never widened as a whole.
+//! A is a stored matrix W [m, n] or its transpose Wᵀ, by [`Side`]. It is never widened as a whole.
 //!
 //! The default backend, [`Faer`], computes each matrix on the calling thread: its bits do not depend on how many
 //! matrices are computed at once. With the feature `lapack` there is a second, `Lapack`, that shares no code with it. With

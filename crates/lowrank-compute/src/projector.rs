@@ -32,7 +32,7 @@ pub struct Split {
     /// Distance from μ to the nearest eigenvalue.
     pub gap: f64,
     /// Distance from μ to the farthest.
-    pub reach: f64,
+    pub radius: f64,
 }
 
 impl Split {
@@ -45,14 +45,14 @@ impl Split {
             above,
             threshold,
             gap: (upper - threshold).min(threshold - lower),
-            reach: (first - threshold).max(threshold - last),
+            radius: (first - threshold).max(threshold - last),
         };
         (split.gap > 0.0).then_some(split)
     }
 
-    /// c, a little more than the reach: the eigenvalues are known up to rounding.
+    /// c, a little more than the radius: the eigenvalues are known up to rounding.
     pub(crate) fn scale(&self) -> f64 {
-        self.reach * 1.001
+        self.radius * 1.001
     }
 
     /// α of every step, if rounding of this size leaves the gap open.
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_split_lies_between_its_eigenvalues() {
         let split = Split::after(2, &[10.0, 4.0, 3.0, 0.5]).unwrap();
-        assert_eq!(split, Split { above: 2, threshold: 3.5, gap: 0.5, reach: 6.5 });
+        assert_eq!(split, Split { above: 2, threshold: 3.5, gap: 0.5, radius: 6.5 });
         for above in [0, 4, 5] {
             assert_eq!(Split::after(above, &[10.0, 4.0, 3.0, 0.5]), None);
         }
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn the_schedule_takes_every_size_to_one_and_none_across_zero() {
         for gap in [0.5, 1e-2, 1e-5, 1e-9, 1e-12] {
-            let split = Split { above: 1, threshold: 0.0, gap, reach: 1.0 };
+            let split = Split { above: 1, threshold: 0.0, gap, radius: 1.0 };
             let steps = split.schedule(f64::EPSILON).unwrap();
             for size in [gap, (3.0 * gap).min(1.0), gap.sqrt(), 0.5, 0.999, 1.0] {
                 for sign in [-1.0, 1.0] {
@@ -126,7 +126,7 @@ mod tests {
             let growth = (1.0 / gap).ln() / 2.5_f64.ln();
             assert!((steps.len() as f64) < growth + 7.0 + STEPS_TO_SPARE as f64, "{gap}: {}", steps.len());
         }
-        let split = Split { above: 1, threshold: 0.0, gap: 1e-7, reach: 1.0 };
+        let split = Split { above: 1, threshold: 0.0, gap: 1e-7, radius: 1.0 };
         assert_eq!(split.schedule(f64::from(f32::EPSILON)), None);
     }
 }

@@ -204,7 +204,7 @@ fn the_upper_subspace_is_that_of_the_first_eigenvectors<T: Real>(kernels: &dyn K
         // What lies outside of the span: rounding over the gap, where eigenvectors are no better.
         let inside = product(eigen.vectors.view(), product(eigen.vectors.t(), q.view()).view());
         let outside = (&q - &inside).iter().fold(0.0_f64, |worst, value| worst.max(value.abs()));
-        let rounding = 8.0 * T::EPSILON.as_f64() * size as f64 * split.reach / split.gap;
+        let rounding = 8.0 * T::EPSILON.as_f64() * size as f64 * split.radius / split.gap;
         assert!(outside <= rounding, "{size}, {k}: {outside:e} for {rounding:e}");
 
         // A threshold between other eigenvalues than it says, and a gap that rounding closes.
@@ -213,7 +213,7 @@ fn the_upper_subspace_is_that_of_the_first_eigenvectors<T: Real>(kernels: &dyn K
             let found = kernels.upper_subspace(to::<T>(&lower), &wrong, to::<T>(&omega)).unwrap();
             assert_eq!(found, None);
         }
-        let closed = Split { gap: T::EPSILON.as_f64() * split.reach, ..split };
+        let closed = Split { gap: T::EPSILON.as_f64() * split.radius, ..split };
         assert_eq!(kernels.upper_subspace(to::<T>(&lower), &closed, to::<T>(&omega)).unwrap(), None);
     }
 }

@@ -10,7 +10,7 @@ const LANES: usize = 16;
 /// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and eʳ by a polynomial (Cephes `expf`).
 #[inline]
 pub fn exp(x: f32) -> f32 {
-    /// 1.5·2²³: adding it rounds to an integer, which then stands in the low bits.
+    /// 1.5·2²³: adding it rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two pieces, the first exact when multiplied by n.
     const LN2_HIGH: f32 = 0.693_359_4;

@@ -21,7 +21,7 @@ pub struct Kind {
 
 /// One shard.
 #[derive(Debug, Clone, Serialize)]
-pub struct Shard {
+pub struct ShardSize {
     /// File name.
     pub name: String,
     /// Length of the file.
@@ -56,7 +56,7 @@ pub struct Inspection {
     /// Elements by dtype.
     pub dtypes: BTreeMap<&'static str, u64>,
     /// Files that hold weights.
-    pub shards: Vec<Shard>,
+    pub shards: Vec<ShardSize>,
     /// Ranks of matrices that are factored already.
     pub ranks: BTreeMap<MatrixId, usize>,
 }
@@ -117,7 +117,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
         shards: checkpoint
             .shards()
             .iter()
-            .map(|shard| Shard { name: shard.name.clone(), bytes: shard.len_bytes })
+            .map(|shard| ShardSize { name: shard.name.clone(), bytes: shard.len_bytes })
             .collect(),
         ranks,
     }

@@ -11,7 +11,7 @@
 use crate::error::ReadError;
 use crate::family::{self, Spelling};
 use crate::folder::Folder;
-use crate::header::{Entry, Header, TENSORS_MAX};
+use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
@@ -409,7 +409,7 @@ fn matrix_name(id: MatrixId) -> String {
 /// Every tensor of every shard by its stored name.
 struct Catalog<'a> {
     shards: &'a [Shard],
-    entries: BTreeMap<String, (usize, Entry)>,
+    entries: BTreeMap<String, (usize, HeaderEntry)>,
     listing: PathBuf,
 }
 
@@ -421,7 +421,7 @@ impl<'a> Catalog<'a> {
         index: Option<&Index>,
         listing: PathBuf,
     ) -> Result<Self, ReadError> {
-        let mut entries: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+        let mut entries: BTreeMap<String, (usize, HeaderEntry)> = BTreeMap::new();
         for (shard, header) in headers.into_iter().enumerate() {
             if entries.len() + header.len() > TENSORS_MAX {
                 let path = shards[shard].path.clone();
@@ -585,7 +585,7 @@ impl Claims<'_> {
         layout: Layout,
         config: &ModelConfig,
         shard: usize,
-        head: &Entry,
+        head: &HeaderEntry,
     ) -> Result<bool, ReadError> {
         const BLOCK_BYTES: u64 = 1 << 20;
         let spec = TensorSpec { name: names::EMBEDDING.into(), ..head_spec(config) };

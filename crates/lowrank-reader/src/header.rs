@@ -24,7 +24,7 @@ const NAME_BYTES_MAX: usize = 1024;
 
 /// One tensor of a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct HeaderEntry {
     /// Any dtype the format knows.
     pub dtype: Dtype,
     /// Dimensions.
@@ -36,7 +36,7 @@ pub struct Entry {
 }
 
 /// All tensors of a shard by name. They cover the file from the header to its last byte, without overlap.
-pub type Header = BTreeMap<String, Entry>;
+pub type Header = BTreeMap<String, HeaderEntry>;
 
 /// Bytes of JSON that the length field promises, checked against the format's limit and the file.
 pub fn json_len(path: &Path, length_field: [u8; 8], file_bytes: u64) -> Result<u64, ReadError> {
@@ -96,7 +96,7 @@ pub fn parse(path: &Path, json: &[u8], file_bytes: u64) -> Result<Header, ReadEr
         }
         cursor = end;
         let shape = raw.shape.0.unwrap_or_default();
-        header.insert(tensor.clone(), Entry { dtype, shape, begin: data_begin + begin, len_bytes });
+        header.insert(tensor.clone(), HeaderEntry { dtype, shape, begin: data_begin + begin, len_bytes });
         previous = Some(tensor);
     }
     match file_bytes.checked_sub(data_begin + cursor) {

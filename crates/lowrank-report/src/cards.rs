@@ -9,7 +9,7 @@ pub const CARDS_GB: [u64; 5] = [16, 24, 40, 48, 80];
 
 /// One card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Card {
+pub struct GpuRoom {
     /// Its memory.
     pub card_gb: u64,
     /// Bytes left beside the weights before; absent: they do not fit.
@@ -19,12 +19,12 @@ pub struct Card {
 }
 
 /// All cards, for weights of so many bytes before and after.
-pub fn cards(bytes_before: u64, bytes_after: u64) -> Vec<Card> {
+pub fn cards(bytes_before: u64, bytes_after: u64) -> Vec<GpuRoom> {
     CARDS_GB
         .iter()
         .map(|&card_gb| {
             let room = |bytes| (card_gb * 1_000_000_000).checked_sub(bytes);
-            Card { card_gb, room_before: room(bytes_before), room_after: room(bytes_after) }
+            GpuRoom { card_gb, room_before: room(bytes_before), room_after: room(bytes_after) }
         })
         .collect()
 }

@@ -1,7 +1,7 @@
 //! The documents of one checkpoint, checked against each other, and what is derived from them for the page.
 
 use crate::ReportError;
-use crate::cards::{Card, cards};
+use crate::cards::{GpuRoom, cards};
 use crate::place;
 use lowrank_model::params::stored_params;
 use lowrank_model::{MatrixShape, SpectrumCurves, format};
@@ -23,7 +23,7 @@ pub struct CheckpointPage {
     /// `lowrank_spectra.json`, if the ranks were chosen from spectra.
     pub spectra: Option<Value>,
     /// Which cards hold the weights.
-    pub cards: Vec<Card>,
+    pub cards: Vec<GpuRoom>,
     /// Sums over the experts of each layer.
     pub layers: Vec<Layer>,
 }

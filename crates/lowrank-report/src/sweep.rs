@@ -2,7 +2,7 @@
 
 use crate::{ReportError, cards, place};
 use lowrank_sweep::results::rows;
-use lowrank_sweep::{Header, Row, Status, front, header};
+use lowrank_sweep::{ResultsHeader, Row, Status, front, header};
 use serde::Serialize;
 use std::path::Path;
 
@@ -13,7 +13,7 @@ const POINTS: &str = "points";
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SweepPage {
     /// `sweep.json`.
-    pub header: Header,
+    pub header: ResultsHeader,
     /// `results.jsonl`.
     pub rows: Vec<Row>,
     /// Derived values, one per row.
@@ -39,7 +39,7 @@ impl SweepPage {
 
     /// Reads the folder of a sweep.
     pub fn read(dir: &Path) -> Result<Self, ReportError> {
-        let Some(header) = Header::read(dir)? else {
+        let Some(header) = ResultsHeader::read(dir)? else {
             return Err(ReportError::NotACheckpoint { dir: dir.to_owned(), file: header::FILE });
         };
         let rows = rows(dir)?;
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn the_measured_front_is_of_verified_points_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let header = Header {
+        let header = ResultsHeader {
             sweep_version: header::SWEEP_VERSION,
             tool: "lowrank-compress".into(),
             version: "1".into(),

@@ -12,7 +12,7 @@ pub const SWEEP_VERSION: u32 = 1;
 
 /// The document. It contains no time, path or host name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Header {
+pub struct ResultsHeader {
     /// [`SWEEP_VERSION`].
     pub sweep_version: u32,
     /// `lowrank-compress`.
@@ -31,7 +31,7 @@ pub struct Header {
     pub axes: Vec<String>,
 }
 
-impl Header {
+impl ResultsHeader {
     /// Reads a folder's `sweep.json`; `None` if there is none.
     pub fn read(dir: &Path) -> Result<Option<Self>, SweepError> {
         let path = dir.join(FILE);

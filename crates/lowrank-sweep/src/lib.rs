@@ -23,6 +23,6 @@ pub mod row;
 
 pub use error::SweepError;
 pub use front::front;
-pub use header::Header;
+pub use header::ResultsHeader;
 pub use results::Results;
 pub use row::{PointId, Row, Status};

@@ -1,7 +1,7 @@
 //! The result files of a sweep. A new row is appended. To change or reorder rows, both files are written under a temporary
 //! name and renamed. So after a kill at most the last line is incomplete, and its point is run again.
 
-use crate::{Header, PointId, Row, SweepError, header};
+use crate::{PointId, ResultsHeader, Row, SweepError, header};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -29,7 +29,7 @@ pub struct Results {
 
 impl Results {
     /// Makes the folder, or resumes the sweep in it. `columns` are the names that settings may have.
-    pub fn open(dir: &Path, header: &Header, columns: &[&'static str]) -> Result<Self, SweepError> {
+    pub fn open(dir: &Path, header: &ResultsHeader, columns: &[&'static str]) -> Result<Self, SweepError> {
         let io = |path: &Path, action| {
             let path = path.to_owned();
             move |source| SweepError::Io { path, action, source }
@@ -45,7 +45,7 @@ impl Results {
         }
         let rows = rows(dir)?;
         let mut header = header.clone();
-        match Header::read(dir)? {
+        match ResultsHeader::read(dir)? {
             Some(earlier) => {
                 header.check(&earlier, dir)?;
                 // Points that are already verified were verified on that text.
@@ -184,8 +184,8 @@ mod tests {
     use crate::Status;
     use serde_json::json;
 
-    fn header() -> Header {
-        Header {
+    fn header() -> ResultsHeader {
+        ResultsHeader {
             sweep_version: header::SWEEP_VERSION,
             tool: "lowrank-compress".into(),
             version: "1".into(),
@@ -278,15 +278,18 @@ mod tests {
         drop(open(dir.path()));
         let verified = |on: &str| Some(json!({ "tokens_blake3": on }));
         for (other, word) in [
-            (Header { version: "2".into(), ..header() }, "version"),
-            (Header { base_model: json!({ "files": [1] }), ..header() }, "base model"),
+            (ResultsHeader { version: "2".into(), ..header() }, "version"),
+            (ResultsHeader { base_model: json!({ "files": [1] }), ..header() }, "base model"),
         ] {
             let refused = Results::open(dir.path(), &other, &[]).unwrap_err().to_string();
             assert!(refused.contains(word), "{refused}");
         }
         // A folder with plans alone accepts a verification.
-        drop(Results::open(dir.path(), &Header { verification: verified("a"), ..header() }, &[]).unwrap());
-        let other = Header { verification: verified("b"), ..header() };
+        drop(
+            Results::open(dir.path(), &ResultsHeader { verification: verified("a"), ..header() }, &[])
+                .unwrap(),
+        );
+        let other = ResultsHeader { verification: verified("b"), ..header() };
         let refused = Results::open(dir.path(), &other, &[]).unwrap_err().to_string();
         assert!(refused.contains("text"), "{refused}");
     }

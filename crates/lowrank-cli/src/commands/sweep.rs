@@ -25,7 +25,7 @@ use lowrank_pipeline::workers::{self, CachePlace, Resources};
 use lowrank_pipeline::{CalibrationText, Interrupt, Lens, PipelineError, base};
 use lowrank_reader::Checkpoint;
 use lowrank_report::{Page, SweepPage, place};
-use lowrank_sweep::{Header, PointId, Results, Row, Status, SweepError, front, header};
+use lowrank_sweep::{PointId, Results, ResultsHeader, Row, Status, SweepError, front, header};
 use lowrank_text::{Passage, TextSource, windows};
 use lowrank_verify::{Verdict, VerifyError, VerifyOptions, verify_on};
 use lowrank_writer::Leftover;
@@ -269,8 +269,13 @@ impl Verification {
     }
 }
 
-fn header_of(config: &Sweep, base: &BaseModel, subject: &Subject, verification: &Verification) -> Header {
-    Header {
+fn header_of(
+    config: &Sweep,
+    base: &BaseModel,
+    subject: &Subject,
+    verification: &Verification,
+) -> ResultsHeader {
+    ResultsHeader {
         sweep_version: header::SWEEP_VERSION,
         tool: "lowrank-compress".into(),
         version: env!("CARGO_PKG_VERSION").into(),

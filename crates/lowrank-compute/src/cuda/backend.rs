@@ -256,7 +256,7 @@ enum Direction {
     Back,
 }
 
-/// The product of a stored matrix, seen from a side, with x; → on the device, and its dimensions.
+/// The product of a stored matrix or its transpose with x; → on the device, and its dimensions.
 fn stored_product<T: Element>(
     lane: &Lane,
     w: &Tensor,
@@ -265,7 +265,7 @@ fn stored_product<T: Element>(
     x: ArrayView2<'_, T>,
 ) -> Result<(Buffer<T>, (usize, usize)), CudaError> {
     let shape = matrix_shape(w);
-    // A is W seen from its columns and Wᵀ seen from its rows; going back transposes once more.
+    // A is W for `Cols` and Wᵀ for `Rows`; going back transposes once more.
     let transposed = (side == Side::Rows) != (direction == Direction::Back);
     let (m, k) = if transposed { (shape.cols, shape.rows) } else { (shape.rows, shape.cols) };
     assert_eq!(x.nrows(), k);

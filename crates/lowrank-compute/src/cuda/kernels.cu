@@ -152,7 +152,7 @@ extern "C" __global__ void attention_softmax(float* scores, i64 queries, i64 key
     for (i64 c = threadIdx.x; c < keys; c += THREADS) row[c] = c >= first && c < end ? row[c] * share : 0.0f;
 }
 
-// ---- mixture of experts -----------------------------------------------------------------------------------------------
+// ---- MoE block --------------------------------------------------------------------------------------------------------
 
 // Softmax over the router's logits [tokens, experts], which it overwrites; the k largest probabilities, best first, ties to
 // the lower index, renormalised to sum 1: chosen, weights [tokens, k]. A thread per token.

@@ -17,7 +17,7 @@
 //! Matrices are row-major here as everywhere; cuBLAS and cuSOLVER read columns, so that they see the transpose of
 //! each, which the files that call them account for.
 //!
-//! This is the only room of the workspace with `unsafe` in it.
+//! No other module of the workspace has `unsafe` in it.
 #![expect(unsafe_code, reason = "CUDA is a C interface; every block says why it is sound")]
 
 mod backend;

@@ -109,8 +109,8 @@ impl Lane {
         let (mut factor, mut apply) = (0, 0);
         // SAFETY: a and t are buffers of this lane of m × n and n numbers of type T; the sizes are written.
         unsafe {
-            T::geqrf_size(handle, m, n, a, &mut factor).result().during("sizing a QR")?;
-            T::orgqr_size(handle, m, n, a, t, &mut apply).result().during("sizing a Q")?;
+            T::geqrf_size(handle, (m, n), a, &mut factor).result().during("sizing a QR")?;
+            T::orgqr_size(handle, (m, n), a, t, &mut apply).result().during("sizing a Q")?;
         }
         let work_len = factor.max(apply).max(1);
         let work = self.zeros::<T>(work_len as usize)?;
@@ -118,9 +118,9 @@ impl Lane {
         // SAFETY: as above; the workspace has the larger of the sizes that were asked for, and `info` two numbers. All live
         // until the stream has been waited for, below.
         let started = unsafe {
-            T::geqrf(handle, m, n, a, t, w, work_len, codes)
+            T::geqrf(handle, (m, n), a, t, w, work_len, codes)
                 .result()
-                .and_then(|()| T::orgqr(handle, m, n, a, t, w, work_len, codes.add(1)).result())
+                .and_then(|()| T::orgqr(handle, (m, n), a, t, w, work_len, codes.add(1)).result())
         };
         let codes = self.download(&info, 0, 2)?;
         started.during("a QR")?;
@@ -155,19 +155,17 @@ type Status = sys::cusolverStatus_t;
 /// # Safety
 /// As cuSOLVER's functions of these names.
 pub(super) trait Qr: Element {
-    unsafe fn geqrf_size(handle: Handle, m: i32, n: i32, a: *mut Self, size: &mut i32) -> Status;
+    unsafe fn geqrf_size(handle: Handle, shape: (i32, i32), a: *mut Self, size: &mut i32) -> Status;
     unsafe fn orgqr_size(
         handle: Handle,
-        m: i32,
-        n: i32,
+        shape: (i32, i32),
         a: *const Self,
         tau: *const Self,
         size: &mut i32,
     ) -> Status;
     unsafe fn geqrf(
         handle: Handle,
-        m: i32,
-        n: i32,
+        shape: (i32, i32),
         a: *mut Self,
         tau: *mut Self,
         work: *mut Self,
@@ -176,8 +174,7 @@ pub(super) trait Qr: Element {
     ) -> Status;
     unsafe fn orgqr(
         handle: Handle,
-        m: i32,
-        n: i32,
+        shape: (i32, i32),
         a: *mut Self,
         tau: *const Self,
         work: *mut Self,
@@ -189,24 +186,24 @@ pub(super) trait Qr: Element {
 macro_rules! qr {
     ($($real:ty, $geqrf:ident, $geqrf_size:ident, $orgqr:ident, $orgqr_size:ident;)*) => {$(
         impl Qr for $real {
-            unsafe fn geqrf_size(handle: Handle, m: i32, n: i32, a: *mut Self, size: &mut i32) -> Status {
+            unsafe fn geqrf_size(handle: Handle, (m, n): (i32, i32), a: *mut Self, size: &mut i32) -> Status {
                 // SAFETY: the caller's promise.
                 unsafe { sys::$geqrf_size(handle, m, n, a, m, size) }
             }
             unsafe fn orgqr_size(
-                handle: Handle, m: i32, n: i32, a: *const Self, tau: *const Self, size: &mut i32,
+                handle: Handle, (m, n): (i32, i32), a: *const Self, tau: *const Self, size: &mut i32,
             ) -> Status {
                 // SAFETY: the caller's promise.
                 unsafe { sys::$orgqr_size(handle, m, n, n, a, m, tau, size) }
             }
             unsafe fn geqrf(
-                handle: Handle, m: i32, n: i32, a: *mut Self, tau: *mut Self, work: *mut Self, size: i32, info: *mut i32,
+                handle: Handle, (m, n): (i32, i32), a: *mut Self, tau: *mut Self, work: *mut Self, size: i32, info: *mut i32,
             ) -> Status {
                 // SAFETY: the caller's promise.
                 unsafe { sys::$geqrf(handle, m, n, a, m, tau, work, size, info) }
             }
             unsafe fn orgqr(
-                handle: Handle, m: i32, n: i32, a: *mut Self, tau: *const Self, work: *mut Self, size: i32,
+                handle: Handle, (m, n): (i32, i32), a: *mut Self, tau: *const Self, work: *mut Self, size: i32,
                 info: *mut i32,
             ) -> Status {
                 // SAFETY: the caller's promise.

@@ -42,7 +42,7 @@ impl Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        // A failure means that the driver is gone, and the copy with it.
+        // A failure means that the driver has shut down, which ends the copy, too.
         let _ = self.copied.synchronize();
         // SAFETY: allocated by `new`, freed once, and no copy is under way: the event was waited for.
         let _ = unsafe { result::free_host(self.bytes) };

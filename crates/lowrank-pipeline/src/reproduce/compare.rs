@@ -6,7 +6,7 @@
 
 use crate::PipelineError;
 use lowrank_model::{Dtype, Tensor, format};
-use lowrank_reader::header::{self, Entry, Header};
+use lowrank_reader::header::{self, Header, HeaderEntry};
 use lowrank_writer::Manifest;
 use regex::Regex;
 use serde::Serialize;
@@ -172,7 +172,7 @@ impl Shard {
         Some(Self { header: header::parse(path, &json, file_bytes).ok()?, file })
     }
 
-    fn read(&self, entry: &Entry) -> std::io::Result<Vec<u8>> {
+    fn read(&self, entry: &HeaderEntry) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; entry.len_bytes as usize];
         self.file.read_exact_at(&mut bytes, entry.begin)?;
         Ok(bytes)
@@ -214,7 +214,7 @@ fn compare_shards(name: &str, was: &Path, is: &Path) -> Result<Vec<Difference>, 
     Ok(differences)
 }
 
-fn gap_of(entry: &Entry, was: Vec<u8>, is: Vec<u8>) -> Option<Gap> {
+fn gap_of(entry: &HeaderEntry, was: Vec<u8>, is: Vec<u8>) -> Option<Gap> {
     if was == is {
         return None;
     }

@@ -10,7 +10,7 @@ pub(super) const CIRCLES: &[&str] = &[
 ];
 
 /// Type names that more than one crate exports.
-pub(super) const TYPE_NAMES: &[&str] = &["Card", "Entry", "Header", "Numbers", "Shard", "Target"];
+pub(super) const TYPE_NAMES: &[&str] = &["Numbers", "Target"];
 
 /// Messages of libraries that name a flag, by file and flag.
 pub(super) const MESSAGES: &[&str] = &[
