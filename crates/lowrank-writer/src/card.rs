@@ -10,18 +10,18 @@ const FACTORED: &str = include_str!("../assets/card_factored.md");
 const DENSE: &str = include_str!("../assets/card_dense.md");
 const INSTRUCTION: &str = include_str!("../assets/card_instruction.md");
 
-/// What a card says beyond the report.
+/// Content of a card in addition to the report.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Card<'a> {
     /// `org/name` of the base, or another plain name; never a path.
     pub base_model: Option<&'a str>,
     /// SPDX-like name from the base's own card, see [`license_of`].
     pub license: Option<&'a str>,
-    /// How the base is talked to.
+    /// The base's chat template.
     pub chat_template: Option<&'a ChatTemplate>,
 }
 
-/// A chat template and the file it stands in.
+/// A chat template and the file that contains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatTemplate {
     /// File name.
@@ -68,12 +68,12 @@ impl Card<'_> {
         };
         let budget = match report.budget {
             Some(budget) => format!(
-                "Asked was to remove at least {} {}; {} more than that were removed.",
+                "The budget was to remove at least {} {}. {} more were removed.",
                 grouped(budget.asked),
                 budget.unit,
                 grouped(budget.overshoot)
             ),
-            None => "The ranks were given, not chosen by a budget.".into(),
+            None => "The ranks were given, not chosen from a budget.".into(),
         };
         fill(
             FACTORED,
@@ -100,7 +100,7 @@ impl Card<'_> {
         )
     }
 
-    /// The card of a checkpoint multiplied back to dense.
+    /// The card of a checkpoint whose factors were multiplied out.
     pub fn dense(&self) -> String {
         fill(
             DENSE,
@@ -161,13 +161,13 @@ impl Card<'_> {
     }
 }
 
-/// What became of a matrix.
+/// Says how factored matrices are stored.
 const fn storage_sentence(storage: Storage) -> &'static str {
     match storage {
         Storage::Uv => "each `W [m, n]` became `u [m, r] · v [r, n]`",
         Storage::Pivoted => {
-            "each `W [m, n]` became a matrix of rank r, stored as r of its own columns (or rows) and the coefficients that make \
-             the others of them: `r · (m + n − r)` numbers"
+            "each `W [m, n]` became a matrix of rank r, stored as an interpolative decomposition: r of its columns (or rows), and \
+             the coefficients that compute the others from them, `r · (m + n − r)` numbers"
         }
     }
 }
@@ -278,7 +278,7 @@ fn error_section(report: &Report) -> String {
     if let Some(optimality) = report.optimality {
         write!(
             text,
-            " The ranks are at most {:.3} % above the least total squared error that any ranks within the budget can have.",
+            " The total squared error of these ranks is at most {:.3} % above the smallest that any ranks within the budget can have.",
             100.0 * optimality.duality_gap
         )
         .expect("a String takes all");

@@ -45,7 +45,7 @@ pub fn all(report: &Report, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
         Figure { file: ERRORS_FILE, caption: "Relative error of every expert matrix", svg: errors(report) },
     ];
     if let Some(curves) = curves {
-        let caption = "Singular values, and where they were cut";
+        let caption = "Singular values and chosen ranks";
         all.push(Figure { file: SPECTRA_FILE, caption, svg: spectra(report, curves) });
     }
     all
