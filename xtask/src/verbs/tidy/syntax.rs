@@ -41,15 +41,18 @@ pub(super) fn workspace(root: &Path) -> Result<Vec<Crate>> {
     let mut crates = Vec::new();
     for package in packages.iter().filter(|package| package.join("Cargo.toml").is_file()) {
         let name = package.file_name().unwrap_or_default().to_string_lossy();
-        for (file, is_library) in [("src/lib.rs", true), ("src/main.rs", false)] {
-            let file = package.join(file);
-            if file.is_file() {
-                let read = |path: &Path| std::fs::read_to_string(path).ok();
-                crates.push(
-                    parse(&name, is_library, root, &file, &read)
-                        .with_context(|| format!("in {}", file.display()))?,
-                );
-            }
+        let mut roots = vec![(package.join("src/lib.rs"), true), (package.join("src/main.rs"), false)];
+        for program in std::fs::read_dir(package.join("src/bin")).into_iter().flatten() {
+            let program = program?.path();
+            let is_folder = program.is_dir();
+            roots.push((if is_folder { program.join("main.rs") } else { program }, false));
+        }
+        for (file, is_library) in roots.into_iter().filter(|(file, _)| file.is_file()) {
+            let read = |path: &Path| std::fs::read_to_string(path).ok();
+            crates.push(
+                parse(&name, is_library, root, &file, &read)
+                    .with_context(|| format!("in {}", file.display()))?,
+            );
         }
     }
     Ok(crates)
