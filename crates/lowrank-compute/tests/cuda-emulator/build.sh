@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the emulator into a folder: build.sh FOLDER. Then
-#   LD_LIBRARY_PATH=FOLDER LOWRANK_CUDA_LIBS=FOLDER cargo test
+#   LD_LIBRARY_PATH=FOLDER LOWRANK_CUDA_LIBS=FOLDER cargo test -- --include-ignored
 # takes it for a CUDA device.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
