@@ -6,7 +6,7 @@
 use crate::error::ReadError;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Reads a file that has an upper limit, whatever its length is said to be.
@@ -16,14 +16,9 @@ pub fn read_at_most(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, ReadError>
 }
 
 fn read_open(path: &Path, file: File, limit_bytes: u64) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = Vec::new();
-    file.take(limit_bytes + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| ReadError::Io { path: path.into(), source })?;
-    if bytes.len() as u64 > limit_bytes {
-        return Err(ReadError::FileTooLarge { path: path.into(), limit_bytes });
-    }
-    Ok(bytes)
+    let read = lowrank_files::rest_at_most(file, limit_bytes);
+    let bytes = read.map_err(|source| ReadError::Io { path: path.into(), source })?;
+    bytes.ok_or_else(|| ReadError::FileTooLarge { path: path.into(), limit_bytes })
 }
 
 /// A folder that exists.

@@ -170,12 +170,13 @@ fn append(path: &Path, bytes: &[u8]) -> Result<(), SweepError> {
     written.map_err(|source| SweepError::Io { path: path.to_owned(), action: "write", source })
 }
 
-/// Replaces a file completely or not at all. We hold the lock, so nobody else uses the temporary name.
+/// Whole or not at all.
 fn replace(path: &Path, bytes: &[u8]) -> Result<(), SweepError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let beside = path.with_file_name(format!(".{name}.partial"));
-    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|source| SweepError::Io { path: path.to_owned(), action: "write", source })
+    lowrank_files::write_whole(path, bytes).map_err(|source| SweepError::Io {
+        path: path.to_owned(),
+        action: "write",
+        source,
+    })
 }
 
 #[cfg(test)]

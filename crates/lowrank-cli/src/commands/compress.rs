@@ -80,13 +80,11 @@ fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
     Ok(())
 }
 
-/// Written beside and renamed, so that a plan is whole or absent.
+/// Whole or absent.
 pub(super) fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
     let mut text = serde_json::to_string_pretty(plan)?;
     text.push('\n');
-    let beside = path.with_extension("json.partial");
-    std::fs::write(&beside, text)
-        .and_then(|()| std::fs::rename(&beside, path))
+    lowrank_files::write_whole(path, text.as_bytes())
         .map_err(|error| crate::exit::Output::new(format!("{}: {error}", path.display())))
         .context("the plan was not written")
 }

@@ -119,7 +119,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     let talk = Talk::new(args.talk.quiet);
     let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &talk)?;
     let file = args.report.clone().unwrap_or_else(|| place::beside(&args.compressed, place::VERIFICATION));
-    std::fs::write(&file, report.to_json())
+    lowrank_files::write_whole(&file, report.to_json().as_bytes())
         .map_err(|error| Output::new(format!("{}: the report was not written: {error}", file.display())))?;
     if args.talk.json {
         print_json(&report)?;
