@@ -113,6 +113,15 @@ def heat_maps(page, report):
                 page.hover(id, 1, [expert, layer], row["name"], "left dense")
 
 
+def error_basis(page, report):
+    """Calibrated errors are of the stored values, all others of the factors before they were rounded."""
+    factored = [row for row in report["matrices"] if row["rank"] is not None]
+    calibrated = [row for row in factored if row.get("calibrated_error") is not None]
+    said = page.page.inner_text("#errors")
+    page.same("of the stored values" in said, bool(calibrated), "stored values")
+    page.same("before rounding" in said, len(calibrated) < len(factored) or not factored, "before rounding")
+
+
 def spectra(page, report, curves):
     if curves is None:
         page.check(page.page.locator("#chart-spectra-w1").count() == 0, "spectra from nowhere")
@@ -219,6 +228,7 @@ def checkpoint(page, file):
     summary(page, report, verification)
     quality(page, verification)
     heat_maps(page, report)
+    error_basis(page, report)
     spectra(page, report, curves)
     layers(page, report, verification)
     coverage(page, report)

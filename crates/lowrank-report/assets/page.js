@@ -267,7 +267,7 @@ function spectra({ report, spectra: curves }) {
   select.addEventListener("change", drawAll);
 }
 
-function heatMaps({ report }) {
+function heatMaps({ report, error_basis }) {
   const rows = report.matrices.map((row) => ({ ...row, ...place(row.name) }));
   const byName = new Map(rows.map((row) => [row.name, row]));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
@@ -278,7 +278,7 @@ function heatMaps({ report }) {
       row.name,
       `[${row.shape.join(", ")}]: ${row.rank === null ? "left dense" : `rank ${row.rank}, ${row.route}`}`,
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
-      typeof row.calibrated_error === "number" && `in the norm of its inputs ${digits(row.calibrated_error, 5)}`,
+      typeof row.calibrated_error === "number" && `in the calibrated norm, before rounding ${digits(row.calibrated_error, 5)}`,
       row.excess_over_optimum !== null && `above the best of its rank by ${digits(row.excess_over_optimum, 2)}`,
       row.round_trip_error !== undefined && `rounding to its number format ${digits(row.round_trip_error, 3)}`,
     );
@@ -298,7 +298,7 @@ function heatMaps({ report }) {
     }
   };
   group("ranks", "Rank of every expert matrix", "Hover or tap a cell for its matrix.", (row) => row.rank, String);
-  group("errors", "Relative error of every expert matrix", "‖W − Ŵ‖ / ‖W‖ before rounding to the stored number format.",
+  group("errors", "Relative error of every expert matrix", `‖W − Ŵ‖ / ‖W‖ ${error_basis}.`,
     (row) => (row.rank === null ? null : row.relative_error), (value) => digits(value, 3));
 }
 

@@ -26,6 +26,8 @@ pub struct CheckpointPage {
     pub cards: Vec<GpuRoom>,
     /// Sums over the experts of each layer.
     pub layers: Vec<Layer>,
+    /// What the relative errors are errors of, see [`Report::error_basis`].
+    pub error_basis: String,
 }
 
 /// The experts of one layer.
@@ -66,6 +68,7 @@ impl CheckpointPage {
             spectra,
             cards: cards(typed.before.bytes, typed.after.bytes),
             layers: layers(&typed),
+            error_basis: typed.error_basis(),
         })
     }
 
@@ -206,6 +209,17 @@ mod tests {
         assert!((layer.weight_error - 0.3 / 2_f64.sqrt()).abs() < 1e-15);
         assert_eq!(page.report["calibration"]["tokens_per_expert"], json!([[7]]));
         assert_eq!(page.subtitle(), "org/base with low-rank experts: 25.00 % of its parameters removed");
+    }
+
+    #[test]
+    fn errors_of_calibrated_matrices_are_of_stored_values() {
+        let (_folder, dir) = checkpoint();
+        let basis = || CheckpointPage::read(&dir).unwrap().error_basis;
+        assert_eq!(basis(), "before rounding to the stored number format");
+        let mut calibrated = report();
+        calibrated["matrices"][0]["calibrated_error"] = json!(0.2);
+        std::fs::write(dir.join(format::REPORT_FILE), calibrated.to_string()).unwrap();
+        assert_eq!(basis(), "of the stored values");
     }
 
     #[test]

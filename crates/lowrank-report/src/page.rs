@@ -1,8 +1,8 @@
 //! The HTML: assets and data put together.
 
 use crate::{CheckpointPage, ReportError, SweepPage};
+use lowrank_writer::template::fill;
 use serde::Serialize;
-use std::io::Write as _;
 use std::path::Path;
 
 const HTML: &str = include_str!("../assets/page.html");
@@ -72,35 +72,11 @@ impl Page {
         )
     }
 
-    /// Writes it beside and renames, so that a page is whole or absent.
+    /// Writes it, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
         let failed = |source| ReportError::Write { path: path.to_owned(), source };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(path.file_name().unwrap_or_default());
-        hidden.push(".partial");
-        let partial = path.with_file_name(hidden);
-        let written = std::fs::File::create(&partial)
-            .and_then(|mut file| file.write_all(self.html().as_bytes()))
-            .and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|source| {
-            // Half a page on a full disk helps nobody; if it cannot be removed either, the error below says why.
-            let _ = std::fs::remove_file(&partial);
-            failed(source)
-        })
+        lowrank_files::write_whole(path, self.html().as_bytes()).map_err(failed)
     }
-}
-
-/// One pass, so that a value is never searched for keys.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut out = String::with_capacity(values.iter().map(|(_, value)| value.len()).sum());
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        let (key, after) = after.split_once("}}").expect("the template closes its keys");
-        out.push_str(before);
-        out.push_str(values.iter().find(|(name, _)| *name == key).expect("every key has a value").1);
-        rest = after;
-    }
-    out + rest
 }
 
 fn escaped(text: &str) -> String {

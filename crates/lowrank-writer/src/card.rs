@@ -2,6 +2,7 @@
 
 use crate::figures::Figure;
 use crate::report::{MatrixReport, Report};
+use crate::template::fill;
 use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -182,32 +183,6 @@ fn is_repo_id(id: &str) -> bool {
     id.split_once('/').is_some_and(|(org, name)| part(org) && part(name))
 }
 
-/// One pass, so that a value is never searched for keys. Braces that name no key stay as they are.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut out = String::with_capacity(template.len());
-    let mut rest = template;
-    while let Some(open) = rest.find('{') {
-        out.push_str(&rest[..open]);
-        rest = &rest[open..];
-        let value = rest.find('}').and_then(|close| {
-            let key = &rest[1..close];
-            let (_, value) = values.iter().find(|(name, _)| *name == key)?;
-            Some((close, value))
-        });
-        match value {
-            Some((close, value)) => {
-                out.push_str(value);
-                rest = &rest[close + 1..];
-            }
-            None => {
-                out.push('{');
-                rest = &rest[1..];
-            }
-        }
-    }
-    out + rest
-}
-
 fn share(part: u64, whole: u64) -> String {
     format!("{} ({:.2} %)", grouped(part), 100.0 * part as f64 / whole.max(1) as f64)
 }
@@ -262,19 +237,14 @@ fn error_section(report: &Report) -> String {
     let factored = || report.matrices.iter().filter(|row| row.rank.is_some());
     let count = factored().count();
     let mut text = format!(
-        "{count} of {} expert matrices are factored. Their relative error `‖W − Ŵ‖ / ‖W‖` before rounding to the stored \
-         number format: {:.4} (root mean square), {:.4} at most.",
+        "{count} of {} expert matrices are factored. Their relative error `‖W − Ŵ‖ / ‖W‖` {}: {:.4} (root mean square), \
+         {:.4} at most.",
         report.matrices.len(),
+        report.error_basis(),
         rms(factored().map(|row| row.relative_error)),
         factored().map(|row| row.relative_error).fold(0.0, f64::max),
     );
-    if let Some(excess) = factored().filter_map(|row| row.excess_over_optimum).reduce(f64::max) {
-        write!(
-            text,
-            " None is more than {excess:.1e} above the best that any factors of its rank can reach."
-        )
-        .expect("a String takes all");
-    }
+    text.push_str(&excess_sentence(factored().map(|row| row.excess_over_optimum)));
     if let Some(optimality) = report.optimality {
         write!(
             text,
@@ -286,11 +256,26 @@ fn error_section(report: &Report) -> String {
     text
 }
 
+/// How far factors are from the best of their rank, and for how many that is known; empty if for none.
+fn excess_sentence(excesses: impl Iterator<Item = Option<f64>>) -> String {
+    let (known, unknown): (Vec<Option<f64>>, Vec<_>) = excesses.partition(Option::is_some);
+    let Some(excess) = known.iter().flatten().copied().reduce(f64::max) else { return String::new() };
+    let bound = format!("more than {excess:.1e} above the best that any factors of its rank can reach");
+    match unknown.len() {
+        0 => format!(" None is {bound}."),
+        others => format!(
+            " How far a matrix is from the best of its rank is known for {} of them: none of these is {bound}. For the other \
+             {others} it is not known.",
+            known.len()
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::figures::all;
-    use crate::report::tests::report;
+    use crate::report::tests::{calibrated, report};
 
     #[test]
     fn a_card_has_front_matter_numbers_template_and_no_open_key() {
@@ -317,18 +302,24 @@ mod tests {
         assert!(!text.contains("lowrank_spectra.svg"), "not drawn, so not shown");
         assert!(text.contains("from_pretrained(\"base-lowrank\", trust_remote_code=True"));
         let without_template = text.replace(&template.text, "");
-        for key in [
-            "{title}",
-            "{figures}",
-            "{rank_table}",
-            "{error_section}",
-            "{front_matter}",
-            "{fence}",
-            "{version}",
-        ] {
-            assert!(!without_template.contains(key), "{key}");
-        }
+        assert!(!without_template.contains("{{"), "a key is left: {text}");
         assert_eq!(text, card.factored(&report(), &all(&report(), None)));
+    }
+
+    #[test]
+    fn the_error_section_says_what_each_number_is_and_claims_nothing_of_unknown_excesses() {
+        let text = error_section(&report());
+        assert!(
+            text.contains("`‖W − Ŵ‖ / ‖W‖` before rounding to the stored number format: 0.2500"),
+            "{text}"
+        );
+        assert!(text.contains(" None is more than 1.0e-7 above"), "{text}");
+        let text = error_section(&calibrated(0));
+        assert!(text.contains("`‖W − Ŵ‖ / ‖W‖` of the stored values: 0.2500"), "{text}");
+        assert!(!text.contains("more than"), "{text}");
+        let text = error_section(&calibrated(3));
+        assert!(text.contains("known for 3 of them: none of these is more than 1.0e-7 above"), "{text}");
+        assert!(text.contains("For the other 5 it is not known."), "{text}");
     }
 
     #[test]

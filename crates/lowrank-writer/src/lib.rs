@@ -25,6 +25,7 @@
 //! | [`report`] | `lowrank_report.json` |
 //! | [`figures`] | the SVG files that the card embeds |
 //! | [`card`] | `README.md`, the model card |
+//! | [`template`] | keys of text assets filled in |
 //!
 //! The format in prose: `docs/format.md`.
 
@@ -40,6 +41,7 @@ pub mod manifest;
 pub mod recount;
 pub mod report;
 pub mod staging;
+pub mod template;
 
 pub use card::{Card, ChatTemplate};
 pub use checkpoint::{CheckpointWriter, Content, Published};

@@ -264,6 +264,24 @@ impl Report {
         }
     }
 
+    /// What the relative errors are errors of, to follow `‖W − Ŵ‖ / ‖W‖` in a sentence. A matrix was calibrated if it has a
+    /// calibrated error; an expert without routed tokens is compressed by its weights alone in a calibrated run, too.
+    pub fn error_basis(&self) -> String {
+        let (stored, exact) = ("of the stored values", "before rounding to the stored number format");
+        let factored = || self.matrices.iter().filter(|row| row.rank.is_some());
+        let calibrated = factored().filter(|row| row.calibrated_error.is_some()).count();
+        match factored().count() - calibrated {
+            _ if calibrated == 0 => exact.into(),
+            0 => stored.into(),
+            1 => format!("{stored} ({exact} for 1 matrix that was compressed without calibration data)"),
+            others => {
+                format!(
+                    "{stored} ({exact} for {others} matrices that were compressed without calibration data)"
+                )
+            }
+        }
+    }
+
     /// Parameters removed.
     pub fn removed_params(&self) -> u64 {
         self.before.params.saturating_sub(self.after.params)
@@ -339,6 +357,30 @@ pub(crate) mod tests {
         };
         let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
         Report::new(&plan, &outcomes, base, settings, None)
+    }
+
+    /// [`report`] with a calibrated error for all factored matrices but the last `without`.
+    pub(crate) fn calibrated(without: usize) -> Report {
+        let mut report = report();
+        let mut factored: Vec<_> = report.matrices.iter_mut().filter(|row| row.rank.is_some()).collect();
+        let count = factored.len() - without;
+        for row in &mut factored[..count] {
+            row.calibrated_error = Some(0.125);
+            row.excess_over_optimum = None;
+        }
+        report
+    }
+
+    #[test]
+    fn errors_are_of_what_is_stored_where_matrices_were_calibrated() {
+        let exact = "before rounding to the stored number format";
+        assert_eq!(report().error_basis(), exact);
+        assert_eq!(calibrated(8).error_basis(), exact);
+        assert_eq!(calibrated(0).error_basis(), "of the stored values");
+        let others =
+            |count| format!("of the stored values ({exact} for {count} compressed without calibration data)");
+        assert_eq!(calibrated(1).error_basis(), others("1 matrix that was"));
+        assert_eq!(calibrated(3).error_basis(), others("3 matrices that were"));
     }
 
     #[test]
