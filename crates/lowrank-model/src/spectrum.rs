@@ -58,13 +58,6 @@ impl Spectrum {
         let tails = self.tail_energies();
         if tails[0] == 0.0 { 0.0 } else { (tails[rank.min(self.sigma.len())] / tails[0]).sqrt() }
     }
-
-    /// The smallest rank that holds everything representable: σᵢ > ε·√len·σ₁.
-    pub fn numerical_rank(&self) -> usize {
-        let Some(&first) = self.sigma.first() else { return 0 };
-        let threshold = f64::EPSILON * (self.sigma.len() as f64).sqrt() * first;
-        self.sigma.iter().take_while(|&&value| value > threshold).count()
-    }
 }
 
 #[cfg(test)]
@@ -76,7 +69,6 @@ mod tests {
         let spectrum = Spectrum::new(vec![3.0, 2.0, 1.0]).unwrap();
         assert_eq!(spectrum.tail_energies(), vec![14.0, 5.0, 1.0, 0.0]);
         assert_eq!(spectrum.relative_error(1), (5.0_f64 / 14.0).sqrt());
-        assert_eq!(spectrum.numerical_rank(), 3);
     }
 
     #[test]
