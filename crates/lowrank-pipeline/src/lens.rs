@@ -13,11 +13,13 @@ use lowrank_calibrate::{
 };
 use lowrank_compute::Algebra;
 use lowrank_forward::{Engine, Forward};
+use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::plan::{LayerSensitivity, Sensitivity};
 use lowrank_model::{MatrixId, Progress, Spectrum};
-use lowrank_reader::{Checkpoint, ReadError};
+use lowrank_reader::Checkpoint;
 use lowrank_text::{Pick, TextInfo, TextRequest, windows};
 use lowrank_writer::report::CalibrationReport;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -166,7 +168,7 @@ impl<'a> Lens<'a> {
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &*engine);
         pool.install(|| collect(&forward, &text.sequences, moments, &store, progress, &stop))
-            .map_err(|error| explained(error, checkpoint, interrupt))?;
+            .map_err(|error| explained(error, checkpoint, pool, progress, interrupt))?;
         let blend = text.settings.blend;
         let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
         let calibrated = Calibrated { text, norms, engine };
@@ -263,7 +265,7 @@ impl<'a> Lens<'a> {
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
             .install(|| measure(checkpoint, &forward, norms, &self.algebra, &windows, progress, &stop))
-            .map_err(|error| explained(error, checkpoint, interrupt))?;
+            .map_err(|error| explained(error, checkpoint, pool, progress, interrupt))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;
         Ok(Some(measured))
@@ -312,21 +314,120 @@ fn spectra_of(arrays: Arrays) -> Option<BTreeMap<MatrixId, Spectrum>> {
     arrays.arrays.into_iter().map(spectrum).collect()
 }
 
-/// A pass that was asked to stop does not know why, and one that met a NaN does not know whence.
-fn explained(error: CalibrateError, checkpoint: &Checkpoint, interrupt: &Interrupt) -> PipelineError {
+/// A pass that was asked to stop does not know why, and one that met a value that is not finite does not know from which
+/// weight it comes.
+fn explained(
+    error: CalibrateError,
+    checkpoint: &Checkpoint,
+    pool: &rayon::ThreadPool,
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> PipelineError {
     match error {
         CalibrateError::Stopped => interrupt.check().err().unwrap_or(error.into()),
         CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. } => {
-            first_not_finite(checkpoint).map_or(error.into(), Into::into)
+            let suspects = suspects(checkpoint, &error);
+            pool.install(|| first_not_finite(checkpoint, &suspects, progress, interrupt))
+                .unwrap_or(error.into())
         }
         error => error.into(),
     }
 }
 
-/// The first weight that is NaN or infinite, if that is what is wrong.
-fn first_not_finite(checkpoint: &Checkpoint) -> Option<ReadError> {
-    checkpoint.specs().iter().find_map(|spec| {
-        let tensor = checkpoint.read_tensor(spec).ok()?;
-        checkpoint.check_finite(&spec.name, &tensor).err()
-    })
+/// The tensors that such an error may come from. Every layer's sums are checked before the next layer runs, so that is the
+/// layer of the error; with the embedding, if it is the first, or what comes after the last layer, if it is the logits.
+fn suspects<'a>(checkpoint: &'a Checkpoint, error: &CalibrateError) -> Vec<&'a TensorSpec> {
+    let wanted = match error {
+        CalibrateError::NotFinite { layer, .. } => Some(*layer),
+        _ => None,
+    };
+    let is_suspect = |spec: &&TensorSpec| match (spec.role, layer_of(spec)) {
+        (Role::Embedding, _) => wanted == Some(0) || wanted.is_none(),
+        (_, layer) => layer == wanted,
+    };
+    checkpoint.specs().iter().filter(is_suspect).collect()
+}
+
+/// The decoder layer of a tensor, if it belongs to one.
+fn layer_of(spec: &TensorSpec) -> Option<usize> {
+    match spec.role {
+        Role::Expert(id) => Some(id.layer),
+        _ => spec.name.split('.').skip_while(|&part| part != "layers").nth(1)?.parse().ok(),
+    }
+}
+
+/// The first of these weights that is NaN or infinite, if that is what is wrong; or why the search ended.
+fn first_not_finite(
+    checkpoint: &Checkpoint,
+    suspects: &[&TensorSpec],
+    progress: &dyn Progress,
+    interrupt: &Interrupt,
+) -> Option<PipelineError> {
+    progress.start("search for NaN and infinite weights", suspects.len() as u64, "tensors");
+    let found = suspects.par_iter().with_max_len(1).find_map_first(|spec| {
+        let checked = interrupt
+            .check()
+            .and_then(|()| checkpoint.read_in_blocks(spec, &mut |_| Ok::<_, PipelineError>(())));
+        progress.advance(1);
+        checked.err()
+    });
+    progress.finish();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_model::progress::Silent;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
+    /// A copy of the bundled model in which one weight of each of these tensors is NaN.
+    fn with_nan(names: &[&str]) -> (tempfile::TempDir, Checkpoint) {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
+        let folder = tempfile::tempdir().unwrap();
+        for file in
+            std::fs::read_dir(&model).unwrap().map(Result::unwrap).filter(|file| file.path().is_file())
+        {
+            std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+        }
+        for file in std::fs::read_dir(folder.path()).unwrap().map(Result::unwrap) {
+            if file.path().extension().is_none_or(|extension| extension != "safetensors") {
+                continue;
+            }
+            let bytes = std::fs::read(file.path()).unwrap();
+            let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+            let header: Value = serde_json::from_slice(&bytes[8..8 + header_len as usize]).unwrap();
+            let shard = std::fs::OpenOptions::new().write(true).open(file.path()).unwrap();
+            for tensor in names.iter().filter_map(|name| header.get(*name)) {
+                let begin = tensor["data_offsets"][0].as_u64().unwrap();
+                // All ones are NaN in bf16.
+                shard.write_all_at(&[0xff; 2], 8 + header_len + begin).unwrap();
+            }
+        }
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        (folder, checkpoint)
+    }
+
+    fn search(checkpoint: &Checkpoint, error: &CalibrateError) -> (Vec<String>, Option<PipelineError>) {
+        let suspects = suspects(checkpoint, error);
+        let found = first_not_finite(checkpoint, &suspects, &Silent, &Interrupt::default());
+        (suspects.into_iter().map(|spec| spec.name.clone()).collect(), found)
+    }
+
+    #[test]
+    fn a_weight_that_is_not_finite_is_searched_in_the_layer_of_the_error_alone_and_named() {
+        let (key, head) = ("model.layers.1.self_attn.k_proj.weight", "lm_head.weight");
+        let (_folder, checkpoint) = with_nan(&[key, head]);
+        let (read, found) = search(&checkpoint, &CalibrateError::NotFinite { layer: 1, expert: 0 });
+        assert!(read.iter().all(|name| name.starts_with("model.layers.1.")), "{read:?}");
+        assert!(found.unwrap().to_string().contains(key));
+        let (read, found) = search(&checkpoint, &CalibrateError::NotFinite { layer: 0, expert: 3 });
+        assert!(read.iter().any(|name| name == "model.embed_tokens.weight"), "{read:?}");
+        assert!(!read.iter().any(|name| name.contains("layers.1") || name == head), "{read:?}");
+        assert!(found.is_none(), "finite weights can overflow, too");
+        let (read, found) = search(&checkpoint, &CalibrateError::LogitsNotFinite { spoilt: None });
+        assert!(!read.iter().any(|name| name.contains("layers")), "{read:?}");
+        assert!(found.unwrap().to_string().contains(head));
+    }
 }
