@@ -22,6 +22,8 @@ enum Job {
     Gemm(matrix::Gemm),
     /// A whole compression.
     Compress(whole::Compress),
+    /// Memory by the program's own count.
+    Demand(whole::Demanded),
     /// A plan.
     Plan(whole::Plan),
     /// Streaming.
@@ -53,6 +55,7 @@ fn run() -> anyhow::Result<serde_json::Value> {
         Job::Matrix(job) => job.run(),
         Job::Gemm(job) => job.run(),
         Job::Compress(job) => job.run(),
+        Job::Demand(job) => job.run(),
         Job::Plan(job) => job.run(),
         Job::Stream(job) => job.run(),
         Job::Warm(job) => job.run(),

@@ -6,7 +6,8 @@ use lowrank_calibrate::CalibrationSettings;
 use lowrank_model::progress::Silent;
 use lowrank_model::{Budget, Progress, Storage};
 use lowrank_pipeline::compress::{Request, compress};
-use lowrank_pipeline::workers::{CachePlace, Resources};
+use lowrank_pipeline::memory::{Demand, Holding};
+use lowrank_pipeline::workers::{self, CachePlace, Resources};
 use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PlanSettings, planning};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::MethodChoice;
@@ -30,6 +31,9 @@ pub(crate) struct Compress {
     /// Parameters to remove, in percent of all. 0 copies every tensor, which is only reading and writing.
     budget_percent: f64,
     workers: usize,
+    /// As `--memory`; absent: as much as there is.
+    #[serde(default)]
+    memory_bytes: Option<u64>,
     cache: Option<PathBuf>,
     /// The default job on the bundled passage; absent: u·v without calibration.
     #[serde(default)]
@@ -42,6 +46,47 @@ pub(crate) struct Compress {
 struct Calibration {
     tokens: usize,
     sensitivity_tokens: usize,
+}
+
+impl Calibration {
+    /// The default on the bundled passage, but for the tokens.
+    fn settings(&self) -> CalibrationSettings {
+        let texts = vec![TextSource::Bundled(Passage::Calibration)];
+        let (tokens, sensitivity_tokens) = (self.tokens, Some(self.sensitivity_tokens));
+        CalibrationSettings { tokens, sensitivity_tokens, ..CalibrationSettings::on(texts) }
+    }
+}
+
+/// What a calibrated compression needs by its own count, with one worker and more.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Demanded {
+    model: PathBuf,
+    calibration: Calibration,
+    /// Up to so many.
+    workers: usize,
+}
+
+impl Demanded {
+    pub(crate) fn run(&self) -> Result<Value> {
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let demand = demand(&checkpoint, Some(&self.calibration.settings()));
+        let of = |workers: usize| {
+            let peak = demand.peak(workers);
+            let held = |holdings: &[Holding]| -> Vec<Value> {
+                holdings.iter().map(|one| json!({ "what": one.what, "bytes": one.bytes })).collect()
+            };
+            json!({
+                "workers": workers, "bytes": peak.bytes(workers), "stage": peak.name, "shared": held(&peak.shared),
+                "per_worker": held(&peak.per_worker),
+            })
+        };
+        Ok(Value::Array((1..=self.workers).map(of).collect()))
+    }
+}
+
+fn demand(checkpoint: &Checkpoint, calibration: Option<&CalibrationSettings>) -> Demand {
+    Demand::compress(checkpoint.config(), workers::widest(checkpoint, None), calibration)
 }
 
 /// A run of `plan`.
@@ -134,16 +179,18 @@ impl Compress {
         evict(&self.model)?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let mut plan = settings(self.budget_percent, &checkpoint);
-        if let Some(Calibration { tokens, sensitivity_tokens }) = &self.calibration {
-            let (tokens, sensitivity_tokens) = (*tokens, Some(*sensitivity_tokens));
-            let texts = vec![TextSource::Bundled(Passage::Calibration)];
-            plan.calibration =
-                Some(CalibrationSettings { tokens, sensitivity_tokens, ..CalibrationSettings::on(texts) });
+        if let Some(calibration) = &self.calibration {
+            plan.calibration = Some(calibration.settings());
             plan.storage = None;
         }
         let factor = FactorSettings { method: MethodChoice::Exact, seed: 0, shard_bytes_max: 2_000_000_000 };
         let cache = self.cache.clone().map_or(CachePlace::Nowhere, CachePlace::At);
-        let resources = Resources { workers: self.workers, cache, ..Resources::default() };
+        let resources = Resources {
+            workers: self.workers,
+            memory_bytes: self.memory_bytes,
+            cache,
+            ..Resources::default()
+        };
         let request = Request {
             model: "generated",
             out: &self.out,
@@ -154,6 +201,10 @@ impl Compress {
             interrupt: &Interrupt::default(),
             provenance: None,
         };
+        // With the memory that was given, as many as the job takes.
+        let demand = demand(&checkpoint, plan.calibration.as_ref());
+        let workers = self.memory_bytes.map_or(self.workers, |bytes| demand.workers(self.workers, bytes));
+        let computed = demand.peak(workers).bytes(workers);
         let stages = Stages::default();
         let (done, took) = timed(|| Ok(compress(&checkpoint, request, &stages)?))?;
         let stages = stages.took()?;
@@ -162,7 +213,7 @@ impl Compress {
         let manifest = std::fs::read_to_string(&manifest).with_context(|| manifest.display().to_string())?;
         std::fs::remove_dir_all(&self.out)?;
         Ok(json!({
-            "took": took, "peak_resident_bytes": peak, "written_bytes": done.published.bytes,
+            "took": took, "peak_resident_bytes": peak, "workers": workers, "computed_bytes": computed, "written_bytes": done.published.bytes,
             "read_bytes": checkpoint.size().bytes, "factored": done.plan.ranks().len(), "stages": stages,
             // The manifest has a hash of every file of the output.
             "manifest": manifest,

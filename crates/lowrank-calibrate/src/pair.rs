@@ -7,8 +7,8 @@ use lowrank_compute::Backend;
 use lowrank_svd::{MomentRoot, SvdError, Unseen, fitted_map};
 use ndarray::Array2;
 
-/// Tokens that are widened to f64 together.
-const BATCH_TOKENS: usize = 2048;
+/// Tokens that are widened to f64 together. Whoever adds in several calls adds a multiple of it, for the same bits.
+pub const BATCH_TOKENS: usize = 2048;
 
 /// Σ weight · x̂ x̂ᵀ and Σ weight · x x̂ᵀ over tokens, [H, H], x of the original and x̂ of the compressed model.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,17 +20,21 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// From rows x and x̂ [n, H] of the same tokens.
-    pub fn of(original: &[f32], changed: &[f32], weights: &[f64], hidden_size: usize) -> Self {
-        let mut moment = Array2::zeros((hidden_size, hidden_size));
-        let mut cross = moment.clone();
+    /// Of no tokens yet.
+    pub fn new(hidden_size: usize) -> Self {
+        let zeros = || Array2::zeros((hidden_size, hidden_size));
+        Self { moment: zeros(), cross: zeros() }
+    }
+
+    /// Adds rows x and x̂ [n, H] of the same tokens.
+    pub fn add(&mut self, original: &[f32], changed: &[f32], weights: &[f64]) {
+        let hidden_size = self.moment.nrows();
         let run = BATCH_TOKENS * hidden_size;
         let batches = original.chunks(run).zip(changed.chunks(run)).zip(weights.chunks(BATCH_TOKENS));
         for ((original, changed), weights) in batches {
-            add_moment(&mut moment, changed, weights, hidden_size);
-            add_cross(&mut cross, original, changed, weights, hidden_size);
+            add_moment(&mut self.moment, changed, weights, hidden_size);
+            add_cross(&mut self.cross, original, changed, weights, hidden_size);
         }
-        Self { moment, cross }
     }
 
     /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂; for inputs with the root of what is
@@ -61,6 +65,12 @@ mod tests {
     use super::*;
     use lowrank_compute::Faer;
 
+    fn pair(original: &[f32], changed: &[f32], weights: &[f64]) -> Pair {
+        let mut pair = Pair::new(3);
+        pair.add(original, changed, weights);
+        pair
+    }
+
     fn rows(seed: f32) -> Vec<f32> {
         (0..15).map(|i| (seed * (i as f32 + 1.0).powi(2)).sin()).collect()
     }
@@ -68,7 +78,7 @@ mod tests {
     #[test]
     fn sums_are_those_of_the_definition() {
         let (x, changed, weights) = (rows(1.0), rows(2.5), [1.0, 0.5, 0.0, 2.0, 3.0]);
-        let pair = Pair::of(&x, &changed, &weights, 3);
+        let pair = pair(&x, &changed, &weights);
         for i in 0..3 {
             for j in 0..3 {
                 let sum = |a: &[f32], b: &[f32]| -> f64 {
@@ -84,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_model_that_wants_only_its_own_needs_no_map() {
-        let pair = Pair::of(&rows(1.0), &rows(2.5), &[1.0; 5], 3);
+        let pair = pair(&rows(1.0), &rows(2.5), &[1.0; 5]);
         let away = |own_share: f64| {
             let (map, _) = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
             (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))

@@ -20,12 +20,12 @@ use lowrank_model::{
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{FactorOptions, decompose_in};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Below this a divergence is rounding.
 const KL_LEAST: f64 = 1e-7;
 /// Bytes of inputs and outputs that walk through a mixture together.
-const WALKING_BYTES: usize = 1 << 30;
+pub const WALKING_BYTES: usize = 1 << 30;
 
 /// Spectra in the calibrated norm, and what their errors cost.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,8 +68,8 @@ pub fn measure(
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
-        let mut halved = halve(checkpoint, norms, algebra, config, layer, stop)?;
-        let walked = walk(forward, layer, states, &halved)?;
+        let halves = Halves { checkpoint, norms, algebra, config, layer, stop };
+        let (walked, mut halved) = walk(forward, states, &halves)?;
         states = walked;
         scale_unrouted(norms, layer, &mut halved);
         errors.push(Projection::ALL.map(|projection| {
@@ -110,72 +110,86 @@ struct Half {
     id: MatrixId,
     rank: usize,
     spectrum: Spectrum,
-    factors: StoredMatrix,
 }
 
-/// Decomposes all matrices of a layer, several at once.
-fn halve(
-    checkpoint: &Checkpoint,
-    norms: &Norms,
-    algebra: &Algebra,
-    config: &ModelConfig,
+/// The matrices of a layer at half their size.
+struct Halves<'a> {
+    checkpoint: &'a Checkpoint,
+    norms: &'a Norms,
+    algebra: &'a Algebra,
+    config: &'a ModelConfig,
     layer: usize,
-    stop: &(dyn Fn() -> bool + Sync),
-) -> Result<Vec<Half>, CalibrateError> {
-    let experts = 0..config.num_local_experts;
-    let ids: Vec<MatrixId> = experts
-        .flat_map(|expert| Projection::ALL.map(|projection| MatrixId { layer, expert, projection }))
-        .collect();
-    ids.par_iter()
-        .with_max_len(1)
-        .map(|&id| {
-            if stop() {
-                return Err(CalibrateError::Stopped);
-            }
-            let name = format!("{id}.weight");
-            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
-                unreachable!("a factored checkpoint is refused before it is calibrated")
-            };
-            checkpoint.check_finite(&name, &w)?;
-            let shape = config.matrix_shape(id.projection);
-            let rank = rank_reference(shape);
-            let norm = norms.of(id)?;
-            let options = FactorOptions::default().for_matrix(id);
-            let (decomposed, _) =
-                algebra.run(shape, |backend| decompose_in(backend, &w, rank, &norm.metric(), &options));
-            let (spectrum, factors) =
-                decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
-            let f32s = |shape: [usize; 2], values: &[f32]| {
-                Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
-            };
-            let u = f32s([shape.rows, rank], &factors.u);
-            let v = f32s([rank, shape.cols], &factors.v);
-            Ok(Half { id, rank, spectrum, factors: StoredMatrix::Factored { u, v } })
-        })
-        .collect()
+    stop: &'a (dyn Fn() -> bool + Sync),
 }
 
-/// All states through a layer, and three new ones: the model's own, with one projection of this layer halved.
+impl Halves<'_> {
+    /// All matrices of the layer: w1 of every expert, then w2, then w3.
+    fn ids(&self) -> Vec<MatrixId> {
+        let (layer, experts) = (self.layer, self.config.num_local_experts);
+        let ids = Projection::ALL
+            .into_iter()
+            .flat_map(|projection| (0..experts).map(move |expert| MatrixId { layer, expert, projection }));
+        ids.collect()
+    }
+
+    /// Decomposes several at once.
+    fn make(&self, ids: &[MatrixId]) -> Result<Vec<(Half, StoredMatrix)>, CalibrateError> {
+        ids.par_iter().with_max_len(1).map(|&id| self.one(id)).collect()
+    }
+
+    fn one(&self, id: MatrixId) -> Result<(Half, StoredMatrix), CalibrateError> {
+        if (self.stop)() {
+            return Err(CalibrateError::Stopped);
+        }
+        let StoredMatrix::Dense(w) = self.checkpoint.read_matrix(id)? else {
+            unreachable!("a factored checkpoint is refused before it is calibrated")
+        };
+        self.checkpoint.check_finite(&format!("{id}.weight"), &w)?;
+        let shape = self.config.matrix_shape(id.projection);
+        let rank = rank_reference(shape);
+        let norm = self.norms.of(id)?;
+        let options = FactorOptions::default().for_matrix(id);
+        let (decomposed, _) =
+            self.algebra.run(shape, |backend| decompose_in(backend, &w, rank, &norm.metric(), &options));
+        let (spectrum, factors) = decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
+        let f32s = |shape: [usize; 2], values: &[f32]| {
+            Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
+        };
+        let u = f32s([shape.rows, rank], &factors.u);
+        let v = f32s([rank, shape.cols], &factors.v);
+        Ok((Half { id, rank, spectrum }, StoredMatrix::Factored { u, v }))
+    }
+}
+
+/// All states through a layer, and three new ones: the model's own, with one projection of this layer halved; and the
+/// spectra of the layer. Factors are made for as many matrices at once as there are workers, and dropped when they were used.
 fn walk(
     forward: &Forward<'_>,
-    layer: usize,
     mut states: Vec<Hidden>,
-    halved: &[Half],
-) -> Result<Vec<Hidden>, CalibrateError> {
+    halves: &Halves<'_>,
+) -> Result<(Vec<Hidden>, Vec<Half>), CalibrateError> {
+    let layer = halves.layer;
     for state in &mut states {
         forward.attention(layer, state)?;
     }
     let own = forward.moe_input(layer, &states[0])?; // [N, H]
     let mut parted = Vec::with_capacity(3);
+    let (ids, mut halved) = (halves.ids(), Vec::new());
+    let mut groups = ids.chunks(rayon::current_num_threads());
+    let mut ready = VecDeque::new();
     for projection in Projection::ALL {
         let expert_of = |expert| -> Result<_, CalibrateError> {
+            if ready.is_empty() {
+                ready.extend(halves.make(groups.next().expect("a group for every matrix"))?);
+            }
+            let (half, factors): (Half, StoredMatrix) = ready.pop_front().expect("no group is empty");
+            debug_assert_eq!(half.id, MatrixId { layer, expert, projection });
+            halved.push(half);
             let mut weights = forward.expert(layer, expert)?;
-            let id = MatrixId { layer, expert, projection };
-            let half = halved.iter().find(|half| half.id == id).expect("every matrix was halved");
             match projection {
-                Projection::W1 => weights.w1 = half.factors.clone(),
-                Projection::W2 => weights.w2 = half.factors.clone(),
-                Projection::W3 => weights.w3 = half.factors.clone(),
+                Projection::W1 => weights.w1 = factors,
+                Projection::W2 => weights.w2 = factors,
+                Projection::W3 => weights.w3 = factors,
             }
             Ok(weights)
         };
@@ -195,7 +209,7 @@ fn walk(
         }
     }
     states.extend(parted);
-    Ok(states)
+    Ok((states, halved))
 }
 
 /// An expert that saw nothing has a spectrum of its weights, on another scale than its neighbours': as a whole it counts

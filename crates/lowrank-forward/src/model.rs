@@ -42,7 +42,8 @@ impl<'a> Forward<'a> {
         let (v, h) = (self.config.vocab_size, self.config.hidden_size);
         let table = self.tensor(names::EMBEDDING)?; // [V, H]
         let mut offsets = vec![0];
-        let mut states = Vec::new();
+        let tokens: usize = sequences.iter().map(|tokens| tokens.as_ref().len()).sum();
+        let mut states = Vec::with_capacity(tokens * h);
         for (sequence, tokens) in sequences.iter().enumerate() {
             let tokens = tokens.as_ref();
             if tokens.is_empty() {
@@ -95,8 +96,13 @@ impl<'a> Forward<'a> {
 
     /// The input of a layer's MoE block: norm(h) [N, H].
     pub fn moe_input(&self, layer: usize, hidden: &Hidden) -> Result<Vec<f32>, ForwardError> {
+        self.moe_input_of(layer, &hidden.states)
+    }
+
+    /// As [`Forward::moe_input`], for rows [n, H] of some tokens.
+    pub fn moe_input_of(&self, layer: usize, rows: &[f32]) -> Result<Vec<f32>, ForwardError> {
         let norm = self.layer_tensor(layer, "post_attention_layernorm")?.to_f32();
-        self.engine.norm(&hidden.states, &norm, self.config.rms_norm_eps as f32)
+        self.engine.norm(rows, &norm, self.config.rms_norm_eps as f32)
     }
 
     /// The MoE block of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H].

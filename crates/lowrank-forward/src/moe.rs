@@ -10,7 +10,7 @@ use crate::router::Routing;
 use rayon::prelude::*;
 
 /// Tokens gathered at a time: bounds the [n, F] activations that the observer is shown.
-const BATCH_TOKENS: usize = 8 * TILE_TOKENS;
+pub const BATCH_TOKENS: usize = 8 * TILE_TOKENS;
 
 /// Weights of one expert.
 #[derive(Debug)]

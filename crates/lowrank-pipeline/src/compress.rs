@@ -6,6 +6,7 @@ mod space;
 mod tensors;
 
 use crate::base::InputHashes;
+use crate::memory::Demand;
 use crate::scratch::Scratch;
 use crate::spectra::Course;
 use crate::workers::{self, Resources};
@@ -67,8 +68,10 @@ pub fn compress(
     check_space(parent, still_needed)?;
     planning::refuse_early(checkpoint, request.plan)?;
     let algebra = request.resources.algebra()?;
-    let pool = workers::pool(checkpoint.config(), request.resources)?;
     let calibration = request.plan.calibration.as_ref();
+    let dtype = workers::widest(checkpoint, request.plan.factor_dtype);
+    let demand = Demand::compress(checkpoint.config(), dtype, calibration);
+    let pool = workers::pool(&demand, request.resources)?;
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let job = job(checkpoint, text.as_ref(), &algebra, &request);
     let mut known = None;

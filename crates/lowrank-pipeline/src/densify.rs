@@ -2,6 +2,7 @@
 //!
 //! For runtimes that know no factors. The result is as large as the base and loses what the factors lost.
 
+use crate::memory::Demand;
 use crate::{PipelineError, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::{self, Role};
@@ -34,7 +35,10 @@ pub fn densify(
         return Err(PipelineError::NotFactored(checkpoint.layout()));
     }
     let config = checkpoint.config();
-    let pool = workers::pool(config, &settings.resources)?;
+    let pool = workers::pool(
+        &Demand::densify(config, workers::widest(checkpoint, settings.dtype)),
+        &settings.resources,
+    )?;
     let specs = names::tensors(config);
     let output = specs
         .iter()

@@ -116,9 +116,11 @@ pub enum PipelineError {
     },
     /// Not even one worker fits.
     #[error(
-        "one matrix needs {needed_bytes} bytes of memory and {allowed_bytes} are allowed; raise --memory"
+        "{stage}: one worker needs {needed_bytes} bytes of memory and {allowed_bytes} are allowed; raise --memory"
     )]
     TooLittleMemory {
+        /// What needs most.
+        stage: &'static str,
         /// For one worker.
         needed_bytes: u64,
         /// By the flag, or free.

@@ -18,6 +18,7 @@ pub mod error;
 pub mod inspect;
 pub mod interrupt;
 pub mod lens;
+pub mod memory;
 pub mod planning;
 mod propagate;
 pub mod reproduce;

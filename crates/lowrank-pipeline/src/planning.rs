@@ -2,6 +2,7 @@
 
 use crate::base::InputHashes;
 use crate::compress::say_substituted;
+use crate::memory::Demand;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationText, FixedRank, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
@@ -44,9 +45,10 @@ pub fn plan(
 ) -> Result<Planned, PipelineError> {
     refuse_early(checkpoint, settings)?;
     let algebra = resources.algebra()?;
-    let pool = workers::pool(checkpoint.config(), resources)?;
-    let course = Course { staging: None, scratch: None, interrupt };
     let calibration = settings.calibration.as_ref().filter(|_| matches!(settings.goal, Goal::Budget(_)));
+    let demand = Demand::plan(checkpoint.config(), workers::widest(checkpoint, None), calibration);
+    let pool = workers::pool(&demand, resources)?;
+    let course = Course { staging: None, scratch: None, interrupt };
     let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
     let base = match settings.goal {
         Goal::Budget(_) => {

@@ -18,6 +18,7 @@ use crate::lens::Calibrated;
 use crate::stored::{self, Remade};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
+use lowrank_calibrate::pair::BATCH_TOKENS;
 use lowrank_calibrate::{CalibrateError, MomentSettings, Pair, Reach, RowWeights};
 use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
@@ -29,6 +30,10 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// Tokens of an expert whose activations are held together. A multiple of what one batch of the forward pass and one of
+/// [`Pair::add`] take, so the sums have the same bits as if all were held.
+pub(crate) const TOKENS_TOGETHER: usize = 4 * BATCH_TOKENS;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
 type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
@@ -62,31 +67,27 @@ impl Propagation<'_> {
         let mut own = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
         let mut changed = layers_too.then(|| own.clone());
         for layer in 0..=last {
-            let x = mixture_input(&forward, layer, &mut own)?;
-            let seen = changed.as_mut().map(|h| mixture_input(&forward, layer, h)).transpose()?;
-            let goes_on = layer < last;
-            let seen = seen.as_deref();
-            let work = Layer { all: self, calibrated, forward: &forward, layer, goes_on, x: &x, seen };
+            for stream in std::iter::once(&mut own).chain(&mut changed) {
+                forward.attention(layer, stream).map_err(CalibrateError::from)?;
+            }
+            let (goes_on, seen) = (layer < last, changed.as_ref());
+            let work = Layer { all: self, calibrated, forward: &forward, layer, goes_on, own: &own, seen };
             let (made, output) = work.make()?;
             if !goes_on {
                 break;
             }
             forward.add(&mut own, &output);
             drop(output);
-            if let (Some(changed), Some(seen)) = (&mut changed, seen) {
-                let expert_of = |expert| changed_expert(&forward, layer, expert, &made);
-                let output = forward.moe_of(layer, &[seen], &mut (), expert_of)?.remove(0);
+            if let Some(changed) = &mut changed {
+                let expert_of = |expert| changed_expert(self.checkpoint, layer, expert, &made);
+                let input = forward.moe_input(layer, changed).map_err(CalibrateError::from)?;
+                let output = forward.moe_of(layer, &[&input], &mut (), expert_of)?.remove(0);
+                drop(input);
                 forward.add(changed, &output);
             }
         }
         Ok(())
     }
-}
-
-/// norm(h) after the attention of a layer, [N, H].
-fn mixture_input(forward: &Forward<'_>, layer: usize, h: &mut Hidden) -> Result<Vec<f32>, PipelineError> {
-    forward.attention(layer, h).map_err(CalibrateError::from)?;
-    Ok(forward.moe_input(layer, h).map_err(CalibrateError::from)?)
 }
 
 /// One layer of both streams.
@@ -97,10 +98,10 @@ struct Layer<'a> {
     layer: usize,
     /// Whether layers come after it.
     goes_on: bool,
-    /// Of the original, [N, H].
-    x: &'a [f32],
+    /// Hidden states of the original after the attention.
+    own: &'a Hidden,
     /// Of the compressed model, where that is another.
-    seen: Option<&'a [f32]>,
+    seen: Option<&'a Hidden>,
 }
 
 /// Tokens of one expert, rising.
@@ -164,7 +165,7 @@ impl Layer<'_> {
     fn make(&self) -> Result<(BTreeMap<MatrixId, StoredMatrix>, Vec<f32>), PipelineError> {
         let visits = self.visits()?;
         let mut made = BTreeMap::new();
-        let mut output = vec![0.0; self.x.len()];
+        let mut output = vec![0.0; self.own.states().len()];
         // As many at once as there are workers: each holds two moments.
         for group in visits.chunks(rayon::current_num_threads()) {
             self.all.interrupt.check()?;
@@ -189,8 +190,12 @@ impl Layer<'_> {
     }
 
     fn visits(&self) -> Result<Vec<Visit>, PipelineError> {
-        let route = |input| self.forward.route(self.layer, input).map_err(CalibrateError::from);
-        let own = route(self.x)?;
+        let route = |states| {
+            let input = self.forward.moe_input(self.layer, states)?;
+            self.forward.route(self.layer, &input)
+        };
+        let route = |states| route(states).map_err(CalibrateError::from);
+        let own = route(self.own)?;
         let seen = self.seen.map(route).transpose()?;
         let visit = |expert| {
             let of = |routing: &Routing| {
@@ -265,18 +270,25 @@ impl Layer<'_> {
             _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
         };
         let Visitors { tokens, weights: router_weights } = &visit.seen;
-        let rows = self.rows(seen, tokens);
-        let mut watch = Watch {
-            rows: RowWeights::new(config.intermediate_size, settings.target),
-            counted: Vec::with_capacity(tokens.len()),
-            router_weights,
-            column_energies: &energies,
-            settings,
-        };
         let weights = weights.without_outputs(config);
-        self.forward.expert_on(self.layer, weights, &rows, &mut watch).map_err(CalibrateError::from)?;
-        let Watch { rows: row_weights, counted, .. } = watch;
-        let pair = Pair::of(&self.rows(self.x, tokens), &rows, &counted, config.hidden_size);
+        let mut row_weights = RowWeights::new(config.intermediate_size, settings.target);
+        let mut pair = Pair::new(config.hidden_size);
+        for (tokens, router_weights) in
+            tokens.chunks(TOKENS_TOGETHER).zip(router_weights.chunks(TOKENS_TOGETHER))
+        {
+            let rows = self.rows(seen, tokens)?;
+            let mut watch = Watch {
+                rows: &mut row_weights,
+                counted: Vec::with_capacity(tokens.len()),
+                router_weights,
+                column_energies: &energies,
+                settings,
+            };
+            let run = self.forward.expert_on(self.layer, weights.clone(), &rows, &mut watch);
+            run.map_err(CalibrateError::from)?;
+            pair.add(&self.rows(self.own, tokens)?, &rows, &watch.counted);
+        }
+        drop(weights);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(tokens.len() as f64);
         let (map, root) = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
@@ -309,7 +321,10 @@ impl Layer<'_> {
             BTreeSet::from_iter(visit.seen.tokens.iter().chain(&visit.own.tokens).copied())
                 .into_iter()
                 .collect();
-        let y = run(original.clone(), &self.rows(self.x, &tokens))?; // [n, H]
+        let mut y = Vec::with_capacity(tokens.len() * h); // [n, H]
+        for tokens in tokens.chunks(TOKENS_TOGETHER) {
+            y.extend(run(original.clone(), &self.rows(self.own, tokens)?)?);
+        }
         let y_of = |token: usize| {
             let row = tokens.binary_search(&token).expect("a visitor");
             &y[row * h..][..h]
@@ -324,16 +339,20 @@ impl Layer<'_> {
         if seen.is_empty() || !is_changed {
             return Ok(Some((id, Fit::Alone(self.calibrated.norms.of(id)?))));
         }
-        let StoredMatrix::Dense(w2) = original.w2.clone() else {
-            return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
-        };
         let [w1, w3] = [(&inputs[0], original.w1), (&inputs[1], original.w3)]
             .map(|(id, original)| made.get(id).cloned().unwrap_or(original));
-        let rows = self.rows(self.seen.unwrap_or(self.x), seen);
-        let given = run(StoredExpert { w1, w2: original.w2, w3 }, &rows)?; // [n, H]
+        let changed = StoredExpert { w1, w2: original.w2, w3 };
         let shares = self.calibrated.moments().gate_weight.of_all(router_weights);
-        let wanted: Vec<f32> = seen.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
-        let pair = Pair::of(&wanted, &given, &shares, h);
+        let mut pair = Pair::new(h);
+        for (tokens, shares) in seen.chunks(TOKENS_TOGETHER).zip(shares.chunks(TOKENS_TOGETHER)) {
+            let given = run(changed.clone(), &self.rows(self.seen.unwrap_or(self.own), tokens)?)?; // [n, H]
+            let wanted: Vec<f32> = tokens.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
+            pair.add(&wanted, &given, shares);
+        }
+        drop(y);
+        let StoredExpert { w2: StoredMatrix::Dense(w2), .. } = changed else {
+            return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
+        };
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(seen.len() as f64);
         let (map, _) = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
@@ -382,37 +401,35 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Rows of some tokens, [n, H].
-    fn rows(&self, states: &[f32], tokens: &[usize]) -> Vec<f32> {
+    /// What the experts are given for some tokens: norm(h) [n, H]. Made when it is needed, for all tokens would be as large
+    /// as the hidden states.
+    fn rows(&self, hidden: &Hidden, tokens: &[usize]) -> Result<Vec<f32>, CalibrateError> {
         let h = self.forward.config().hidden_size;
         let mut rows = Vec::with_capacity(tokens.len() * h);
         for &token in tokens {
-            rows.extend_from_slice(&states[token * h..][..h]);
+            rows.extend_from_slice(&hidden.states()[token * h..][..h]);
         }
-        rows
+        Ok(self.forward.moe_input_of(self.layer, &rows)?)
     }
 }
 
 /// The matrices of an expert, those that were made in place of the original's.
 fn changed_expert(
-    forward: &Forward<'_>,
+    checkpoint: &Checkpoint,
     layer: usize,
     expert: usize,
     made: &BTreeMap<MatrixId, StoredMatrix>,
 ) -> Result<StoredExpert, CalibrateError> {
-    let StoredExpert { w1, w2, w3 } = forward.expert(layer, expert)?;
-    let or_made =
-        |projection, original| made.get(&MatrixId { layer, expert, projection }).cloned().unwrap_or(original);
-    Ok(StoredExpert {
-        w1: or_made(Projection::W1, w1),
-        w2: or_made(Projection::W2, w2),
-        w3: or_made(Projection::W3, w3),
-    })
+    let matrix = |projection| {
+        let id = MatrixId { layer, expert, projection };
+        made.get(&id).map_or_else(|| checkpoint.read_matrix(id), |matrix| Ok(matrix.clone()))
+    };
+    Ok(StoredExpert { w1: matrix(Projection::W1)?, w2: matrix(Projection::W2)?, w3: matrix(Projection::W3)? })
 }
 
 /// Takes the weights of one expert's rows from tokens that all were brought to it.
 struct Watch<'a> {
-    rows: RowWeights,
+    rows: &'a mut RowWeights,
     counted: Vec<f64>,
     router_weights: &'a [f32],
     column_energies: &'a [f64],

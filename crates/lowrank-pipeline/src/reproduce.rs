@@ -9,6 +9,7 @@ pub use compare::Difference;
 
 use crate::base::InputHashes;
 use crate::compress::{self, Request};
+use crate::memory::Demand;
 use crate::propagate::Propagation as Propagated;
 use crate::settings::pattern_of;
 use crate::stored::{Form, Piece, Remade, pieces_of};
@@ -81,13 +82,15 @@ pub fn reproduce(
     if report.version != env!("CARGO_PKG_VERSION") {
         progress.note(&format!("{} was written by version {}", report_path.display(), report.version));
     }
-    let pool = workers::pool(base.config(), job.resources)?;
+    let plan = plan_settings(&report, &report_path, job.texts)?;
+    let dtype = workers::widest(base, plan.factor_dtype);
+    let pool =
+        workers::pool(&Demand::compress(base.config(), dtype, plan.calibration.as_ref()), job.resources)?;
     let given = base::identify(base, job.model, &pool, progress, job.interrupt)?;
     let mut differences = inputs(&report.base_model, &given);
     let found = Manifest::of(job.out)?;
     differences.extend(against_own_manifest(job.out, &found));
 
-    let plan = plan_settings(&report, &report_path, job.texts)?;
     let resources = &resources_of(&report, job.resources);
     let algebra = resources.algebra()?;
     if algebra.identity() != report.settings.algebra {

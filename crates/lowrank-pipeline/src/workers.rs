@@ -1,11 +1,13 @@
-//! How many matrices are in flight: one per worker, as many as the memory allows.
+//! How many workers a job has: as many as were asked for and as the memory allows.
 
 use crate::PipelineError;
+use crate::memory::Demand;
 use lowrank_cache::Cache;
 use lowrank_calibrate::CalibrateError;
 use lowrank_compute::{Algebra, AlgebraChoice, NoDevice};
 use lowrank_forward::Device;
-use lowrank_model::{MatrixShape, ModelConfig, Projection};
+use lowrank_model::{Dtype, MatrixId, Projection};
+use lowrank_reader::Checkpoint;
 use std::path::PathBuf;
 
 /// Most workers that can be asked for; each is a thread.
@@ -16,7 +18,7 @@ pub const WORKERS_MAX: usize = 1024;
 pub struct Resources {
     /// Most matrices in flight; 0: one per core.
     pub workers: usize,
-    /// Memory that all workers together may take; `None`: three quarters of what is available.
+    /// Memory that the job may take; `None`: three quarters of what is available.
     pub memory_bytes: Option<u64>,
     /// Where measured numbers are kept for later runs.
     pub cache: CachePlace,
@@ -54,41 +56,36 @@ impl Resources {
     }
 }
 
-/// What one worker needs for one matrix at worst: the stored bytes, its Gram matrix with eigenvectors and workspace in
-/// f64, and the factors in f32 and rounded.
-pub fn worker_bytes(shape: MatrixShape, element_bytes: u64) -> u64 {
-    let (m, n) = (shape.rows as u64, shape.cols as u64);
-    let short = m.min(n);
-    let stored = m * n * element_bytes;
-    let gram_and_vectors = 4 * short * short * 8;
-    let factors = short * (m + n) * 6;
-    stored + gram_and_vectors + factors.min(2 * m * n * 4)
-}
-
-/// A pool sized so that its workers fit the memory.
-pub fn pool(config: &ModelConfig, resources: &Resources) -> Result<rayon::ThreadPool, PipelineError> {
-    let per_worker = worker_bytes(config.matrix_shape(Projection::W1), 4);
+/// A pool of as many workers as were asked for and fit the memory.
+pub fn pool(demand: &Demand, resources: &Resources) -> Result<rayon::ThreadPool, PipelineError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let wanted = if resources.workers == 0 { cores } else { resources.workers };
     if wanted > WORKERS_MAX {
         return Err(PipelineError::TooManyWorkers { asked: wanted, most: WORKERS_MAX });
     }
     let memory_bytes = resources.memory_bytes.or_else(|| available_memory_bytes().map(|bytes| bytes / 4 * 3));
-    let fit = match memory_bytes {
-        None => wanted,
-        Some(bytes) => usize::try_from(bytes / per_worker).unwrap_or(usize::MAX),
-    };
-    if fit == 0 {
+    let workers = memory_bytes.map_or(wanted, |bytes| demand.workers(wanted, bytes));
+    if workers == 0 {
+        let stage = demand.peak(1);
         return Err(PipelineError::TooLittleMemory {
-            needed_bytes: per_worker,
+            stage: stage.name,
+            needed_bytes: stage.bytes(1),
             allowed_bytes: memory_bytes.unwrap_or_default(),
         });
     }
     rayon::ThreadPoolBuilder::new()
-        .num_threads(wanted.min(fit))
+        .num_threads(workers)
         .thread_name(|index| format!("matrix-{index}"))
         .build()
         .map_err(|source| PipelineError::Threads { source })
+}
+
+/// The widest dtype of the weights of a checkpoint, and of factors to come.
+pub fn widest(checkpoint: &Checkpoint, factors: Option<Dtype>) -> Dtype {
+    let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+    let others = checkpoint.specs().iter().filter_map(|spec| checkpoint.dtype(&spec.name));
+    let all = others.chain([checkpoint.matrix_dtype(first)]).chain(factors);
+    all.max_by_key(|dtype| dtype.size_bytes()).expect("the first matrix has a dtype")
 }
 
 /// `MemAvailable` of Linux; elsewhere unknown.
@@ -101,6 +98,7 @@ fn available_memory_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_model::ModelConfig;
 
     #[test]
     fn more_workers_than_machines_have_cores_are_refused() {
@@ -111,14 +109,9 @@ mod tests {
         }))
         .unwrap();
         for workers in [WORKERS_MAX + 1, usize::MAX] {
-            let refused = pool(&config, &Resources { workers, ..Resources::default() });
+            let demand = Demand::compress(&config, Dtype::Bf16, None);
+            let refused = pool(&demand, &Resources { workers, ..Resources::default() });
             assert!(matches!(refused, Err(PipelineError::TooManyWorkers { .. })), "{workers}");
         }
-    }
-
-    #[test]
-    fn a_mixtral_worker_needs_about_one_gigabyte() {
-        let bytes = worker_bytes(MatrixShape { rows: 14336, cols: 4096 }, 2);
-        assert!((800_000_000..1_300_000_000).contains(&bytes), "{bytes}");
     }
 }

@@ -18,6 +18,7 @@ use lowrank_model::{Progress, RankPlan};
 use lowrank_pipeline::base::InputHashes;
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::lens::tokens_hash;
+use lowrank_pipeline::memory::Demand;
 use lowrank_pipeline::planning::{self, Subject, refuse_factored};
 use lowrank_pipeline::spectra::Course;
 use lowrank_pipeline::sweep::{Made, content, plan_many};
@@ -115,7 +116,11 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
     resources.algebra().map_err(PipelineError::from)?;
     let interrupt = signals::watch()?;
     let talk = Talk::new(args.talk.quiet);
-    let pool = workers::pool(checkpoint.config(), &resources)?;
+    let dtype = workers::widest(&checkpoint, None);
+    let demand = |one: &Identified<'_>| {
+        Demand::plan(checkpoint.config(), dtype, one.point.job.plan.calibration.as_ref())
+    };
+    let pool = workers::pool(&Demand::of_each(points.iter().map(demand)), &resources)?;
     let base = base::identify_remembered(&checkpoint, model, &pool, &talk, &interrupt, &resources)?;
     let results = Results::open(&out, &header_of(&config, &base, &subject, &verification), &AXES)?;
     let sweep = Run {

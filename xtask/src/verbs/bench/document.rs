@@ -103,7 +103,8 @@ pub(crate) fn text(results: &Value) -> String {
         .and_then(|()| matrices(&mut out, results))
         .and_then(|()| stages(&mut out, results))
         .and_then(|()| whole(&mut out, results))
-        .and_then(|()| calibrated(&mut out, results));
+        .and_then(|()| calibrated(&mut out, results))
+        .and_then(|()| memory(&mut out, results));
     out
 }
 
@@ -395,6 +396,52 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
         gib(median(few, "/peak_resident_bytes")),
         gib(median(more, "/peak_resident_bytes"))
     )
+}
+
+/// Limits of memory, and what calibrated runs took of them.
+fn memory(out: &mut String, results: &Value) -> std::fmt::Result {
+    let part = &results["memory"];
+    let Some(runs) = part["runs"].as_array() else { return Ok(()) };
+    writeln!(
+        out,
+        "\nMemory of the calibrated default (`--only memory`): one layer with two experts, {} tokens, {} of them for the \
+         sensitivities. The limit is `--memory`; \"computed\" is what the program counts before it starts, for as many workers \
+         as fit the limit; \"measured\" is the peak of the resident set.\n",
+        part["tokens"][0], part["tokens"][1]
+    )?;
+    writeln!(
+        out,
+        "| Limit, GiB | Workers | Computed, GiB | Measured, GiB | Wall s |\n|---|---|---|---|---|"
+    )?;
+    for run in runs {
+        writeln!(
+            out,
+            "| {} | {} | {} | {} | {} |",
+            gib(run["limit_bytes"].as_f64()),
+            run["workers"],
+            gib(run["computed_bytes"].as_f64()),
+            gib(run["peak_resident_bytes"].as_f64()),
+            shown(run["took"]["wall_s"].as_f64(), 0)
+        )?;
+    }
+    for counted in part["demand"].as_array().into_iter().flatten() {
+        let sum = |key: &str| {
+            counted[key].as_array().into_iter().flatten().filter_map(|one| one["bytes"].as_f64()).sum()
+        };
+        writeln!(
+            out,
+            "\nWith {} the stage \"{}\" needs most: {} GiB once and {} GiB for each worker.",
+            if counted["workers"] == 1 {
+                "one worker".into()
+            } else {
+                format!("{} workers", counted["workers"])
+            },
+            counted["stage"].as_str().unwrap_or(NOT_RUN),
+            gib(Some(sum("shared"))),
+            gib(Some(sum("per_worker"))),
+        )?;
+    }
+    Ok(())
 }
 
 /// A bar chart of the CPU seconds of one matrix.

@@ -8,7 +8,7 @@ use super::document;
 use super::synth::{Dimensions, build, job_built, write};
 use crate::shell::{self, command, output, root, target};
 use crate::{python, verbs};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -43,10 +43,20 @@ pub(crate) enum Part {
     Plan,
     /// The calibrated default, on two numbers of tokens
     Calibrated,
+    /// Whether calibrated runs stay below their memory limit, at three limits
+    Memory,
 }
 
-const PARTS: [Part; 7] =
-    [Part::Matrix, Part::Peers, Part::Lapack, Part::Workers, Part::Io, Part::Plan, Part::Calibrated];
+const PARTS: [Part; 8] = [
+    Part::Matrix,
+    Part::Peers,
+    Part::Lapack,
+    Part::Workers,
+    Part::Io,
+    Part::Plan,
+    Part::Calibrated,
+    Part::Memory,
+];
 
 /// The matrix that is measured.
 const MATRIX: &str = "model.layers.0.block_sparse_moe.experts.0.w1";
@@ -57,6 +67,14 @@ const BUDGET_PERCENT: f64 = 20.0;
 /// matrices.
 const CALIBRATION_TOKENS: [u32; 2] = [512, 2048];
 const SENSITIVITY_TOKENS: u32 = 512;
+
+/// Tokens of the runs whose memory is measured, for the moments and for the sensitivities: few, for what tokens hold is
+/// counted exactly, and what matrices hold is what counts.
+const MEMORY_TOKENS: [u32; 2] = [512, 256];
+/// Share of all parameters that these runs remove: one factored matrix costs more than a minute.
+const MEMORY_BUDGET_PERCENT: f64 = 5.0;
+/// Between the least limit and the next.
+const MEMORY_STEP_BYTES: u64 = 1 << 30;
 
 /// Repeats of measurements that take a few seconds, because other programs may use memory and disk.
 const IO_REPEATS_MIN: u32 = 7;
@@ -108,6 +126,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Part::Io => bench.io()?,
             Part::Plan => bench.plan()?,
             Part::Calibrated => bench.calibrated()?,
+            Part::Memory => bench.memory()?,
         };
         let name = format!("{part:?}").to_lowercase();
         eprintln!("{name}: {:.0} s", begun.elapsed().as_secs_f64());
@@ -207,6 +226,15 @@ impl Bench {
         Ok(Value::Object(measured))
     }
 
+    /// Where a run writes to; removes what a killed one left.
+    fn fresh_out(&self) -> Result<PathBuf> {
+        let out = self.folder.join("out");
+        if out.exists() {
+            std::fs::remove_dir_all(&out)?;
+        }
+        Ok(out)
+    }
+
     fn compress(
         &self,
         model: &Path,
@@ -214,12 +242,8 @@ impl Bench {
         budget_percent: f64,
         calibration: &Value,
     ) -> Result<Value> {
-        let out = self.folder.join("out");
-        if out.exists() {
-            std::fs::remove_dir_all(&out)?;
-        }
         job_built(&json!({
-            "job": "compress", "model": model, "out": out, "budget_percent": budget_percent, "workers": workers,
+            "job": "compress", "model": model, "out": self.fresh_out()?, "budget_percent": budget_percent, "workers": workers,
             "calibration": calibration,
         }))
     }
@@ -235,6 +259,38 @@ impl Bench {
         Ok(
             json!({ "tokens": CALIBRATION_TOKENS, "sensitivity_tokens": SENSITIVITY_TOKENS, "few": [few?], "more": [more?] }),
         )
+    }
+
+    /// The least limit that works, some more, and what two workers need. Fails where a run takes more than its limit.
+    fn memory(&self) -> Result<Value> {
+        let [tokens, sensitivity_tokens] = MEMORY_TOKENS;
+        let calibration = json!({ "tokens": tokens, "sensitivity_tokens": sensitivity_tokens });
+        let demand = job_built(
+            &json!({ "job": "demand", "model": self.one, "calibration": calibration, "workers": 2 }),
+        )?;
+        let needed = |at: usize| demand[at]["bytes"].as_u64().context("no bytes");
+        let (one, two) = (needed(0)?, needed(1)?);
+        let mut runs = Vec::new();
+        for limit_bytes in [one, one + MEMORY_STEP_BYTES, two] {
+            let job = json!({
+                "job": "compress", "model": self.one, "out": self.fresh_out()?, "workers": 2, "calibration": calibration,
+                "budget_percent": MEMORY_BUDGET_PERCENT, "memory_bytes": limit_bytes,
+            });
+            let mut run = job_built(&job)?;
+            run["manifest"] = Value::Null;
+            run["limit_bytes"] = limit_bytes.into();
+            let peak = run["peak_resident_bytes"].as_u64().context("no peak")?;
+            eprintln!(
+                "limit {limit_bytes} bytes: {} workers, {} bytes counted, {peak} measured",
+                run["workers"], run["computed_bytes"]
+            );
+            ensure!(
+                peak <= limit_bytes,
+                "a run took {peak} bytes of memory, and its limit was {limit_bytes}"
+            );
+            runs.push(run);
+        }
+        Ok(json!({ "tokens": MEMORY_TOKENS, "demand": demand, "runs": runs }))
     }
 
     /// Runs on four layers, whose factored matrices can be split evenly between two workers.

@@ -1,0 +1,519 @@
+//! How much memory a job holds at its peak: every large allocation, counted from the model's dimensions and the settings
+//! before anything runs.
+//!
+//! A job is a row of [`Stage`]s, one after another. A stage holds some things once and others once per worker, so its peak is
+//! shared + workers · per worker, and the job's peak is the largest over its stages. Everything is an upper bound: an expert
+//! may see every token, and a rank may be as large as the short side. Symbols: N tokens, H hidden size, F intermediate size,
+//! E experts, L layers, V vocabulary; S = 8·H² is one second moment.
+//!
+//! What is not counted by name, the program itself and the buffers of its products, is in [`PROCESS_BYTES`] and
+//! [`WORKER_BYTES`]. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
+
+use crate::propagate::TOKENS_TOGETHER;
+use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
+use lowrank_calibrate::{CalibrationSettings, Reach};
+use lowrank_compute::blocks::BLOCK_ROWS;
+use lowrank_forward::moe::BATCH_TOKENS;
+use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection};
+
+/// The program, its stacks, documents and headers, and what the allocator keeps for later.
+const PROCESS_BYTES: u64 = 96 << 20;
+/// Stack, packed tiles of products, and blocks on their way to or from the disk, of one worker.
+const WORKER_BYTES: u64 = 48 << 20;
+/// Columns of a moment that one task sums.
+const STRIP: u128 = 256;
+/// Up to this short side the factorisation computes in f64 throughout.
+const SHORT_SIDE_F64: usize = 1024;
+
+/// Something that is held for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// In words.
+    pub what: &'static str,
+    /// Exact; saturates where no machine has that much.
+    pub bytes: u64,
+}
+
+/// Part of a job, with what is held at its peak.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// In words.
+    pub name: &'static str,
+    /// Once.
+    pub shared: Vec<Holding>,
+    /// Once per worker.
+    pub per_worker: Vec<Holding>,
+}
+
+impl Stage {
+    fn new(name: &'static str, shared: &[(&'static str, u128)], per_worker: &[(&'static str, u128)]) -> Self {
+        let holding = |&(what, bytes): &(&'static str, u128)| Holding {
+            what,
+            bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+        };
+        let holdings = |list: &[(&'static str, u128)]| list.iter().map(holding).collect::<Vec<_>>();
+        let mut stage = Self { name, shared: holdings(shared), per_worker: holdings(per_worker) };
+        stage.shared.push(Holding { what: "the program", bytes: PROCESS_BYTES });
+        stage.per_worker.push(Holding { what: "stack and buffers", bytes: WORKER_BYTES });
+        stage
+    }
+
+    /// With so many workers.
+    pub fn bytes(&self, workers: usize) -> u64 {
+        let sum =
+            |holdings: &[Holding]| holdings.iter().fold(0, |sum: u64, one| sum.saturating_add(one.bytes));
+        sum(&self.shared).saturating_add(sum(&self.per_worker).saturating_mul(workers as u64))
+    }
+}
+
+/// All stages of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demand {
+    stages: Vec<Stage>,
+}
+
+impl Demand {
+    /// Of choosing ranks: spectra, and with a text second moments and sensitivities before. `dtype` is that of the stored
+    /// weights.
+    pub fn plan(config: &ModelConfig, dtype: Dtype, calibration: Option<&CalibrationSettings>) -> Self {
+        let model = Model::new(config, dtype);
+        let mut stages = vec![model.data_free()];
+        if let Some(settings) = calibration {
+            stages.extend(model.collect(settings));
+            stages.extend(model.sensitivities(settings));
+        }
+        Self { stages }
+    }
+
+    /// Of a compression: the same, and the factors. `dtype` is that of the stored weights or of the factors, the wider one.
+    pub fn compress(config: &ModelConfig, dtype: Dtype, calibration: Option<&CalibrationSettings>) -> Self {
+        let Self { mut stages } = Self::plan(config, dtype, calibration);
+        stages.extend(calibration.into_iter().flat_map(|settings| Model::new(config, dtype).fit(settings)));
+        Self { stages }
+    }
+
+    /// Of multiplying factors back.
+    pub fn densify(config: &ModelConfig, dtype: Dtype) -> Self {
+        Self { stages: vec![Model::new(config, dtype).densify()] }
+    }
+
+    /// Of several jobs, one after another.
+    pub fn of_each(jobs: impl IntoIterator<Item = Self>) -> Self {
+        Self { stages: jobs.into_iter().flat_map(|job| job.stages).collect() }
+    }
+
+    /// The stage that holds most with so many workers.
+    pub fn peak(&self, workers: usize) -> &Stage {
+        self.stages.iter().max_by_key(|stage| stage.bytes(workers)).expect("every job has a stage")
+    }
+
+    /// Most workers up to `wanted` that fit; 0 if not even one does.
+    pub fn workers(&self, wanted: usize, memory_bytes: u64) -> usize {
+        let fits = |&workers: &usize| self.peak(workers).bytes(workers) <= memory_bytes;
+        (1..=wanted).take_while(fits).last().unwrap_or(0)
+    }
+}
+
+/// Products of the dimensions of a checked config: in u128 none wraps around.
+fn product(of: &[u128]) -> u128 {
+    of.iter().product()
+}
+
+/// Dimensions, as bytes are counted from them.
+struct Model<'a> {
+    config: &'a ModelConfig,
+    /// Bytes of a stored weight.
+    e: u128,
+    /// H
+    h: u128,
+    /// F
+    f: u128,
+    experts: u128,
+    layers: u128,
+}
+
+const F32: u128 = 4;
+const F64: u128 = 8;
+
+impl<'a> Model<'a> {
+    fn new(config: &'a ModelConfig, dtype: Dtype) -> Self {
+        Self {
+            config,
+            e: dtype.size_bytes().into(),
+            h: config.hidden_size as u128,
+            f: config.intermediate_size as u128,
+            experts: config.num_local_experts as u128,
+            layers: config.num_hidden_layers as u128,
+        }
+    }
+
+    fn shape(&self) -> MatrixShape {
+        self.config.matrix_shape(Projection::W1)
+    }
+
+    /// An expert matrix as it is stored.
+    fn stored(&self) -> u128 {
+        product(&[self.h, self.f, self.e])
+    }
+
+    /// The same in f32.
+    fn wide(&self) -> u128 {
+        product(&[self.h, self.f, F32])
+    }
+
+    /// S
+    fn moment(&self) -> u128 {
+        product(&[self.h, self.h, F64])
+    }
+
+    /// So many moments, in quarters.
+    fn quarters(&self, count: u128) -> u128 {
+        product(&[self.moment(), count]) / 4
+    }
+
+    /// Hidden states of so many tokens.
+    fn states(&self, tokens: usize) -> u128 {
+        product(&[tokens as u128, self.h, F32])
+    }
+
+    /// Singular values of all matrices.
+    fn spectra(&self) -> u128 {
+        product(&[3, self.layers, self.experts, self.shape().short_side() as u128, F64])
+    }
+
+    /// u and v in f32, of the largest rank.
+    fn factors(&self) -> u128 {
+        let short = self.shape().short_side() as u128;
+        product(&[self.h + self.f, short, F32])
+    }
+
+    /// Of the blocks that a matrix is widened in: a block, and its image.
+    fn blocks(&self) -> u128 {
+        product(&[2, BLOCK_ROWS as u128, self.h.max(self.shape().short_side() as u128), F64])
+    }
+
+    /// An expert that runs: its matrices in f32, one of them still as it is stored.
+    fn expert(&self) -> (&'static str, u128) {
+        ("matrices of one expert", 3 * self.wide() + self.stored())
+    }
+
+    /// What flows through it: x, gate, up, activations, y of one batch.
+    fn activations(&self, tokens: usize) -> (&'static str, u128) {
+        let per_token = 2 * self.h + 3 * self.f;
+        ("activations of one expert", product(&[BATCH_TOKENS.min(tokens) as u128, per_token, F32]))
+    }
+
+    /// Router logits, and the chosen experts with their weights.
+    fn routing(&self, tokens: usize) -> (&'static str, u128) {
+        let per_token = self.experts * F32 + self.config.num_experts_per_tok as u128 * (8 + F32);
+        ("routing", product(&[tokens as u128, per_token]))
+    }
+
+    /// Attention of one layer, as stored and in f32.
+    fn attention(&self) -> (&'static str, u128) {
+        let queries = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
+        let keys = product(&[self.config.num_key_value_heads as u128, self.config.head_dim as u128]);
+        let weights = product(&[2, self.h, queries + keys]);
+        ("matrices of the attention", weights * (self.e + F32))
+    }
+
+    /// One window in the attention: x and the output, queries, heads and their mixture, keys and values, scores. A worker
+    /// that waits for another may begin a second one.
+    fn window(&self, window: usize) -> (&'static str, u128) {
+        let heads = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
+        let keys = product(&[self.config.num_key_value_heads as u128, self.config.head_dim as u128]);
+        let per_token = self.h + 3 * heads + 2 * keys + 128;
+        ("windows in the attention", product(&[2, window as u128, per_token, F32]))
+    }
+
+    /// Sums of one expert that are taken at once: rows times their weights, and each worker's strip.
+    fn summing(&self, tokens: usize) -> [(&'static str, u128); 2] {
+        let rows = product(&[BATCH_TOKENS.min(tokens) as u128, self.h, F64]);
+        let strip = product(&[STRIP, self.h + BATCH_TOKENS.min(tokens) as u128, F64]);
+        [("weighted activations", 2 * rows), ("strips of a moment", rows + strip)]
+    }
+
+    /// By the weights alone: spectrum or factors of one matrix, in f64.
+    fn data_free(&self) -> Stage {
+        let short = self.shape().short_side() as u128;
+        let gram = product(&[short, short, F64]);
+        // The reduced matrix, eigenvectors, and two more for the iteration that finds them.
+        let eigen = 5 * gram;
+        // The factors, and twice more in f64 to measure their error or to hold the stored form against them.
+        let stored = product(&[4, self.factors()]) + 3 * gram;
+        Stage::new(
+            "spectra and factors by the weights alone",
+            &[("singular values", self.spectra())],
+            &[
+                ("stored matrix and factors", 2 * self.stored()),
+                ("decomposition", eigen.max(stored)),
+                ("blocks of a matrix", self.blocks()),
+            ],
+        )
+    }
+
+    /// The pass that sums second moments.
+    fn collect(&self, settings: &CalibrationSettings) -> [Stage; 4] {
+        let tokens = settings.tokens;
+        let states = self.states(tokens);
+        let embedding = product(&[self.config.vocab_size as u128, self.h, self.e]);
+        let hidden = ("hidden states", states);
+        let block = ("inputs and outputs of the MoE block", 2 * states);
+        let [rows, strips] = self.summing(tokens);
+        [
+            Stage::new("calibration: embedding", &[hidden, ("embedding", embedding)], &[]),
+            self.attend("calibration: attention", states, settings),
+            Stage::new(
+                "calibration: second moments",
+                &[
+                    hidden,
+                    block,
+                    self.routing(tokens),
+                    self.expert(),
+                    self.activations(tokens),
+                    ("second moments of one expert", 2 * self.moment()),
+                    rows,
+                ],
+                &[strips],
+            ),
+            Stage::new(
+                "calibration: second moments on their way to the cache",
+                &[
+                    hidden,
+                    block,
+                    self.routing(tokens),
+                    self.activations(tokens),
+                    ("second moments of one expert", 2 * self.moment()),
+                    ("the same packed, in three copies", self.quarters(3)),
+                ],
+                &[],
+            ),
+        ]
+    }
+
+    fn attend(&self, name: &'static str, states: u128, settings: &CalibrationSettings) -> Stage {
+        Stage::new(
+            name,
+            &[("hidden states", states), self.attention(), ("singular values", self.spectra())],
+            &[self.window(settings.window)],
+        )
+    }
+
+    /// Spectra in the calibrated norm, and what their errors do to the logits.
+    fn sensitivities(&self, settings: &CalibrationSettings) -> [Stage; 5] {
+        let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.tokens);
+        let tokens = wanted.div_ceil(settings.window) * settings.window;
+        let one = self.states(tokens);
+        let states = product(&[1 + 3 * self.layers, one]);
+        let shared = |more: &[(&'static str, u128)]| {
+            let mut shared = vec![
+                ("hidden states, one and three for each layer", states),
+                ("singular values", self.spectra()),
+            ];
+            shared.extend_from_slice(more);
+            shared
+        };
+        let rank = rank_reference(self.shape()) as u128;
+        let halved = ("factors of a matrix at half its size", product(&[self.h + self.f, rank, F32]));
+        let block = ("inputs and outputs of the MoE block", 2 * one);
+        let together = (WALKING_BYTES as u128).max(2 * one).min(2 * states);
+        let head = product(&[self.config.vocab_size as u128, self.h, self.e + F32]);
+        let logits = product(&[2, self.config.vocab_size as u128, settings.window as u128, F32]);
+        [
+            self.attend("sensitivities: attention", states, settings),
+            Stage::new(
+                "sensitivities: spectra",
+                &shared(&[block, self.routing(tokens), self.activations(tokens)]),
+                &[
+                    halved,
+                    ("stored matrix", self.stored()),
+                    // Of the store and of the metric, its root and the inverse of that, and the eigenvectors in four parts.
+                    ("second moments and decomposition", self.quarters(4 * 8)),
+                    ("blocks of a matrix", self.blocks()),
+                ],
+            ),
+            Stage::new(
+                "sensitivities: one projection at half its size",
+                &shared(&[block, self.routing(tokens), self.expert(), self.activations(tokens)]),
+                &[halved],
+            ),
+            Stage::new(
+                "sensitivities: states through a layer",
+                &shared(&[
+                    ("inputs and outputs of the MoE block, several at once", together),
+                    self.expert(),
+                    self.activations(tokens),
+                ]),
+                &[],
+            ),
+            Stage::new("sensitivities: logits", &shared(&[("output matrix", head), ("logits", logits)]), &[]),
+        ]
+    }
+
+    /// Factors, fitted layer by layer to what the factors before them give, if that is wanted.
+    fn fit(&self, settings: &CalibrationSettings) -> Vec<Stage> {
+        let tokens = settings.tokens;
+        let states = self.states(tokens);
+        let (streams, made) = match settings.propagation.reach {
+            Reach::None => return vec![self.factor(&[])],
+            Reach::Experts => (1, 0),
+            Reach::Layers => (2, product(&[3, self.experts, self.stored()])),
+        };
+        let hidden = ("hidden states of the original and the compressed model", streams * states);
+        let output = ("outputs of the original's MoE block", states);
+        let made = ("factors of one layer", made);
+        let spectra = ("singular values", self.spectra());
+        let routing = ("routing of both", 4 * self.routing(tokens).1);
+        let layer = [hidden, output, made, spectra, routing];
+        let with = |more: &[(&'static str, u128)]| [layer.as_slice(), more].concat();
+        let together = ("inputs and outputs of some tokens", 4 * self.states(TOKENS_TOGETHER.min(tokens)));
+        let as_stored = ("matrices of one expert as stored", 3 * self.stored());
+        let pair = ("second moments of one expert", 2 * self.moment());
+        let fits = ("second moments, maps and roots of an expert", self.quarters(4 * 4));
+        let [rows, strips] = self.summing(tokens);
+        let run = [together, as_stored, self.expert(), self.activations(tokens), pair, rows];
+        let moe = ("inputs and outputs of the MoE block", 2 * states);
+        let mut outputs = run.to_vec();
+        outputs.push(("outputs of one expert", states));
+        vec![
+            self.attend("fit: attention", streams * states, settings),
+            Stage::new("fit: routing", &with(&[("inputs of the MoE block", states)]), &[]),
+            Stage::new("fit: inputs of the experts", &with(&run), &[fits, strips]),
+            Stage::new("fit: outputs of the experts", &with(&outputs), &[fits, strips]),
+            Stage::new(
+                "fit: maps",
+                // With the two of the sums: what is wanted, what is blended in, the root in three parts, and products.
+                &with(&[("second moments of one expert and its map", self.quarters(4 * 10)), as_stored]),
+                &[fits, ("blocks of a matrix", self.blocks())],
+            ),
+            self.factor(&layer),
+            Stage::new(
+                "fit: the compressed model's layer",
+                &[hidden, moe, made, spectra, routing, as_stored, self.expert(), self.activations(tokens)],
+                &[],
+            ),
+        ]
+    }
+
+    /// Factors of one matrix in a calibrated norm, with what they are measured and stored by.
+    fn factor(&self, shared: &[(&'static str, u128)]) -> Stage {
+        let (wide, factors) = (self.wide(), self.factors());
+        let steps = if self.shape().short_side() > SHORT_SIDE_F64 {
+            [
+                // The blended moment, the reduced matrix, eigenvectors and an orthonormal basis of them.
+                self.quarters(4 * 6),
+                // Factors in f32 twice, the map and Gram matrix of what they miss.
+                2 * wide + self.quarters(4 * 4),
+                // Without a map in f32 and f64; pivoted, as they are and as they are stored.
+                3 * wide + self.quarters(10),
+            ]
+        } else {
+            [self.quarters(4 * 6), 3 * wide + self.quarters(22), 4 * factors + self.quarters(8)]
+        };
+        Stage::new(
+            "factors in the calibrated norm",
+            shared,
+            &[
+                ("second moments, map and root", self.quarters(4 * 4)),
+                ("stored matrix and factors", 2 * self.stored()),
+                ("decomposition and factors", steps.into_iter().max().expect("three steps")),
+                ("blocks of a matrix", self.blocks()),
+            ],
+        )
+    }
+
+    /// Factors multiplied back: as stored and in f32, the product likewise.
+    fn densify(&self) -> Stage {
+        let matrix = 2 * self.stored() + 2 * self.wide() + self.factors();
+        Stage::new("factors multiplied back", &[], &[("matrix and factors", matrix)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_text::{Passage, TextSource};
+    use serde_json::json;
+
+    fn config(changed: &serde_json::Value) -> ModelConfig {
+        let mut config = json!({
+            "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 32_000, "hidden_size": 4096,
+            "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "num_local_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+            "max_position_embeddings": 32_768, "tie_word_embeddings": false,
+        });
+        config.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
+        ModelConfig::from_hf_json(&config).unwrap()
+    }
+
+    fn calibration() -> CalibrationSettings {
+        CalibrationSettings::on(vec![TextSource::Bundled(Passage::Calibration)])
+    }
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_calibrated_default_counts_tokens_and_moments_and_the_data_free_path_neither() {
+        let mixtral = config(&json!({}));
+        let free = Demand::compress(&mixtral, Dtype::Bf16, None);
+        assert!((GIB..3 * GIB).contains(&free.peak(1).bytes(1)), "{:?}", free.peak(1));
+        let calibrated = Demand::compress(&mixtral, Dtype::Bf16, Some(&calibration()));
+        // Two streams of hidden states and the outputs, 1 GiB each; the factors of one layer, 2.6 GiB.
+        let peak = calibrated.peak(1);
+        assert!((6 * GIB..12 * GIB).contains(&peak.bytes(1)), "{peak:?}");
+        let few = CalibrationSettings { tokens: 2048, sensitivity_tokens: Some(256), ..calibration() };
+        assert!(
+            Demand::compress(&mixtral, Dtype::Bf16, Some(&few)).peak(1).bytes(1) < peak.bytes(1) - 3 * GIB
+        );
+        let plan = Demand::plan(&mixtral, Dtype::Bf16, Some(&calibration()));
+        assert!(plan.peak(1).bytes(1) <= peak.bytes(1));
+    }
+
+    #[test]
+    fn only_sensitivities_and_spectra_grow_with_the_layers() {
+        let of = |layers: u32| {
+            let config = config(&json!({ "num_hidden_layers": layers }));
+            Demand::compress(&config, Dtype::Bf16, Some(&calibration()))
+        };
+        let (few, many) = (of(2), of(64));
+        for (few, many) in few.stages.iter().zip(&many.stages) {
+            let grows = |one: &Holding| {
+                one.what.starts_with("hidden states, one and three") || one.what.contains("at once")
+            };
+            let rest = |stage: &Stage| -> u64 {
+                let kept = stage.shared.iter().filter(|one| !grows(one) && one.what != "singular values");
+                kept.map(|one| one.bytes).sum()
+            };
+            if few.name != "sensitivities: attention" {
+                assert_eq!(rest(few), rest(many), "{}", few.name);
+            }
+            assert_eq!(few.per_worker, many.per_worker, "{}", few.name);
+        }
+    }
+
+    #[test]
+    fn as_many_workers_run_as_fit_and_one_that_does_not_fit_none() {
+        let demand = Demand::compress(&config(&json!({})), Dtype::Bf16, Some(&calibration()));
+        for workers in [1, 2, 5] {
+            let needed = demand.peak(workers).bytes(workers);
+            assert_eq!(demand.workers(8, needed), workers);
+            assert_eq!(demand.workers(8, needed - 1), workers - 1);
+            assert_eq!(demand.workers(workers, u64::MAX), workers);
+        }
+        assert_eq!(
+            Demand::of_each([demand.clone(), demand.clone()]).peak(3).bytes(3),
+            demand.peak(3).bytes(3)
+        );
+    }
+
+    #[test]
+    fn the_largest_dimensions_of_a_config_do_not_wrap_around() {
+        let most = 1_u64 << 20;
+        let huge = config(&json!({ "hidden_size": most, "intermediate_size": most, "head_dim": 128 }));
+        let settings = CalibrationSettings { tokens: usize::MAX, ..calibration() };
+        let demand = Demand::compress(&huge, Dtype::F32, Some(&settings));
+        assert_eq!(demand.workers(1, u64::MAX - 1), 0, "tokens beyond every machine");
+        let demand = Demand::compress(&huge, Dtype::F32, Some(&calibration()));
+        assert_eq!(demand.workers(1, 1 << 40), 0);
+    }
+}
