@@ -1,6 +1,7 @@
 //! Tables and numbers for people.
 
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::DecimalBytes;
 
 /// A table with a header; every column but the first is aligned to the right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
@@ -15,13 +16,7 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
 
 /// 93405585408 → `93.41 GB`.
 pub(crate) fn human_bytes(bytes: u64) -> String {
-    for (power, unit) in [(12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")] {
-        let size = 10_f64.powi(power);
-        if bytes as f64 >= size {
-            return format!("{:.2} {unit}", bytes as f64 / size);
-        }
-    }
-    format!("{bytes} B")
+    DecimalBytes(bytes).to_string()
 }
 
 /// 0.2222 → `22.22 %`.
@@ -36,6 +31,7 @@ mod tests {
     #[test]
     fn sizes_are_decimal() {
         assert_eq!(human_bytes(93_405_585_408), "93.41 GB");
-        assert_eq!(human_bytes(17), "17 B");
+        assert_eq!(human_bytes(1_000), "1.00 kB");
+        assert_eq!(human_bytes(999), "999 B");
     }
 }
