@@ -276,7 +276,8 @@ fn a_plan_for_other_storage_is_refused() {
         ["plan", "--model", model.to_str().unwrap(), "--budget", "20%", "--plan-out", plan, "--quiet"];
     run(brief(&words)).ok();
     let words = ["--plan", plan, "--layout", "uv", "--quiet"];
-    compress(&model, &folder.path().join("out"), &words).refused(2, &["--layout uv", "pivoted"]);
+    compress(&model, &folder.path().join("out"), &words)
+        .refused(2, &["stored as pivoted", "as uv", "--layout"]);
 }
 
 #[test]

@@ -194,14 +194,15 @@ fn linear_algebra_on_a_device_that_is_not_there() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
     // This folder has no CUDA libraries, and the tool looks nowhere else, so this also fails on a machine with a GPU.
-    let run = |command: &str| {
+    let run = |command: &str, flag: &str| {
         let mut tool = tool();
-        tool.args([command, "--budget", "20%", "--algebra", "cuda", "--model"]).arg(tiny_mixtral());
+        tool.args([command, "--budget", "20%", flag, "cuda", "--model"]).arg(tiny_mixtral());
         tool.arg("--out").arg(&out).env("LOWRANK_CUDA_LIBS", folder.path());
         outcome(&mut tool)
     };
     for command in ["compress", "plan"] {
-        run(command).refused(2, &["--algebra cuda", "no CUDA here", "--algebra cpu"]);
+        run(command, "--algebra").refused(2, &["no CUDA here", "--algebra cuda", "--algebra cpu"]);
+        run(command, "--device").refused(2, &["no CUDA here", "--device cpu"]);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

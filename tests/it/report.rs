@@ -72,7 +72,7 @@ fn a_page_of_what_is_no_checkpoint_or_of_anothers_verdict_is_refused() {
     .ok();
     let verdict = folder.path().join("a.verification.json");
     run(["report".as_ref(), b.as_os_str(), "--verification".as_ref(), verdict.as_os_str()])
-        .refused(5, &["a.verification.json", "another checkpoint", "verify again"]);
+        .refused(14, &["a.verification.json", "another checkpoint", "verify again"]);
 }
 
 #[test]

@@ -245,9 +245,9 @@ fn a_bad_config_is_one_line_with_file_line_and_key() {
         (
             "[grid]\nbudget = [\"10%\"]\nkeep-dense = [[], [\"layers\\\\.9\"]]",
             4,
-            "--keep-dense `layers\\.9` matches no",
+            "keep-dense `layers\\.9` matches no",
         ),
-        ("budget = \"10%\"\nfix-rank = \"w4=3\"\n[grid]\nlayout = [\"uv\"]", 3, "--fix-rank `w4` matches no"),
+        ("budget = \"10%\"\nfix-rank = \"w4=3\"\n[grid]\nlayout = [\"uv\"]", 3, "fix-rank `w4` matches no"),
         (
             "budget = \"10%\"\n[grid]\nlayout = [\"pivoted\", \"uv\"]\nfix-rank = [\n[\"w1=64\"],\n[\"w1=100\"]]",
             7,
@@ -256,7 +256,7 @@ fn a_bad_config_is_one_line_with_file_line_and_key() {
         (
             "budget = \"10%\"\nkeep-dense = [\"w1\"]\n[grid]\nfix-rank = [\"w=3\"]",
             3,
-            "--fix-rank gives it a rank",
+            "fix-rank gives it a rank",
         ),
         ("[grid]\nbudget = []", 3, "`budget` in [grid]"),
         ("[grid]\nbudget = \"10%\"", 3, "`budget` in [grid]"),

@@ -1,12 +1,13 @@
 //! Why a cache does not serve.
 
+use lowrank_model::ErrorKind;
 use std::path::PathBuf;
 
 /// A cache that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// The file system.
-    #[error("{}: cannot {action} this file of the cache: {source}; --cache names another place, --cache none does without", path.display())]
+    #[error("{}: cannot {action} this file of the cache", path.display())]
     Io {
         /// Which file.
         path: PathBuf,
@@ -21,4 +22,14 @@ pub enum CacheError {
         /// Which file.
         path: PathBuf,
     },
+}
+
+impl CacheError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::InputOutput),
+            Self::Damaged { .. } => ErrorKind::InputOutput,
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use lowrank_cache::CacheError;
 use lowrank_forward::ForwardError;
-use lowrank_model::MatrixId;
+use lowrank_model::{ErrorKind, MatrixId};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
 use lowrank_text::TextError;
@@ -14,7 +14,7 @@ pub enum CalibrateError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The text.
-    #[error("calibration text: {0}")]
+    #[error("calibration text")]
     Text(#[from] TextError),
     /// The pass.
     #[error(transparent)]
@@ -23,7 +23,7 @@ pub enum CalibrateError {
     #[error(transparent)]
     Cache(#[from] CacheError),
     /// One matrix' decomposition.
-    #[error("{name}: {source}")]
+    #[error("{name}")]
     Svd {
         /// Which matrix.
         name: MatrixId,
@@ -31,9 +31,7 @@ pub enum CalibrateError {
         source: SvdError,
     },
     /// What flows through an expert is not finite.
-    #[error(
-        "layer {layer}, expert {expert}: NaN or infinite activations on the calibration text; --calibrate none does without"
-    )]
+    #[error("layer {layer}, expert {expert}: the calibration text gives NaN or infinite activations")]
     NotFinite {
         /// Decoder layer.
         layer: usize,
@@ -41,14 +39,14 @@ pub enum CalibrateError {
         expert: usize,
     },
     /// The logits are not finite, so nothing can be said about sensitivities.
-    #[error("the logits are NaN or infinite on the calibration text{}; --calibrate none does without", .spoilt.map_or(String::new(), |(layer, projection)| format!(" with {} of layer {layer} at half size", projection.as_str())))]
+    #[error("the logits are NaN or infinite on the calibration text{}", .spoilt.map_or(String::new(), |(layer, projection)| format!(" with {} of layer {layer} at half size", projection.as_str())))]
     LogitsNotFinite {
         /// Of the model itself, or with one (layer, projection) approximated.
         spoilt: Option<(usize, lowrank_model::Projection)>,
     },
     /// Moments that should be in the cache are not.
     #[error(
-        "layer {layer}, expert {expert}: its moments went from the cache while they were needed; run again"
+        "layer {layer}, expert {expert}: its moments disappeared from the cache; run the same command again"
     )]
     Absent {
         /// Decoder layer.
@@ -59,4 +57,20 @@ pub enum CalibrateError {
     /// Asked to stop.
     #[error("stopped")]
     Stopped,
+}
+
+impl CalibrateError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read(error) => error.kind(),
+            Self::Text(error) => error.kind(),
+            Self::Forward(error) => error.kind(),
+            Self::Cache(error) => error.kind(),
+            Self::Svd { source, .. } => source.kind(),
+            Self::NotFinite { .. } | Self::LogitsNotFinite { .. } => ErrorKind::BadNumbers,
+            Self::Absent { .. } => ErrorKind::InputOutput,
+            Self::Stopped => ErrorKind::Interrupted,
+        }
+    }
 }

@@ -1,288 +1,187 @@
-//! Which failure ends with which exit code: the one table, in prose in `docs/exit-codes.md`.
+//! How a command fails: with a kind, its exit code, and one line that says what, where and what to do. The table of kinds is
+//! in `docs/exit-codes.md`.
 
 use lowrank_cache::CacheError;
 use lowrank_calibrate::CalibrateError;
 use lowrank_forward::ForwardError;
-use lowrank_model::budget::BudgetError;
-use lowrank_model::config::ConfigError;
+use lowrank_model::{ErrorKind, failure};
 use lowrank_pipeline::PipelineError;
 use lowrank_reader::ReadError;
 use lowrank_report::ReportError;
-use lowrank_svd::SvdError;
-use lowrank_svd::allocate::AllocateError;
 use lowrank_sweep::SweepError;
 use lowrank_verify::VerifyError;
 use lowrank_writer::WriteError;
+use std::fmt;
+use std::path::Path;
 use std::process::ExitCode;
 
-/// Kinds of failure; the number is the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Failure {
-    Unexpected = 1,
-    Usage = 2,
-    NoModel = 3,
-    Unsupported = 4,
-    BrokenCheckpoint = 5,
-    BadNumbers = 6,
-    BudgetImpossible = 7,
-    Output = 8,
-    NoRoom = 9,
-    InputOutput = 10,
-    VerificationMissed = 11,
-    NotReproduced = 12,
-    PointsFailed = 13,
-    Interrupted = 130,
-    Terminated = 143,
+/// What a command returns.
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Why a command failed. Its text is the line that is printed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line itself found it.
+    Own { kind: ErrorKind, line: String },
+    /// A checkpoint cannot be read.
+    Read(ReadError),
+    /// A job failed.
+    Pipeline(PipelineError),
+    /// There is no verdict.
+    Verify(VerifyError),
+    /// There is no page.
+    Report(ReportError),
+    /// The folder of a sweep cannot be used.
+    Sweep(SweepError),
 }
 
-/// A flag, a config key or a file named by one cannot be.
-#[derive(Debug)]
-pub(crate) struct Usage(String);
-
-/// A small file that a command writes could not be written.
-#[derive(Debug)]
-pub(crate) struct Output(String);
-
-/// The verdict was no.
-#[derive(Debug)]
-pub(crate) struct VerificationMissed(pub(crate) String);
-
-/// A second run gave other bytes.
-#[derive(Debug)]
-pub(crate) struct NotReproduced(pub(crate) String);
-
-/// Some points of a sweep failed; the others are done.
-#[derive(Debug)]
-pub(crate) struct PointsFailed(pub(crate) String);
-
-macro_rules! message_error {
-    ($($name:ident),*) => {$(
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(&self.0)
+macro_rules! from {
+    ($($variant:ident($error:ty)),*) => {$(
+        impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
             }
         }
-        impl std::error::Error for $name {}
     )*};
 }
-message_error!(Usage, Output, VerificationMissed, NotReproduced, PointsFailed);
+from!(Read(ReadError), Pipeline(PipelineError), Verify(VerifyError), Report(ReportError), Sweep(SweepError));
 
-impl Usage {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+/// A flag, a config key, or a file that one names cannot be used.
+pub(crate) fn usage(line: impl Into<String>) -> Failure {
+    Failure::new(ErrorKind::Usage, line)
+}
+
+/// A file that a command leaves could not be written: `what` ends the message.
+pub(crate) fn unwritten(path: &Path, what: &str, error: &std::io::Error) -> Failure {
+    let kind = ErrorKind::of_io(error, ErrorKind::Output);
+    Failure::new(kind, format!("{}: {what}: {error}", path.display()))
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, line: impl Into<String>) -> Self {
+        Self::Own { kind, line: line.into() }
+    }
+
+    /// Something that cannot fail did.
+    pub(crate) fn bug(error: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Bug, error.to_string())
+    }
+
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Own { kind, .. } => *kind,
+            Self::Read(error) => error.kind(),
+            Self::Pipeline(error) => error.kind(),
+            Self::Verify(error) => error.kind(),
+            Self::Report(error) => error.kind(),
+            Self::Sweep(error) => error.kind(),
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        exit_code(self.kind()).into()
     }
 }
 
-impl Output {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = match self {
+            Self::Own { line, .. } => line.clone(),
+            Self::Read(error) => failure::chain(error),
+            Self::Pipeline(error) => failure::chain(error),
+            Self::Verify(error) => failure::chain(error),
+            Self::Report(error) => failure::chain(error),
+            Self::Sweep(error) => failure::chain(error),
+        };
+        f.write_str(&printable(&line))?;
+        remedy(self).map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
     }
 }
 
-/// The whole chain in one line.
-pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    let text = error.chain().next().map(ToString::to_string).unwrap_or_default();
-    // Messages of the library crates hold their causes already; only `context` adds a link of its own.
-    let text = match error.downcast_ref::<Output>() {
-        Some(output) if output.0 != text => format!("{text}: {output}"),
-        _ => text,
-    };
+/// One line. Names of files may hold anything; a terminal must not obey them.
+fn printable(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    // Names of files may hold anything; a terminal must not obey them.
     line.chars().map(|c| if c.is_control() { c.escape_debug().to_string() } else { c.into() }).collect()
 }
 
-/// The exit code of a failure.
-pub(crate) fn code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(failure(error) as u8)
-}
-
-fn failure(error: &anyhow::Error) -> Failure {
-    if error.is::<Usage>() {
-        Failure::Usage
-    } else if error.is::<Output>() {
-        Failure::Output
-    } else if error.is::<VerificationMissed>() {
-        Failure::VerificationMissed
-    } else if error.is::<NotReproduced>() {
-        Failure::NotReproduced
-    } else if error.is::<PointsFailed>() {
-        Failure::PointsFailed
-    } else if let Some(error) = error.downcast_ref::<SweepError>() {
-        of_sweep(error)
-    } else if let Some(error) = error.downcast_ref::<PipelineError>() {
-        of_pipeline(error)
-    } else if let Some(error) = error.downcast_ref::<ReadError>() {
-        of_read(error)
-    } else if let Some(error) = error.downcast_ref::<ReportError>() {
-        of_report(error)
-    } else if let Some(error) = error.downcast_ref::<VerifyError>() {
-        of_verify(error)
-    } else {
-        Failure::Unexpected
+/// These numbers are public and stay: a new kind takes a new one.
+const fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Bug => 1,
+        ErrorKind::Usage => 2,
+        ErrorKind::NoModel => 3,
+        ErrorKind::Unsupported => 4,
+        ErrorKind::BrokenCheckpoint => 5,
+        ErrorKind::BadNumbers => 6,
+        ErrorKind::BudgetImpossible => 7,
+        ErrorKind::Output => 8,
+        ErrorKind::NoRoom => 9,
+        ErrorKind::InputOutput => 10,
+        ErrorKind::VerificationMissed => 11,
+        ErrorKind::NotReproduced => 12,
+        ErrorKind::PointsFailed => 13,
+        ErrorKind::BrokenRecord => 14,
+        ErrorKind::DeviceFailed => 15,
+        ErrorKind::Interrupted => 130,
+        ErrorKind::Terminated => 143,
     }
 }
 
-fn of_sweep(error: &SweepError) -> Failure {
+/// What to do about a failure, where that is a matter of flags: the libraries know none.
+fn remedy(failure: &Failure) -> Option<&'static str> {
+    match failure {
+        Failure::Pipeline(error) => of_pipeline(error),
+        Failure::Verify(VerifyError::Forward(error)) => of_forward(error),
+        Failure::Sweep(error) | Failure::Report(ReportError::Sweep(error)) => match error {
+            SweepError::OtherSweep { .. } => Some("choose another --out, or remove the folder"),
+            _ => None,
+        },
+        Failure::Own { .. } | Failure::Read(_) | Failure::Verify(_) | Failure::Report(_) => None,
+    }
+}
+
+fn of_pipeline(error: &PipelineError) -> Option<&'static str> {
+    use PipelineError as E;
     match error {
-        SweepError::Io { source, .. } => of_io(source),
-        SweepError::Broken { .. } | SweepError::OtherSweep { .. } | SweepError::Busy { .. } => {
-            Failure::Output
+        E::Write(error) => of_write(error),
+        E::Calibrate(CalibrateError::Forward(error)) => of_forward(error),
+        E::Calibrate(CalibrateError::Cache(CacheError::Io { .. })) => {
+            Some("--cache DIR uses another place, --cache none uses no cache")
         }
-    }
-}
-
-fn of_report(error: &ReportError) -> Failure {
-    match error {
-        ReportError::NotACheckpoint { .. } => Failure::NoModel,
-        ReportError::Document { .. } | ReportError::OtherCheckpoint { .. } => Failure::BrokenCheckpoint,
-        ReportError::Sweep(error) => of_sweep(error),
-        ReportError::Read { .. } => Failure::InputOutput,
-        ReportError::Write { .. } => Failure::Output,
-    }
-}
-
-fn of_verify(error: &VerifyError) -> Failure {
-    match error {
-        VerifyError::Read(error) => of_read(error),
-        VerifyError::Forward(error) => of_forward(error),
-        VerifyError::NoFolder { .. } => Failure::NoModel,
-        VerifyError::Text(_) => Failure::Usage,
-    }
-}
-
-fn of_svd(error: &SvdError) -> Failure {
-    match error {
-        SvdError::NotFinite { .. } | SvdError::Overflow { .. } | SvdError::Negative { .. } => {
-            Failure::BadNumbers
+        E::Calibrate(CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. }) => {
+            Some("--calibrate none goes by the weights alone")
         }
-        SvdError::Rank { .. } | SvdError::Blend { .. } => Failure::Usage,
-        SvdError::NotAMatrix { .. }
-        | SvdError::OtherSpectrum { .. }
-        | SvdError::MetricShape { .. }
-        | SvdError::MetricNotFinite { .. }
-        | SvdError::RowWeights { .. }
-        | SvdError::RowWeight { .. }
-        | SvdError::Compute(_) => Failure::Unexpected,
+        E::NoDevice(_) => Some("--algebra cuda needs a device, --algebra cpu does not"),
+        E::NothingToMeasureOn => Some("drop --calibrate none or --sensitivity measured"),
+        E::PlanStorage { .. } => Some("drop --layout, or make a new plan"),
+        E::PlanDtype { .. } => Some("give the --dtype that the plan was made with, or make a new plan"),
+        E::OtherTexts { .. } => Some("--calibrate names the texts that were used"),
+        E::FixedRank { .. } => Some("give --fix-rank a rank in this range"),
+        E::DenseAndFixed { .. } => Some("change --keep-dense or --fix-rank"),
+        E::Overflow { .. } => Some("choose another --dtype"),
+        E::TooLittleMemory { .. } => Some("raise --memory"),
+        E::TooManyWorkers { .. } => Some("lower --workers"),
+        _ => None,
     }
 }
 
-fn of_calibrate(error: &CalibrateError) -> Failure {
+fn of_write(error: &WriteError) -> Option<&'static str> {
     match error {
-        CalibrateError::Read(error) => of_read(error),
-        CalibrateError::Text(_) => Failure::Usage,
-        CalibrateError::Forward(error) => of_forward(error),
-        CalibrateError::Svd { source, .. } => of_svd(source),
-        CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. } => Failure::BadNumbers,
-        CalibrateError::Cache(CacheError::Io { source, .. }) => of_io(source),
-        CalibrateError::Cache(CacheError::Damaged { .. }) | CalibrateError::Absent { .. } => {
-            Failure::InputOutput
+        WriteError::OutExists { .. } => Some("choose another --out, or remove it"),
+        WriteError::Busy { .. } => Some("wait for it, or choose another --out"),
+        WriteError::OtherJob { .. } => {
+            Some("run the earlier command again to resume it, or pass --restart to discard it")
         }
-        CalibrateError::Stopped => Failure::Unexpected,
+        WriteError::NoSpace { .. } => Some("free some space, or choose another --out"),
+        WriteError::HeaderTooLarge { .. } => Some("lower --max-shard-size"),
+        _ => None,
     }
 }
 
-fn of_forward(error: &ForwardError) -> Failure {
+fn of_forward(error: &ForwardError) -> Option<&'static str> {
     match error {
-        ForwardError::Read(error) => of_read(error),
-        ForwardError::MissingTensor { .. } => Failure::BrokenCheckpoint,
-        ForwardError::Device { .. } => Failure::Unexpected,
-        _ => Failure::Usage,
-    }
-}
-
-fn of_io(error: &std::io::Error) -> Failure {
-    match error.kind() {
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Failure::Output,
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Failure::NoRoom,
-        _ => Failure::InputOutput,
-    }
-}
-
-fn of_pipeline(error: &PipelineError) -> Failure {
-    match error {
-        PipelineError::Read(error) => of_read(error),
-        PipelineError::Write(error) => of_write(error),
-        PipelineError::Svd { source, .. } => of_svd(source),
-        PipelineError::Allocate(error) => of_allocate(error),
-        PipelineError::Budget(BudgetError::Syntax { .. } | BudgetError::Zero) => Failure::Usage,
-        PipelineError::Budget(BudgetError::NothingToDo { .. }) => Failure::BudgetImpossible,
-        PipelineError::Calibrate(error) => of_calibrate(error),
-        PipelineError::Plan(_)
-        | PipelineError::NoDevice(_)
-        | PipelineError::NothingToMeasureOn
-        | PipelineError::TooManyWorkers { .. }
-        | PipelineError::PatternMatchesNothing { .. }
-        | PipelineError::FixedRank { .. }
-        | PipelineError::DenseAndFixed { .. }
-        | PipelineError::PlanStorage { .. }
-        | PipelineError::PlanDtype { .. } => Failure::Usage,
-        PipelineError::AlreadyFactored(_) | PipelineError::NotFactored(_) => Failure::Unsupported,
-        PipelineError::Overflow { .. } => Failure::BadNumbers,
-        PipelineError::Interrupted { signal: 15 } => Failure::Terminated,
-        PipelineError::Interrupted { .. } => Failure::Interrupted,
-        PipelineError::Unrepeatable { .. } => Failure::BrokenCheckpoint,
-        PipelineError::TooLittleMemory { .. } | PipelineError::Threads { .. } => Failure::NoRoom,
-    }
-}
-
-fn of_read(error: &ReadError) -> Failure {
-    use ReadError as E;
-    match error {
-        E::NotCached { .. }
-        | E::NoSuchModel { .. }
-        | E::NotAFolder { .. }
-        | E::NoCache { .. }
-        | E::BadRef { .. }
-        | E::NoConfig { .. } => Failure::NoModel,
-        E::Config { source: ConfigError::UnknownFamily(_) | ConfigError::Quantised(_), .. }
-        | E::ForeignFormat { .. }
-        | E::FormatVersion { .. }
-        | E::UnknownStorage { .. }
-        | E::UnknownDtype { .. }
-        | E::WrongDtype { .. }
-        | E::Quantised { .. } => Failure::Unsupported,
-        E::NotFinite { .. } => Failure::BadNumbers,
-        E::Io { .. } | E::TensorIo { .. } | E::Shrank { .. } => Failure::InputOutput,
-        E::IsFactored { .. } | E::UnknownTensor { .. } => Failure::Unexpected,
-        _ => Failure::BrokenCheckpoint,
-    }
-}
-
-fn of_write(error: &WriteError) -> Failure {
-    use WriteError as E;
-    match error {
-        E::OutExists { .. }
-        | E::OutName { .. }
-        | E::NoParent { .. }
-        | E::Busy { .. }
-        | E::StagingName { .. }
-        | E::OtherJob { .. } => Failure::Output,
-        E::NoSpace { .. } => Failure::NoRoom,
-        E::Io { source, .. } => of_io(source),
-        E::ReadBack { .. } => Failure::InputOutput,
-        E::ShardBytesZero | E::HeaderTooLarge { .. } => Failure::Usage,
-        E::Config(_) => Failure::BrokenCheckpoint,
-        E::EmptyLayout
-        | E::TensorName { .. }
-        | E::DuplicateTensor { .. }
-        | E::Overflow { .. }
-        | E::UnknownTensor { .. }
-        | E::Shape { .. }
-        | E::Dtype { .. }
-        | E::Length { .. }
-        | E::WrittenTwice { .. }
-        | E::MissingTensor { .. }
-        | E::Promise { .. }
-        | E::DuplicateFile { .. }
-        | E::FileName { .. } => Failure::Unexpected,
-    }
-}
-
-fn of_allocate(error: &AllocateError) -> Failure {
-    match error {
-        AllocateError::Infeasible { .. } => Failure::BudgetImpossible,
-        _ => Failure::Usage,
+        ForwardError::NoDevice { .. } => Some("use --device cpu, or auto"),
+        ForwardError::Device { .. } => Some("use --device cpu, or fewer tokens if its memory is full"),
+        _ => None,
     }
 }

@@ -2,9 +2,8 @@
 //! those of `--config`; every mistake is named with file and line before anything runs.
 
 use crate::args::JobArgs;
-use crate::exit::Usage;
+use crate::exit::{Failure, Result, usage};
 use crate::job::{self, Job, RANK_SOURCES, line_of};
-use anyhow::Result;
 use lowrank_model::display::abridge;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -112,8 +111,8 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn error(&self, line: usize, what: impl std::fmt::Display) -> anyhow::Error {
-        Usage::new(format!("{}: line {line}: {what}", self.file.display())).into()
+    fn error(&self, line: usize, what: impl std::fmt::Display) -> Failure {
+        usage(format!("{}: line {line}: {what}", self.file.display()))
     }
 
     fn line<T>(&self, spanned: &Spanned<T>) -> usize {
@@ -193,7 +192,7 @@ impl Sweep {
         let text = job::read_config(file)?;
         let source = Source { file, text: &text };
         let parsed = DeTable::parse(&text)
-            .map_err(|error| Usage::new(format!("{}: {}", file.display(), job::one_line(&error, &text))))?;
+            .map_err(|error| usage(format!("{}: {}", file.display(), job::one_line(&error, &text))))?;
         let table = parsed.get_ref();
         let mut base: BTreeMap<String, Stands> = BTreeMap::new();
         let (mut compress, mut keep, mut verify) = (Compress::None, false, VerifyKeys::default());
@@ -222,7 +221,7 @@ impl Sweep {
         }
         if grid.is_none() && singles.is_empty() {
             let what = "no points: say in [grid] or [[point]] in what they differ";
-            return Err(Usage::new(format!("{}: {what}", file.display())).into());
+            return Err(usage(format!("{}: {what}", file.display())));
         }
         let mut own = Vec::new();
         if let Some((axes, line)) = grid {
@@ -258,13 +257,13 @@ impl Sweep {
     }
 
     /// A mistake that shows only with the model, at the line of a point's key.
-    pub(crate) fn error(&self, point: &Point, key: &str, what: impl std::fmt::Display) -> anyhow::Error {
+    pub(crate) fn error(&self, point: &Point, key: &str, what: impl std::fmt::Display) -> Failure {
         let line = point.lines.get(key).or_else(|| self.base_lines.get(key)).unwrap_or(&point.line);
-        Usage::new(format!("{}: line {line}: {what}", self.file.display())).into()
+        usage(format!("{}: line {line}: {what}", self.file.display()))
     }
 
     /// Two points that are one.
-    pub(crate) fn same(&self, first: &Point, again: &Point) -> anyhow::Error {
+    pub(crate) fn same(&self, first: &Point, again: &Point) -> Failure {
         // If they say different things that mean the same: where the second says it.
         let differs = |key: &&String| first.settings.get(*key) != again.settings.get(*key);
         let key = again.lines.keys().find(differs).cloned().unwrap_or_default();

@@ -2,8 +2,7 @@
 
 use crate::args::{Algebra, JobArgs};
 use crate::commands::verify::Device;
-use crate::exit::Usage;
-use anyhow::{Context, Result};
+use crate::exit::{Failure, Result, usage};
 use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 use lowrank_model::display::{abridge, clip};
 use lowrank_model::plan::{Allocation, Sensitivity};
@@ -40,7 +39,7 @@ pub(crate) const RANK_SOURCES: [&str; 5] = ["budget", "target-params", "target-s
 /// The text of a config file.
 pub(crate) fn read_config(path: &Path) -> Result<String> {
     let text = String::from_utf8(read_file(path, CONFIG_BYTES_MAX)?);
-    Ok(text.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
+    text.map_err(|error| usage(format!("{}: {error}", path.display())))
 }
 
 /// Flags, with what they leave open taken from `--config`.
@@ -49,15 +48,15 @@ pub(crate) fn with_config(flags: JobArgs) -> Result<JobArgs> {
     let text = read_config(&path)?;
     // Read once as the struct, for the sake of errors that name line and key.
     let _: JobArgs = toml::from_str(&text)
-        .map_err(|error| Usage::new(format!("{}: {}", path.display(), one_line(&error, &text))))?;
-    let mut merged: toml::Table = toml::from_str(&text).context("read twice")?;
-    let typed = toml::Table::try_from(&flags).context("flags are plain values")?;
+        .map_err(|error| usage(format!("{}: {}", path.display(), one_line(&error, &text))))?;
+    let mut merged: toml::Table = toml::from_str(&text).map_err(Failure::bug)?;
+    let typed = toml::Table::try_from(&flags).map_err(Failure::bug)?;
     if RANK_SOURCES.iter().any(|key| typed.contains_key(*key)) {
         // A flag that says what to remove replaces the file's way of saying it.
         RANK_SOURCES.iter().for_each(|key| drop(merged.remove(*key)));
     }
     merged.extend(typed);
-    let mut args: JobArgs = merged.try_into().context("both halves were read before")?;
+    let mut args: JobArgs = merged.try_into().map_err(Failure::bug)?;
     args.config = Some(path);
     (args.resume, args.restart) = (flags.resume, flags.restart);
     Ok(args)
@@ -80,7 +79,7 @@ pub(crate) fn line_of(text: &str, at: usize) -> usize {
 impl Job {
     /// Checks every value; nothing of the checkpoint is touched yet.
     pub(crate) fn new(args: JobArgs) -> Result<Self> {
-        let model = args.model.clone().ok_or_else(|| Usage::new("--model is missing: which checkpoint?"))?;
+        let model = args.model.clone().ok_or_else(|| usage("--model is missing: which checkpoint?"))?;
         let plan = PlanSettings {
             goal: goal(&args)?,
             rank_multiple: args.rank_multiple,
@@ -111,7 +110,7 @@ impl Job {
             factor_dtype: args.dtype.as_deref().map(dtype).transpose()?,
         };
         if plan.rank_multiple == Some(0) || plan.rank_min == 0 {
-            return Err(Usage::new("--rank-multiple and --min-rank start at 1").into());
+            return Err(usage("--rank-multiple and --min-rank start at 1"));
         }
         let method = match args.method.as_deref() {
             None | Some("auto") => MethodChoice::Auto,
@@ -158,10 +157,9 @@ fn calibration(args: &JobArgs) -> Result<Option<CalibrationSettings>> {
             {
                 Ok(None)
             }
-            _ => Err(Usage::new(
-                "--calibrate none excludes other texts and everything that says how to calibrate",
-            )
-            .into()),
+            _ => {
+                Err(usage("--calibrate none excludes other texts and everything that says how to calibrate"))
+            }
         };
     }
     let usual = CalibrationSettings::on(texts(&args.calibrate));
@@ -192,7 +190,7 @@ fn calibration(args: &JobArgs) -> Result<Option<CalibrationSettings>> {
         return Err(wrong("--propagate-own-share", &given, "a share from 0 to 1"));
     }
     if settings.tokens < 2 || settings.sensitivity_tokens.is_some_and(|tokens| tokens < 2) {
-        return Err(Usage::new("--calibration-tokens and --sensitivity-tokens start at 2").into());
+        return Err(usage("--calibration-tokens and --sensitivity-tokens start at 2"));
     }
     Ok(Some(settings))
 }
@@ -224,7 +222,7 @@ fn flag<T>(
 
 fn goal(args: &JobArgs) -> Result<Goal> {
     let budget = |flag: &str, parsed: Result<Budget, budget::BudgetError>| {
-        parsed.map(Goal::Budget).map_err(|error| Usage::new(format!("{flag}: {error}")).into())
+        parsed.map(Goal::Budget).map_err(|error| usage(format!("{flag}: {error}")))
     };
     match (&args.budget, &args.target_params, &args.target_size, &args.plan, &args.ranks) {
         (Some(text), None, None, None, None) => budget("--budget", Budget::parse_removal(text)),
@@ -232,46 +230,41 @@ fn goal(args: &JobArgs) -> Result<Goal> {
         (None, None, Some(text), None, None) => budget("--target-size", Budget::parse_target_size(text)),
         (None, None, None, Some(path), None) => Ok(Goal::Plan(Box::new(read_plan(path)?))),
         (None, None, None, None, Some(path)) => Ok(Goal::Ranks(read_ranks(path)?)),
-        (None, None, None, None, None) => Err(Usage::new(
+        (None, None, None, None, None) => Err(usage(
             "say what to remove with one of --budget, --target-params, --target-size, --plan, --ranks",
-        )
-        .into()),
-        _ => {
-            Err(Usage::new("--budget, --target-params, --target-size, --plan and --ranks exclude each other")
-                .into())
-        }
+        )),
+        _ => Err(usage("--budget, --target-params, --target-size, --plan and --ranks exclude each other")),
     }
 }
 
 /// A file that a flag names; nothing is read beyond the limit, whatever its length is said to be.
 fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
-    let broken = |what: String| Usage::new(format!("{}: {what}", path.display()));
+    let broken = |what: String| usage(format!("{}: {what}", path.display()));
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| broken(error.to_string()))?;
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| broken(error.to_string()))?;
     if bytes.len() as u64 > limit_bytes {
         return Err(broken(format!(
             "more than {limit_bytes} bytes, which is too long for what it should be"
-        ))
-        .into());
+        )));
     }
     Ok(bytes)
 }
 
 fn read_plan(path: &Path) -> Result<RankPlan> {
     let plan = RankPlan::from_json(&read_file(path, ranks::JSON_BYTES_MAX)?);
-    Ok(plan.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
+    plan.map_err(|error| usage(format!("{}: {error}", path.display())))
 }
 
 fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
     let ranks = ranks::parse(&read_file(path, ranks::JSON_BYTES_MAX)?);
-    Ok(ranks.map_err(|error| Usage::new(format!("{}: {error}", path.display())))?)
+    ranks.map_err(|error| usage(format!("{}: {error}", path.display())))
 }
 
 /// Every value of a flag that may be repeated.
 fn each<T>(flag: &str, texts: &[String], parse: fn(&str) -> Result<T, String>) -> Result<Vec<T>> {
     let one = |text: &String| {
-        parse(text).map_err(|reason| Usage::new(format!("{flag} `{}`: {}", clip(text), clip(&reason))).into())
+        parse(text).map_err(|reason| usage(format!("{flag} `{}`: {}", clip(text), clip(&reason))))
     };
     texts.iter().map(one).collect()
 }
@@ -284,10 +277,10 @@ pub(crate) fn bytes(flag: &str, text: &str) -> Result<u64> {
     match budget::parse_bytes(text) {
         Ok(0) => Err(wrong(flag, text, "more than nothing")),
         Ok(bytes) => Ok(bytes),
-        Err(error) => Err(Usage::new(format!("{flag}: {error}")).into()),
+        Err(error) => Err(usage(format!("{flag}: {error}"))),
     }
 }
 
-fn wrong(flag: &str, value: &str, expected: &str) -> anyhow::Error {
-    Usage::new(format!("{flag} is `{}`, expected {expected}", clip(value))).into()
+fn wrong(flag: &str, value: &str, expected: &str) -> Failure {
+    usage(format!("{flag} is `{}`, expected {expected}", clip(value)))
 }

@@ -17,14 +17,14 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", exit::one_line(&error));
-            exit::code(&error)
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit_code()
         }
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> exit::Result<()> {
     match cli.command {
         None => commands::compress::run(cli.job),
         Some(Command::Compress(job)) => commands::compress::run(*job),

@@ -1,6 +1,6 @@
 //! SIGINT and SIGTERM: the first lets the matrix in flight be finished, the second ends the process at once.
 
-use anyhow::{Context, Result};
+use crate::exit::{Failure, Result};
 use lowrank_pipeline::Interrupt;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -19,7 +19,7 @@ pub(crate) fn watch() -> Result<Interrupt> {
         flag::register_conditional_shutdown(signal, BASE + signal, Arc::clone(&once))
             .and_then(|_| flag::register(signal, Arc::clone(&once)))
             .and_then(|_| flag::register_usize(signal, interrupt.handle(), signal as usize))
-            .context("cannot listen to signals")?;
+            .map_err(|error| Failure::bug(format_args!("cannot listen to signals: {error}")))?;
     }
     Ok(interrupt)
 }

@@ -20,7 +20,7 @@ pub enum AlgebraChoice {
 
 /// Why what was asked for cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("--algebra cuda: {why}; --algebra cpu needs no device")]
+#[error("{why}")]
 pub struct NoDevice {
     /// One line.
     pub why: String,

@@ -1,5 +1,6 @@
 //! Every way a forward pass can fail.
 
+use lowrank_model::ErrorKind;
 use lowrank_reader::ReadError;
 
 /// Why the model could not be run.
@@ -35,15 +36,29 @@ pub enum ForwardError {
         sequence: usize,
     },
     /// A device was asked for and there is none.
-    #[error("{why}; use --device cpu, or auto")]
+    #[error("{why}")]
     NoDevice {
         /// Why not.
         why: String,
     },
     /// A device failed in the middle.
-    #[error("{message}; use --device cpu, or fewer tokens if its memory is full")]
+    #[error("{message}")]
     Device {
         /// What it said.
         message: String,
     },
+}
+
+impl ForwardError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read(error) => error.kind(),
+            Self::MissingTensor { .. } => ErrorKind::BrokenCheckpoint,
+            Self::TokenOutsideVocabulary { .. } | Self::EmptySequence { .. } | Self::NoDevice { .. } => {
+                ErrorKind::Usage
+            }
+            Self::Device { .. } => ErrorKind::DeviceFailed,
+        }
+    }
 }

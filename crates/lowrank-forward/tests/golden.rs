@@ -173,7 +173,7 @@ fn a_missing_device_is_named_or_fallen_back_from() {
         Ok(_) => assert_eq!(auto.fallback, None),
         Err(error) => {
             let error = error.to_string();
-            assert!(error.starts_with("no CUDA here: ") && error.contains("--device cpu"), "{error}");
+            assert!(error.starts_with("no CUDA here: "), "{error}");
             assert!(auto.fallback.unwrap().starts_with("no CUDA here: "));
             assert_eq!(auto.engine.describe(), Cpu.describe());
         }

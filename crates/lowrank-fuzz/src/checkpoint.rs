@@ -38,7 +38,7 @@ fn in_folder(bytes: &[u8], folder: &TempDir) -> u64 {
         fs::write(dir.join(shard), file_of(header.as_bytes(), claimed)).expect("a file");
     }
     let outcome = match Checkpoint::open(dir) {
-        Err(error) => refused(&error),
+        Err(error) => refused(error),
         Ok(checkpoint) => read_all(&checkpoint),
     };
     for entry in fs::read_dir(dir).expect("a folder").flatten() {

@@ -23,14 +23,14 @@ static TINY: LazyLock<ModelConfig> = LazyLock::new(|| {
 /// `plan.json`: what holds against a model can be shown and counted.
 pub(crate) fn plan(bytes: &[u8]) -> u64 {
     let plan = match RankPlan::from_json(bytes) {
-        Err(error) => return refused(&error),
+        Err(error) => return refused(error),
         Ok(plan) => plan,
     };
     let again = serde_json::to_vec(&plan).expect("plain values serialise");
     assert_eq!(RankPlan::from_json(&again).as_ref(), Ok(&plan), "a plan reads back as it was");
     let before = Size { params: plan.before.params, bytes: plan.before.bytes };
     match plan.validate(&TINY, before) {
-        Err(error) => refused(&error).rotate_left(1),
+        Err(error) => refused(error).rotate_left(1),
         Ok(()) => {
             assert!(plan.removed_params() <= plan.before.params);
             assert!(plan.removed_bytes() <= plan.before.bytes);
@@ -42,8 +42,7 @@ pub(crate) fn plan(bytes: &[u8]) -> u64 {
 
 /// `--ranks`.
 pub(crate) fn rank_map(bytes: &[u8]) -> u64 {
-    ranks::parse(bytes)
-        .map_or_else(|error| refused(&error), |ranks| sign("ranks") ^ ranks.len().min(4) as u64)
+    ranks::parse(bytes).map_or_else(refused, |ranks| sign("ranks") ^ ranks.len().min(4) as u64)
 }
 
 /// `--budget`, `--target-params`, `--target-size`.
@@ -54,7 +53,7 @@ pub(crate) fn budget(bytes: &[u8]) -> u64 {
     let mut signs = 0_u64;
     for parsed in parsed {
         let resolved = parsed.and_then(|budget| budget.resolve(46_702_792_704, 93_405_585_408));
-        signs = signs.rotate_left(7) ^ resolved.map_or_else(|error| refused(&error), |_| 1);
+        signs = signs.rotate_left(7) ^ resolved.map_or_else(refused, |_| 1);
     }
     signs
 }
@@ -64,27 +63,18 @@ pub(crate) fn text(bytes: &[u8]) -> u64 {
     let Ok(text) = std::str::from_utf8(bytes) else { return 0 };
     // Each id takes at least a digit and what parts it from the next.
     let few = |ids: usize| assert!(2 * ids <= text.len() + 1, "{ids} ids in {} bytes", text.len());
-    let words = ids_of_words(text).map_or_else(
-        |error| refused(&error),
-        |ids| {
-            few(ids.len());
-            1
-        },
-    );
-    let json = ids_of_json(text).map_or_else(
-        |error| refused(&error),
-        |streams| {
-            few(streams.iter().map(Vec::len).sum());
-            2
-        },
-    );
-    let documents = documents_of_jsonl(text).map_or_else(
-        |error| refused(&error),
-        |documents| {
-            assert!(documents.iter().map(String::len).sum::<usize>() <= text.len());
-            3
-        },
-    );
+    let words = ids_of_words(text).map_or_else(refused, |ids| {
+        few(ids.len());
+        1
+    });
+    let json = ids_of_json(text).map_or_else(refused, |streams| {
+        few(streams.iter().map(Vec::len).sum());
+        2
+    });
+    let documents = documents_of_jsonl(text).map_or_else(refused, |documents| {
+        assert!(documents.iter().map(String::len).sum::<usize>() <= text.len());
+        3
+    });
     words ^ json.rotate_left(1) ^ documents.rotate_left(2)
 }
 
@@ -92,7 +82,7 @@ pub(crate) fn text(bytes: &[u8]) -> u64 {
 pub(crate) fn tokenizer(bytes: &[u8]) -> u64 {
     let ids =
         lowrank_text::encode_with(bytes, "It was a dark and stormy night; the rain fell in torrents. ä 漢\n");
-    ids.map_or_else(|error| refused(&error), |ids| sign("ids") ^ ids.len().min(64) as u64)
+    ids.map_or_else(refused, |ids| sign("ids") ^ ids.len().min(64) as u64)
 }
 
 /// A file of the cache.

@@ -1,16 +1,19 @@
 //! What a parser did with an input, as a number for its kind, and the checks of every refusal.
 
-use std::fmt::{Debug, Display};
+use lowrank_model::failure;
+use std::error::Error;
+use std::fmt::Debug;
 
 /// Longest error message.
 const MESSAGE_BYTES_MAX: usize = 8192;
 
 /// Checks that an error message is one short line; returns a number for its kind.
-pub(crate) fn refused(error: &(impl Debug + Display)) -> u64 {
-    let message = error.to_string();
+pub(crate) fn refused(error: impl Debug + Into<Box<dyn Error>>) -> u64 {
+    let kind = kind(&format!("{error:?}"));
+    let message = failure::chain(&*error.into());
     assert!(message.len() <= MESSAGE_BYTES_MAX, "a message of {} bytes", message.len());
     assert!(!message.contains(char::is_control), "a message that breaks its line: {message:?}");
-    sign(&kind(&format!("{error:?}")))
+    sign(&kind)
 }
 
 /// The variant of an error and the message of the parser below it, without anything quoted from the input.

@@ -19,7 +19,7 @@ pub(crate) fn header(bytes: &[u8]) -> u64 {
     if let Some((length, rest)) = bytes.split_first_chunk() {
         let file_bytes = bytes.len() as u64;
         signs = match header::json_len(path, *length, file_bytes) {
-            Err(error) => refused(&error),
+            Err(error) => refused(error),
             Ok(json_bytes) => of_header(header::parse(path, &rest[..json_bytes as usize], file_bytes), bytes),
         };
     }
@@ -51,7 +51,7 @@ pub(crate) fn file_of(json: &[u8], file_bytes: u64) -> Vec<u8> {
 /// Checks that an accepted header covers the file without gap and overlap, and that the `safetensors` crate accepts it too.
 fn of_header(found: Result<Header, ReadError>, file: &[u8]) -> u64 {
     let header = match found {
-        Err(error) => return refused(&error),
+        Err(error) => return refused(error),
         Ok(header) => header,
     };
     let mut ranges: Vec<(u64, u64)> =
@@ -79,7 +79,7 @@ fn of_header(found: Result<Header, ReadError>, file: &[u8]) -> u64 {
 /// Parses an index.
 pub(crate) fn index(bytes: &[u8]) -> u64 {
     match Index::parse(Path::new("i.json"), bytes) {
-        Err(error) => refused(&error),
+        Err(error) => refused(error),
         Ok(index) => {
             for shard in index.shards() {
                 let joined = Path::new("folder").join(shard);
@@ -100,7 +100,7 @@ pub(crate) fn config(bytes: &[u8]) -> u64 {
 
 fn of_family(found: Result<Family, ReadError>) -> u64 {
     let family = match found {
-        Err(error) => return refused(&error),
+        Err(error) => return refused(error),
         Ok(family) => family,
     };
     let config = &family.config;

@@ -1,5 +1,6 @@
 //! What the user asked to remove, in exact integer arithmetic.
 
+use crate::ErrorKind;
 use crate::display::clip;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -47,6 +48,16 @@ pub enum BudgetError {
     /// Zero.
     #[error("the budget is zero: there is nothing to remove")]
     Zero,
+}
+
+impl BudgetError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Syntax { .. } | Self::Zero => ErrorKind::Usage,
+            Self::NothingToDo { .. } => ErrorKind::BudgetImpossible,
+        }
+    }
 }
 
 /// What was asked for, before it meets a checkpoint.

@@ -2,7 +2,7 @@
 //!
 //! Every number is checked here once, so that no other crate meets a zero, a huge value or a missing key.
 
-use crate::{MatrixId, MatrixShape, Projection};
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection};
 use serde_json::Value;
 
 /// Why a model description was refused.
@@ -32,6 +32,16 @@ pub enum ConfigError {
         "the checkpoint is quantised (`quantization_config`: {0}); give the original f32, f16 or bf16 weights"
     )]
     Quantised(String),
+}
+
+impl ConfigError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::UnknownFamily(_) | Self::Quantised(_) => ErrorKind::Unsupported,
+            Self::NotJson(_) | Self::Missing(_) | Self::Bad { .. } => ErrorKind::BrokenCheckpoint,
+        }
+    }
 }
 
 /// Dimensions and constants of a Mixtral. Shapes: `H` hidden_size, `F` intermediate_size, `E` num_local_experts.

@@ -18,6 +18,7 @@
 //! | [`stored`] | an expert matrix as it is stored, dense or factored |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
 //! | [`display`] | how counts are shown |
+//! | [`failure`] | kinds of failure, and how an error is printed with its causes |
 //! | [`mod@format`] | keys and version of the factored checkpoint format |
 
 pub mod budget;
@@ -25,6 +26,7 @@ pub mod config;
 pub mod curves;
 pub mod display;
 pub mod dtype;
+pub mod failure;
 pub mod format;
 pub mod matrix;
 pub mod names;
@@ -41,6 +43,7 @@ pub use budget::{Budget, Target, Unit};
 pub use config::ModelConfig;
 pub use curves::SpectrumCurves;
 pub use dtype::{Dtype, ElementType};
+pub use failure::ErrorKind;
 pub use matrix::{MatrixId, MatrixShape, Projection};
 pub use names::Layout;
 pub use params::{CostModel, Storage};

@@ -169,7 +169,7 @@ fn hash_beside(
 ) -> Result<Vec<InputFile>, Ended> {
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|index| format!("hash-{index}"));
-    let pool = pool.build().map_err(|source| PipelineError::Threads { source })?;
+    let pool = pool.build().map_err(|reason| PipelineError::Threads { reason })?;
     pool.install(|| {
         hash_shards(checkpoint, None, &|bytes| {
             interrupt.check()?;

@@ -188,12 +188,12 @@ enum Settled {
 
 /// After a failure: is the finished work worth keeping? If so, says where it is.
 fn settle(error: &PipelineError, partial: Option<&Path>, progress: &dyn Progress) -> Settled {
-    if !error.is_passing() {
+    if !error.kind().is_passing() {
         return Settled::Discard;
     }
     if let Some(partial) = partial {
         progress.note(&format!(
-            "finished work is kept in {}; the same command goes on from there, --restart begins anew",
+            "finished work is kept in {}; run the same command again to resume",
             partial.display()
         ));
     }

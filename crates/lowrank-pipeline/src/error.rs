@@ -2,12 +2,12 @@
 
 use lowrank_calibrate::CalibrateError;
 use lowrank_compute::NoDevice;
-use lowrank_forward::ForwardError;
-use lowrank_model::{Dtype, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
+use lowrank_model::{Dtype, ErrorKind, Layout, MatrixId, Storage, budget::BudgetError, plan::PlanError};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
 use lowrank_svd::allocate::AllocateError;
 use lowrank_writer::WriteError;
+use std::path::PathBuf;
 
 /// Why a job ended early. Nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Write(#[from] WriteError),
     /// One matrix' decomposition.
-    #[error("{name}: {source}")]
+    #[error("{name}")]
     Svd {
         /// Which matrix.
         name: MatrixId,
@@ -33,7 +33,7 @@ pub enum PipelineError {
     #[error(transparent)]
     Budget(#[from] BudgetError),
     /// A plan that came from a file.
-    #[error("plan: {0}")]
+    #[error("the plan cannot be used")]
     Plan(#[from] PlanError),
     /// The calibration.
     #[error(transparent)]
@@ -42,28 +42,26 @@ pub enum PipelineError {
     #[error(transparent)]
     NoDevice(#[from] NoDevice),
     /// Sensitivities that were asked for and cannot be measured.
-    #[error("--sensitivity measured needs a text to measure on; drop --calibrate none")]
+    #[error("measuring sensitivities needs a calibration text")]
     NothingToMeasureOn,
     /// A plan for another way to store factors.
     #[error(
-        "--layout {asked}: the plan was made for {planned}, which costs other parameters; make a new plan"
+        "the plan counts factors stored as {planned}, this run stores them as {asked}, which takes other numbers of parameters"
     )]
     PlanStorage {
-        /// By the flag.
+        /// By the settings.
         asked: Storage,
         /// By the plan.
         planned: Storage,
     },
     /// A plan for numbers of another size.
-    #[error(
-        "the plan counts {planned} bytes for a number of a {what}, this run stores {actual}; give the --dtype that the plan was made with, or make a new plan"
-    )]
+    #[error("the plan counts {planned} bytes for each number of a {what}, this run stores {actual}")]
     PlanDtype {
         /// `matrix` or `factor`.
         what: &'static str,
         /// By the plan.
         planned: u64,
-        /// By checkpoint and flags.
+        /// By checkpoint and settings.
         actual: u64,
     },
     /// Compressing what is compressed already.
@@ -74,17 +72,17 @@ pub enum PipelineError {
     NotFactored(Layout),
     /// A pattern that matches nothing is a typing error.
     #[error(
-        "{flag} `{pattern}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
+        "{key} `{pattern}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
     )]
     PatternMatchesNothing {
-        /// Where it was given.
-        flag: &'static str,
+        /// The setting, `keep-dense` or `fix-rank`.
+        key: &'static str,
         /// What was given.
         pattern: String,
     },
     /// A rank that saves nothing, or is zero.
     #[error(
-        "--fix-rank `{pattern}={rank}`: {name} can have ranks from 1 to {rank_max} as {storage}; beyond, factors are no smaller than the matrix"
+        "fix-rank `{pattern}={rank}`: {name} can have ranks from 1 to {rank_max} as {storage}, above which factors are no smaller than the matrix"
     )]
     FixedRank {
         /// What was given.
@@ -99,7 +97,7 @@ pub enum PipelineError {
         rank_max: usize,
     },
     /// Two wishes for one matrix.
-    #[error("--keep-dense `{pattern}` keeps {name} dense, and --fix-rank gives it a rank; drop one of them")]
+    #[error("keep-dense `{pattern}` keeps {name} dense, and fix-rank gives it a rank")]
     DenseAndFixed {
         /// What was given.
         pattern: String,
@@ -107,7 +105,7 @@ pub enum PipelineError {
         name: MatrixId,
     },
     /// Rounding to a narrower dtype left its range.
-    #[error("{tensor}: a value does not fit {dtype}; choose another --dtype")]
+    #[error("{tensor}: a value does not fit {dtype}")]
     Overflow {
         /// The tensor that was to be written.
         tensor: String,
@@ -115,68 +113,95 @@ pub enum PipelineError {
         dtype: Dtype,
     },
     /// Not even one worker fits.
-    #[error(
-        "{stage}: one worker needs {needed_bytes} bytes of memory and {allowed_bytes} are allowed; raise --memory"
-    )]
+    #[error("{stage}: one worker needs {needed_bytes} bytes of memory and {allowed_bytes} are allowed")]
     TooLittleMemory {
         /// What needs most.
         stage: &'static str,
         /// For one worker.
         needed_bytes: u64,
-        /// By the flag, or free.
+        /// By the settings, or free.
         allowed_bytes: u64,
     },
     /// A number of threads that no machine serves.
-    #[error("--workers is {asked}, expected at most {most}")]
+    #[error("{asked} workers were asked for, at most {most} are possible")]
     TooManyWorkers {
-        /// By the flag.
+        /// By the settings.
         asked: usize,
         /// What can be.
         most: usize,
     },
     /// Asked to stop.
-    #[error("stopped by signal {signal} ({}) before the end; nothing was published", if *.signal == 2 { "SIGINT" } else { "SIGTERM" })]
+    #[error("signal {signal} ({}) stopped the run; nothing was published", if *.signal == 2 { "SIGINT" } else { "SIGTERM" })]
     Interrupted {
         /// Its number.
         signal: usize,
     },
-    /// Metadata from which a run cannot be repeated.
+    /// What an earlier run left cannot be used.
     #[error("{}: {what}", path.display())]
-    Unrepeatable {
-        /// The file.
-        path: std::path::PathBuf,
+    Record {
+        /// The file or folder.
+        path: PathBuf,
         /// What is wrong with it.
         what: String,
     },
+    /// A folder that is no output of this program.
+    #[error("{}: does not exist, so the folder is no output of this program", path.display())]
+    NotAnOutput {
+        /// The file that every output has.
+        path: PathBuf,
+    },
+    /// A run is to be repeated on other texts than it was calibrated on.
+    #[error("{}: the run was calibrated on {names}, and the texts given now are others", path.display())]
+    OtherTexts {
+        /// The report.
+        path: PathBuf,
+        /// The texts that it names.
+        names: String,
+    },
+    /// An output cannot be read.
+    #[error("{}: cannot read", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The system gave no threads.
-    #[error("cannot start worker threads: {source}")]
+    #[error("cannot start worker threads: {reason}")]
     Threads {
         /// What rayon said.
-        source: rayon::ThreadPoolBuildError,
+        reason: rayon::ThreadPoolBuildError,
     },
 }
 
 impl PipelineError {
-    /// Whether the same run may succeed later, so that its finished work is worth keeping: it was stopped, or a disk, a
-    /// cache or a device failed it. A refused input is not.
-    pub fn is_passing(&self) -> bool {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Interrupted { .. } => true,
-            Self::Write(error) => matches!(error, WriteError::Io { .. } | WriteError::NoSpace { .. }),
-            Self::Read(error) => read_is_passing(error),
-            Self::Calibrate(error) => match error {
-                CalibrateError::Cache(_) | CalibrateError::Absent { .. } => true,
-                CalibrateError::Read(error) | CalibrateError::Forward(ForwardError::Read(error)) => {
-                    read_is_passing(error)
-                }
-                CalibrateError::Forward(error) => matches!(error, ForwardError::Device { .. }),
-                _ => false,
-            },
-            _ => false,
+            Self::Read(error) => error.kind(),
+            Self::Write(error) => error.kind(),
+            Self::Svd { source, .. } => source.kind(),
+            Self::Allocate(error) => error.kind(),
+            Self::Budget(error) => error.kind(),
+            Self::Calibrate(error) => error.kind(),
+            Self::Plan(_)
+            | Self::NoDevice(_)
+            | Self::NothingToMeasureOn
+            | Self::OtherTexts { .. }
+            | Self::TooManyWorkers { .. }
+            | Self::PatternMatchesNothing { .. }
+            | Self::FixedRank { .. }
+            | Self::DenseAndFixed { .. }
+            | Self::PlanStorage { .. }
+            | Self::PlanDtype { .. } => ErrorKind::Usage,
+            Self::AlreadyFactored(_) | Self::NotFactored(_) => ErrorKind::Unsupported,
+            Self::Overflow { .. } => ErrorKind::BadNumbers,
+            Self::TooLittleMemory { .. } | Self::Threads { .. } => ErrorKind::NoRoom,
+            Self::Interrupted { signal: 15 } => ErrorKind::Terminated,
+            Self::Interrupted { .. } => ErrorKind::Interrupted,
+            Self::Record { .. } => ErrorKind::BrokenRecord,
+            Self::NotAnOutput { .. } => ErrorKind::NoModel,
+            Self::Io { .. } => ErrorKind::InputOutput,
         }
     }
-}
-
-fn read_is_passing(error: &ReadError) -> bool {
-    matches!(error, ReadError::Io { .. } | ReadError::TensorIo { .. } | ReadError::Shrank { .. })
 }

@@ -314,7 +314,7 @@ impl Subject {
         let storage = settings.storage.unwrap_or_default();
         let mut held = BTreeMap::new();
         for FixedRank { pattern, rank } in &settings.fixed_ranks {
-            for id in self.matching("--fix-rank", pattern)? {
+            for id in self.matching("fix-rank", pattern)? {
                 let shape = self.config.matrix_shape(id.projection);
                 let rank_max = rank_max_saving(shape, storage);
                 if !(1..=rank_max).contains(rank) {
@@ -331,7 +331,7 @@ impl Subject {
             }
         }
         for pattern in &settings.keep_dense {
-            for id in self.matching("--keep-dense", pattern)? {
+            for id in self.matching("keep-dense", pattern)? {
                 if matches!(held.insert(id, Choices::Dense), Some(Choices::Rank(_))) {
                     return Err(PipelineError::DenseAndFixed { pattern: pattern.to_string(), name: id });
                 }
@@ -340,12 +340,12 @@ impl Subject {
         Ok(held)
     }
 
-    fn matching(&self, flag: &'static str, pattern: &regex::Regex) -> Result<Vec<MatrixId>, PipelineError> {
+    fn matching(&self, key: &'static str, pattern: &regex::Regex) -> Result<Vec<MatrixId>, PipelineError> {
         let ids = self.config.matrices();
         let matches: Vec<MatrixId> = ids.filter(|id| pattern.is_match(&id.module_name())).collect();
         if matches.is_empty() {
             let pattern = pattern.to_string();
-            return Err(PipelineError::PatternMatchesNothing { flag, pattern });
+            return Err(PipelineError::PatternMatchesNothing { key, pattern });
         }
         Ok(matches)
     }

@@ -21,7 +21,7 @@ use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{AlgebraChoice, Processor};
 use lowrank_forward::{Cpu, Device, Engine};
 use lowrank_model::plan::Allocation;
-use lowrank_model::{Budget, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
+use lowrank_model::{Budget, MatrixId, Progress, StoredMatrix, Tensor, Unit, failure, format};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, PrecisionChoice};
 use lowrank_text::{Passage, TextSource};
@@ -31,6 +31,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -106,10 +107,7 @@ pub fn reproduce(
     if let (Some(text), Some(recorded)) = (&text, &report.calibration)
         && text.blake3() != recorded.tokens_blake3
     {
-        return Err(PipelineError::Unrepeatable {
-            path: report_path,
-            what: "the calibration text has other tokens than the one that was used".into(),
-        });
+        return Err(PipelineError::OtherTexts { path: report_path, names: names_of(recorded) });
     }
     let (files, matrices) = match job.sample {
         Some(sample) => {
@@ -163,9 +161,14 @@ impl Drop for Again {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineError> {
-    let broken = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
-    let bytes = fs::read(path).map_err(|error| broken(error.to_string()))?;
-    serde_json::from_slice(&bytes).map_err(|error| broken(error.to_string()))
+    let bytes = fs::read(path).map_err(|source| match source.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            PipelineError::NotAnOutput { path: path.to_owned() }
+        }
+        _ => PipelineError::Io { path: path.to_owned(), source },
+    })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| PipelineError::Record { path: path.to_owned(), what: error.to_string() })
 }
 
 /// What the first run calibrated on and decomposed with decides bits.
@@ -182,25 +185,29 @@ fn resources_of(report: &Report, given: &Resources) -> Resources {
     Resources { device, algebra, ..given.clone() }
 }
 
+fn source_of(text: &serde_json::Value) -> &str {
+    text["source"].as_str().unwrap_or_default()
+}
+
+/// The texts that a run was calibrated on.
+fn names_of(recorded: &CalibrationReport) -> String {
+    recorded.texts.iter().map(source_of).collect::<Vec<_>>().join(", ")
+}
+
 fn calibration_settings(
     recorded: &CalibrationReport,
     path: &Path,
     texts: &[TextSource],
 ) -> Result<CalibrationSettings, PipelineError> {
-    let unrepeatable = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
-    let source = |text: &serde_json::Value| text["source"].as_str().unwrap_or_default().to_owned();
+    let unrepeatable = |what: String| PipelineError::Record { path: path.to_owned(), what };
     let bundled =
-        |text: &serde_json::Value| text["bundled"] == true && source(text) == Passage::Calibration.name();
+        |text: &serde_json::Value| text["bundled"] == true && source_of(text) == Passage::Calibration.name();
     let texts = if recorded.texts.iter().all(bundled) {
         vec![TextSource::Bundled(Passage::Calibration); recorded.texts.len()]
     } else if texts.len() == recorded.texts.len() {
         texts.to_vec()
     } else {
-        let names: Vec<String> = recorded.texts.iter().map(source).collect();
-        return Err(unrepeatable(format!(
-            "it was calibrated on {}; name it with --calibrate",
-            names.join(", ")
-        )));
+        return Err(PipelineError::OtherTexts { path: path.to_owned(), names: names_of(recorded) });
     };
     let unknown = |what: &str, value: &str| {
         unrepeatable(format!("calibration.{what} is `{value}`, which this version does not know"))
@@ -234,7 +241,7 @@ fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<P
             Unit::Bytes => Budget::TargetBytes(report.before.bytes.saturating_sub(budget.asked)),
         }),
     };
-    let unrepeatable = |what: String| PipelineError::Unrepeatable { path: path.to_owned(), what };
+    let unrepeatable = |what: String| PipelineError::Record { path: path.to_owned(), what };
     let keep_dense: Result<Vec<_>, _> = keep_dense.iter().map(|text| pattern_of(text)).collect();
     let keep_dense = keep_dense.map_err(|error| unrepeatable(format!("settings.keep_dense: {error}")))?;
     let fixed_ranks: Result<Vec<_>, _> = fix_rank.iter().map(|text| text.parse()).collect();
@@ -261,7 +268,7 @@ fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<P
 
 fn factor_settings(settings: &Settings, path: &Path) -> Result<FactorSettings, PipelineError> {
     let method =
-        serde_json::from_value(settings.method.clone().into()).map_err(|_| PipelineError::Unrepeatable {
+        serde_json::from_value(settings.method.clone().into()).map_err(|_| PipelineError::Record {
             path: path.to_owned(),
             what: format!("settings.method is `{}`, which this version does not know", settings.method),
         })?;
@@ -295,7 +302,7 @@ fn against_own_manifest(out: &Path, found: &Manifest) -> Vec<Difference> {
     let file = format::MANIFEST_FILE;
     let manifest: Manifest = match read_json(&out.join(file)) {
         Ok(manifest) => manifest,
-        Err(error) => return vec![Difference::of_file(file, error.to_string())],
+        Err(error) => return vec![Difference::of_file(file, failure::chain(&error))],
     };
     let differs = |name: &str, what: &str| Difference::of_file(name, what.into());
     let mut differences = Vec::new();

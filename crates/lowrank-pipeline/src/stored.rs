@@ -105,9 +105,9 @@ impl Form {
     ) -> Result<StoredMatrix, PipelineError> {
         let read = |OutputTensor { name, shape: dimensions, dtype }: OutputTensor| {
             let bytes = writer.read(&name)?;
-            let damaged = |source: &dyn std::fmt::Display| PipelineError::Unrepeatable {
+            let damaged = |source: &dyn std::fmt::Display| PipelineError::Record {
                 path: writer.staging().to_owned(),
-                what: format!("{name}: {source}; begin anew with --restart"),
+                what: format!("{name}: {source}; run the same command again to start over"),
             };
             let piece = match dtype {
                 ElementType::Index => PivotOrder::from_le_bytes(&bytes, rank, shape.short_side())

@@ -3,7 +3,7 @@
 use crate::planning::{Errors, Subject, plans_from};
 use crate::{CalibrationText, FactorSettings, Goal, Interrupt, PipelineError, PlanSettings};
 use lowrank_model::plan::{Allocation, Sensitivity};
-use lowrank_model::{Budget, RankPlan};
+use lowrank_model::{Budget, RankPlan, failure};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -111,12 +111,12 @@ pub fn plan_many<E: From<PipelineError> + Send>(
         let plans = plans_from(subject, points[group[0]], &wishes, errors);
         let took = start.elapsed() / group.len() as u32;
         let plans: Vec<Result<RankPlan, String>> = match plans {
-            Ok(plans) => plans.into_iter().map(|plan| plan.map_err(|error| error.to_string())).collect(),
-            Err(error) => vec![Err(error.to_string()); group.len()],
+            Ok(plans) => plans.into_iter().map(|plan| plan.map_err(|error| failure::chain(&error))).collect(),
+            Err(error) => vec![Err(failure::chain(&error)); group.len()],
         };
         group.iter().zip(plans).try_for_each(|(&index, plan)| each(index, Made { plan, took }))
     };
     let threads = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
-    let threads = threads.map_err(|source| PipelineError::Threads { source })?;
+    let threads = threads.map_err(|reason| PipelineError::Threads { reason })?;
     threads.install(|| groups.par_iter().with_max_len(1).try_for_each(plan_group))
 }

@@ -77,7 +77,7 @@ pub fn pool(demand: &Demand, resources: &Resources) -> Result<rayon::ThreadPool,
         .num_threads(workers)
         .thread_name(|index| format!("matrix-{index}"))
         .build()
-        .map_err(|source| PipelineError::Threads { source })
+        .map_err(|reason| PipelineError::Threads { reason })
 }
 
 /// The widest dtype of the weights of a checkpoint, and of factors to come.

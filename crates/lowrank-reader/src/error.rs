@@ -1,7 +1,7 @@
 //! Every way in which a checkpoint can lie: one variant each, naming the file and the tensor.
 
+use lowrank_model::ErrorKind;
 use lowrank_model::config::ConfigError;
-use lowrank_model::display::abridge;
 pub(crate) use lowrank_model::display::clip;
 use lowrank_model::pivots::PivotError;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub enum ReadError {
 
     // ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
     /// The operating system said no.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// Which file.
         path: PathBuf,
@@ -102,7 +102,7 @@ pub enum ReadError {
 
     // ── config ───────────────────────────────────────────────────────────────────────────────────────────────────
     /// Not JSON.
-    #[error("{}: is not valid JSON: {}", path.display(), abridge(&source.to_string()))]
+    #[error("{}: is not valid JSON", path.display())]
     Json {
         /// Which file.
         path: PathBuf,
@@ -110,7 +110,7 @@ pub enum ReadError {
         source: serde_json::Error,
     },
     /// A model that cannot be, or is not supported.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Config {
         /// Which file.
         path: PathBuf,
@@ -270,7 +270,7 @@ pub enum ReadError {
         limit_bytes: u64,
     },
     /// A header that is not the JSON the format asks for.
-    #[error("{}: the header is not valid: {}", path.display(), abridge(&source.to_string()))]
+    #[error("{}: the header is not valid", path.display())]
     HeaderJson {
         /// The shard.
         path: PathBuf,
@@ -462,7 +462,7 @@ pub enum ReadError {
         len: usize,
     },
     /// An index that puts weights nowhere, or two in one place.
-    #[error("{}: `{tensor}`: {source}", path.display())]
+    #[error("{}: `{tensor}`", path.display())]
     BadPivots {
         /// The shard.
         path: PathBuf,
@@ -510,7 +510,7 @@ pub enum ReadError {
         tensor: String,
     },
     /// The operating system could not deliver bytes that the header promised.
-    #[error("{}: reading `{tensor}`: {source}", path.display())]
+    #[error("{}: cannot read `{tensor}`", path.display())]
     TensorIo {
         /// The shard.
         path: PathBuf,
@@ -547,6 +547,70 @@ pub enum ReadError {
         /// What was asked for.
         tensor: String,
     },
+}
+
+impl ReadError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config { source, .. } => source.kind(),
+            Self::NotCached { .. }
+            | Self::NoSuchModel { .. }
+            | Self::NotAFolder { .. }
+            | Self::NoCache { .. }
+            | Self::BadRef { .. }
+            | Self::NoConfig { .. } => ErrorKind::NoModel,
+            Self::ForeignFormat { .. }
+            | Self::FormatVersion { .. }
+            | Self::UnknownStorage { .. }
+            | Self::UnknownDtype { .. }
+            | Self::WrongDtype { .. }
+            | Self::Quantised { .. } => ErrorKind::Unsupported,
+            Self::FileTooLarge { .. }
+            | Self::NotAFile { .. }
+            | Self::DanglingLink { .. }
+            | Self::LeavesFolder { .. }
+            | Self::LfsPointer { .. }
+            | Self::Json { .. }
+            | Self::NoRankMap { .. }
+            | Self::RankOfUnknownMatrix { .. }
+            | Self::BadRank { .. }
+            | Self::NoWeights { .. }
+            | Self::MissingShard { .. }
+            | Self::ExtraShard { .. }
+            | Self::EmptyIndex { .. }
+            | Self::UnsafeShardName { .. }
+            | Self::IndexNamesTwice { .. }
+            | Self::IndexedTensorAbsent { .. }
+            | Self::TensorInOtherShard { .. }
+            | Self::TensorNotIndexed { .. }
+            | Self::TruncatedHeader { .. }
+            | Self::HeaderTooLarge { .. }
+            | Self::HeaderJson { .. }
+            | Self::BadTensorName { .. }
+            | Self::DuplicateInHeader { .. }
+            | Self::DuplicateInShards { .. }
+            | Self::TooManyTensors { .. }
+            | Self::TooManyDimensions { .. }
+            | Self::Overflow { .. }
+            | Self::ReversedOffsets { .. }
+            | Self::WrongByteSize { .. }
+            | Self::Overlap { .. }
+            | Self::Hole { .. }
+            | Self::TruncatedShard { .. }
+            | Self::TrailingBytes { .. }
+            | Self::MissingTensor { .. }
+            | Self::ExtraTensor { .. }
+            | Self::WrongShape { .. }
+            | Self::NotAnIndex { .. }
+            | Self::BadPivots { .. }
+            | Self::FactorDtypes { .. }
+            | Self::TiedHeadDiffers { .. } => ErrorKind::BrokenCheckpoint,
+            Self::NotFinite { .. } => ErrorKind::BadNumbers,
+            Self::Io { .. } | Self::TensorIo { .. } | Self::Shrank { .. } => ErrorKind::InputOutput,
+            Self::IsFactored { .. } | Self::UnknownTensor { .. } => ErrorKind::Bug,
+        }
+    }
 }
 
 fn last(tensor: &Option<String>) -> String {

@@ -1,5 +1,6 @@
 //! Every way in which making a page can fail.
 
+use lowrank_model::ErrorKind;
 use std::path::PathBuf;
 
 /// Why there is no page.
@@ -17,7 +18,7 @@ pub enum ReportError {
     #[error(transparent)]
     Sweep(#[from] lowrank_sweep::SweepError),
     /// A file that is there cannot be read.
-    #[error("{}: cannot read: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -25,7 +26,7 @@ pub enum ReportError {
         source: std::io::Error,
     },
     /// A document that is not what its name says.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: is not valid", path.display())]
     Document {
         /// The file.
         path: PathBuf,
@@ -43,11 +44,24 @@ pub enum ReportError {
         remedy: &'static str,
     },
     /// The page cannot be written.
-    #[error("{}: the report was not written: {source}", path.display())]
+    #[error("{}: the report was not written", path.display())]
     Write {
         /// The page.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl ReportError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotACheckpoint { .. } => ErrorKind::NoModel,
+            Self::Sweep(error) => error.kind(),
+            Self::Read { .. } => ErrorKind::InputOutput,
+            Self::Document { .. } | Self::OtherCheckpoint { .. } => ErrorKind::BrokenRecord,
+            Self::Write { source, .. } => ErrorKind::of_io(source, ErrorKind::Output),
+        }
+    }
 }

@@ -15,7 +15,8 @@ use curve::Curve;
 use fill::{fill, shave};
 use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Sensitivity, Size};
 use lowrank_model::{
-    CostModel, MatrixId, MatrixShape, ModelConfig, RankPlan, Spectrum, Target, Unit, params::rank_max_saving,
+    CostModel, ErrorKind, MatrixId, MatrixShape, ModelConfig, RankPlan, Spectrum, Target, Unit,
+    params::rank_max_saving,
 };
 use std::collections::BTreeMap;
 
@@ -117,6 +118,18 @@ pub enum AllocateError {
     /// Given ranks do not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
+}
+
+impl AllocateError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
+            Self::RankMultiple | Self::Plan(_) => ErrorKind::Usage,
+            Self::Measured { .. } => ErrorKind::BadNumbers,
+            Self::Duplicate(_) | Self::Spectrum { .. } => ErrorKind::Bug,
+        }
+    }
 }
 
 fn at_a_given_rank(fixed: usize) -> String {

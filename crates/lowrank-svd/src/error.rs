@@ -1,7 +1,7 @@
 //! Why a matrix could not be decomposed. The caller knows the matrix's name and adds it.
 
 use lowrank_compute::ComputeError;
-use lowrank_model::MatrixShape;
+use lowrank_model::{ErrorKind, MatrixShape};
 
 /// Why there is no spectrum or no factors.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -105,4 +105,21 @@ pub enum SvdError {
     /// The backend gave up.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+}
+
+impl SvdError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFinite { .. } | Self::Overflow { .. } | Self::Negative { .. } => ErrorKind::BadNumbers,
+            Self::Rank { .. } | Self::Blend { .. } => ErrorKind::Usage,
+            Self::NotAMatrix { .. }
+            | Self::OtherSpectrum { .. }
+            | Self::MetricShape { .. }
+            | Self::MetricNotFinite { .. }
+            | Self::RowWeights { .. }
+            | Self::RowWeight { .. }
+            | Self::Compute(_) => ErrorKind::Bug,
+        }
+    }
 }

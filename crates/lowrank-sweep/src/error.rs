@@ -1,12 +1,13 @@
 //! Every way in which the files of a sweep can fail.
 
+use lowrank_model::ErrorKind;
 use std::path::PathBuf;
 
 /// Why a sweep's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SweepError {
     /// The disk.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -26,7 +27,7 @@ pub enum SweepError {
         what: String,
     },
     /// Results that cannot be compared with those to come.
-    #[error("{}: holds a sweep with {what}; give another --out, or remove it", dir.display())]
+    #[error("{}: holds a sweep with {what}", dir.display())]
     OtherSweep {
         /// The folder.
         dir: PathBuf,
@@ -34,9 +35,20 @@ pub enum SweepError {
         what: &'static str,
     },
     /// Somebody else is at it.
-    #[error("{}: another process is sweeping there", dir.display())]
+    #[error("{}: another process is running this sweep; wait for it", dir.display())]
     Busy {
         /// The folder.
         dir: PathBuf,
     },
+}
+
+impl SweepError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::InputOutput),
+            Self::OtherSweep { .. } | Self::Busy { .. } => ErrorKind::Output,
+            Self::Broken { .. } => ErrorKind::BrokenRecord,
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! Why there are no tokens.
 
+use lowrank_model::ErrorKind;
 use std::path::PathBuf;
 
 /// A text that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// A text or token file could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -47,4 +48,18 @@ pub enum TextError {
         /// What was asked for.
         window: usize,
     },
+}
+
+impl TextError {
+    /// What kind of failure it is: a setting names each text, and token ids serve where the tokenizer does not.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read { .. }
+            | Self::Kind { .. }
+            | Self::Content { .. }
+            | Self::Tokenizer { .. }
+            | Self::TooShort { .. }
+            | Self::Window { .. } => ErrorKind::Usage,
+        }
+    }
 }

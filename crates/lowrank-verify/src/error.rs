@@ -1,6 +1,7 @@
 //! What keeps the verifier from working. A checkpoint that lies is not an error but a finding.
 
 use lowrank_forward::ForwardError;
+use lowrank_model::ErrorKind;
 use lowrank_reader::ReadError;
 use lowrank_text::TextError;
 use std::path::PathBuf;
@@ -23,4 +24,16 @@ pub enum VerifyError {
     /// There is no usable text.
     #[error(transparent)]
     Text(#[from] TextError),
+}
+
+impl VerifyError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Read(error) => error.kind(),
+            Self::Forward(error) => error.kind(),
+            Self::NoFolder { .. } => ErrorKind::NoModel,
+            Self::Text(error) => error.kind(),
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! later versions.
 
 use lowrank_model::plan::Size;
-use lowrank_model::{Storage, StoredMatrix, Unit, format};
+use lowrank_model::{Storage, StoredMatrix, Unit, failure, format};
 use lowrank_reader::index::INDEX_BYTES_MAX;
 use lowrank_reader::read_at_most;
 use serde::Deserialize;
@@ -98,8 +98,8 @@ const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// Reads the record; the text says what is wrong with it.
 pub fn read_record(dir: &Path) -> Result<Record, String> {
-    let text =
-        read_at_most(&dir.join(format::REPORT_FILE), REPORT_BYTES_MAX).map_err(|error| error.to_string())?;
+    let text = read_at_most(&dir.join(format::REPORT_FILE), REPORT_BYTES_MAX)
+        .map_err(|error| failure::chain(&error))?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     if record.report_version != REPORT_VERSION {
         return Err(format!(

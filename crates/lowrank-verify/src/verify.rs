@@ -7,7 +7,7 @@ use crate::outcome;
 use crate::record::read_record;
 use crate::report::{Finding, FindingKind, ModelComparison, Verification};
 use lowrank_forward::{Cpu, Engine};
-use lowrank_model::Progress;
+use lowrank_model::{Progress, failure};
 use lowrank_reader::Checkpoint;
 use lowrank_text::windows;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub fn verify_on(
             return failed(vec![Finding {
                 kind: FindingKind::Unreadable,
                 name: None,
-                detail: error.to_string(),
+                detail: failure::chain(&error),
             }]);
         }
     };

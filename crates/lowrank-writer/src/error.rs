@@ -1,13 +1,13 @@
 //! Every way in which writing can fail.
 
-use lowrank_model::ElementType;
+use lowrank_model::{ElementType, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint was not written. Each is one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The output is there already.
-    #[error("{}: already exists; choose another --out or remove it", path.display())]
+    #[error("{}: already exists", path.display())]
     OutExists {
         /// The output.
         path: PathBuf,
@@ -19,13 +19,13 @@ pub enum WriteError {
         path: PathBuf,
     },
     /// The directory that is to hold the output is not there.
-    #[error("{}: no such directory; create it before writing into it", path.display())]
+    #[error("{}: no such directory; create it first", path.display())]
     NoParent {
         /// The parent of the output.
         path: PathBuf,
     },
     /// Another process writes the same output.
-    #[error("{}: another process is writing this output; wait for it, or choose another --out", path.display())]
+    #[error("{}: another process is writing this output", path.display())]
     Busy {
         /// The staging directory.
         path: PathBuf,
@@ -37,19 +37,13 @@ pub enum WriteError {
         path: PathBuf,
     },
     /// The unfinished work of another job.
-    #[error(
-        "{}: holds unfinished work of other inputs, settings or version; repeat that run to go on with it, or discard it with --restart",
-        path.display()
-    )]
+    #[error("{}: holds unfinished work of other inputs, settings or version", path.display())]
     OtherJob {
         /// The staging directory.
         path: PathBuf,
     },
     /// Not enough free disk.
-    #[error(
-        "{}: {free_bytes} bytes are free and {needed_bytes} are needed; free some space, or choose another --out",
-        path.display()
-    )]
+    #[error("{}: {free_bytes} bytes are free and {needed_bytes} are needed", path.display())]
     NoSpace {
         /// The directory that was looked at.
         path: PathBuf,
@@ -59,7 +53,7 @@ pub enum WriteError {
         free_bytes: u64,
     },
     /// The system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
@@ -95,7 +89,7 @@ pub enum WriteError {
         shape: Vec<usize>,
     },
     /// A header that no loader would read.
-    #[error("{shard}: its header would have {bytes} bytes, loaders take 100000000; lower --max-shard-size")]
+    #[error("{shard}: its header would have {bytes} bytes, loaders take 100000000")]
     HeaderTooLarge {
         /// The shard.
         shard: String,
@@ -109,7 +103,7 @@ pub enum WriteError {
         name: String,
     },
     /// A tensor of another shape than planned.
-    #[error("tensor `{name}`: has shape {found:?}, planned was {planned:?}")]
+    #[error("tensor `{name}`: has shape {found:?}, the plan says {planned:?}")]
     Shape {
         /// The name.
         name: String,
@@ -125,7 +119,7 @@ pub enum WriteError {
         name: String,
     },
     /// A tensor of another dtype than planned.
-    #[error("tensor `{name}`: is {found}, planned was {planned}")]
+    #[error("tensor `{name}`: is {found}, the plan says {planned}")]
     Dtype {
         /// The name.
         name: String,
@@ -179,11 +173,41 @@ pub enum WriteError {
         name: PathBuf,
     },
     /// A base configuration that cannot be carried over.
-    #[error("config.json of the base model: {0}")]
+    #[error("config.json of the base model")]
     Config(#[from] lowrank_model::config::ConfigError),
 }
 
 impl WriteError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::OutExists { .. }
+            | Self::OutName { .. }
+            | Self::NoParent { .. }
+            | Self::Busy { .. }
+            | Self::StagingName { .. }
+            | Self::OtherJob { .. } => ErrorKind::Output,
+            Self::NoSpace { .. } => ErrorKind::NoRoom,
+            Self::Io { source, .. } => ErrorKind::of_io(source, ErrorKind::InputOutput),
+            Self::ReadBack { .. } => ErrorKind::InputOutput,
+            Self::ShardBytesZero | Self::HeaderTooLarge { .. } => ErrorKind::Usage,
+            Self::Config(error) => error.kind(),
+            Self::EmptyLayout
+            | Self::TensorName { .. }
+            | Self::DuplicateTensor { .. }
+            | Self::Overflow { .. }
+            | Self::UnknownTensor { .. }
+            | Self::Shape { .. }
+            | Self::Dtype { .. }
+            | Self::Length { .. }
+            | Self::WrittenTwice { .. }
+            | Self::MissingTensor { .. }
+            | Self::Promise { .. }
+            | Self::DuplicateFile { .. }
+            | Self::FileName { .. } => ErrorKind::Bug,
+        }
+    }
+
     /// For `map_err`: names the path and the attempt.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { path: path.to_owned(), action, source }

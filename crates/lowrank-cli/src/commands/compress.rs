@@ -3,12 +3,11 @@
 use crate::args::{JobArgs, TalkArgs};
 use crate::commands::report::{self, Verified};
 use crate::commands::{open, print_json};
-use crate::exit::Usage;
+use crate::exit::{Failure, Result, unwritten, usage};
 use crate::job::{self, Job};
 use crate::progress::Talk;
 use crate::signals;
 use crate::tables::{human_bytes, percent, table};
-use anyhow::{Context, Result};
 use lowrank_model::display::grouped;
 use lowrank_model::plan::{PlannedMatrix, Sensitivity};
 use lowrank_model::{Progress, Projection, RankPlan, Unit};
@@ -25,7 +24,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     if job.dry_run {
         return plan(&job, talk);
     }
-    let out = job.out.as_deref().ok_or_else(|| Usage::new("--out is missing: where shall the result go?"))?;
+    let out = job.out.as_deref().ok_or_else(|| usage("--out is missing: where shall the result go?"))?;
     let checkpoint = open(&job.model)?;
     let interrupt = signals::watch()?;
     let request = Request {
@@ -82,16 +81,15 @@ fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
 
 /// Whole or absent.
 pub(super) fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(plan)?;
+    let mut text = serde_json::to_string_pretty(plan).map_err(Failure::bug)?;
     text.push('\n');
     lowrank_files::write_whole(path, text.as_bytes())
-        .map_err(|error| crate::exit::Output::new(format!("{}: {error}", path.display())))
-        .context("the plan was not written")
+        .map_err(|error| unwritten(path, "the plan was not written", &error))
 }
 
 /// The plan as JSON, with the sums that everybody asks for, and without the curves, which are in `plan.json`.
 fn with_removed(plan: &RankPlan) -> Result<serde_json::Value> {
-    let mut value = serde_json::to_value(RankPlan { spectra: None, ..plan.clone() })?;
+    let mut value = serde_json::to_value(RankPlan { spectra: None, ..plan.clone() }).map_err(Failure::bug)?;
     value["removed_params"] = plan.removed_params().into();
     value["removed_bytes"] = plan.removed_bytes().into();
     value["overshoot"] = plan.overshoot().into();

@@ -2,10 +2,10 @@
 
 use crate::args::DensifyArgs;
 use crate::commands::{open, print_json};
+use crate::exit::Result;
 use crate::job;
 use crate::progress::Talk;
 use crate::tables::human_bytes;
-use anyhow::Result;
 use lowrank_model::display::grouped;
 use lowrank_pipeline::densify::{DensifySettings, densify};
 use lowrank_pipeline::workers::Resources;

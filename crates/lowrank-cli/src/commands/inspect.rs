@@ -2,8 +2,8 @@
 
 use crate::args::InspectArgs;
 use crate::commands::{open, print_json};
+use crate::exit::Result;
 use crate::tables::{human_bytes, percent, table};
-use anyhow::Result;
 use lowrank_model::display::grouped;
 use lowrank_pipeline::inspect::{Inspection, inspect};
 

@@ -8,7 +8,7 @@ pub(crate) mod reproduce;
 pub(crate) mod sweep;
 pub(crate) mod verify;
 
-use anyhow::Result;
+use crate::exit::{Failure, Result};
 use lowrank_reader::Checkpoint;
 use std::path::PathBuf;
 
@@ -24,6 +24,6 @@ fn resolve(model: &str) -> Result<PathBuf> {
 
 /// The one document that `--json` puts on stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    println!("{}", serde_json::to_string_pretty(value).map_err(Failure::bug)?);
     Ok(())
 }

@@ -2,8 +2,7 @@
 
 use crate::args::TalkArgs;
 use crate::commands::print_json;
-use crate::exit::Usage;
-use anyhow::Result;
+use crate::exit::{Failure, Result, usage};
 use clap::Args;
 use lowrank_report::{CheckpointPage, Page, ReportError, SweepPage, place};
 use serde_json::json;
@@ -29,7 +28,7 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     let (dir, name) = (&args.dir, place::name(&args.dir));
     let (page, usual) = if SweepPage::is_there(dir) {
         if args.verification.is_some() {
-            return Err(Usage::new("--verification is for a checkpoint; a sweep has its own").into());
+            return Err(usage("--verification is for a checkpoint; a sweep has its own"));
         }
         (Page::of_sweep(name, SweepPage::read(dir)?), dir.join(place::REPORT))
     } else {
@@ -68,7 +67,7 @@ pub(crate) fn leave(dir: &Path, verified: Verified<'_>, talk: TalkArgs) {
         Ok(()) if !talk.quiet && !talk.json => println!("Report: {}", file.display()),
         // Not every checkpoint that is verified was written by this tool.
         Ok(()) | Err(ReportError::NotACheckpoint { .. }) => {}
-        Err(error) if !talk.quiet => eprintln!("note: {error}"),
+        Err(error) if !talk.quiet => eprintln!("note: {}", Failure::from(error)),
         Err(_) => {}
     }
 }

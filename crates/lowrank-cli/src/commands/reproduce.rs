@@ -2,12 +2,12 @@
 
 use crate::args::TalkArgs;
 use crate::commands::{open, print_json};
-use crate::exit::NotReproduced;
+use crate::exit::{Failure, Result};
 use crate::job;
 use crate::progress::Talk;
 use crate::signals;
-use anyhow::Result;
 use clap::Args;
+use lowrank_model::ErrorKind;
 use lowrank_pipeline::reproduce::{Difference, Reproduce, Sample, reproduce};
 use lowrank_pipeline::workers::Resources;
 use lowrank_text::TextSource;
@@ -87,17 +87,17 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let only_rounding = done.differences.iter().all(|difference| difference.is_rounding);
     let missed = done.differences.iter().filter(|difference| !(args.other_cpu && difference.is_rounding));
     if let Some(first) = missed.min_by_key(telling) {
-        return Err(NotReproduced(format!(
+        let line = format!(
             "{}: not reproduced, {} differences; {first}{}",
             args.out.display(),
             done.differences.len(),
             if only_rounding {
-                "; all is rounding, as of another kind of CPU: --other-cpu lets it pass"
+                "; all differences are rounding, as another kind of CPU makes: --other-cpu accepts them"
             } else {
                 ""
             }
-        ))
-        .into());
+        );
+        return Err(Failure::new(ErrorKind::NotReproduced, line));
     }
     if !args.talk.json && !args.talk.quiet && !done.differences.is_empty() {
         println!("Reproduced but for rounding; {} matrices were made again.", done.matrices);

@@ -4,17 +4,16 @@ use crate::args::{Algebra, JobArgs, TalkArgs};
 use crate::commands::report::{self, Verified};
 use crate::commands::verify::Device;
 use crate::commands::{open, print_json, resolve};
-use crate::exit::{self, Output, PointsFailed};
+use crate::exit::{Failure, Result, unwritten, usage};
 use crate::grid::{AXES, Compress, Point, Sweep, plain};
 use crate::progress::{OfPoint, Talk};
 use crate::signals;
 use crate::tables::table;
-use anyhow::{Result, anyhow};
 use clap::Args;
 use lowrank_forward::{Chosen, choose};
 use lowrank_model::display::grouped;
 use lowrank_model::plan::Sensitivity;
-use lowrank_model::{Progress, RankPlan};
+use lowrank_model::{ErrorKind, Progress, RankPlan};
 use lowrank_pipeline::base::InputHashes;
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::lens::tokens_hash;
@@ -26,7 +25,7 @@ use lowrank_pipeline::workers::{self, CachePlace, Resources};
 use lowrank_pipeline::{CalibrationText, Interrupt, Lens, PipelineError, base};
 use lowrank_reader::Checkpoint;
 use lowrank_report::{Page, SweepPage, place};
-use lowrank_sweep::{PointId, Results, ResultsHeader, Row, Status, SweepError, front, header};
+use lowrank_sweep::{PointId, Results, ResultsHeader, Row, Status, front, header};
 use lowrank_text::{Passage, TextSource, windows};
 use lowrank_verify::{Verdict, VerifyError, VerifyOptions, verify_on};
 use lowrank_writer::Leftover;
@@ -92,12 +91,13 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
     };
     let config = Sweep::read(&args.config, &flags)?;
     if args.max_points == Some(0) {
-        return Err(exit::Usage::new("--max-points starts at 1").into());
+        return Err(usage("--max-points starts at 1"));
     }
     let first = &config.points[0];
     let mut resources = first.job.resources.clone();
     // Points share what is measured, also where nothing is to be kept.
-    let run_cache = tempfile::tempdir()?;
+    let run_cache = tempfile::tempdir()
+        .map_err(|error| unwritten(&std::env::temp_dir(), "cannot create a folder", &error))?;
     if resources.cache == CachePlace::Nowhere {
         resources.cache = CachePlace::At(run_cache.path().to_owned());
     }
@@ -138,12 +138,15 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
         verification: &verification,
         results: Mutex::new(results),
     };
-    let done = sweep.run(&pool, args.jobs).map_err(|error| match stopped(&error) {
-        true => error.context(format!(
-            "stopped before the end; finished points are in {}, and the same command goes on",
-            out.display()
-        )),
-        false => error,
+    let done = sweep.run(&pool, args.jobs).map_err(|failure| match failure.kind() {
+        kind if kind.is_stop() => Failure::new(
+            kind,
+            format!(
+                "stopped; {} holds the finished points, run the same command again to resume",
+                out.display()
+            ),
+        ),
+        _ => failure,
     });
     // Also after an early end: what is there is in order and can be looked at.
     let ordered = sweep.order();
@@ -162,11 +165,11 @@ fn check_patterns(config: &Sweep, subject: &Subject) -> Result<()> {
         }
         subject.choices(plan).map_err(|error| {
             let key = match &error {
-                PipelineError::PatternMatchesNothing { flag, .. } => flag.trim_start_matches("--"),
+                PipelineError::PatternMatchesNothing { key, .. } => key,
                 PipelineError::DenseAndFixed { .. } => "keep-dense",
                 _ => "fix-rank",
             };
-            config.error(point, key, &error)
+            config.error(point, key, Failure::from(error))
         })?;
     }
     Ok(())
@@ -198,7 +201,7 @@ fn identify<'a>(
                 Some(place) => place,
                 None => {
                     let read = CalibrationText::read(checkpoint, wanted);
-                    texts.push(read.map_err(|error| config.error(point, "calibrate", error))?);
+                    texts.push(read.map_err(|error| config.error(point, "calibrate", Failure::from(error)))?);
                     settings.push(wanted);
                     texts.len() - 1
                 }
@@ -209,7 +212,7 @@ fn identify<'a>(
             None => Sensitivity::default(),
         });
         if text.is_none() && sensitivity == Sensitivity::Measured {
-            return Err(config.error(point, "sensitivity", PipelineError::NothingToMeasureOn));
+            return Err(config.error(point, "sensitivity", Failure::from(PipelineError::NothingToMeasureOn)));
         }
         let id = PointId::of(&content(subject, plan, &point.job.factor, text.map(|place| &texts[place])));
         if let Some(first) = seen.insert(id.clone(), points.len()) {
@@ -353,7 +356,7 @@ impl Run<'_> {
                     return Err(error);
                 }
                 // What these points are measured by failed: theirs is the failure, and the sweep goes on.
-                let line = exit::one_line(&error);
+                let line = error.to_string();
                 for one in points {
                     self.results().put(self.row(one).failed(line.clone()))?;
                 }
@@ -385,7 +388,7 @@ impl Run<'_> {
             let row = self.row(points[index]);
             let row = match plan {
                 Ok(plan) => planned(row, &plan, &scale, took),
-                Err(error) => row.failed(exit::one_line(&anyhow!(error))),
+                Err(error) => row.failed(error),
             };
             self.results().put(row)?;
             talk.advance(1);
@@ -459,7 +462,7 @@ impl Run<'_> {
         }
         let folder = self.out.join(POINTS);
         std::fs::create_dir_all(&folder)
-            .map_err(|error| Output::new(format!("{}: {error}", folder.display())))?;
+            .map_err(|error| unwritten(&folder, "cannot create this folder", &error))?;
         let noted = Mutex::default();
         for (index, one) in chosen.iter().enumerate() {
             self.interrupt.check()?;
@@ -470,7 +473,7 @@ impl Run<'_> {
             let row = match self.compress_one(one, row.clone(), &engine, &talk) {
                 Ok(row) => row,
                 Err(error) if ends_all(&error) => return Err(error),
-                Err(error) => row.failed(exit::one_line(&error)),
+                Err(error) => row.failed(error.to_string()),
             };
             self.results().put(row)?;
             self.tidy()?;
@@ -514,9 +517,8 @@ impl Run<'_> {
         let original = resolve(&job.model)?;
         let verified = verify_on(&*engine.engine, &original, &dir, &self.verification.options, talk)?;
         let file = place::beside(&dir, place::VERIFICATION);
-        std::fs::write(&file, verified.to_json()).map_err(|error| {
-            Output::new(format!("{}: the verification was not written: {error}", file.display()))
-        })?;
+        std::fs::write(&file, verified.to_json())
+            .map_err(|error| unwritten(&file, "the verification was not written", &error))?;
         report::leave(&dir, Verified::By(&file), TalkArgs { quiet: true, ..TalkArgs::default() });
         Ok(measured(row, &verified, took, start.elapsed()))
     }
@@ -527,15 +529,15 @@ impl Run<'_> {
         if self.config.keep {
             return Ok(());
         }
-        let failed = |path: &Path, error| Output::new(format!("{}: cannot remove: {error}", path.display()));
         for row in self.results().rows().iter().filter(|row| row.status == Status::Verified) {
             let dir = self.place(&row.id);
             let going = dir.with_file_name(format!(".{}.removed", row.id));
             if dir.is_dir() {
-                std::fs::rename(&dir, &going).map_err(|error| failed(&dir, error))?;
+                std::fs::rename(&dir, &going).map_err(|error| unwritten(&dir, "cannot remove", &error))?;
             }
             if going.is_dir() {
-                std::fs::remove_dir_all(&going).map_err(|error| failed(&going, error))?;
+                std::fs::remove_dir_all(&going)
+                    .map_err(|error| unwritten(&going, "cannot remove", &error))?;
             }
         }
         Ok(())
@@ -572,25 +574,19 @@ impl Run<'_> {
         }
         match rows.iter().find(|row| row.status == Status::Failed) {
             None => Ok(()),
-            Some(first) => Err(PointsFailed(format!(
-                "{} of {} points failed; the first, point {}: {}",
-                count(Status::Failed),
-                rows.len(),
-                first.point,
-                first.error.as_deref().unwrap_or_default()
-            ))
-            .into()),
+            Some(first) => {
+                let (failed, all, point) = (count(Status::Failed), rows.len(), first.point);
+                let error = first.error.as_deref().unwrap_or_default();
+                let line = format!("{failed} of {all} points failed; the first, point {point}: {error}");
+                Err(Failure::new(ErrorKind::PointsFailed, line))
+            }
         }
     }
 }
 
 /// Whether a failure is that of the whole sweep and not of a point.
-fn ends_all(error: &anyhow::Error) -> bool {
-    stopped(error) || error.is::<SweepError>()
-}
-
-fn stopped(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<PipelineError>(), Some(PipelineError::Interrupted { .. }))
+fn ends_all(failure: &Failure) -> bool {
+    failure.kind().is_stop() || matches!(failure, Failure::Sweep(_))
 }
 
 fn sensitivity_name(sensitivity: Sensitivity) -> &'static str {

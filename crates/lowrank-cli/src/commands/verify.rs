@@ -3,11 +3,11 @@
 use crate::args::TalkArgs;
 use crate::commands::report::{self, Verified};
 use crate::commands::{print_json, resolve};
-use crate::exit::{Output, Usage, VerificationMissed};
+use crate::exit::{Failure, Result, unwritten, usage};
 use crate::progress::Talk;
-use anyhow::Result;
 use clap::{Args, ValueEnum};
 use lowrank_forward::choose;
+use lowrank_model::ErrorKind;
 use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
 use lowrank_verify::{Depth, Thresholds, Verdict, Verification, VerifyError, VerifyOptions, verify_on};
@@ -95,7 +95,7 @@ fn share(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     if args.window < 2 {
-        return Err(Usage::new("--window is at least 2: one token to see and one to predict").into());
+        return Err(usage("--window is at least 2: one token to see and one to predict"));
     }
     let options = VerifyOptions {
         depth: if args.static_only { Depth::Static } else { Depth::Full },
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &talk)?;
     let file = args.report.clone().unwrap_or_else(|| place::beside(&args.compressed, place::VERIFICATION));
     lowrank_files::write_whole(&file, report.to_json().as_bytes())
-        .map_err(|error| Output::new(format!("{}: the report was not written: {error}", file.display())))?;
+        .map_err(|error| unwritten(&file, "the report was not written", &error))?;
     if args.talk.json {
         print_json(&report)?;
     } else if !args.talk.quiet {
@@ -139,7 +139,8 @@ fn judge(report: &Verification) -> Result<()> {
         0 => String::new(),
         more => format!(" (and {more} more findings, see the report)"),
     };
-    Err(VerificationMissed(format!("verification {}: {first}{more}", report.verdict)).into())
+    let line = format!("verification {}: {first}{more}", report.verdict);
+    Err(Failure::new(ErrorKind::VerificationMissed, line))
 }
 
 #[cfg(test)]

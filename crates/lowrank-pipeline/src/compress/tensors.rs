@@ -229,8 +229,8 @@ fn excess(relative_error: f64, optimum: Option<f64>) -> Option<f64> {
 
 /// What an earlier run found. Its journal's lines are hashed, so only another version could have written another form.
 fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
-    serde_json::from_str(note).map_err(|error| PipelineError::Unrepeatable {
+    serde_json::from_str(note).map_err(|error| PipelineError::Record {
         path: "journal".into(),
-        what: format!("{id}: {error}; begin anew with --restart"),
+        what: format!("{id}: {error}; run the same command again to start over"),
     })
 }

@@ -99,7 +99,7 @@ pub(super) fn compare(out: &Path, found: &Manifest, again: &Path) -> Result<Vec<
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> PipelineError {
-    move |error| PipelineError::Unrepeatable { path: path.into(), what: error.to_string() }
+    move |source| PipelineError::Io { path: path.into(), source }
 }
 
 /// Where they part, and whether only numbers do.

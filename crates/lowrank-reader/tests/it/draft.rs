@@ -370,7 +370,7 @@ macro_rules! assert_refused {
     }};
     (in $dir:expr, $variant:pat, $($part:expr),+ $(,)?) => {{
         let error = lowrank_reader::Checkpoint::open($dir).expect_err("the lie was believed");
-        let message = error.to_string();
+        let message = lowrank_model::failure::chain(&error);
         assert!(matches!(error, $variant), "{error:?}");
         for part in [$(AsRef::<str>::as_ref(&$part)),+] {
             assert!(message.contains(part), "`{part}` is not in: {message}");

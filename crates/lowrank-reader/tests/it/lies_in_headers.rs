@@ -22,7 +22,7 @@ fn read(file: &[u8]) -> Result<header::Header, ReadError> {
 macro_rules! assert_lie {
     ($json:expr, $data_bytes:expr, $variant:pat, $($part:expr),*) => {{
         let error = read(&with_header($json, &[0; 64][..$data_bytes])).expect_err("the lie was believed");
-        let message = error.to_string();
+        let message = lowrank_model::failure::chain(&error);
         assert!(matches!(error, $variant), "{error:?}");
         for part in [FILE, $($part),*] {
             assert!(message.contains(part), "`{part}` is not in: {message}");
