@@ -256,3 +256,27 @@ fn a_plan_that_was_edited() {
         compress(&model, &out, &["--plan", plan.to_str().unwrap()]).refused(2, &[part]);
     }
 }
+
+#[test]
+fn what_is_no_output_and_what_is_damaged_have_codes_of_their_own() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    let model = tiny_mixtral();
+    let reproduce = || run(["reproduce".as_ref(), out.as_os_str(), "--model".as_ref(), model.as_os_str()]);
+    std::fs::create_dir(&out).unwrap();
+    reproduce().refused(3, &["lowrank_report.json", "no output of this program"]);
+    std::fs::write(out.join("lowrank_report.json"), "{").unwrap();
+    reproduce().refused(14, &["lowrank_report.json", "EOF"]);
+    run(["report".as_ref(), out.as_os_str()]).refused(14, &["lowrank_report.json", "EOF"]);
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_ends_the_command_without_a_word() {
+    let mut tool = tool();
+    tool.args(["inspect", "--verbose"]).arg(tiny_mixtral());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = tool.stdout(writer).stderr(std::process::Stdio::piped()).spawn().unwrap().wait_with_output();
+    let output = output.unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(141), 0), "{output:?}");
+}

@@ -11,9 +11,12 @@ use lowrank_report::ReportError;
 use lowrank_sweep::SweepError;
 use lowrank_verify::VerifyError;
 use lowrank_writer::WriteError;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook};
 use std::path::Path;
-use std::process::ExitCode;
+use std::sync::Once;
 
 /// What a command returns.
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -77,10 +80,6 @@ impl Failure {
             Self::Sweep(error) => error.kind(),
         }
     }
-
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        exit_code(self.kind()).into()
-    }
 }
 
 impl fmt::Display for Failure {
@@ -96,6 +95,32 @@ impl fmt::Display for Failure {
         f.write_str(&printable(&line))?;
         remedy(self).map_or(Ok(()), |remedy| write!(f, "; {remedy}"))
     }
+}
+
+/// Runs the program and gives its exit code. A failure, and a panic in any thread, is one line on stderr.
+pub(crate) fn guarded(run: impl FnOnce() -> Result<()>) -> u8 {
+    /// One panic may cause another, in the thread that waits for the first.
+    static SAID: Once = Once::new();
+    set_hook(Box::new(|panic| SAID.call_once(|| tell_panic(&panic.to_string()))));
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(failure)) => {
+            eprintln!("error: {failure}");
+            exit_code(failure.kind())
+        }
+        Err(_) => exit_code(ErrorKind::Bug),
+    }
+}
+
+fn tell_panic(what: &str) {
+    let mut stderr = std::io::stderr();
+    let trace = Backtrace::capture();
+    // Where stderr is closed there is nobody to tell.
+    if trace.status() == BacktraceStatus::Captured {
+        let _ = writeln!(stderr, "{trace}");
+    }
+    let what = printable(what);
+    let _ = writeln!(stderr, "error: internal error: {what}; please report it with the command that you ran");
 }
 
 /// One line. Names of files may hold anything; a terminal must not obey them.
@@ -183,5 +208,108 @@ fn of_forward(error: &ForwardError) -> Option<&'static str> {
         ForwardError::NoDevice { .. } => Some("use --device cpu, or auto"),
         ForwardError::Device { .. } => Some("use --device cpu, or fewer tokens if its memory is full"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_model::config::ConfigError;
+    use lowrank_model::plan::PlanError;
+    use lowrank_model::{MatrixId, Projection, pivots::PivotError};
+    use lowrank_svd::SvdError;
+    use lowrank_text::TextError;
+    use std::io;
+    use std::process::Command;
+
+    #[test]
+    fn a_cause_is_printed_once() {
+        let path = || Path::new("a/b").to_owned();
+        let io = || io::Error::other("the cause");
+        let json = || serde_json::from_str::<u8>("\"the cause\"").unwrap_err();
+        let svd = || SvdError::NotAMatrix { shape: vec![77_077] };
+        let name = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+        let config = || ConfigError::Quantised("the cause".into());
+        let pivots = PivotError::Twice { index: 77_077 };
+        let tensor = || "w".to_owned();
+        let text = || TextError::Read { path: path(), source: io() };
+        let cache = CacheError::Io { path: path(), action: "read", source: io() };
+        let failures: Vec<Failure> = vec![
+            ReadError::Io { path: path(), source: io() }.into(),
+            ReadError::Json { path: path(), source: json() }.into(),
+            ReadError::Config { path: path(), source: config() }.into(),
+            ReadError::HeaderJson { path: path(), source: json() }.into(),
+            ReadError::BadPivots { path: path(), tensor: tensor(), source: pivots }.into(),
+            ReadError::TensorIo { path: path(), tensor: tensor(), source: io() }.into(),
+            VerifyError::Text(text()).into(),
+            PipelineError::Io { path: path(), source: io() }.into(),
+            PipelineError::Svd { name, source: svd() }.into(),
+            PipelineError::Plan(PlanError::Json("the cause".into())).into(),
+            PipelineError::Calibrate(CalibrateError::Svd { name, source: svd() }).into(),
+            PipelineError::Calibrate(CalibrateError::Text(text())).into(),
+            PipelineError::Calibrate(CalibrateError::Cache(cache)).into(),
+            PipelineError::Write(WriteError::Config(config())).into(),
+            PipelineError::Write(WriteError::Io { path: path(), action: "write", source: io() }).into(),
+            ReportError::Read { path: path(), source: io() }.into(),
+            ReportError::Document { path: path(), source: json() }.into(),
+            ReportError::Write { path: path(), source: io() }.into(),
+            SweepError::Io { path: path(), action: "read", source: io() }.into(),
+        ];
+        for failure in failures {
+            let line = failure.to_string();
+            let causes = line.matches("the cause").count() + line.matches("77077").count();
+            assert_eq!(causes, 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_page_lists_every_kind() {
+        let kinds = [
+            ErrorKind::Bug,
+            ErrorKind::Usage,
+            ErrorKind::NoModel,
+            ErrorKind::Unsupported,
+            ErrorKind::BrokenCheckpoint,
+            ErrorKind::BadNumbers,
+            ErrorKind::BudgetImpossible,
+            ErrorKind::Output,
+            ErrorKind::NoRoom,
+            ErrorKind::InputOutput,
+            ErrorKind::VerificationMissed,
+            ErrorKind::NotReproduced,
+            ErrorKind::PointsFailed,
+            ErrorKind::BrokenRecord,
+            ErrorKind::DeviceFailed,
+            ErrorKind::Interrupted,
+            ErrorKind::Terminated,
+        ];
+        let page = include_str!("../../../docs/exit-codes.md");
+        let rows = page.lines().filter_map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            Some((cells.get(1)?.parse::<u8>().ok()?, cells.last_chunk::<2>()?[0] == "kept"))
+        });
+        let told: Vec<(u8, bool)> = rows.filter(|(code, _)| *code != 0).collect();
+        let meant: Vec<(u8, bool)> = kinds.iter().map(|kind| (exit_code(*kind), kind.is_passing())).collect();
+        assert_eq!(told, meant);
+    }
+
+    #[test]
+    fn a_panic_in_a_worker_is_one_line_and_exit_code_1() {
+        const CHILD: &str = "LOWRANK_TEST_PANIC";
+        if std::env::var_os(CHILD).is_some() {
+            let panicking = || -> Result<()> {
+                rayon::scope(|scope| scope.spawn(|_| panic!("a line\nand another")));
+                Ok(())
+            };
+            std::process::exit(guarded(panicking).into());
+        }
+        let name = "exit::tests::a_panic_in_a_worker_is_one_line_and_exit_code_1";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").env_remove("RUST_BACKTRACE");
+        let output = child.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+        assert!(stderr.starts_with("error: internal error: panicked at "), "{stderr}");
+        assert!(stderr.contains("a line and another; please report it"), "{stderr}");
     }
 }

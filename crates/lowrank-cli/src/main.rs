@@ -15,13 +15,10 @@ use clap::{CommandFactory, Parser};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("error: {failure}");
-            failure.exit_code()
-        }
-    }
+    ExitCode::from(exit::guarded(|| {
+        signals::end_on_closed_pipe()?;
+        run(Cli::parse())
+    }))
 }
 
 fn run(cli: Cli) -> exit::Result<()> {

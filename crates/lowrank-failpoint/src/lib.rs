@@ -7,6 +7,7 @@
 //! | `kill` | SIGKILL, as the kernel's out-of-memory killer would |
 //! | `stop` | SIGSTOP; the test changes something and sends SIGCONT |
 //! | `full` | this call and all later ones fail with "no space left on device" |
+//! | `panic` | this call panics, as a bug would |
 //! | `count` | nothing; the number of calls is printed to stderr after publication |
 
 use std::io;
@@ -66,6 +67,7 @@ mod armed {
                 let _ = kill_process(getpid(), Signal::STOP);
                 Ok(())
             }
+            "panic" if reached == *place => panic!("fail point {place}"),
             "full" if reached >= *place => Err(io::ErrorKind::StorageFull.into()),
             _ => Ok(()),
         }

@@ -13,30 +13,7 @@ pub(super) const CIRCLES: &[&str] = &[
 pub(super) const TYPE_NAMES: &[&str] = &["Numbers", "Target"];
 
 /// Messages of libraries that name a flag, by file and flag.
-pub(super) const MESSAGES: &[&str] = &[
-    "crates/lowrank-cache/src/error.rs --cache",
-    "crates/lowrank-calibrate/src/error.rs --calibrate",
-    "crates/lowrank-compute/src/algebra.rs --algebra",
-    "crates/lowrank-forward/src/error.rs --device",
-    "crates/lowrank-pipeline/src/compress.rs --restart",
-    "crates/lowrank-pipeline/src/compress/tensors.rs --restart",
-    "crates/lowrank-pipeline/src/error.rs --calibrate",
-    "crates/lowrank-pipeline/src/error.rs --dtype",
-    "crates/lowrank-pipeline/src/error.rs --fix-rank",
-    "crates/lowrank-pipeline/src/error.rs --keep-dense",
-    "crates/lowrank-pipeline/src/error.rs --layout",
-    "crates/lowrank-pipeline/src/error.rs --memory",
-    "crates/lowrank-pipeline/src/error.rs --sensitivity",
-    "crates/lowrank-pipeline/src/error.rs --workers",
-    "crates/lowrank-pipeline/src/planning.rs --fix-rank",
-    "crates/lowrank-pipeline/src/planning.rs --keep-dense",
-    "crates/lowrank-pipeline/src/reproduce.rs --calibrate",
-    "crates/lowrank-pipeline/src/stored.rs --restart",
-    "crates/lowrank-sweep/src/error.rs --out",
-    "crates/lowrank-writer/src/error.rs --max-shard-size",
-    "crates/lowrank-writer/src/error.rs --out",
-    "crates/lowrank-writer/src/error.rs --restart",
-];
+pub(super) const MESSAGES: &[&str] = &[];
 
 /// What a rule found and how it identifies it.
 #[derive(Debug, PartialEq, Eq)]

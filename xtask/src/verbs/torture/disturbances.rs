@@ -13,6 +13,8 @@ use std::time::Duration;
 const DISK_FULL_POINTS: u64 = 24;
 /// Number of places at which the cache's disk fills.
 const CACHE_FULL_POINTS: u64 = 4;
+/// Number of places at which a run panics.
+const PANIC_POINTS: u64 = 8;
 /// Number of places at which the source is deleted or truncated.
 const VANISHING_POINTS: u64 = 8;
 /// Number of pairs of runs on one cache.
@@ -147,6 +149,22 @@ pub(super) fn disk_full(bench: &mut Bench, tmpfs: Option<&Tmpfs>) -> Result<(u64
         bench.forget(&out)?;
     }
     Ok((refused, had_room))
+}
+
+/// Lets runs panic at seeded places: each prints one line, and the same command resumes. Returns their number.
+pub(super) fn panicking(bench: &mut Bench) -> Result<u64> {
+    let (model, out) = (bundled_model(), bench.work.join("out"));
+    for _ in 0..PANIC_POINTS {
+        // The last places come after publication.
+        let place = 1 + bench.dice.below(bench.warm.places * 3 / 4);
+        let run = Run::new(&model, &out, Cache::Warm).failing(format!("panic:{place}"));
+        let end = bench.wait(bench.start(run)?)?;
+        end.is_refusal(&[1]).with_context(|| format!("a panic at place {place}"))?;
+        ensure!(!out.exists(), "published after a panic");
+        bench.goes_on(Run::new(&model, &out, Cache::Warm))?;
+        bench.forget(&out)?;
+    }
+    Ok(PANIC_POINTS)
 }
 
 /// Tries disks that are too small from the start. Returns their number.

@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     }
     let pairs = disturbances::side_by_side(bench)?;
+    let panicked = disturbances::panicking(bench)?;
     let (refused, had_room) = disturbances::disk_full(bench, None)?;
     let small = Tmpfs::mount(bench.work.join("small"), TMPFS);
     let on_tmpfs = small.as_ref().map(|small| disturbances::disk_full(bench, Some(small))).transpose()?;
@@ -103,6 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!(
         "  with an empty cache: {with_a_cold_cache}; two at once on one, one of them killed: {pairs} pairs"
     );
+    println!("  panics: {panicked} were one line and resumed");
     println!("  disk full, injected: {refused} refused and resumed, {had_room} had room");
     match on_tmpfs {
         Some((refused, had_room)) => {
