@@ -56,7 +56,7 @@ fn fitted_factors_make_good_what_those_before_them_lose() {
     let folder = tempdir().unwrap();
     let [alone, experts, layers] = ["none", "experts", "layers"].map(|reach| {
         let out = compressed(&folder, &tiny_mixtral(), reach, &["--propagate", reach]);
-        assert_eq!(report(&out)["calibration"]["propagate"], reach);
+        assert_eq!(report(&out)["recipe"]["propagate"], reach);
         verified(&tiny_mixtral(), &out, &text())["outcome"].clone()
     });
     let number = |value: &Value| value.as_f64().unwrap();
@@ -96,9 +96,9 @@ fn any_number_of_workers_gives_the_same_bytes_without_a_cache() {
 }
 
 #[test]
-fn own_share_one_wants_nothing_of_the_original() {
+fn interpolation_one_takes_no_target_from_the_original() {
     let folder = tempdir().unwrap();
-    let words = |share| ["--propagate", "layers", "--propagate-own-share", share];
+    let words = |share| ["--propagate", "layers", "--target-interpolation", share];
     let [zero, one] = ["0", "1"].map(|share| {
         let out = compressed(&folder, &tiny_mixtral(), &format!("share-{share}"), &words(share));
         verified(&tiny_mixtral(), &out, &text())["outcome"]["logits"]["mean_kl"].as_f64().unwrap()

@@ -277,7 +277,7 @@ fn a_plan_for_other_storage_is_refused() {
     run(brief(&words)).ok();
     let words = ["--plan", plan, "--layout", "uv", "--quiet"];
     compress(&model, &folder.path().join("out"), &words)
-        .refused(2, &["stored as pivoted", "as uv", "--layout"]);
+        .refused(2, &["stored as pivoted", "as uv", "--storage"]);
 }
 
 #[test]

@@ -139,7 +139,7 @@ fn one_byte_of_the_output_of_the_base_or_of_the_settings_is_named() {
 
     let report = out.join("lowrank_report.json");
     let good = std::fs::read(&report).unwrap();
-    edit_json(&report, |report| report["settings"]["seed"] = 1.into());
+    edit_json(&report, |report| report["recipe"]["seed"] = 1.into());
     reproduce(&out, &model, &[]).refused(12, &["lowrank_report.json"]);
     std::fs::write(&report, good).unwrap();
     reproduce(&out, &model, &[]).ok();

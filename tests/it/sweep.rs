@@ -86,7 +86,7 @@ fn points_are_planned_one_row_each_and_a_failure_does_not_end_the_sweep() {
         [1, 2, 3, 4, 5, 6, 7, 8]
     );
     assert_eq!((&rows[2]["status"], &rows[2]["params"]), (&"failed".into(), &Value::Null));
-    assert_eq!(rows[0]["settings"]["layout"], "uv");
+    assert_eq!(rows[0]["settings"]["storage"], "uv");
     // The same plan as `plan` makes.
     let plan = bench.folder.path().join("plan.json");
     let model = tiny_mixtral();
@@ -232,7 +232,7 @@ fn a_bad_config_is_one_line_with_file_line_and_key() {
     let bench = Bench::new("");
     for (config, line, part) in [
         ("budgte = \"10%\"\n[grid]\nlayout = [\"uv\"]", 2, "budgte"),
-        ("budget = \"ten\"\n[grid]\nlayout = [\"uv\"]", 2, "--budget"),
+        ("budget = \"ten\"\n[grid]\nlayout = [\"uv\"]", 2, "`budget`: `ten`"),
         ("budget = \"10%\"\n[grid]\nlayout = [\n\"uv\",\n\"vu\"]", 6, "`vu`"),
         (
             "[grid]\nbudget = [\"10%\"]\ntarget-params = [\"1M\"]",
@@ -313,7 +313,7 @@ fn a_given_rank_is_obeyed_recorded_and_reproduced() {
     let out = folder.path().join("out");
     compress(&tiny_mixtral(), &out, &["--budget", "20%", "--fix-rank", "\\.w2$=40", "--quiet"]).ok();
     let report: Value = serde_json::from_slice(&files(&out)["lowrank_report.json"]).unwrap();
-    assert_eq!(report["settings"]["fix_rank"], serde_json::json!(["\\.w2$=40"]));
+    assert_eq!(report["recipe"]["fix-rank"], serde_json::json!(["\\.w2$=40"]));
     for row in report["matrices"].as_array().unwrap() {
         let w2 = row["name"].as_str().unwrap().ends_with("w2");
         assert!(!w2 || row["rank"] == 40, "{row}");

@@ -2,16 +2,16 @@
 
 use anyhow::{Context, Result};
 use lowrank_bench::meter::{Meter, Took, peak_resident_bytes, timed};
-use lowrank_calibrate::CalibrationSettings;
 use lowrank_model::progress::Silent;
-use lowrank_model::{Budget, Progress, Storage};
+use lowrank_model::recipe::{
+    ByteSize, CalibrationSettings, FactorSettings, Goal, MethodChoice, OutputSettings, Removal,
+};
+use lowrank_model::{Progress, Recipe, Storage};
 use lowrank_pipeline::compress::{Request, compress};
 use lowrank_pipeline::memory::{Demand, Holding};
 use lowrank_pipeline::workers::{self, CachePlace, Resources};
-use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PlanSettings, planning};
+use lowrank_pipeline::{Interrupt, planning};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::MethodChoice;
-use lowrank_text::{Passage, TextSource};
 use lowrank_writer::Leftover;
 use rustix::fs::Advice;
 use serde::Deserialize;
@@ -51,9 +51,11 @@ struct Calibration {
 impl Calibration {
     /// The default on the bundled passage, but for the tokens.
     fn settings(&self) -> CalibrationSettings {
-        let texts = vec![TextSource::Bundled(Passage::Calibration)];
-        let (tokens, sensitivity_tokens) = (self.tokens, Some(self.sensitivity_tokens));
-        CalibrationSettings { tokens, sensitivity_tokens, ..CalibrationSettings::on(texts) }
+        CalibrationSettings {
+            calibration_tokens: self.tokens,
+            sensitivity_tokens: Some(self.sensitivity_tokens),
+            ..CalibrationSettings::default()
+        }
     }
 }
 
@@ -70,7 +72,9 @@ pub(crate) struct Demanded {
 impl Demanded {
     pub(crate) fn run(&self) -> Result<Value> {
         let checkpoint = Checkpoint::open(&self.model)?;
-        let demand = demand(&checkpoint, Some(&self.calibration.settings()));
+        let mut recipe = recipe(1.0, &checkpoint);
+        recipe.calibration = self.calibration.settings();
+        let demand = demand(&checkpoint, &recipe);
         let of = |workers: usize| {
             let peak = demand.peak(workers);
             let held = |holdings: &[Holding]| -> Vec<Value> {
@@ -85,8 +89,8 @@ impl Demanded {
     }
 }
 
-fn demand(checkpoint: &Checkpoint, calibration: Option<&CalibrationSettings>) -> Demand {
-    Demand::compress(checkpoint.config(), workers::widest(checkpoint, None), calibration)
+fn demand(checkpoint: &Checkpoint, recipe: &Recipe) -> Demand {
+    Demand::compress(checkpoint.config(), workers::widest(checkpoint, None), recipe)
 }
 
 /// A run of `plan`.
@@ -122,25 +126,22 @@ impl Warm {
     }
 }
 
-fn settings(budget_percent: f64, checkpoint: &Checkpoint) -> PlanSettings {
+fn recipe(budget_percent: f64, checkpoint: &Checkpoint) -> Recipe {
     let goal = if budget_percent > 0.0 {
         let remove = checkpoint.size().params as f64 * budget_percent / 100.0;
-        Goal::Budget(Budget::RemoveParams(remove as u64))
+        Goal::Budget(Removal::Params(remove as u64))
     } else {
         Goal::Ranks(std::collections::BTreeMap::new())
     };
-    PlanSettings {
-        goal,
-        rank_multiple: None,
-        rank_min: 1,
-        sensitivity: None,
-        allocation: Default::default(),
-        calibration: None,
-        keep_dense: Vec::new(),
-        fixed_ranks: Default::default(),
+    let mut recipe = Recipe::new(goal);
+    recipe.calibration = CalibrationSettings::off();
+    recipe.factor = FactorSettings {
         storage: Some(Storage::Uv),
-        factor_dtype: None,
-    }
+        method: MethodChoice::Exact,
+        ..FactorSettings::default()
+    };
+    recipe.output = OutputSettings { max_shard_size: ByteSize(2_000_000_000) };
+    recipe
 }
 
 /// Times of a run's stages. Time between two stages counts for the earlier one.
@@ -178,12 +179,11 @@ impl Compress {
     pub(crate) fn run(&self) -> Result<Value> {
         evict(&self.model)?;
         let checkpoint = Checkpoint::open(&self.model)?;
-        let mut plan = settings(self.budget_percent, &checkpoint);
+        let mut recipe = recipe(self.budget_percent, &checkpoint);
         if let Some(calibration) = &self.calibration {
-            plan.calibration = Some(calibration.settings());
-            plan.storage = None;
+            recipe.calibration = calibration.settings();
+            recipe.factor.storage = None;
         }
-        let factor = FactorSettings { method: MethodChoice::Exact, seed: 0, shard_bytes_max: 2_000_000_000 };
         let cache = self.cache.clone().map_or(CachePlace::Nowhere, CachePlace::At);
         let resources = Resources {
             workers: self.workers,
@@ -194,15 +194,14 @@ impl Compress {
         let request = Request {
             model: "generated",
             out: &self.out,
-            plan: &plan,
-            factor: &factor,
+            recipe: &recipe,
             resources: &resources,
             leftover: Leftover::Discard,
             interrupt: &Interrupt::default(),
             provenance: None,
         };
         // With the memory that was given, as many as the job takes.
-        let demand = demand(&checkpoint, plan.calibration.as_ref());
+        let demand = demand(&checkpoint, &recipe);
         let workers = self.memory_bytes.map_or(self.workers, |bytes| demand.workers(self.workers, bytes));
         let computed = demand.peak(workers).bytes(workers);
         let stages = Stages::default();
@@ -224,10 +223,10 @@ impl Compress {
 impl Plan {
     pub(crate) fn run(&self) -> Result<Value> {
         let checkpoint = Checkpoint::open(&self.model)?;
-        let plan = settings(self.budget_percent, &checkpoint);
+        let recipe = recipe(self.budget_percent, &checkpoint);
         let resources = Resources { cache: CachePlace::At(self.cache.clone()), ..Resources::default() };
         let (_, took) = timed(|| {
-            Ok(planning::plan(&checkpoint, "generated", &plan, &resources, &Silent, &Interrupt::default())?)
+            Ok(planning::plan(&checkpoint, "generated", &recipe, &resources, &Silent, &Interrupt::default())?)
         })?;
         Ok(json!({ "took": took }))
     }

@@ -1,10 +1,11 @@
 //! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
 
 use crate::moments::column_energies;
-use crate::{CalibrateError, ExpertMoments, MomentSettings, Store};
+use crate::{CalibrateError, ExpertMoments, Store};
 use lowrank_forward::{ExpertBatch, Forward, Observer};
 use lowrank_model::Progress;
 use lowrank_model::StoredMatrix;
+use lowrank_model::recipe::MomentSettings;
 use std::cell::RefCell;
 
 /// Runs the windows through the model and puts every expert's moments into the store. Experts that are there already

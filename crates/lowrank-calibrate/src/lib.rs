@@ -26,7 +26,6 @@ pub mod moments;
 pub mod norm;
 pub mod pair;
 pub mod sensitivity;
-pub mod settings;
 pub mod store;
 
 pub use collect::collect;
@@ -35,5 +34,4 @@ pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use sensitivity::{Sensitivities, measure};
-pub use settings::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
 pub use store::Store;

@@ -1,9 +1,9 @@
 //! Sums over the tokens that visit an expert, from which the norm of each of its matrices' errors follows.
 //!
-//! With router weight g (through [`GateWeight`](crate::GateWeight)), input x \[H\], a = w1 x, b = w3 x, z = silu(a) ∘ b \[F\], y = w2 z \[H\] and
+//! With router weight g (through [`GateWeight`](lowrank_model::recipe::GateWeight)), input x \[H\], a = w1 x, b = w3 x, z = silu(a) ∘ b \[F\], y = w2 z \[H\] and
 //! cᵢ = ‖w2's column i‖²:
 //!
-//! | Sum | [`Target::Expert`] | [`Target::Matrix`] |
+//! | Sum | [`CalibrationTarget::Expert`] | [`CalibrationTarget::Matrix`] |
 //! |---|---|---|
 //! | `rows.gate` \[F\] | Σ g² (silu′(aᵢ) bᵢ)² cᵢ | 1 |
 //! | `rows.up` \[F\] | Σ g² silu(aᵢ)² cᵢ | 1 |
@@ -16,10 +16,10 @@
 //!
 //! Sums are f64; work is cut into strips of fixed size, so the bits do not depend on the number of threads.
 
-use crate::settings::{MomentSettings, Target};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::ExpertBatch;
 use lowrank_forward::math::exp;
+use lowrank_model::recipe::{CalibrationTarget, MomentSettings};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -55,7 +55,7 @@ impl ExpertMoments {
     pub fn new(hidden_size: usize, intermediate_size: usize, settings: MomentSettings) -> Self {
         Self {
             tokens: 0,
-            rows: RowWeights::new(intermediate_size, settings.target),
+            rows: RowWeights::new(intermediate_size, settings.calibration_target),
             inputs: Array2::zeros((hidden_size, hidden_size)),
             outputs: Array2::zeros((hidden_size, hidden_size)),
         }
@@ -79,10 +79,10 @@ impl ExpertMoments {
 
 impl RowWeights {
     /// Nothing seen yet.
-    pub fn new(intermediate_size: usize, target: Target) -> Self {
+    pub fn new(intermediate_size: usize, target: CalibrationTarget) -> Self {
         let row = match target {
-            Target::Matrix => 1.0,
-            Target::Expert => 0.0,
+            CalibrationTarget::Matrix => 1.0,
+            CalibrationTarget::Expert => 0.0,
         };
         Self { gate: vec![row; intermediate_size], up: vec![row; intermediate_size] }
     }
@@ -95,9 +95,9 @@ impl RowWeights {
         settings: MomentSettings,
     ) -> Vec<f64> {
         let shares = settings.gate_weight.of_all(batch.weights);
-        match settings.target {
-            Target::Matrix => shares,
-            Target::Expert => self.add_slopes(batch, column_energies, &shares),
+        match settings.calibration_target {
+            CalibrationTarget::Matrix => shares,
+            CalibrationTarget::Expert => self.add_slopes(batch, column_energies, &shares),
         }
     }
 
@@ -199,7 +199,7 @@ pub fn column_energies(w: &lowrank_model::Tensor) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::GateWeight;
+    use lowrank_model::recipe::GateWeight;
     use lowrank_model::{Dtype, Tensor};
 
     const H: usize = 5;
@@ -240,7 +240,10 @@ mod tests {
         let up: Vec<f32> = (0..F).map(|i| dot(&w3, i) as f32).collect();
         let energies: Vec<f64> = (0..F).map(|i| (0..H).map(|o| w2[o * F + i].powi(2)).sum()).collect();
         let y: Vec<f32> = expert(&w1, &w2, &w3, &x).into_iter().map(|v| v as f32).collect();
-        let settings = MomentSettings { gate_weight: GateWeight::Squared, target: Target::Expert };
+        let settings = MomentSettings {
+            gate_weight: GateWeight::Squared,
+            calibration_target: CalibrationTarget::Expert,
+        };
         let mut moments = ExpertMoments::new(H, F, settings);
         let batch = ExpertBatch {
             layer: 0,
@@ -276,7 +279,8 @@ mod tests {
         let (x, y) = (some(N * WIDE, 5), some(N * WIDE, 6));
         let weights: Vec<f32> = some(N, 7).iter().map(|w| w.abs()).collect();
         let tokens: Vec<usize> = (0..N).collect();
-        let settings = MomentSettings { gate_weight: GateWeight::Linear, target: Target::Matrix };
+        let settings =
+            MomentSettings { gate_weight: GateWeight::Linear, calibration_target: CalibrationTarget::Matrix };
         let run = |threads: usize, cut: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

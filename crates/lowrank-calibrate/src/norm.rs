@@ -3,13 +3,14 @@
 //! Errors are those of the block's output, squared, per token of the text: sums are divided by the number of tokens that
 //! the layer saw, not by an expert's own visits, so that an expert which is seldom asked counts for little.
 //!
-//! The norm of data-free compression is blended in with its trace kept: by [`CalibrationSettings::blend`] for an expert that saw
+//! The norm of data-free compression is blended in with its trace kept: by [`CalibrationSettings::shrinkage`] for an expert that saw
 //! enough, and by more the less it saw. Pooling over a layer's experts was tried instead and was worse
 //! (`docs/research/calibration.md`). An expert that saw nothing is compressed without data.
 //!
-//! [`CalibrationSettings::blend`]: crate::CalibrationSettings::blend
+//! [`CalibrationSettings::shrinkage`]: lowrank_model::recipe::CalibrationSettings::shrinkage
 
-use crate::{CalibrateError, Store, Target};
+use crate::{CalibrateError, Store};
+use lowrank_model::recipe::CalibrationTarget;
 use lowrank_model::{MatrixId, ModelConfig, Projection};
 use lowrank_svd::Metric;
 use ndarray::Array2;
@@ -59,7 +60,7 @@ impl Norm {
 #[derive(Debug)]
 pub struct Norms {
     store: Store,
-    target: Target,
+    target: CalibrationTarget,
     blend: f64,
     tokens: usize,
     hidden_size: usize,
@@ -71,7 +72,7 @@ impl Norms {
     pub fn new(
         store: Store,
         config: &ModelConfig,
-        target: Target,
+        target: CalibrationTarget,
         blend: f64,
         tokens: usize,
     ) -> Result<Self, CalibrateError> {
@@ -106,8 +107,8 @@ impl Norms {
         }
         let moments = self.store.inputs(layer, expert)?;
         let total: f64 = match self.target {
-            Target::Matrix => 1.0,
-            Target::Expert => moments.gate_rows.iter().chain(&moments.up_rows).sum(),
+            CalibrationTarget::Matrix => 1.0,
+            CalibrationTarget::Expert => moments.gate_rows.iter().chain(&moments.up_rows).sum(),
         };
         if total == 0.0 || is_zero(&moments.inputs) {
             return Ok(Norm::Weights);
@@ -132,9 +133,10 @@ fn is_zero(moment: &Array2<f64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ExpertMoments, MomentSettings, RowWeights};
+    use crate::{ExpertMoments, RowWeights};
     use lowrank_cache::Cache;
     use lowrank_model::ModelConfig;
+    use lowrank_model::recipe::MomentSettings;
 
     fn config() -> ModelConfig {
         ModelConfig::from_hf_json(&serde_json::json!({
@@ -159,7 +161,7 @@ mod tests {
         };
         store.put(0, 0, &seen).unwrap();
         store.put(0, 1, &empty).unwrap();
-        let norms = Norms::new(store, &config(), Target::Expert, 0.1, 10).unwrap();
+        let norms = Norms::new(store, &config(), CalibrationTarget::Expert, 0.1, 10).unwrap();
         assert_eq!(norms.tokens_per_expert(), [[20, 0]]);
         assert!(norms.is_unrouted(0, 1) && !norms.is_unrouted(0, 0));
         let id = |expert, projection| MatrixId { layer: 0, expert, projection };

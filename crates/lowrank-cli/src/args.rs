@@ -1,199 +1,52 @@
-//! The command line as it is typed: strings and options, nothing checked yet. [`crate::job`] turns it into values.
-//!
-//! [`JobArgs`] is read twice, from flags by clap and from `--config` by serde, so that the file holds any flag.
+//! Flags that commands share, typed. Keys of `--config` and of a sweep's config are the same structs, read by serde
+//! ([`crate::config`]); [`crate::job`] turns them into a job.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::Args;
+use lowrank_model::plan::{Allocation, Sensitivity};
+use lowrank_model::recipe::{
+    ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern, PropagationScope,
+    Removal, TextChoice,
+};
+use lowrank_model::{AlgebraChoice, Device, Dtype, Storage};
+use lowrank_pipeline::workers::{CachePlace, Resources};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::PathBuf;
-
-const EXAMPLES: &str = "\
-Examples:
-  lowrank-compress --budget 10B --model mistralai/Mixtral-8x7B-Instruct-v0.1 --out mixtral-36b
-  lowrank-compress plan --budget 20% --model ./mixtral
-  lowrank-compress sweep configs/sweep-mixtral.toml --out sweep
-  lowrank-compress inspect ./mixtral
-  lowrank-compress verify --original ./mixtral --compressed ./mixtral-36b
-Exit codes: docs/exit-codes.md";
-
-/// Makes a Mixture-of-Experts checkpoint smaller by low-rank factors of its expert matrices, without retraining.
-#[derive(Debug, Parser)]
-#[command(name = "lowrank-compress", version, args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
-pub(crate) struct Cli {
-    #[command(subcommand)]
-    pub(crate) command: Option<Command>,
-    #[command(flatten)]
-    pub(crate) job: JobArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Compress a checkpoint (what the bare command does)
-    Compress(Box<JobArgs>),
-    /// Choose the ranks, print them and write plan.json, but compress nothing
-    Plan(Box<JobArgs>),
-    /// Say what is in a checkpoint: layout, parameters by kind, dtypes, shards
-    Inspect(InspectArgs),
-    /// Multiply factors back to the base's names and shapes, for runtimes that know no factors (saves no memory)
-    Densify(DensifyArgs),
-    /// Check a compressed checkpoint against its original, and measure what it lost
-    Verify(crate::commands::verify::VerifyArgs),
-    /// Make a compressed checkpoint again from its own metadata, and compare every byte
-    Reproduce(crate::commands::reproduce::ReproduceArgs),
-    /// Plan many points of a grid, compress and verify the best, and show what they cost
-    Sweep(crate::commands::sweep::SweepArgs),
-    /// Make one HTML file that shows what was removed, where it was cut and what it cost
-    Report(crate::commands::report::ReportArgs),
-    /// Print a completion script for a shell
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
-}
 
 /// Flags of `compress` and `plan`, and keys of `--config`.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct JobArgs {
     /// Checkpoint directory, or org/name in the local Hugging Face cache
     #[arg(long, short, value_name = "DIR|ORG/NAME")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
     /// Where the compressed checkpoint goes; must not exist
     #[arg(long, short, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) out: Option<PathBuf>,
-    /// Parameters to remove: 10B, 10e9, 10_000_000_000, or a share of the checkpoint: 20%
-    #[arg(long, short, value_name = "N|PERCENT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) budget: Option<String>,
-    /// Parameters to be left: 36.7B
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) target_params: Option<String>,
-    /// Bytes of weights to be left: 74GB, 68.9GiB
-    #[arg(long, value_name = "SIZE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) target_size: Option<String>,
     /// Execute a stored plan
     #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) plan: Option<PathBuf>,
     /// Take the ranks from a flat JSON map {"module name": rank}
     #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ranks: Option<PathBuf>,
-    /// Where the plan is written by `plan` and `--dry-run` [default: plan.json]
+    /// Where `plan` and `--dry-run` write the plan [default: plan.json]
     #[arg(long, value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) plan_out: Option<PathBuf>,
     /// Plan only, as `plan` does
     #[arg(long)]
-    #[serde(skip_serializing_if = "is_false")]
     pub(crate) dry_run: bool,
-    /// Ranks are multiples of this; tensor cores like 8, 32 or 64 [default: 8 where the short side is at least 1024, else 1]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) rank_multiple: Option<usize>,
-    /// Smallest rank a factored matrix may get [default: 1]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) min_rank: Option<usize>,
-    /// Leave matrices dense whose module name matches; may be repeated
-    #[arg(long, value_name = "REGEX")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) keep_dense: Vec<String>,
-    /// Give matrices whose module name matches a rank, whatever the budget; may be repeated, the last that matches counts
-    #[arg(long, value_name = "REGEX=RANK")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) fix_rank: Vec<String>,
-    /// How factors are stored: by pivots, or as u·v, the same matrices in more parameters [default: pivoted]
-    #[arg(long, value_name = "pivoted|uv")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) layout: Option<String>,
-    /// Text that shows what the experts are used for: .txt, .jsonl with a `text` field, token ids (.json, .ids); may be
-    /// repeated for equal shares; or none [default: a bundled passage]
-    #[arg(long, value_name = "FILE|none")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) calibrate: Vec<String>,
-    /// Tokens to calibrate on, spread over the text [default: 65536]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) calibration_tokens: Option<usize>,
-    /// What a token counts by the router's weight [default: squared]
-    #[arg(long, value_name = "none|linear|squared")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) gate_weight: Option<String>,
-    /// Whose output is to stay what it was: each matrix' own, or its expert's [default: expert]
-    #[arg(long, value_name = "matrix|expert")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) calibration_target: Option<String>,
-    /// Share of the data-free norm that is blended into the measured one, 0 to 1 [default: 0.1]
-    #[arg(long, value_name = "SHARE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) calibration_blend: Option<f64>,
-    /// How much of the compression before a matrix its factors make good: none; that of its expert, w2 is fitted to the
-    /// factors of w1 and w3; or that of all layers before, in order, which takes longest [default: layers]
-    #[arg(long, value_name = "none|experts|layers")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) propagate: Option<String>,
-    /// With --propagate: share of what the compressed model makes itself in what is wanted of it, 0 to 1 [default: 0]
-    #[arg(long, value_name = "SHARE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) propagate_own_share: Option<f64>,
-    /// Tokens to measure sensitivities with [default: 8192, for hidden sizes from 1024 on 2048]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sensitivity_tokens: Option<usize>,
-    /// How errors of different matrices compare [default: measured on the calibration text, without one relative]
-    #[arg(long, value_name = "measured|absolute|relative")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) sensitivity: Option<String>,
-    /// Ranks where they serve most, or one rank for all, the baseline [default: global]
-    #[arg(long, value_name = "global|uniform")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) allocation: Option<String>,
-    /// How factors are computed [default: auto: randomized only where the rank is a small part of the short side]
-    #[arg(long, value_name = "auto|exact|projector|randomized")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) method: Option<String>,
-    /// Seed of the randomized method [default: 0]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) seed: Option<u64>,
-    /// Dtype of the factors [default: that of the matrix]
-    #[arg(long, value_name = "bf16|f16|f32")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) dtype: Option<String>,
-    /// Longest shard [default: 5GB]
-    #[arg(long, value_name = "SIZE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) max_shard_size: Option<String>,
-    /// Matrices in flight at once [default: one per core, as memory allows]
-    #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) workers: Option<usize>,
-    /// Memory for all workers together: 4GiB [default: three quarters of what is free]
-    #[arg(long, value_name = "SIZE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) memory: Option<String>,
-    /// Where measured numbers are kept for later runs, up to 17 GB for Mixtral-8x7B [default: with your other caches]
-    #[arg(long, value_name = "DIR|none")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) cache: Option<String>,
-    /// Where the model runs on the calibration text [default: auto: a GPU if there is one]
-    #[arg(long, value_name = "auto|cpu|cuda")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) device: Option<crate::commands::verify::Device>,
-    /// Where matrices are decomposed: cpu for the same bytes on every machine, cuda for those of this machine's GPU
-    /// [default: cpu]
-    #[arg(long, value_name = "cpu|cuda")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) algebra: Option<Algebra>,
-    /// Go on where an earlier run of the same job stopped (this is what happens anyway)
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) recipe: RecipeFlags,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) machine: MachineFlags,
+    /// Resume an unfinished run of the same job (the default)
     #[arg(long, conflicts_with = "restart")]
     #[serde(skip)]
     pub(crate) resume: bool,
-    /// Discard what an earlier run left unfinished and begin anew
+    /// Discard an unfinished run and start again
     #[arg(long)]
     #[serde(skip)]
     pub(crate) restart: bool,
@@ -201,41 +54,128 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
-    // Not a flattened `TalkArgs`: serde's flattening loses the line of a misspelt key.
-    /// Put one machine-readable JSON document on stdout instead of tables
-    #[arg(long)]
-    #[serde(skip_serializing_if = "is_false")]
-    pub(crate) json: bool,
-    /// No progress and no tables
-    #[arg(long, short)]
-    #[serde(skip_serializing_if = "is_false")]
-    pub(crate) quiet: bool,
-    /// Every matrix in the tables
-    #[arg(long, short)]
-    #[serde(skip_serializing_if = "is_false")]
-    pub(crate) verbose: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) verbosity: Verbosity,
 }
 
-/// Where matrices are decomposed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Algebra {
-    /// The CPU.
-    Cpu,
-    /// A GPU, or fail.
-    Cuda,
+/// A flag for every setting of a [`lowrank_model::Recipe`] that can be typed. Defaults are the recipe's.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "What decides the bytes")]
+pub(crate) struct RecipeFlags {
+    /// Parameters to remove: 10B, 10e9, 10_000_000_000, or a share of the checkpoint: 20%
+    #[arg(long, short, value_name = "N|PERCENT")]
+    pub(crate) budget: Option<Removal>,
+    /// Parameters to leave: 36.7B
+    #[arg(long, value_name = "N")]
+    pub(crate) target_params: Option<ParamCount>,
+    /// Bytes of weights to leave: 74GB, 68.9GiB
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) target_size: Option<ByteSize>,
+    /// Ranks are multiples of this; tensor cores like 8, 32 or 64 [default: 8 where the short side is at least 1024, else 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) rank_multiple: Option<usize>,
+    /// Smallest rank a factored matrix may get [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) min_rank: Option<usize>,
+    /// Keep matrices dense whose module name matches; may be repeated
+    #[arg(long, value_name = "REGEX")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub(crate) keep_dense: Option<Vec<Pattern>>,
+    /// Give matrices whose module name matches this rank, whatever the budget; may be repeated, the last match counts
+    #[arg(long, value_name = "REGEX=RANK")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub(crate) fix_rank: Option<Vec<FixedRank>>,
+    /// How errors of different matrices compare [default: measured, without a calibration text relative]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) sensitivity: Option<Sensitivity>,
+    /// How the budget is spread [default: global]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) allocation: Option<Allocation>,
+    /// Text to measure errors on: .txt, .jsonl with a `text` field, token ids (.json, .ids); may be repeated for equal
+    /// shares; `none` counts errors by the weights alone [default: bundled]
+    #[arg(long, value_name = "FILE|bundled|none")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub(crate) calibrate: Option<Vec<TextChoice>>,
+    /// Tokens to calibrate on, spread evenly over the text [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub(crate) calibration_tokens: Option<usize>,
+    /// How much each routed token counts [default: squared]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) gate_weight: Option<GateWeight>,
+    /// Whose output error is minimised [default: expert]
+    #[arg(long, value_name = "WHOSE")]
+    pub(crate) calibration_target: Option<CalibrationTarget>,
+    /// Share of the identity in the second-moment matrix (shrinkage), 0 to 1 [default: 0.1]
+    #[arg(long, value_name = "SHARE", alias = "calibration-blend")]
+    pub(crate) shrinkage: Option<f64>,
+    /// Tokens to measure sensitivities with [default: 8192, for hidden sizes from 1024 on 2048]
+    #[arg(long, value_name = "N")]
+    pub(crate) sensitivity_tokens: Option<usize>,
+    /// Error propagation: whose errors the factors of a matrix compensate [default: layers]
+    #[arg(long, value_name = "SCOPE")]
+    pub(crate) propagate: Option<PropagationScope>,
+    /// With --propagate: fit each matrix to the original's output on the original's inputs (0), on the compressed model's
+    /// inputs (1), or to a mean of both [default: 0]
+    #[arg(long, value_name = "SHARE", alias = "propagate-own-share")]
+    pub(crate) target_interpolation: Option<f64>,
+    /// How factors are stored [default: pivoted]
+    #[arg(long, value_name = "FORM", alias = "layout")]
+    pub(crate) storage: Option<Storage>,
+    /// Dtype of the factors [default: that of the matrix]
+    #[arg(long, value_name = "DTYPE", ignore_case = true)]
+    pub(crate) dtype: Option<Dtype>,
+    /// How factors are computed [default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) method: Option<MethodChoice>,
+    /// Seed of the randomized method [default: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Longest shard [default: 5GB]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_shard_size: Option<ByteSize>,
 }
 
-impl JobArgs {
-    /// How much is said.
-    pub(crate) fn talk(&self) -> TalkArgs {
-        TalkArgs { json: self.json, quiet: self.quiet, verbose: self.verbose }
+/// What a job may use of this machine.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "This machine")]
+pub(crate) struct MachineFlags {
+    /// Matrices in flight at once [default: one per core, as memory allows]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Memory for all workers together: 4GiB [default: three quarters of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<ByteSize>,
+    /// Where measured numbers are kept for later runs, up to 17 GB for Mixtral-8x7B [default: with your other caches]
+    #[arg(long, value_name = "DIR|none")]
+    pub(crate) cache: Option<String>,
+    /// Where the model runs on texts [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
+    /// Where matrices are decomposed [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) algebra: Option<AlgebraChoice>,
+}
+
+impl MachineFlags {
+    /// Resources of a job.
+    pub(crate) fn resources(&self) -> Resources {
+        Resources {
+            workers: self.workers.unwrap_or(0),
+            memory_bytes: self.memory.map(|size| size.0),
+            cache: cache_place(self.cache.as_deref()),
+            device: self.device.unwrap_or_default(),
+            algebra: self.algebra.unwrap_or_default(),
+        }
     }
 }
 
-/// How much is said, and to whom.
-#[derive(Debug, Clone, Copy, Default, Args)]
-pub(crate) struct TalkArgs {
+/// How much is printed, and as what.
+#[derive(Debug, Clone, Copy, Default, Args, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct Verbosity {
     /// Put one machine-readable JSON document on stdout instead of tables
     #[arg(long)]
     pub(crate) json: bool,
@@ -247,35 +187,34 @@ pub(crate) struct TalkArgs {
     pub(crate) verbose: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct InspectArgs {
-    /// Checkpoint directory, or org/name in the local Hugging Face cache
-    pub(crate) model: String,
-    #[command(flatten)]
-    pub(crate) talk: TalkArgs,
+/// `--cache`.
+pub(crate) fn cache_place(given: Option<&str>) -> CachePlace {
+    match given {
+        None => CachePlace::Usual,
+        Some("none") => CachePlace::Nowhere,
+        Some(root) => CachePlace::At(root.into()),
+    }
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct DensifyArgs {
-    /// Factored checkpoint
-    #[arg(long, short, value_name = "DIR")]
-    pub(crate) model: String,
-    /// Where the dense checkpoint goes; must not exist
-    #[arg(long, short, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// Dtype of the products [default: that of the factors]
-    #[arg(long, value_name = "bf16|f16|f32")]
-    pub(crate) dtype: Option<String>,
-    /// Longest shard
-    #[arg(long, value_name = "SIZE", default_value = "5GB")]
-    pub(crate) max_shard_size: String,
-    /// Matrices in flight at once [default: one per core, as memory allows]
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    pub(crate) workers: usize,
-    #[command(flatten)]
-    pub(crate) talk: TalkArgs,
+/// The flags that were given, by name.
+pub(crate) fn given(flags: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(flags) {
+        Ok(Value::Object(all)) => {
+            all.into_iter().filter(|(_, value)| !value.is_null() && *value != false).collect()
+        }
+        _ => Map::new(),
+    }
 }
 
-fn is_false(flag: &bool) -> bool {
-    !flag
+/// A list; one value is a list of one.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let all = match Value::deserialize(deserializer)? {
+        Value::Array(all) => all,
+        one => vec![one],
+    };
+    all.into_iter().map(T::deserialize).collect::<Result<_, _>>().map(Some).map_err(D::Error::custom)
 }

@@ -178,7 +178,7 @@ fn of_pipeline(error: &PipelineError) -> Option<&'static str> {
         }
         E::NoDevice(_) => Some("--algebra cuda needs a device, --algebra cpu does not"),
         E::NothingToMeasureOn => Some("drop --calibrate none or --sensitivity measured"),
-        E::PlanStorage { .. } => Some("drop --layout, or make a new plan"),
+        E::PlanStorage { .. } => Some("drop --storage, or make a new plan"),
         E::PlanDtype { .. } => Some("give the --dtype that the plan was made with, or make a new plan"),
         E::OtherTexts { .. } => Some("--calibrate names the texts that were used"),
         E::FixedRank { .. } => Some("give --fix-rank a rank in this range"),

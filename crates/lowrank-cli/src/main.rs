@@ -2,7 +2,9 @@
 //! the jobs are in `lowrank-pipeline`.
 
 mod args;
+mod cli;
 mod commands;
+mod config;
 mod exit;
 mod grid;
 mod job;
@@ -10,14 +12,14 @@ mod progress;
 mod signals;
 mod tables;
 
-use args::{Cli, Command};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
+use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     ExitCode::from(exit::guarded(|| {
         signals::end_on_closed_pipe()?;
-        run(Cli::parse())
+        run(cli::parse()?)
     }))
 }
 

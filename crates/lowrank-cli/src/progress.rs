@@ -9,7 +9,8 @@ use std::sync::Mutex;
 /// Plain lines come at these shares of a stage, in tenths.
 const PLAIN_STEPS: u64 = 4;
 
-pub(crate) enum Talk {
+/// Where progress is shown.
+pub(crate) enum Console {
     /// Nothing at all.
     Quiet,
     /// Bars that redraw.
@@ -26,7 +27,7 @@ pub(crate) struct Stage {
     said: u64,
 }
 
-impl Talk {
+impl Console {
     pub(crate) fn new(quiet: bool) -> Self {
         if quiet {
             Self::Quiet
@@ -43,7 +44,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-impl Progress for Talk {
+impl Progress for Console {
     fn start(&self, stage: &str, total: u64, unit: &'static str) {
         match self {
             Self::Quiet => {}
@@ -119,30 +120,30 @@ impl Progress for Talk {
 
 /// The points of a sweep: stages of each are bars with its number before their names. As plain lines they would be too many
 /// to read, so there are none, and what was noted of one point is not said again of the next.
-pub(crate) struct OfPoint<'a> {
+pub(crate) struct PointProgress<'a> {
     pub(crate) label: String,
-    pub(crate) talk: &'a Talk,
+    pub(crate) console: &'a Console,
     pub(crate) noted: &'a Mutex<BTreeSet<String>>,
 }
 
-impl Progress for OfPoint<'_> {
+impl Progress for PointProgress<'_> {
     fn start(&self, stage: &str, total: u64, unit: &'static str) {
-        if let Talk::Bars(_) = self.talk {
-            self.talk.start(&format!("{} {stage}", self.label), total, unit);
+        if let Console::Bars(_) = self.console {
+            self.console.start(&format!("{} {stage}", self.label), total, unit);
         }
     }
 
     fn advance(&self, units: u64) {
-        self.talk.advance(units);
+        self.console.advance(units);
     }
 
     fn finish(&self) {
-        self.talk.finish();
+        self.console.finish();
     }
 
     fn note(&self, text: &str) {
         if lock(self.noted).insert(text.to_owned()) {
-            self.talk.note(&format!("{} {text}", self.label));
+            self.console.note(&format!("{} {text}", self.label));
         }
     }
 }

@@ -5,18 +5,8 @@
 //! memory or a library refuses, the CPU does again from the beginning, so that the bits are always those of one of the two.
 
 use crate::{Backend, Faer};
-use lowrank_model::MatrixShape;
+use lowrank_model::{AlgebraChoice, MatrixShape};
 use std::fmt;
-
-/// What is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum AlgebraChoice {
-    /// faer on the CPU: the same bits on every machine of one architecture.
-    #[default]
-    Cpu,
-    /// The CUDA device, or fail.
-    Cuda,
-}
 
 /// Why what was asked for cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -242,9 +232,10 @@ mod device {
     #[cfg(test)]
     mod tests {
         use super::*;
-        use crate::algebra::{Algebra, AlgebraChoice, Processor};
+        use crate::algebra::{Algebra, Processor};
         use crate::cuda::CudaError;
         use crate::{Backend, Faer, Side};
+        use lowrank_model::AlgebraChoice;
         use lowrank_model::{Dtype, Tensor};
         use ndarray::Array2;
         use std::sync::atomic::{AtomicU64, Ordering};

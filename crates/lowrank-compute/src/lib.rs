@@ -41,13 +41,14 @@ mod reduced;
 mod suite;
 mod tridiagonal;
 
-pub use algebra::{Algebra, AlgebraChoice, NoDevice, Processor, Substituted};
+pub use algebra::{Algebra, NoDevice, Processor, Substituted};
 pub use blocks::Side;
 pub use error::ComputeError;
 pub use faer_backend::Faer;
 pub use kernels::{Accumulate, Backend, Cholesky, Eigen, Kernels, PivotedQr, mirror_lower};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;
+pub use lowrank_model::AlgebraChoice;
 pub use projector::Split;
 pub use real::Real;
 pub use reduced::Reduced;

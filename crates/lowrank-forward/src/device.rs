@@ -5,18 +5,7 @@ use crate::cpu::Cpu;
 use crate::cuda::CudaEngine;
 use crate::engine::Engine;
 use crate::error::ForwardError;
-
-/// Where the user asked to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// A GPU if there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU, or fail.
-    Cuda,
-}
+use lowrank_model::Device;
 
 /// The engine that was found.
 #[derive(Debug)]

@@ -50,12 +50,13 @@ pub mod rope;
 pub mod router;
 
 pub use cpu::Cpu;
-pub use device::{Chosen, Device, choose};
+pub use device::{Chosen, choose};
 pub use engine::{Engine, StoredExpert};
 pub use error::ForwardError;
 pub use head::Head;
 pub use hidden::Hidden;
 pub use linear::{Linear, Matrix};
+pub use lowrank_model::Device;
 pub use model::Forward;
 pub use observer::{ExpertBatch, MoeBlock, Observer};
 pub use router::Routing;

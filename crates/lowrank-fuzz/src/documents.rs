@@ -3,10 +3,11 @@
 use crate::outcome::{refused, sign};
 use lowrank_cache::Arrays;
 use lowrank_model::plan::Size;
-use lowrank_model::{Budget, ModelConfig, RankPlan, ranks};
+use lowrank_model::recipe::Goal;
+use lowrank_model::{ModelConfig, RankPlan, ranks};
 use lowrank_text::readers::{documents_of_jsonl, ids_of_json, ids_of_words};
 use lowrank_writer::journal::Finished;
-use lowrank_writer::{Manifest, Report};
+use lowrank_writer::{CompressionReport, Manifest};
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 
@@ -48,12 +49,16 @@ pub(crate) fn rank_map(bytes: &[u8]) -> u64 {
 /// `--budget`, `--target-params`, `--target-size`.
 pub(crate) fn budget(bytes: &[u8]) -> u64 {
     let Ok(text) = std::str::from_utf8(bytes) else { return 0 };
-    let parsed =
-        [Budget::parse_removal(text), Budget::parse_target_params(text), Budget::parse_target_size(text)];
+    let goals = [
+        text.parse().map(Goal::Budget),
+        text.parse().map(Goal::TargetParams),
+        text.parse().map(Goal::TargetSize),
+    ];
+    let before = Size { params: 46_702_792_704, bytes: 93_405_585_408 };
     let mut signs = 0_u64;
-    for parsed in parsed {
-        let resolved = parsed.and_then(|budget| budget.resolve(46_702_792_704, 93_405_585_408));
-        signs = signs.rotate_left(7) ^ resolved.map_or_else(refused, |_| 1);
+    for goal in goals {
+        let target = goal.and_then(|goal| goal.target(before).expect("a budget has a target"));
+        signs = signs.rotate_left(7) ^ target.map_or_else(refused, |_| 1);
     }
     signs
 }
@@ -108,11 +113,11 @@ pub(crate) fn journal(bytes: &[u8]) -> u64 {
 
 /// `lowrank_report.json` by both who decode it, and `lowrank_manifest.json`.
 pub(crate) fn report(bytes: &[u8]) -> u64 {
-    let ours = serde_json::from_slice::<Report>(bytes);
+    let ours = serde_json::from_slice::<CompressionReport>(bytes);
     let theirs = serde_json::from_slice::<lowrank_verify::record::Record>(bytes);
     if let Ok(report) = &ours {
         let again: Value = serde_json::to_value(report).expect("plain values serialise");
-        let back: Report = serde_json::from_value(again.clone()).expect("a report reads back");
+        let back: CompressionReport = serde_json::from_value(again.clone()).expect("a report reads back");
         assert_eq!(serde_json::to_value(&back).expect("plain values serialise"), again);
     }
     let manifest = serde_json::from_slice::<Manifest>(bytes);

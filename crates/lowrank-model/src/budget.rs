@@ -4,6 +4,7 @@ use crate::ErrorKind;
 use crate::display::clip;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
 /// What a budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,24 +61,6 @@ impl BudgetError {
     }
 }
 
-/// What was asked for, before it meets a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Budget {
-    /// Remove this many parameters.
-    RemoveParams(u64),
-    /// Remove numerator / denominator of all parameters of the checkpoint.
-    RemoveShare {
-        /// Upper number of the share.
-        numerator: u64,
-        /// Lower number of the share.
-        denominator: u64,
-    },
-    /// Leave at most this many parameters.
-    TargetParams(u64),
-    /// Leave at most this many bytes of weights.
-    TargetBytes(u64),
-}
-
 /// A budget against one checkpoint: remove at least this much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
@@ -87,58 +70,136 @@ pub struct Target {
     pub remove_at_least: u64,
 }
 
-impl Budget {
-    /// `--budget`: `10B`, `10e9`, `10_000_000_000` parameters, or `20%` of all the checkpoint's parameters.
-    pub fn parse_removal(text: &str) -> Result<Self, BudgetError> {
-        let expected = "a number of parameters (10B, 10e9, 10_000_000_000) or a share below 100% (20%)";
-        let syntax = || BudgetError::Syntax { text: clip(text), expected };
-        let budget = match text.trim().strip_suffix('%') {
-            Some(percent) => {
-                let Decimal { digits, scale } = Decimal::parse(percent).ok_or_else(syntax)?;
-                let denominator =
-                    10_u64.checked_pow(scale).and_then(|d| d.checked_mul(100)).ok_or_else(syntax)?;
-                if digits >= denominator {
-                    return Err(syntax());
-                }
-                Self::RemoveShare { numerator: digits, denominator }
-            }
-            None => Self::RemoveParams(parse_params(text).ok_or_else(syntax)?),
-        };
-        match budget {
-            Self::RemoveParams(0) | Self::RemoveShare { numerator: 0, .. } => Err(BudgetError::Zero),
-            budget => Ok(budget),
+/// How much goes: `10B`, `10e9`, `10_000_000_000` parameters, or `20%` of all parameters of the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Spelled", into = "String")]
+pub enum Removal {
+    /// Remove this many parameters.
+    Params(u64),
+    /// Remove numerator / denominator of all parameters. The denominator is 100 times a power of ten.
+    Share {
+        /// Upper number of the share.
+        numerator: u64,
+        /// Lower number of the share.
+        denominator: u64,
+    },
+}
+
+/// A count of parameters: `36.7B`, or a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Spelled")]
+pub struct ParamCount(pub u64);
+
+/// A size in bytes: `74GB`, `68.9GiB`, or a number; more than nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Spelled")]
+pub struct ByteSize(pub u64);
+
+/// A number, or a text that means one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Spelled {
+    Number(u64),
+    Text(String),
+}
+
+impl fmt::Display for Spelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
         }
     }
+}
 
-    /// `--target-params`: `36.7B`.
-    pub fn parse_target_params(text: &str) -> Result<Self, BudgetError> {
-        let expected = "a number of parameters (36.7B, 36.7e9, 36_700_000_000)";
-        parse_params(text).map(Self::TargetParams).ok_or(BudgetError::Syntax { text: clip(text), expected })
-    }
+/// Text to value, from flags and from documents alike.
+macro_rules! spelled {
+    ($($name:ident: $parse:expr),*) => {$(
+        impl FromStr for $name {
+            type Err = BudgetError;
 
-    /// `--target-size`: `74GB`, `68.9GiB`, or bytes.
-    pub fn parse_target_size(text: &str) -> Result<Self, BudgetError> {
-        parse_bytes(text).map(Self::TargetBytes)
-    }
-
-    /// Turns the wish into a removal from a checkpoint of this size.
-    pub fn resolve(self, params: u64, bytes: u64) -> Result<Target, BudgetError> {
-        let (unit, remove_at_least) = match self {
-            Self::RemoveParams(remove) => (Unit::Params, remove),
-            Self::RemoveShare { numerator, denominator } => {
-                let product = u128::from(params) * u128::from(numerator);
-                // At most `params`, since the share is below one.
-                (Unit::Params, product.div_ceil(u128::from(denominator)) as u64)
+            fn from_str(text: &str) -> Result<Self, BudgetError> {
+                $parse(text)
             }
-            Self::TargetParams(target) => (Unit::Params, left_over(params, target, Unit::Params)?),
-            Self::TargetBytes(target) => (Unit::Bytes, left_over(bytes, target, Unit::Bytes)?),
-        };
-        Ok(Target { unit, remove_at_least })
+        }
+
+        impl TryFrom<Spelled> for $name {
+            type Error = BudgetError;
+
+            fn try_from(spelled: Spelled) -> Result<Self, BudgetError> {
+                spelled.to_string().parse()
+            }
+        }
+    )*};
+}
+spelled!(
+    Removal: parse_removal,
+    ParamCount: |text| parse_param_count(text).map(Self),
+    ByteSize: |text| parse_size(text).map(Self)
+);
+
+impl fmt::Display for Removal {
+    /// As it is read back.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Params(params) => write!(f, "{params}"),
+            Self::Share { numerator, denominator } => {
+                // Of percents, as many decimals as the denominator has zeros beyond those of 100.
+                let (one, decimals) = (denominator / 100, (denominator / 100).max(1).ilog10() as usize);
+                write!(f, "{}", numerator / one)?;
+                if decimals > 0 {
+                    write!(f, ".{:0decimals$}", numerator % one)?;
+                }
+                f.write_str("%")
+            }
+        }
+    }
+}
+
+impl From<Removal> for String {
+    fn from(removal: Removal) -> Self {
+        removal.to_string()
+    }
+}
+
+/// `10B`, `10e9`, `10_000_000_000` parameters, or `20%` of all the checkpoint's parameters.
+fn parse_removal(text: &str) -> Result<Removal, BudgetError> {
+    let expected = "a number of parameters (10B, 10e9, 10_000_000_000) or a share below 100% (20%)";
+    let syntax = || BudgetError::Syntax { text: clip(text), expected };
+    let removal = match text.trim().strip_suffix('%') {
+        Some(percent) => {
+            let Decimal { digits, scale } = Decimal::parse(percent).ok_or_else(syntax)?;
+            let denominator =
+                10_u64.checked_pow(scale).and_then(|d| d.checked_mul(100)).ok_or_else(syntax)?;
+            if digits >= denominator {
+                return Err(syntax());
+            }
+            Removal::Share { numerator: digits, denominator }
+        }
+        None => Removal::Params(parse_params(text).ok_or_else(syntax)?),
+    };
+    match removal {
+        Removal::Params(0) | Removal::Share { numerator: 0, .. } => Err(BudgetError::Zero),
+        removal => Ok(removal),
+    }
+}
+
+/// A count of parameters: `36.7B`.
+fn parse_param_count(text: &str) -> Result<u64, BudgetError> {
+    let expected = "a number of parameters (36.7B, 36.7e9, 36_700_000_000)";
+    parse_params(text).ok_or(BudgetError::Syntax { text: clip(text), expected })
+}
+
+/// A size in bytes that is more than nothing: `74GB`, `68.9GiB`.
+fn parse_size(text: &str) -> Result<u64, BudgetError> {
+    match parse_bytes(text)? {
+        0 => Err(BudgetError::Syntax { text: clip(text), expected: "a size of at least one byte" }),
+        bytes => Ok(bytes),
     }
 }
 
 /// Bytes: `4GiB`, `5GB`, `512MiB`, `1000`.
-pub fn parse_bytes(text: &str) -> Result<u64, BudgetError> {
+fn parse_bytes(text: &str) -> Result<u64, BudgetError> {
     let syntax =
         || BudgetError::Syntax { text: clip(text), expected: "a size in bytes (74GB, 68.9GiB, 512MiB)" };
     let trimmed = text.trim();
@@ -161,13 +222,6 @@ pub fn parse_bytes(text: &str) -> Result<u64, BudgetError> {
     let product = u128::from(digits) * u128::from(factor);
     // A fraction of a byte is rounded down: the target stays at or below what was asked.
     u64::try_from(product / 10_u128.pow(scale)).map_err(|_| syntax())
-}
-
-fn left_over(have: u64, target: u64, unit: Unit) -> Result<u64, BudgetError> {
-    match have.checked_sub(target) {
-        None | Some(0) => Err(BudgetError::NothingToDo { have, target, unit }),
-        Some(remove) => Ok(remove),
-    }
 }
 
 fn parse_params(text: &str) -> Option<u64> {
@@ -229,27 +283,8 @@ mod tests {
     #[test]
     fn ten_billion_in_every_spelling() {
         for text in ["10B", "10e9", "10_000_000_000", "10000000000", "1.0e10", "10b", "10000M", " 10G "] {
-            assert_eq!(Budget::parse_removal(text), Ok(Budget::RemoveParams(10_000_000_000)), "{text}");
+            assert_eq!(parse_removal(text), Ok(Removal::Params(10_000_000_000)), "{text}");
         }
-    }
-
-    #[test]
-    fn shares_are_exact_and_round_up() {
-        let budget = Budget::parse_removal("20%").unwrap();
-        assert_eq!(budget.resolve(46_702_792_704, 0).unwrap().remove_at_least, 9_340_558_541);
-        let third = Budget::parse_removal("33.3%").unwrap();
-        assert_eq!(third.resolve(1000, 0).unwrap().remove_at_least, 333);
-        assert_eq!(third.resolve(1001, 0).unwrap().remove_at_least, 334);
-    }
-
-    #[test]
-    fn targets_are_turned_into_removals() {
-        let budget = Budget::parse_target_params("36.7B").unwrap();
-        assert_eq!(budget.resolve(46_702_792_704, 0).unwrap().remove_at_least, 10_002_792_704);
-        let budget = Budget::parse_target_size("74GB").unwrap();
-        let target = budget.resolve(46_702_792_704, 93_405_585_408).unwrap();
-        assert_eq!(target, Target { unit: Unit::Bytes, remove_at_least: 19_405_585_408 });
-        assert!(matches!(budget.resolve(1, 1), Err(BudgetError::NothingToDo { .. })));
     }
 
     #[test]
@@ -263,11 +298,22 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in ["", "B", "ten", "-1", "1.5", "1e99", "100%", "%", "1..2", "0x10", "٣"] {
-            assert!(matches!(Budget::parse_removal(text), Err(BudgetError::Syntax { .. })), "{text}");
+            assert!(matches!(parse_removal(text), Err(BudgetError::Syntax { .. })), "{text}");
         }
-        assert_eq!(Budget::parse_removal("0"), Err(BudgetError::Zero));
+        assert_eq!(parse_removal("0"), Err(BudgetError::Zero));
         for text in ["GB", "1XB", "1e40GB", ""] {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_removal_is_written_as_it_is_read() {
+        for (text, written) in
+            [("10B", "10000000000"), ("20%", "20%"), ("21.412%", "21.412%"), ("0.05%", "0.05%")]
+        {
+            let removal: Removal = text.parse().unwrap();
+            assert_eq!(removal.to_string(), written);
+            assert_eq!(written.parse(), Ok(removal));
         }
     }
 }

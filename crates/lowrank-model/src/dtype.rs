@@ -6,12 +6,19 @@ use std::fmt;
 /// A dtype that weights may have. Anything else in a checkpoint is foreign and refused by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Dtype {
-    /// IEEE binary32.
+    /// IEEE binary32
+    #[cfg_attr(feature = "clap", value(aliases = ["float32", "fp32"]))]
+    #[serde(alias = "float32", alias = "fp32")]
     F32,
-    /// IEEE binary16.
+    /// IEEE binary16
+    #[cfg_attr(feature = "clap", value(aliases = ["float16", "fp16"]))]
+    #[serde(alias = "float16", alias = "fp16")]
     F16,
-    /// The upper half of binary32.
+    /// The upper half of binary32
+    #[cfg_attr(feature = "clap", value(aliases = ["bfloat16"]))]
+    #[serde(alias = "bfloat16")]
     Bf16,
 }
 

@@ -9,7 +9,8 @@
 //! | [`names`] | how tensors are spelled, per family and per on-disk layout |
 //! | [`params`] | how many parameters a matrix costs, dense or at a rank |
 //! | [`pivots`] | shapes and index of pivoted storage |
-//! | [`budget`] | what the user asked to remove, in exact integers |
+//! | [`budget`] | how budgets and sizes are spelled, in exact integers |
+//! | [`recipe`] | every setting that decides the bytes of an output |
 //! | [`spectrum`] | the error of every rank |
 //! | [`curves`] | spectra thinned for people to look at |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
@@ -17,6 +18,7 @@
 //! | [`progress`] | how long work reports that it moves |
 //! | [`stored`] | an expert matrix as it is stored, dense or factored |
 //! | [`tensor`] | stored weights as bytes, widened to f32 on demand |
+//! | [`device`] | where work is done |
 //! | [`display`] | how counts are shown |
 //! | [`failure`] | kinds of failure, and how an error is printed with its causes |
 //! | [`mod@format`] | keys and version of the factored checkpoint format |
@@ -24,6 +26,7 @@
 pub mod budget;
 pub mod config;
 pub mod curves;
+pub mod device;
 pub mod display;
 pub mod dtype;
 pub mod failure;
@@ -35,13 +38,15 @@ pub mod pivots;
 pub mod plan;
 pub mod progress;
 pub mod ranks;
+pub mod recipe;
 pub mod spectrum;
 pub mod stored;
 pub mod tensor;
 
-pub use budget::{Budget, Target, Unit};
+pub use budget::{Target, Unit};
 pub use config::ModelConfig;
 pub use curves::SpectrumCurves;
+pub use device::{AlgebraChoice, Device};
 pub use dtype::{Dtype, ElementType};
 pub use failure::ErrorKind;
 pub use matrix::{MatrixId, MatrixShape, Projection};
@@ -50,6 +55,7 @@ pub use params::{CostModel, Storage};
 pub use pivots::{PivotOrder, PivotSide};
 pub use plan::RankPlan;
 pub use progress::Progress;
+pub use recipe::Recipe;
 pub use spectrum::Spectrum;
 pub use stored::StoredMatrix;
 pub use tensor::Tensor;

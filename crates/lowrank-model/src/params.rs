@@ -2,33 +2,22 @@
 
 use crate::{MatrixShape, Unit};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 
 /// How a matrix W [m, n] of rank r is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, strum::Display)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Storage {
-    /// u [m, r] and v [r, n]: r·(m + n) parameters.
+    /// Two factors u [m, r] and v [r, n]: r·(m + n) parameters
     Uv,
-    /// r independent columns or rows and the coefficients of the others: r·(m + n − r) parameters.
+    /// Interpolative decomposition: r of the matrix' rows or columns and the coefficients of the others, r·(m + n − r)
+    /// parameters, the same matrix
     #[default]
     Pivoted,
 }
 
 impl Storage {
-    /// The spelling in `lowrank_config.storage` and in flags.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Uv => "uv",
-            Self::Pivoted => "pivoted",
-        }
-    }
-
-    /// Reads it back.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Uv, Self::Pivoted].into_iter().find(|storage| storage.as_str() == text)
-    }
-
     /// The largest rank that a matrix can be stored at.
     pub const fn rank_max(self, shape: MatrixShape) -> usize {
         let short = if shape.rows < shape.cols { shape.rows } else { shape.cols };
@@ -37,12 +26,6 @@ impl Storage {
             // At full rank nothing is left to be made of pivots.
             Self::Pivoted => short - 1,
         }
-    }
-}
-
-impl fmt::Display for Storage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

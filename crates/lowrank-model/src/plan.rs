@@ -7,43 +7,31 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How the error of one matrix weighs against another's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// How errors of different matrices compare: the weight s of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, strum::IntoStaticStr)]
+#[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Sensitivity {
-    /// s = 1: ‖W − Ŵ‖².
+    /// s = 1: ‖W − Ŵ‖²
     Absolute,
-    /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses.
+    /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses
     #[default]
     Relative,
-    /// s = KL at the end of the model per unit of the matrix' calibrated error, measured.
+    /// s = KL at the end of the model per unit of the matrix' calibrated error, measured on the calibration text
     Measured,
 }
 
 /// How the budget is spread over matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Allocation {
-    /// Where it costs least.
+    /// Ranks where they reduce the error most
     #[default]
     Global,
-    /// One rank for all: the baseline.
+    /// One rank for all matrices: the baseline
     Uniform,
-}
-
-impl Allocation {
-    /// The spelling in flags and documents.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Global => "global",
-            Self::Uniform => "uniform",
-        }
-    }
-
-    /// Reads it back.
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Global, Self::Uniform].into_iter().find(|allocation| allocation.as_str() == text)
-    }
 }
 
 /// What errors of one layer's w1, w2 and w3, in this order, do to the logits: measured.

@@ -1,47 +1,27 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
 mod documents;
-mod job_key;
+mod request;
 mod space;
 mod tensors;
 
 use crate::base::InputHashes;
 use crate::memory::Demand;
+use crate::planning::{Subject, identity};
 use crate::scratch::Scratch;
 use crate::spectra::Course;
-use crate::workers::{self, Resources};
-use crate::{CalibrationText, FactorSettings, Interrupt, Lens, PipelineError, PlanSettings, base, planning};
-use job_key::{job, job_key};
-use lowrank_compute::{Algebra, Substituted};
+use crate::workers;
+use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, planning};
 use lowrank_model::{Progress, RankPlan};
 use lowrank_reader::Checkpoint;
-use lowrank_writer::report::{BaseModel, CalibrationReport};
-use lowrank_writer::{CheckpointWriter, Leftover, Published, StagingDir, check_out, check_space, held_bytes};
+use lowrank_writer::report::{CalibrationReport, InputFile};
+use lowrank_writer::{CheckpointWriter, JobKey, Published, StagingDir, check_out, check_space, held_bytes};
+pub use request::Request;
+use serde_json::json;
 use space::bytes_at_most;
 use std::path::Path;
 use std::thread;
 use tensors::Work;
-
-/// What to compress, how, and where to.
-#[derive(Debug, Clone, Copy)]
-pub struct Request<'a> {
-    /// The model as it was named by the user; only a public name gets into the output.
-    pub model: &'a str,
-    /// Where the result appears; must not exist.
-    pub out: &'a Path,
-    /// How ranks are chosen.
-    pub plan: &'a PlanSettings,
-    /// How factors are computed and written.
-    pub factor: &'a FactorSettings,
-    /// Threads and memory.
-    pub resources: &'a Resources,
-    /// What to do with an earlier run's unfinished work.
-    pub leftover: Leftover,
-    /// Asked before each unit of work.
-    pub interrupt: &'a Interrupt,
-    /// Name and revision of the base, where they are known better than `model` says.
-    pub provenance: Option<&'a BaseModel>,
-}
 
 /// What was done.
 #[derive(Debug)]
@@ -64,20 +44,30 @@ pub fn compress(
     check_out(request.out)?;
     let parent =
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let still_needed = bytes_at_most(checkpoint, request.plan)?.saturating_sub(held_bytes(request.out));
+    let still_needed = bytes_at_most(checkpoint, request.recipe)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
-    planning::refuse_early(checkpoint, request.plan)?;
+    planning::refuse_early(checkpoint, request.recipe)?;
     let algebra = request.resources.algebra()?;
-    let calibration = request.plan.calibration.as_ref();
-    let dtype = workers::widest(checkpoint, request.plan.factor_dtype);
-    let demand = Demand::compress(checkpoint.config(), dtype, calibration);
+    let dtype = workers::widest(checkpoint, request.recipe.factor.dtype);
+    let demand = Demand::compress(checkpoint.config(), dtype, request.recipe);
     let pool = workers::pool(&demand, request.resources)?;
-    let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
-    let job = job(checkpoint, text.as_ref(), &algebra, &request);
+    let text = CalibrationText::read(checkpoint, request.recipe)?;
+    let resolved = Subject::of(checkpoint).resolve(request.recipe);
+    // Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
+    let job = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "architecture": std::env::consts::ARCH,
+        "config": checkpoint.config_json(),
+        "recipe": identity(&resolved, text.as_ref()),
+        "device": request.resources.device,
+        "algebra": algebra.identity(),
+    });
+    let job_key = |files: &[InputFile]| JobKey::of(&json!({ "job": job, "files": files }));
+    let request = Request { recipe: &resolved, ..request };
     let mut known = None;
     let staging = StagingDir::for_job(request.out, request.leftover, || {
         let base = base::identify(checkpoint, request.model, &pool, progress, request.interrupt)?;
-        Ok::<_, PipelineError>(job_key(&job, &known.insert(base).files))
+        Ok::<_, PipelineError>(job_key(&known.insert(base).files))
     })?;
     if let Some(partial) = staging.resumable() {
         progress.note(&format!(
@@ -91,15 +81,16 @@ pub fn compress(
             Some(base) => InputHashes::known(base.files, progress),
             None => {
                 let naming = staging.naming();
-                let name = move |files: &[_]| Ok(naming.job(&job_key(&job, files))?);
+                let name = move |files: &[_]| Ok(naming.job(&job_key(files))?);
                 let threads = pool.current_num_threads();
                 InputHashes::begin(scope, checkpoint, threads, progress, request.interrupt, name)
             }
         };
         let scratch = Scratch::new(parent, still_needed);
-        let (resources, interrupt) = (request.resources, request.interrupt);
-        let lens = Lens::new(checkpoint, &inputs, text, algebra, resources, &pool, progress, interrupt);
-        compress_in(staging, checkpoint, lens, &inputs, scratch.as_ref(), request, &pool, progress)
+        let Request { resources, interrupt, .. } = request;
+        let context = JobContext { resources, pool: &pool, progress, interrupt };
+        let calibration = CalibrationContext::new(checkpoint, &inputs, text, algebra, context);
+        compress_in(staging, checkpoint, calibration, &inputs, scratch.as_ref(), request, context)
     })
 }
 
@@ -107,19 +98,19 @@ pub fn compress(
 fn compress_in(
     mut staging: StagingDir,
     checkpoint: &Checkpoint,
-    lens: Result<Lens<'_>, PipelineError>,
+    calibration: Result<CalibrationContext<'_>, PipelineError>,
     inputs: &InputHashes<'_>,
     scratch: Option<&Scratch>,
     request: Request<'_>,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
+    context: JobContext<'_>,
 ) -> Result<Compressed, PipelineError> {
+    let JobContext { pool, progress, .. } = context;
     let course = Course { staging: Some(&staging), scratch, interrupt: request.interrupt };
-    let planned = lens.and_then(|lens| {
-        let plan = planning::plan_through(checkpoint, &lens, request.plan, pool, progress, course)?;
-        Ok((lens, plan))
+    let planned = calibration.and_then(|calibration| {
+        let plan = planning::plan_through(checkpoint, &calibration, request.recipe, context, course)?;
+        Ok((calibration, plan))
     });
-    let (lens, planned) = match planned {
+    let (calibration, planned) = match planned {
         Ok(planned) => planned,
         Err(error) => {
             let partial = staging.resumable().map(Path::to_owned);
@@ -137,7 +128,7 @@ fn compress_in(
         optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
         spectra: &planned.spectra,
         scratch,
-        lens: &lens,
+        calibration: &calibration,
         request,
     };
     let partial = staging.resumable().map(Path::to_owned);
@@ -159,7 +150,7 @@ fn compress_in(
             return Err(error);
         }
     };
-    say_substituted(lens.algebra(), progress);
+    calibration.note_substituted(progress);
     progress.start("publish", 1, "directory");
     let partial = writer.resumable().map(Path::to_owned);
     let published =
@@ -167,17 +158,8 @@ fn compress_in(
             settle(error, partial.as_deref(), progress);
         })?;
     progress.finish();
-    let calibration = lens.report(plan.sensitivities.as_deref());
+    let calibration = calibration.report(plan.sensitivities.as_deref());
     Ok(Compressed { plan, calibration, published })
-}
-/// How much the device left to the CPU.
-pub(crate) fn say_substituted(algebra: &Algebra, progress: &dyn Progress) {
-    let Substituted { times, first } = algebra.substituted();
-    if let Some(first) = first {
-        progress.note(&format!(
-            "{times} decompositions were done by the CPU in place of the device, the first because: {first}"
-        ));
-    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

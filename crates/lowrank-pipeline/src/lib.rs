@@ -1,7 +1,7 @@
 //! The jobs a user asks for, put together from the crates that do the work.
 //!
 //! ```text
-//! text ────► lens ──────────┐ (how errors are counted; without a text: by the weights alone)
+//! text ────► calibration ──────────┐ (how errors are counted; without a text: by the weights alone)
 //!             ▼             ▼
 //! reader ──► spectra ──► plan ──► factors ──► writer ──► one rename
 //!            (pass 1)   (value)   (pass 2)
@@ -12,26 +12,26 @@
 //! in memory; nothing grows with the checkpoint. No terminal code here: callers pass a [`lowrank_model::Progress`].
 
 pub mod base;
+pub mod calibration;
 pub mod compress;
+pub mod context;
 pub mod densify;
 pub mod error;
 pub mod inspect;
 pub mod interrupt;
-pub mod lens;
 pub mod memory;
 pub mod planning;
 mod propagate;
 pub mod reproduce;
 pub mod round;
 pub mod scratch;
-pub mod settings;
 pub mod spectra;
 mod stored;
 pub mod sweep;
 pub mod workers;
 
+pub use calibration::{CalibrationContext, CalibrationText};
+pub use context::JobContext;
 pub use error::PipelineError;
 pub use interrupt::Interrupt;
-pub use lens::{CalibrationText, Lens};
-pub use lowrank_compute::AlgebraChoice;
-pub use settings::{FactorSettings, FixedRank, Goal, PlanSettings};
+pub(crate) use lowrank_model::recipe::FactorSettings;

@@ -9,12 +9,13 @@
 //! What is not counted by name, the program itself and the buffers of its products, is in [`PROCESS_BYTES`] and
 //! [`WORKER_BYTES`]. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
 
+use crate::calibration::WINDOW_TOKENS;
 use crate::propagate::TOKENS_TOGETHER;
 use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
-use lowrank_calibrate::{CalibrationSettings, Reach};
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
-use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection};
+use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
+use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
 /// The program, its stacks, documents and headers, and what the allocator keeps for later.
 const PROCESS_BYTES: u64 = 96 << 20;
@@ -75,10 +76,10 @@ pub struct Demand {
 impl Demand {
     /// Of choosing ranks: spectra, and with a text second moments and sensitivities before. `dtype` is that of the stored
     /// weights.
-    pub fn plan(config: &ModelConfig, dtype: Dtype, calibration: Option<&CalibrationSettings>) -> Self {
+    pub fn plan(config: &ModelConfig, dtype: Dtype, recipe: &Recipe) -> Self {
         let model = Model::new(config, dtype);
         let mut stages = vec![model.data_free()];
-        if let Some(settings) = calibration {
+        if let Some(settings) = recipe.calibration() {
             stages.extend(model.collect(settings));
             stages.extend(model.sensitivities(settings));
         }
@@ -86,9 +87,11 @@ impl Demand {
     }
 
     /// Of a compression: the same, and the factors. `dtype` is that of the stored weights or of the factors, the wider one.
-    pub fn compress(config: &ModelConfig, dtype: Dtype, calibration: Option<&CalibrationSettings>) -> Self {
-        let Self { mut stages } = Self::plan(config, dtype, calibration);
-        stages.extend(calibration.into_iter().flat_map(|settings| Model::new(config, dtype).fit(settings)));
+    pub fn compress(config: &ModelConfig, dtype: Dtype, recipe: &Recipe) -> Self {
+        let Self { mut stages } = Self::plan(config, dtype, recipe);
+        if let Some(settings) = recipe.calibration() {
+            stages.extend(Model::new(config, dtype).fit(settings, recipe.propagation.propagate));
+        }
         Self { stages }
     }
 
@@ -254,7 +257,7 @@ impl<'a> Model<'a> {
 
     /// The pass that sums second moments.
     fn collect(&self, settings: &CalibrationSettings) -> [Stage; 4] {
-        let tokens = settings.tokens;
+        let tokens = settings.calibration_tokens;
         let states = self.states(tokens);
         let embedding = product(&[self.config.vocab_size as u128, self.h, self.e]);
         let hidden = ("hidden states", states);
@@ -291,18 +294,18 @@ impl<'a> Model<'a> {
         ]
     }
 
-    fn attend(&self, name: &'static str, states: u128, settings: &CalibrationSettings) -> Stage {
+    fn attend(&self, name: &'static str, states: u128, _settings: &CalibrationSettings) -> Stage {
         Stage::new(
             name,
             &[("hidden states", states), self.attention(), ("singular values", self.spectra())],
-            &[self.window(settings.window)],
+            &[self.window(WINDOW_TOKENS)],
         )
     }
 
     /// Spectra in the calibrated norm, and what their errors do to the logits.
     fn sensitivities(&self, settings: &CalibrationSettings) -> [Stage; 5] {
-        let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.tokens);
-        let tokens = wanted.div_ceil(settings.window) * settings.window;
+        let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.calibration_tokens);
+        let tokens = wanted.div_ceil(WINDOW_TOKENS) * WINDOW_TOKENS;
         let one = self.states(tokens);
         let states = product(&[1 + 3 * self.layers, one]);
         let shared = |more: &[(&'static str, u128)]| {
@@ -318,7 +321,7 @@ impl<'a> Model<'a> {
         let block = ("inputs and outputs of the MoE block", 2 * one);
         let together = (WALKING_BYTES as u128).max(2 * one).min(2 * states);
         let head = product(&[self.config.vocab_size as u128, self.h, self.e + F32]);
-        let logits = product(&[2, self.config.vocab_size as u128, settings.window as u128, F32]);
+        let logits = product(&[2, self.config.vocab_size as u128, WINDOW_TOKENS as u128, F32]);
         [
             self.attend("sensitivities: attention", states, settings),
             Stage::new(
@@ -351,13 +354,13 @@ impl<'a> Model<'a> {
     }
 
     /// Factors, fitted layer by layer to what the factors before them give, if that is wanted.
-    fn fit(&self, settings: &CalibrationSettings) -> Vec<Stage> {
-        let tokens = settings.tokens;
+    fn fit(&self, settings: &CalibrationSettings, scope: PropagationScope) -> Vec<Stage> {
+        let tokens = settings.calibration_tokens;
         let states = self.states(tokens);
-        let (streams, made) = match settings.propagation.reach {
-            Reach::None => return vec![self.factor(&[])],
-            Reach::Experts => (1, 0),
-            Reach::Layers => (2, product(&[3, self.experts, self.stored()])),
+        let (streams, made) = match scope {
+            PropagationScope::None => return vec![self.factor(&[])],
+            PropagationScope::Experts => (1, 0),
+            PropagationScope::Layers => (2, product(&[3, self.experts, self.stored()])),
         };
         let hidden = ("hidden states of the original and the compressed model", streams * states);
         let output = ("outputs of the original's MoE block", states);
@@ -432,7 +435,7 @@ impl<'a> Model<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_text::{Passage, TextSource};
+    use lowrank_model::recipe::{Goal, Removal};
     use serde_json::json;
 
     fn config(changed: &serde_json::Value) -> ModelConfig {
@@ -446,8 +449,12 @@ mod tests {
         ModelConfig::from_hf_json(&config).unwrap()
     }
 
-    fn calibration() -> CalibrationSettings {
-        CalibrationSettings::on(vec![TextSource::Bundled(Passage::Calibration)])
+    fn recipe(calibration: CalibrationSettings) -> Recipe {
+        Recipe { calibration, ..Recipe::new(Goal::Budget(Removal::Params(1))) }
+    }
+
+    fn calibrated() -> Recipe {
+        recipe(CalibrationSettings::default())
     }
 
     const GIB: u64 = 1 << 30;
@@ -455,17 +462,21 @@ mod tests {
     #[test]
     fn the_calibrated_default_counts_tokens_and_moments_and_the_data_free_path_neither() {
         let mixtral = config(&json!({}));
-        let free = Demand::compress(&mixtral, Dtype::Bf16, None);
+        let free = Demand::compress(&mixtral, Dtype::Bf16, &recipe(CalibrationSettings::off()));
         assert!((GIB..3 * GIB).contains(&free.peak(1).bytes(1)), "{:?}", free.peak(1));
-        let calibrated = Demand::compress(&mixtral, Dtype::Bf16, Some(&calibration()));
+        let with_text = Demand::compress(&mixtral, Dtype::Bf16, &calibrated());
         // Two streams of hidden states and the outputs, 1 GiB each; the factors of one layer, 2.6 GiB.
-        let peak = calibrated.peak(1);
+        let peak = with_text.peak(1);
         assert!((6 * GIB..12 * GIB).contains(&peak.bytes(1)), "{peak:?}");
-        let few = CalibrationSettings { tokens: 2048, sensitivity_tokens: Some(256), ..calibration() };
+        let few = CalibrationSettings {
+            calibration_tokens: 2048,
+            sensitivity_tokens: Some(256),
+            ..CalibrationSettings::default()
+        };
         assert!(
-            Demand::compress(&mixtral, Dtype::Bf16, Some(&few)).peak(1).bytes(1) < peak.bytes(1) - 3 * GIB
+            Demand::compress(&mixtral, Dtype::Bf16, &recipe(few)).peak(1).bytes(1) < peak.bytes(1) - 3 * GIB
         );
-        let plan = Demand::plan(&mixtral, Dtype::Bf16, Some(&calibration()));
+        let plan = Demand::plan(&mixtral, Dtype::Bf16, &calibrated());
         assert!(plan.peak(1).bytes(1) <= peak.bytes(1));
     }
 
@@ -473,7 +484,7 @@ mod tests {
     fn only_sensitivities_and_spectra_grow_with_the_layers() {
         let of = |layers: u32| {
             let config = config(&json!({ "num_hidden_layers": layers }));
-            Demand::compress(&config, Dtype::Bf16, Some(&calibration()))
+            Demand::compress(&config, Dtype::Bf16, &calibrated())
         };
         let (few, many) = (of(2), of(64));
         for (few, many) in few.stages.iter().zip(&many.stages) {
@@ -493,7 +504,7 @@ mod tests {
 
     #[test]
     fn as_many_workers_run_as_fit_and_one_that_does_not_fit_none() {
-        let demand = Demand::compress(&config(&json!({})), Dtype::Bf16, Some(&calibration()));
+        let demand = Demand::compress(&config(&json!({})), Dtype::Bf16, &calibrated());
         for workers in [1, 2, 5] {
             let needed = demand.peak(workers).bytes(workers);
             assert_eq!(demand.workers(8, needed), workers);
@@ -510,10 +521,11 @@ mod tests {
     fn the_largest_dimensions_of_a_config_do_not_wrap_around() {
         let most = 1_u64 << 20;
         let huge = config(&json!({ "hidden_size": most, "intermediate_size": most, "head_dim": 128 }));
-        let settings = CalibrationSettings { tokens: usize::MAX, ..calibration() };
-        let demand = Demand::compress(&huge, Dtype::F32, Some(&settings));
+        let settings =
+            CalibrationSettings { calibration_tokens: usize::MAX, ..CalibrationSettings::default() };
+        let demand = Demand::compress(&huge, Dtype::F32, &recipe(settings));
         assert_eq!(demand.workers(1, u64::MAX - 1), 0, "tokens beyond every machine");
-        let demand = Demand::compress(&huge, Dtype::F32, Some(&calibration()));
+        let demand = Demand::compress(&huge, Dtype::F32, &calibrated());
         assert_eq!(demand.workers(1, 1 << 40), 0);
     }
 }

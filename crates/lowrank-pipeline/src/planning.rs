@@ -1,21 +1,24 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
 use crate::base::InputHashes;
-use crate::compress::say_substituted;
 use crate::memory::Demand;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
-use crate::{CalibrationText, FixedRank, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::Sensitivities;
 use lowrank_model::params::rank_max_saving;
-use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity, Size};
+use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
+use lowrank_model::recipe::{
+    CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, TextChoice,
+};
 use lowrank_model::{
-    Budget, CostModel, Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum,
-    SpectrumCurves, Target, Unit,
+    CostModel, Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Recipe, Spectrum,
+    SpectrumCurves, Storage, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Allocator, Candidate, Choices, check, plan_from_ranks};
 use lowrank_writer::report::{BaseModel, CalibrationReport};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Short sides from here on belong to models whose matrices are multiplied on tensor cores.
@@ -28,7 +31,7 @@ const RANK_MULTIPLE_TRUE_SIZE: usize = 8;
 pub struct Planned {
     /// The table.
     pub plan: RankPlan,
-    /// Singular values by matrix, in the norm of the lens; empty when the ranks were given.
+    /// Singular values by matrix, in the norm of the calibration; empty when the ranks were given.
     pub spectra: BTreeMap<MatrixId, Spectrum>,
     /// What errors were counted on, if on anything.
     pub calibration: Option<CalibrationReport>,
@@ -38,46 +41,49 @@ pub struct Planned {
 pub fn plan(
     checkpoint: &Checkpoint,
     model: &str,
-    settings: &PlanSettings,
+    recipe: &Recipe,
     resources: &Resources,
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Planned, PipelineError> {
-    refuse_early(checkpoint, settings)?;
+    refuse_early(checkpoint, recipe)?;
     let algebra = resources.algebra()?;
-    let calibration = settings.calibration.as_ref().filter(|_| matches!(settings.goal, Goal::Budget(_)));
-    let demand = Demand::plan(checkpoint.config(), workers::widest(checkpoint, None), calibration);
-    let pool = workers::pool(&demand, resources)?;
+    let mut measured = recipe.clone();
+    if !recipe.goal.is_budget() {
+        measured.calibration = CalibrationSettings::off();
+    }
+    let demand = Demand::plan(checkpoint.config(), workers::widest(checkpoint, None), &measured);
+    let pool = &workers::pool(&demand, resources)?;
+    let context = JobContext { resources, pool, progress, interrupt };
     let course = Course { staging: None, scratch: None, interrupt };
-    let text = calibration.map(|calibration| CalibrationText::read(checkpoint, calibration)).transpose()?;
-    let base = match settings.goal {
-        Goal::Budget(_) => {
-            base::identify_remembered(checkpoint, model, &pool, progress, interrupt, resources)?
-        }
-        // Given ranks are checked without a look at the weights.
-        _ => BaseModel::default(),
+    // Given ranks are checked without a look at the weights.
+    let (text, base) = match recipe.goal.is_budget() {
+        true => (
+            CalibrationText::read(checkpoint, recipe)?,
+            base::identify_remembered(checkpoint, model, pool, progress, interrupt, resources)?,
+        ),
+        false => (None, BaseModel::default()),
     };
     let inputs = InputHashes::known(base.files, progress);
-    let lens = Lens::new(checkpoint, &inputs, text, algebra, resources, &pool, progress, interrupt)?;
-    let planned = plan_through(checkpoint, &lens, settings, &pool, progress, course)?;
-    say_substituted(lens.algebra(), progress);
+    let calibration = CalibrationContext::new(checkpoint, &inputs, text, algebra, context)?;
+    let planned = plan_through(checkpoint, &calibration, recipe, context, course)?;
+    calibration.note_substituted(progress);
     Ok(planned)
 }
 
 /// Refuses what needs no look at the weights: a budget that cannot be met, a pattern that matches nothing, a plan or ranks
 /// for another model.
-pub fn refuse_early(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<(), PipelineError> {
+pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
     refuse_factored(checkpoint)?;
-    if settings.calibration.is_none() && settings.sensitivity == Some(Sensitivity::Measured) {
+    if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
-    match &settings.goal {
-        Goal::Plan(_) | Goal::Ranks(_) => given(checkpoint, settings).map(|_| ()),
-        Goal::Budget(budget) => {
-            let subject = Subject::of(checkpoint);
-            let target = budget.resolve(subject.before.params, subject.before.bytes)?;
+    let subject = Subject::of(checkpoint);
+    match recipe.goal.target(subject.before) {
+        None => recorded(recipe, &given(checkpoint, recipe)?).map(|_| ()),
+        Some(target) => {
             let errors = subject.without_errors();
-            subject.with_request(settings, target, &errors, |request| Ok(check(request)?))
+            subject.with_request(recipe, target?, &errors, |request| Ok(check(request)?))
         }
     }
 }
@@ -90,32 +96,92 @@ pub fn refuse_factored(checkpoint: &Checkpoint) -> Result<(), PipelineError> {
     Err(PipelineError::AlreadyFactored(checkpoint.layout()))
 }
 
-/// As [`plan`], with a lens at hand.
+/// As [`plan`], with a calibration at hand.
 pub fn plan_through(
     checkpoint: &Checkpoint,
-    lens: &Lens<'_>,
-    settings: &PlanSettings,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
+    calibration: &CalibrationContext<'_>,
+    recipe: &Recipe,
+    context: JobContext<'_>,
     course: Course<'_>,
 ) -> Result<Planned, PipelineError> {
-    match &settings.goal {
-        Goal::Plan(_) | Goal::Ranks(_) => {
-            Ok(Planned { plan: given(checkpoint, settings)?, spectra: BTreeMap::new(), calibration: None })
-        }
-        Goal::Budget(budget) => {
-            let errors = errors(checkpoint, lens, settings.sensitivity, pool, progress, course)?;
-            let plan = plan_from(&Subject::of(checkpoint), settings, *budget, &errors)?;
-            let calibration = lens.report(plan.sensitivities.as_deref());
-            Ok(Planned { plan, spectra: errors.spectra, calibration })
-        }
+    if !recipe.goal.is_budget() {
+        let plan = given(checkpoint, recipe)?;
+        return Ok(Planned { plan, spectra: BTreeMap::new(), calibration: None });
     }
+    let errors = errors(checkpoint, calibration, sensitivity(recipe), context, course)?;
+    let plan = plan_from(&Subject::of(checkpoint), recipe, &errors)?;
+    let calibration = calibration.report(plan.sensitivities.as_deref());
+    Ok(Planned { plan, spectra: errors.spectra, calibration })
+}
+
+/// How errors of different matrices compare.
+pub fn sensitivity(recipe: &Recipe) -> Sensitivity {
+    recipe.plan.sensitivity.unwrap_or(match recipe.calibration() {
+        Some(_) => Sensitivity::Measured,
+        None => Sensitivity::default(),
+    })
+}
+
+/// How factors are stored.
+fn storage(recipe: &Recipe) -> Storage {
+    let planned = match &recipe.goal {
+        Goal::Plan(plan) => Some(plan.cost.storage),
+        _ => None,
+    };
+    recipe.factor.storage.or(planned).unwrap_or_default()
+}
+
+/// A recipe as the report embeds it. The plan knows how it was made, so that a stored plan gives the same report as its
+/// budget did.
+pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineError> {
+    let wrong = |what: String| PipelineError::Record { path: "plan".into(), what };
+    let name = |text: &TextChoice| match text {
+        // No path: the same text gives the same report anywhere.
+        TextChoice::File(path) => TextChoice::File(path.file_name().unwrap_or_default().into()),
+        text => text.clone(),
+    };
+    let mut recipe = resolved.clone();
+    recipe.goal = plan.target.map_or_else(|| Goal::Ranks(plan.ranks()), Goal::Remove);
+    recipe.plan = PlanSettings {
+        rank_multiple: Some(plan.rank_multiple.max(1)),
+        min_rank: plan.rank_min.max(1),
+        keep_dense: plan
+            .keep_dense
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()
+            .map_err(wrong)?,
+        fix_rank: plan.fix_rank.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(wrong)?,
+        sensitivity: Some(plan.optimality.map(|optimality| optimality.sensitivity).unwrap_or_default()),
+        allocation: plan.allocation,
+    };
+    recipe.factor.storage = Some(plan.cost.storage);
+    recipe.calibration.calibrate = recipe.calibration.calibrate.iter().map(name).collect();
+    Ok(recipe)
+}
+
+/// What a compression of one model is known by, beside model and version. Takes a resolved recipe; tokens stand for the
+/// names of texts.
+pub fn identity(resolved: &Recipe, text: Option<&CalibrationText>) -> Value {
+    let mut sorted = resolved.clone();
+    sorted.plan.keep_dense = sorted_patterns(&resolved.plan.keep_dense);
+    let mut identity = json!(sorted);
+    identity["calibrate"] = json!(text.map(CalibrationText::blake3));
+    identity
+}
+
+/// Each pattern once: their order is of no account.
+pub(crate) fn sorted_patterns(patterns: &[Pattern]) -> Vec<Pattern> {
+    let mut sorted = patterns.to_vec();
+    sorted.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    sorted.dedup();
+    sorted
 }
 
 /// What a plan is made from: the errors of every rank of every matrix, and how they compare.
 #[derive(Debug, Clone)]
 pub struct Errors {
-    /// In the norm of the lens.
+    /// In the norm of the calibration.
     pub spectra: BTreeMap<MatrixId, Spectrum>,
     /// How they compare.
     pub sensitivity: Sensitivity,
@@ -126,18 +192,16 @@ pub struct Errors {
 /// Looks up or measures what plans are made from; any budget's plan then takes milliseconds.
 pub fn errors(
     checkpoint: &Checkpoint,
-    lens: &Lens<'_>,
-    sensitivity: Option<Sensitivity>,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
+    calibration: &CalibrationContext<'_>,
+    sensitivity: Sensitivity,
+    context: JobContext<'_>,
     course: Course<'_>,
 ) -> Result<Errors, PipelineError> {
-    let sensitivity = sensitivity.unwrap_or(lens.usual_sensitivity());
     if sensitivity != Sensitivity::Measured {
-        let spectra = spectra(checkpoint, lens, pool, progress, course)?;
+        let spectra = spectra(checkpoint, calibration, context.pool, context.progress, course)?;
         return Ok(Errors { spectra, sensitivity, layers: None });
     }
-    let measured = lens.sensitivities(checkpoint, pool, progress, course.interrupt)?;
+    let measured = calibration.sensitivities(checkpoint, context)?;
     let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
     Ok(Errors { spectra, sensitivity, layers: Some(layers) })
 }
@@ -149,28 +213,25 @@ impl Errors {
     }
 }
 
-/// The plan of a budget; the settings' own goal is of no account.
-pub fn plan_from(
-    subject: &Subject,
-    settings: &PlanSettings,
-    budget: Budget,
-    errors: &Errors,
-) -> Result<RankPlan, PipelineError> {
-    let mut plan = plans_from(subject, settings, &[(budget, settings.allocation)], errors)?.remove(0)?;
+/// The plan of a recipe whose goal is a budget.
+pub fn plan_from(subject: &Subject, recipe: &Recipe, errors: &Errors) -> Result<RankPlan, PipelineError> {
+    let mut plan = plans_from(subject, &[recipe], errors)?.remove(0)?;
     plan.spectra = errors.curves();
     Ok(plan)
 }
 
-/// The plans of several budgets, in their order and without [`RankPlan::spectra`]. They share what is costly, so one more
-/// costs a millisecond. Goal and allocation of the settings are of no account. Fails where none can be made.
+/// The plans of recipes that differ in budget and allocation alone, in their order and without [`RankPlan::spectra`]. They
+/// share what is costly, so one more costs a millisecond. Fails where none can be made.
+///
+/// # Panics
+/// If a goal is no budget.
 pub fn plans_from(
     subject: &Subject,
-    settings: &PlanSettings,
-    wishes: &[(Budget, Allocation)],
+    recipes: &[&Recipe],
     errors: &Errors,
 ) -> Result<Vec<Result<RankPlan, PipelineError>>, PipelineError> {
-    let resolve = |budget: &Budget| budget.resolve(subject.before.params, subject.before.bytes);
-    let targets: Vec<_> = wishes.iter().map(|(budget, _)| resolve(budget)).collect();
+    let target = |recipe: &&Recipe| recipe.goal.target(subject.before).expect("only budgets are planned");
+    let targets: Vec<_> = recipes.iter().map(target).collect();
     let mut plans: Vec<Option<Result<RankPlan, PipelineError>>> =
         targets.iter().map(|target| target.as_ref().err().map(|error| Err(error.clone().into()))).collect();
     for unit in [Unit::Params, Unit::Bytes] {
@@ -181,35 +242,38 @@ pub fn plans_from(
             .filter(|(_, target)| target.unit == unit)
             .collect();
         let Some(&(_, first)) = here.first() else { continue };
-        let removals: Vec<_> =
-            here.iter().map(|&(index, target)| (target.remove_at_least, wishes[index].1)).collect();
-        let made = subject
-            .with_request(settings, first, errors, |request| Ok(Allocator::new(request)?.plans(&removals)))?;
+        let removals: Vec<_> = here
+            .iter()
+            .map(|&(index, target)| (target.remove_at_least, recipes[index].plan.allocation))
+            .collect();
+        let made = subject.with_request(recipes[0], first, errors, |request| {
+            Ok(Allocator::new(request)?.plans(&removals))
+        })?;
         for ((index, _), plan) in here.into_iter().zip(made) {
             plans[index] = Some(plan.map_err(PipelineError::from));
         }
     }
-    let patterns: Vec<String> = settings.keep_dense.iter().map(ToString::to_string).collect();
-    let fixed: Vec<String> = settings.fixed_ranks.iter().map(ToString::to_string).collect();
-    let recorded = |plan: RankPlan, allocation| {
-        let plan = plan.constrained(settings.rank_min, patterns.clone(), fixed.clone());
-        plan.chosen_by(allocation, errors.layers.clone())
+    let recorded = |plan: RankPlan, settings: &PlanSettings| {
+        let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
+        let fixed = settings.fix_rank.iter().map(ToString::to_string).collect();
+        plan.constrained(settings.min_rank, patterns, fixed)
+            .chosen_by(settings.allocation, errors.layers.clone())
     };
     let plans = plans.into_iter().map(|plan| plan.expect("every budget is in one of the units"));
-    Ok(plans.zip(wishes).map(|(plan, wish)| plan.map(|plan| recorded(plan, wish.1))).collect())
+    Ok(plans.zip(recipes).map(|(plan, recipe)| plan.map(|plan| recorded(plan, &recipe.plan))).collect())
 }
 
 /// A plan or ranks that were given, held against the checkpoint.
-fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, PipelineError> {
+fn given(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<RankPlan, PipelineError> {
     let subject = Subject::of(checkpoint);
     let (config, before) = (&subject.config, subject.before);
-    match &settings.goal {
+    match &recipe.goal {
         Goal::Plan(plan) => {
-            if let Some(asked) = settings.storage.filter(|&asked| asked != plan.cost.storage) {
+            if let Some(asked) = recipe.factor.storage.filter(|&asked| asked != plan.cost.storage) {
                 return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
             }
             plan.validate(config, before)?;
-            let cost = subject.cost_model(settings, plan.cost.unit);
+            let cost = subject.cost_model(recipe, plan.cost.unit);
             for (what, planned, actual) in [
                 ("matrix", plan.cost.dense_element_bytes, cost.dense_element_bytes),
                 ("factor", plan.cost.factor_element_bytes, cost.factor_element_bytes),
@@ -221,10 +285,10 @@ fn given(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<RankPlan, P
             Ok((**plan).clone())
         }
         Goal::Ranks(ranks) => {
-            let cost = subject.cost_model(settings, Unit::Params);
+            let cost = subject.cost_model(recipe, Unit::Params);
             Ok(plan_from_ranks(config, ranks, cost, before)?)
         }
-        Goal::Budget(_) => unreachable!("a budget gives no ranks"),
+        _ => unreachable!("a budget gives no ranks"),
     }
 }
 
@@ -251,10 +315,34 @@ impl Subject {
     }
 
     /// Multiples that ranks are of, unless the settings say.
-    pub fn rank_multiple(&self, settings: &PlanSettings) -> usize {
+    fn rank_multiple(&self, settings: &PlanSettings) -> usize {
         let short = self.config.matrix_shape(Projection::W1).short_side();
         let usual = if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 };
         settings.rank_multiple.unwrap_or(usual)
+    }
+
+    /// The recipe with every default spelled out that this checkpoint decides, and the budget resolved. One that cannot be
+    /// met stays as it was asked for; planning says why.
+    pub fn resolve(&self, recipe: &Recipe) -> Recipe {
+        let mut resolved = recipe.clone();
+        if let Some(Ok(target)) = recipe.goal.target(self.before) {
+            resolved.goal = Goal::Remove(target);
+        }
+        resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
+        resolved.plan.sensitivity = Some(sensitivity(recipe));
+        resolved.factor.storage = Some(storage(recipe));
+        resolved.factor.dtype = Some(recipe.factor.dtype.unwrap_or(self.dtype));
+        match recipe.calibration() {
+            Some(calibration) => {
+                let tokens = calibration.sensitivity_tokens(self.config.hidden_size);
+                resolved.calibration.sensitivity_tokens = Some(tokens);
+            }
+            None => {
+                resolved.calibration = CalibrationSettings::off();
+                resolved.propagation = PropagationSettings::OFF;
+            }
+        }
+        resolved
     }
 
     /// For questions that only shapes decide.
@@ -271,12 +359,12 @@ impl Subject {
     /// Puts together what an allocation needs.
     fn with_request<R>(
         &self,
-        settings: &PlanSettings,
+        recipe: &Recipe,
         target: Target,
         errors: &Errors,
         act: impl FnOnce(&AllocationRequest<'_>) -> Result<R, PipelineError>,
     ) -> Result<R, PipelineError> {
-        let choices = self.choices(settings)?;
+        let choices = self.choices(recipe)?;
         let measured =
             |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
         let candidate = |(&name, spectrum)| Candidate {
@@ -290,30 +378,30 @@ impl Subject {
         act(&AllocationRequest {
             matrices: &candidates,
             target,
-            cost: self.cost_model(settings, target.unit),
-            rank_multiple: self.rank_multiple(settings),
-            rank_min: settings.rank_min,
+            cost: self.cost_model(recipe, target.unit),
+            rank_multiple: self.rank_multiple(&recipe.plan),
+            rank_min: recipe.plan.min_rank,
             sensitivity: errors.sensitivity,
             before: self.before,
         })
     }
 
     /// Bytes per element before and after.
-    fn cost_model(&self, settings: &PlanSettings, unit: Unit) -> CostModel {
+    fn cost_model(&self, recipe: &Recipe, unit: Unit) -> CostModel {
         CostModel {
-            storage: settings.storage.unwrap_or_default(),
+            storage: storage(recipe),
             unit,
             dense_element_bytes: self.dtype.size_bytes(),
-            factor_element_bytes: settings.factor_dtype.unwrap_or(self.dtype).size_bytes(),
+            factor_element_bytes: recipe.factor.dtype.unwrap_or(self.dtype).size_bytes(),
         }
     }
 
     /// Matrices that patterns keep dense or give a rank, checked against each other and against what a rank may be. A
     /// pattern that matches nothing is a typing error.
-    pub fn choices(&self, settings: &PlanSettings) -> Result<BTreeMap<MatrixId, Choices>, PipelineError> {
-        let storage = settings.storage.unwrap_or_default();
+    pub fn choices(&self, recipe: &Recipe) -> Result<BTreeMap<MatrixId, Choices>, PipelineError> {
+        let (settings, storage) = (&recipe.plan, storage(recipe));
         let mut held = BTreeMap::new();
-        for FixedRank { pattern, rank } in &settings.fixed_ranks {
+        for FixedRank { pattern, rank } in &settings.fix_rank {
             for id in self.matching("fix-rank", pattern)? {
                 let shape = self.config.matrix_shape(id.projection);
                 let rank_max = rank_max_saving(shape, storage);
@@ -340,7 +428,7 @@ impl Subject {
         Ok(held)
     }
 
-    fn matching(&self, key: &'static str, pattern: &regex::Regex) -> Result<Vec<MatrixId>, PipelineError> {
+    fn matching(&self, key: &'static str, pattern: &Pattern) -> Result<Vec<MatrixId>, PipelineError> {
         let ids = self.config.matrices();
         let matches: Vec<MatrixId> = ids.filter(|id| pattern.is_match(&id.module_name())).collect();
         if matches.is_empty() {

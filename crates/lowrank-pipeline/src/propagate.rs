@@ -14,15 +14,16 @@
 //! Factors are those that are stored, rounded. All of it is a function of the model, the text and the ranks: a run that
 //! goes on runs the streams from the start, with the factors that an earlier run finished, and makes the same bytes.
 
-use crate::lens::Calibrated;
+use crate::calibration::Calibrated;
 use crate::stored::{self, Remade};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
 use lowrank_calibrate::pair::BATCH_TOKENS;
-use lowrank_calibrate::{CalibrateError, MomentSettings, Pair, Reach, RowWeights};
+use lowrank_calibrate::{CalibrateError, Pair, RowWeights};
 use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExpert};
+use lowrank_model::recipe::{MomentSettings, PropagationScope};
 use lowrank_model::{MatrixId, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, MomentRoot, Unseen};
@@ -63,7 +64,7 @@ impl Propagation<'_> {
         let Some(last) = self.ranks.keys().filter(|&&id| (self.wanted)(id)).map(|id| id.layer).max() else {
             return Ok(());
         };
-        let layers_too = calibrated.propagation().reach == Reach::Layers;
+        let layers_too = calibrated.propagation().propagate == PropagationScope::Layers;
         let mut own = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
         let mut changed = layers_too.then(|| own.clone());
         for layer in 0..=last {
@@ -271,7 +272,7 @@ impl Layer<'_> {
         };
         let Visitors { tokens, weights: router_weights } = &visit.seen;
         let weights = weights.without_outputs(config);
-        let mut row_weights = RowWeights::new(config.intermediate_size, settings.target);
+        let mut row_weights = RowWeights::new(config.intermediate_size, settings.calibration_target);
         let mut pair = Pair::new(config.hidden_size);
         for (tokens, router_weights) in
             tokens.chunks(TOKENS_TOGETHER).zip(router_weights.chunks(TOKENS_TOGETHER))
@@ -367,7 +368,7 @@ impl Layer<'_> {
         blend: f64,
         unseen: Unseen<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), PipelineError> {
-        let own_share = self.calibrated.propagation().own_share;
+        let own_share = self.calibrated.propagation().target_interpolation;
         let shape = self.forward.config().matrix_shape(id.projection);
         let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, unseen));
         map.map_err(|source| PipelineError::Svd { name: id, source })

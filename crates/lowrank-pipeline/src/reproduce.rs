@@ -10,23 +10,23 @@ pub use compare::Difference;
 use crate::base::InputHashes;
 use crate::compress::{self, Request};
 use crate::memory::Demand;
+use crate::planning::Subject;
 use crate::propagate::Propagation as Propagated;
-use crate::settings::pattern_of;
 use crate::stored::{Form, Piece, Remade, pieces_of};
 use crate::workers::{self, Resources};
-use crate::{CalibrationText, FactorSettings, Goal, Interrupt, Lens, PipelineError, PlanSettings, base};
+use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use compare::{Gap, compare, tensor_gap};
-use lowrank_calibrate::{CalibrationSettings, GateWeight, MomentSettings, Propagation, Reach, Target};
+use lowrank_compute::Processor;
 use lowrank_compute::blocks::matrix_shape;
-use lowrank_compute::{AlgebraChoice, Processor};
-use lowrank_forward::{Cpu, Device, Engine};
-use lowrank_model::plan::Allocation;
-use lowrank_model::{Budget, MatrixId, Progress, StoredMatrix, Tensor, Unit, failure, format};
+use lowrank_forward::{Cpu, Engine};
+use lowrank_model::recipe::TextChoice;
+use lowrank_model::{
+    AlgebraChoice, Device, Dtype, MatrixId, Progress, Recipe, StoredMatrix, Tensor, failure, format,
+};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, PrecisionChoice};
-use lowrank_text::{Passage, TextSource};
-use lowrank_writer::report::{BaseModel, CalibrationReport, Settings};
-use lowrank_writer::{Leftover, Manifest, Report};
+use lowrank_writer::report::{BaseModel, REPORT_VERSION};
+use lowrank_writer::{CompressionReport, Leftover, Manifest};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub struct Reproduce<'a> {
     /// Only so many factored matrices, drawn with a seed; `None`: everything.
     pub sample: Option<Sample>,
     /// The texts that were calibrated on, where they are not in the binary.
-    pub texts: &'a [TextSource],
+    pub texts: &'a [TextChoice],
     /// Threads, memory and places.
     pub resources: &'a Resources,
     /// Asked before each unit.
@@ -79,14 +79,13 @@ pub fn reproduce(
     progress: &dyn Progress,
 ) -> Result<Reproduction, PipelineError> {
     let report_path = job.out.join(format::REPORT_FILE);
-    let report: Report = read_json(&report_path)?;
+    let report: CompressionReport = read_json(&report_path)?;
     if report.version != env!("CARGO_PKG_VERSION") {
         progress.note(&format!("{} was written by version {}", report_path.display(), report.version));
     }
-    let plan = plan_settings(&report, &report_path, job.texts)?;
-    let dtype = workers::widest(base, plan.factor_dtype);
-    let pool =
-        workers::pool(&Demand::compress(base.config(), dtype, plan.calibration.as_ref()), job.resources)?;
+    let recipe = &recipe_of(&report, &report_path, job.texts)?;
+    let dtype = workers::widest(base, recipe.factor.dtype);
+    let pool = workers::pool(&Demand::compress(base.config(), dtype, recipe), job.resources)?;
     let given = base::identify(base, job.model, &pool, progress, job.interrupt)?;
     let mut differences = inputs(&report.base_model, &given);
     let found = Manifest::of(job.out)?;
@@ -94,36 +93,37 @@ pub fn reproduce(
 
     let resources = &resources_of(&report, job.resources);
     let algebra = resources.algebra()?;
-    if algebra.identity() != report.settings.algebra {
+    if algebra.identity() != report.algebra {
         progress.note(&format!(
             "matrices were decomposed by {}, and here by {}: expect differences of rounding",
-            report.settings.algebra,
+            report.algebra,
             algebra.identity()
         ));
     }
     // Read before hours of work, so that another text is named at once.
-    let text =
-        plan.calibration.as_ref().map(|calibration| CalibrationText::read(base, calibration)).transpose()?;
+    let text = CalibrationText::read(base, recipe)?;
     if let (Some(text), Some(recorded)) = (&text, &report.calibration)
         && text.blake3() != recorded.tokens_blake3
     {
-        return Err(PipelineError::OtherTexts { path: report_path, names: names_of(recorded) });
+        let names = names_of(&report);
+        return Err(PipelineError::OtherTexts { path: report_path, names });
     }
     let (files, matrices) = match job.sample {
         Some(sample) => {
             let inputs = InputHashes::known(given.files, progress);
-            let lens = Lens::new(base, &inputs, text, algebra, resources, &pool, progress, job.interrupt)?;
-            let remade = sampled(base, &report, job, sample, &lens, &pool, progress, &mut differences)?;
+            let context = JobContext { resources, pool: &pool, progress, interrupt: job.interrupt };
+            let calibration = CalibrationContext::new(base, &inputs, text, algebra, context)?;
+            let (remade, differing) =
+                Sampled { base, recipe, job, calibration: &calibration }.run(sample, context)?;
+            differences.extend(differing);
             (found.files.len(), remade)
         }
         None => {
             let again = Again::new(job.out);
-            let factor = factor_settings(&report.settings, &report_path)?;
             let request = Request {
                 model: job.model,
                 out: &again.0,
-                plan: &plan,
-                factor: &factor,
+                recipe,
                 resources,
                 leftover: Leftover::Discard,
                 interrupt: job.interrupt,
@@ -172,107 +172,39 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PipelineE
 }
 
 /// What the first run calibrated on and decomposed with decides bits.
-fn resources_of(report: &Report, given: &Resources) -> Resources {
+fn resources_of(report: &CompressionReport, given: &Resources) -> Resources {
     let device = match &report.calibration {
         Some(calibration) if calibration.engine != Cpu.describe() => Device::Cuda,
         _ => Device::Cpu,
     };
-    let algebra = if report.settings.algebra == Processor::Cpu.to_string() {
-        AlgebraChoice::Cpu
-    } else {
-        AlgebraChoice::Cuda
-    };
+    let algebra =
+        if report.algebra == Processor::Cpu.to_string() { AlgebraChoice::Cpu } else { AlgebraChoice::Cuda };
     Resources { device, algebra, ..given.clone() }
 }
 
-fn source_of(text: &serde_json::Value) -> &str {
-    text["source"].as_str().unwrap_or_default()
-}
-
 /// The texts that a run was calibrated on.
-fn names_of(recorded: &CalibrationReport) -> String {
-    recorded.texts.iter().map(source_of).collect::<Vec<_>>().join(", ")
+fn names_of(report: &CompressionReport) -> String {
+    let texts = report.calibration.iter().flat_map(|calibration| &calibration.texts);
+    texts.map(|text| text["source"].as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
 }
 
-fn calibration_settings(
-    recorded: &CalibrationReport,
-    path: &Path,
-    texts: &[TextSource],
-) -> Result<CalibrationSettings, PipelineError> {
+/// The recipe of a report, with the texts that were calibrated on where the machine has them.
+fn recipe_of(report: &CompressionReport, path: &Path, texts: &[TextChoice]) -> Result<Recipe, PipelineError> {
     let unrepeatable = |what: String| PipelineError::Record { path: path.to_owned(), what };
-    let bundled =
-        |text: &serde_json::Value| text["bundled"] == true && source_of(text) == Passage::Calibration.name();
-    let texts = if recorded.texts.iter().all(bundled) {
-        vec![TextSource::Bundled(Passage::Calibration); recorded.texts.len()]
-    } else if texts.len() == recorded.texts.len() {
-        texts.to_vec()
-    } else {
-        return Err(PipelineError::OtherTexts { path: path.to_owned(), names: names_of(recorded) });
+    let Some(mut recipe) = report.recipe.clone().filter(|_| report.report_version == REPORT_VERSION) else {
+        return Err(unrepeatable(format!(
+            "`report_version` is {}, by lowrank-compress {}; this version reproduces {REPORT_VERSION} alone, so use that one",
+            report.report_version, report.version
+        )));
     };
-    let unknown = |what: &str, value: &str| {
-        unrepeatable(format!("calibration.{what} is `{value}`, which this version does not know"))
-    };
-    let gate_weight = GateWeight::parse(&recorded.gate_weight)
-        .ok_or_else(|| unknown("gate_weight", &recorded.gate_weight))?;
-    let reach = Reach::parse(&recorded.propagate).ok_or_else(|| unknown("propagate", &recorded.propagate))?;
-    let target = Target::parse(&recorded.target).ok_or_else(|| unknown("target", &recorded.target))?;
-    Ok(CalibrationSettings {
-        texts,
-        tokens: recorded.tokens,
-        window: recorded.window,
-        sensitivity_tokens: recorded.sensitivity_tokens,
-        moments: MomentSettings { gate_weight, target },
-        blend: recorded.blend,
-        propagation: Propagation { reach, own_share: recorded.propagate_own_share },
-    })
-}
-
-fn plan_settings(report: &Report, path: &Path, texts: &[TextSource]) -> Result<PlanSettings, PipelineError> {
-    let Settings {
-        sensitivity, allocation, rank_multiple, rank_min, keep_dense, fix_rank, factor_dtype, ..
-    } = &report.settings;
-    let goal = match report.budget {
-        None => {
-            let ranks = report.matrices.iter().filter_map(|row| Some((row.name, row.rank?)));
-            Goal::Ranks(ranks.collect())
+    let named = &mut recipe.calibration.calibrate;
+    if named.iter().any(|text| matches!(text, TextChoice::File(_))) {
+        if texts.len() != named.len() {
+            return Err(PipelineError::OtherTexts { path: path.to_owned(), names: names_of(report) });
         }
-        Some(budget) => Goal::Budget(match budget.unit {
-            Unit::Params => Budget::RemoveParams(budget.asked),
-            Unit::Bytes => Budget::TargetBytes(report.before.bytes.saturating_sub(budget.asked)),
-        }),
-    };
-    let unrepeatable = |what: String| PipelineError::Record { path: path.to_owned(), what };
-    let keep_dense: Result<Vec<_>, _> = keep_dense.iter().map(|text| pattern_of(text)).collect();
-    let keep_dense = keep_dense.map_err(|error| unrepeatable(format!("settings.keep_dense: {error}")))?;
-    let fixed_ranks: Result<Vec<_>, _> = fix_rank.iter().map(|text| text.parse()).collect();
-    let fixed_ranks = fixed_ranks.map_err(|error| unrepeatable(format!("settings.fix_rank: {error}")))?;
-    Ok(PlanSettings {
-        goal,
-        rank_multiple: Some((*rank_multiple).max(1)),
-        rank_min: (*rank_min).max(1),
-        sensitivity: Some(*sensitivity),
-        allocation: Allocation::parse(allocation).ok_or_else(|| {
-            unrepeatable(format!("settings.allocation is `{allocation}`, which this version does not know"))
-        })?,
-        calibration: report
-            .calibration
-            .as_ref()
-            .map(|recorded| calibration_settings(recorded, path, texts))
-            .transpose()?,
-        keep_dense,
-        fixed_ranks,
-        factor_dtype: Some(*factor_dtype),
-        storage: Some(report.storage),
-    })
-}
-
-fn factor_settings(settings: &Settings, path: &Path) -> Result<FactorSettings, PipelineError> {
-    let method =
-        serde_json::from_value(settings.method.clone().into()).map_err(|_| PipelineError::Record {
-            path: path.to_owned(),
-            what: format!("settings.method is `{}`, which this version does not know", settings.method),
-        })?;
-    Ok(FactorSettings { method, seed: settings.seed, shard_bytes_max: settings.shard_bytes_max })
+        *named = texts.to_vec();
+    }
+    Ok(recipe)
 }
 
 /// The base that was given against the base that the report names.
@@ -330,86 +262,101 @@ fn piece_difference(was: &Piece, is: &Piece) -> Option<Gap> {
     }
 }
 
-/// Makes a few matrices again; returns how many.
-fn sampled(
-    base: &Checkpoint,
-    report: &Report,
-    job: Reproduce<'_>,
-    sample: Sample,
-    lens: &Lens<'_>,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
-    differences: &mut Vec<Difference>,
-) -> Result<usize, PipelineError> {
-    let out = Checkpoint::open(job.out)?;
-    let factor = factor_settings(&report.settings, &job.out.join(format::REPORT_FILE))?;
-    let form = Form { storage: report.storage, dtype: report.settings.factor_dtype };
-    let ids = draw(out.ranks().keys().copied(), sample);
-    let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
-        let was = pieces_of(id, out.read_matrix(id)?);
-        let pairs = was.into_iter().zip(again.pieces);
-        let file = job.out.display().to_string();
-        let differing = pairs.filter_map(|((tensor, was), (_, is))| {
-            Some(piece_difference(&was, &is)?.of_tensor(&file, &tensor))
-        });
-        Ok(differing.collect())
-    };
-    let make = |id: MatrixId, matrix: Tensor, metric: &Metric<'_>, alone: bool| {
-        // A spectrum decides precision, so it is taken where the first run had it.
-        let spectrum = (alone && report.budget.is_some())
-            .then(|| {
-                let spectrum = lens.algebra().run(matrix_shape(&matrix), |backend| {
-                    lowrank_svd::spectrum_in(backend, &matrix, metric, PrecisionChoice::Auto)
-                });
-                spectrum.0
-            })
-            .transpose()
-            .map_err(|source| PipelineError::Svd { name: id, source })?;
-        form.remake(lens.algebra(), matrix, id, out.ranks()[&id], metric, &factor, spectrum.as_ref(), None)
-    };
-    progress.start("make again", ids.len() as u64, "matrices");
-    if let Some(calibrated) = lens.propagating() {
-        let found = Mutex::new(Vec::new());
-        let propagated = Propagated {
-            checkpoint: base,
-            algebra: lens.algebra(),
-            ranks: out.ranks(),
-            wanted: &|id| ids.contains(&id),
-            // What is to be checked serves nothing.
-            finished: &|_| Ok(None),
-            make: &make,
-            take: &|id, again, _| {
-                let differing = compared(id, again)?;
-                progress.advance(1);
-                found.lock().expect("nobody panics").extend(differing.into_iter().map(|one| (id, one)));
-                Ok(())
-            },
-            interrupt: job.interrupt,
+/// A few matrices that are made again.
+struct Sampled<'a> {
+    base: &'a Checkpoint,
+    recipe: &'a Recipe,
+    job: Reproduce<'a>,
+    calibration: &'a CalibrationContext<'a>,
+}
+
+impl Sampled<'_> {
+    /// How many there were, and how they differ.
+    fn run(
+        &self,
+        sample: Sample,
+        context: JobContext<'_>,
+    ) -> Result<(usize, Vec<Difference>), PipelineError> {
+        let &Self { base, recipe, job, calibration } = self;
+        let JobContext { pool, progress, .. } = context;
+        let out = Checkpoint::open(job.out)?;
+        let Recipe { factor, goal, .. } = Subject::of(base).resolve(recipe);
+        let form =
+            Form { storage: factor.storage.unwrap_or_default(), dtype: factor.dtype.unwrap_or(Dtype::F32) };
+        let ids = draw(out.ranks().keys().copied(), sample);
+        let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
+            let was = pieces_of(id, out.read_matrix(id)?);
+            let pairs = was.into_iter().zip(again.pieces);
+            let file = job.out.display().to_string();
+            let differing = pairs.filter_map(|((tensor, was), (_, is))| {
+                Some(piece_difference(&was, &is)?.of_tensor(&file, &tensor))
+            });
+            Ok(differing.collect())
         };
-        pool.install(|| propagated.run(calibrated))?;
+        let make = |id: MatrixId, matrix: Tensor, metric: &Metric<'_>, alone: bool| {
+            // A spectrum decides precision, so it is taken where the first run had it.
+            let spectrum = (alone && goal.is_budget())
+                .then(|| {
+                    let spectrum = calibration.algebra().run(matrix_shape(&matrix), |backend| {
+                        lowrank_svd::spectrum_in(backend, &matrix, metric, PrecisionChoice::Auto)
+                    });
+                    spectrum.0
+                })
+                .transpose()
+                .map_err(|source| PipelineError::Svd { name: id, source })?;
+            form.remake(
+                calibration.algebra(),
+                matrix,
+                id,
+                out.ranks()[&id],
+                metric,
+                &factor,
+                spectrum.as_ref(),
+                None,
+            )
+        };
+        progress.start("make again", ids.len() as u64, "matrices");
+        if let Some(calibrated) = calibration.propagating() {
+            let found = Mutex::new(Vec::new());
+            let propagated = Propagated {
+                checkpoint: base,
+                algebra: calibration.algebra(),
+                ranks: out.ranks(),
+                wanted: &|id| ids.contains(&id),
+                // What is to be checked serves nothing.
+                finished: &|_| Ok(None),
+                make: &make,
+                take: &|id, again, _| {
+                    let differing = compared(id, again)?;
+                    progress.advance(1);
+                    found.lock().expect("nobody panics").extend(differing.into_iter().map(|one| (id, one)));
+                    Ok(())
+                },
+                interrupt: job.interrupt,
+            };
+            pool.install(|| propagated.run(calibrated))?;
+            progress.finish();
+            let mut found = found.into_inner().expect("nobody panics");
+            found.sort_by_key(|(id, _)| *id);
+            return Ok((ids.len(), found.into_iter().map(|(_, difference)| difference).collect()));
+        }
+        let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
+            ids.par_iter()
+                .with_max_len(1)
+                .map(|&id| {
+                    job.interrupt.check()?;
+                    let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
+                        return Err(PipelineError::AlreadyFactored(base.layout()));
+                    };
+                    let again = make(id, matrix, &calibration.norm(id)?.metric(), true)?;
+                    progress.advance(1);
+                    compared(id, again)
+                })
+                .collect()
+        });
         progress.finish();
-        let mut found = found.into_inner().expect("nobody panics");
-        found.sort_by_key(|(id, _)| *id);
-        differences.extend(found.into_iter().map(|(_, difference)| difference));
-        return Ok(ids.len());
+        Ok((ids.len(), found?.into_iter().flatten().collect()))
     }
-    let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
-        ids.par_iter()
-            .with_max_len(1)
-            .map(|&id| {
-                job.interrupt.check()?;
-                let StoredMatrix::Dense(matrix) = base.read_matrix(id)? else {
-                    return Err(PipelineError::AlreadyFactored(base.layout()));
-                };
-                let again = make(id, matrix, &lens.norm(id)?.metric(), true)?;
-                progress.advance(1);
-                compared(id, again)
-            })
-            .collect()
-    });
-    progress.finish();
-    differences.extend(found?.into_iter().flatten());
-    Ok(ids.len())
 }
 
 /// The matrices whose hashes with the seed are smallest.

@@ -1,7 +1,7 @@
 //! Pass 1: the singular values of every expert matrix, several matrices at once.
 
 use crate::scratch::Scratch;
-use crate::{Interrupt, Lens, PipelineError};
+use crate::{CalibrationContext, Interrupt, PipelineError};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::{MatrixId, Progress, Spectrum, StoredMatrix};
 use lowrank_reader::Checkpoint;
@@ -21,11 +21,11 @@ pub struct Course<'a> {
     pub interrupt: &'a Interrupt,
 }
 
-/// Spectra of all expert matrices through a lens: from the cache, from an earlier run's staging directory, or computed and
+/// Spectra of all expert matrices through a calibration: from the cache, from an earlier run's staging directory, or computed and
 /// left in both. 12.6 MB of singular values for Mixtral-8x7B.
 pub fn spectra(
     checkpoint: &Checkpoint,
-    lens: &Lens<'_>,
+    calibration: &CalibrationContext<'_>,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
     course: Course<'_>,
@@ -33,7 +33,7 @@ pub fn spectra(
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
     }
-    if let Some(known) = lens.known_spectra()? {
+    if let Some(known) = calibration.known_spectra()? {
         return Ok(known);
     }
     let ids: Vec<MatrixId> = checkpoint.config().matrices().collect();
@@ -52,8 +52,8 @@ pub fn spectra(
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-                let norm = lens.norm(id)?;
-                let (reduced, _) = lens.algebra().run(matrix_shape(&matrix), |backend| {
+                let norm = calibration.norm(id)?;
+                let (reduced, _) = calibration.algebra().run(matrix_shape(&matrix), |backend| {
                     lowrank_svd::reduce_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
                 });
                 let (spectrum, reduction) =
@@ -73,7 +73,7 @@ pub fn spectra(
     });
     let spectra = spectra?;
     progress.finish();
-    lens.remember_spectra(&spectra)?;
+    calibration.remember_spectra(&spectra)?;
     Ok(spectra)
 }
 

@@ -4,9 +4,8 @@ use crate::PipelineError;
 use crate::memory::Demand;
 use lowrank_cache::Cache;
 use lowrank_calibrate::CalibrateError;
-use lowrank_compute::{Algebra, AlgebraChoice, NoDevice};
-use lowrank_forward::Device;
-use lowrank_model::{Dtype, MatrixId, Projection};
+use lowrank_compute::{Algebra, NoDevice};
+use lowrank_model::{AlgebraChoice, Device, Dtype, MatrixId, Projection};
 use lowrank_reader::Checkpoint;
 use std::path::PathBuf;
 
@@ -98,7 +97,8 @@ fn available_memory_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_model::ModelConfig;
+    use lowrank_model::recipe::Goal;
+    use lowrank_model::{ModelConfig, Recipe};
 
     #[test]
     fn more_workers_than_machines_have_cores_are_refused() {
@@ -109,7 +109,8 @@ mod tests {
         }))
         .unwrap();
         for workers in [WORKERS_MAX + 1, usize::MAX] {
-            let demand = Demand::compress(&config, Dtype::Bf16, None);
+            let recipe = Recipe::new(Goal::Ranks(Default::default()));
+            let demand = Demand::compress(&config, Dtype::Bf16, &recipe);
             let refused = pool(&demand, &Resources { workers, ..Resources::default() });
             assert!(matches!(refused, Err(PipelineError::TooManyWorkers { .. })), "{workers}");
         }

@@ -2,17 +2,15 @@
 //! which shares no code with it.
 
 use half::{bf16, f16};
-use lowrank_calibrate::CalibrationSettings;
 use lowrank_model::names::{self, Role};
 use lowrank_model::progress::Silent;
-use lowrank_model::{Budget, Dtype, Layout, MatrixId, ModelConfig, Storage};
+use lowrank_model::recipe::{ByteSize, CalibrationSettings, Goal, OutputSettings, Removal, TextChoice};
+use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Recipe, Storage};
 use lowrank_pipeline::compress::{Compressed, Request, compress};
 use lowrank_pipeline::workers::{CachePlace, Resources};
-use lowrank_pipeline::{FactorSettings, Goal, Interrupt, PipelineError, PlanSettings};
+use lowrank_pipeline::{Interrupt, PipelineError};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::MethodChoice;
 use lowrank_svd::allocate::AllocateError;
-use lowrank_text::TextSource;
 use lowrank_verify::{Depth, Verdict, VerifyOptions, verify};
 use lowrank_writer::Leftover;
 use proptest::prelude::*;
@@ -159,30 +157,23 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
     let tokens: Vec<u32> = (0..96).map(|k| (k * 7 + k * k) % 40).collect();
     std::fs::write(&ids, json!(tokens).to_string()).unwrap();
     let checkpoint = Checkpoint::open(&base).unwrap();
-    let calibration = CalibrationSettings {
-        window: 16,
-        tokens: 96,
-        sensitivity_tokens: Some(48),
-        ..CalibrationSettings::on(vec![TextSource::File(ids)])
-    };
     let remove = ((expert_params(&model.config) as f64 * job.share) as u64).max(1);
-    let plan = PlanSettings {
-        goal: Goal::Budget(Budget::RemoveParams(remove)),
-        rank_multiple: None,
-        rank_min: 1,
-        sensitivity: None,
-        allocation: Default::default(),
-        calibration: job.calibrated.then_some(calibration),
-        keep_dense: Vec::new(),
-        fixed_ranks: Vec::new(),
-        storage: Some(job.storage),
-        factor_dtype: job.factor_dtype,
+    let mut recipe = Recipe::new(Goal::Budget(Removal::Params(remove)));
+    recipe.calibration = match job.calibrated {
+        true => CalibrationSettings {
+            calibrate: vec![TextChoice::File(ids)],
+            calibration_tokens: 96,
+            sensitivity_tokens: Some(48),
+            ..CalibrationSettings::default()
+        },
+        false => CalibrationSettings::off(),
     };
+    (recipe.factor.storage, recipe.factor.dtype) = (Some(job.storage), job.factor_dtype);
+    recipe.output = OutputSettings { max_shard_size: ByteSize(job.shard_bytes_max) };
     let request = Request {
         model: "tiny",
         out: &out,
-        plan: &plan,
-        factor: &FactorSettings { method: MethodChoice::Auto, seed: 0, shard_bytes_max: job.shard_bytes_max },
+        recipe: &recipe,
         resources: &Resources { workers: job.workers, cache: CachePlace::Nowhere, ..Resources::default() },
         leftover: Leftover::Resume,
         interrupt: &Interrupt::default(),

@@ -4,6 +4,7 @@ use crate::error::{ReadError, clip};
 use crate::folder::Folder;
 use lowrank_model::config::ConfigError;
 use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, format};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,10 +88,8 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
     }
     match lowrank.get("storage") {
         None => Ok(Storage::Uv),
-        Some(storage) => storage
-            .as_str()
-            .and_then(Storage::parse)
-            .ok_or_else(|| ReadError::UnknownStorage { path: path.into(), found: shown("storage") }),
+        Some(storage) => Storage::deserialize(storage)
+            .map_err(|_| ReadError::UnknownStorage { path: path.into(), found: shown("storage") }),
     }
 }
 

@@ -385,8 +385,13 @@ function provenance({ report }) {
     if (typeof value === "number" && Number.isInteger(value)) return grouped(value);
     return value !== null && typeof value === "object" ? JSON.stringify(value) : String(value ?? "none");
   };
-  const settings = Object.entries(report.settings);
   const { budget, calibration } = report;
+  // Report version 1 had no recipe and kept some settings with the calibration.
+  const { gate_weight, target, blend } = calibration ?? {};
+  const recipe = report.recipe ?? { ...report.settings, ...(calibration ? { gate_weight, target, blend } : {}) };
+  const ofCalibration = /^(calibrat|gate|shrinkage|sensitivity-tokens|propagate|target-interpolation)/;
+  const isShown = ([name]) => !["remove", "ranks"].includes(name) && (calibration || !ofCalibration.test(name));
+  const settings = Object.entries(recipe).filter(isShown);
   table(part, ["Setting", "Value"], [
     ["Tool", `${report.tool} ${report.version}`],
     ["Base model", report.base_model.id ?? "given as a directory"],
@@ -394,13 +399,11 @@ function provenance({ report }) {
     ["Storage of factors", report.storage],
     ["Budget", budget && `remove at least ${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
     ["Predicted error above the optimum by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
-    ...settings.map(([name, value]) => [name.replaceAll("_", " "), flat(value)]),
-    ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.tokens)} tokens` : "no text: errors are those of the weights"],
+    ...settings.map(([name, value]) => [name.replaceAll(/[_-]/g, " "), flat(value)]),
+    ["Decomposed on", report.algebra],
+    ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.texts.reduce((sum, text) => sum + text.tokens, 0))} tokens` : "no text: errors are those of the weights"],
     ...(calibration ? [
       ["Tokens, BLAKE3", el("code", {}, calibration.tokens_blake3)],
-      ["Weighting of tokens by router weight", calibration.gate_weight],
-      ["Errors measured at the output of", calibration.target],
-      ["Shrinkage towards the data-free norm", String(calibration.blend)],
       ["Calibration run on", calibration.engine],
     ] : []),
   ]);

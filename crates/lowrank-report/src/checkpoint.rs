@@ -5,7 +5,7 @@ use crate::cards::{GpuRoom, cards};
 use crate::place;
 use lowrank_model::params::stored_params;
 use lowrank_model::{MatrixShape, SpectrumCurves, format};
-use lowrank_writer::Report;
+use lowrank_writer::CompressionReport;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -47,7 +47,7 @@ impl CheckpointPage {
     /// Reads the documents in a checkpoint, but not what lies beside it.
     pub fn read(dir: &Path) -> Result<Self, ReportError> {
         let path = dir.join(format::REPORT_FILE);
-        let Some((report, typed)) = document::<Report>(&path)? else {
+        let Some((report, typed)) = document::<CompressionReport>(&path)? else {
             return Err(ReportError::NotACheckpoint { dir: dir.to_owned(), file: format::REPORT_FILE });
         };
         let path = dir.join(format::SPECTRA_FILE);
@@ -116,7 +116,7 @@ impl CheckpointPage {
     }
 }
 
-fn layers(report: &Report) -> Vec<Layer> {
+fn layers(report: &CompressionReport) -> Vec<Layer> {
     let mut all: BTreeMap<usize, Vec<(u64, u64, f64)>> = BTreeMap::new();
     for row in &report.matrices {
         let shape = MatrixShape { rows: row.shape[0], cols: row.shape[1] };

@@ -12,6 +12,7 @@ use crate::spectrum::sigma_from_eigenvalues;
 use crate::survey::{Survey, survey};
 use crate::{Factors, Precision, PrecisionChoice, SvdError};
 use lowrank_compute::{Backend, Kernels, Real, Reduced, Side};
+use lowrank_model::recipe::MethodChoice;
 use lowrank_model::{MatrixId, MatrixShape, Projection, Spectrum, Tensor};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -29,22 +30,6 @@ const SKETCH_SHORT_SIDE_PER_RANK: usize = 20;
 const MISSED_SHARE_BY_DIFFERENCE: f64 = 2e-2;
 /// A product of f32 numbers is off by about 1e-14 of the energy: of this share that is missed, an excess error of 1e-10.
 const MISSED_SHARE_OF_F32: f64 = 1e-4;
-
-/// Which route the caller wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MethodChoice {
-    /// Randomized where the rank is small beside a large short side, else exact.
-    #[default]
-    Auto,
-    /// The optimum.
-    Exact,
-    /// A random sketch, with its excess error.
-    Randomized,
-    /// The optimum, by products alone where the spectrum has a gap after the rank: for devices that multiply much faster
-    /// than they find eigenvectors.
-    Projector,
-}
 
 /// How to factor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,17 +110,6 @@ pub enum Route {
         /// q
         power_iterations: usize,
     },
-}
-
-impl fmt::Display for MethodChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Exact => "exact",
-            Self::Randomized => "randomized",
-            Self::Projector => "projector",
-        })
-    }
 }
 
 impl fmt::Display for Route {

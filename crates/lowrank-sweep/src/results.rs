@@ -20,7 +20,7 @@ const LOCK: &str = ".lock";
 pub struct Results {
     dir: PathBuf,
     /// Names of settings; each has a column in the CSV.
-    columns: Vec<&'static str>,
+    columns: Vec<String>,
     rows: Vec<Row>,
     by_id: BTreeMap<PointId, usize>,
     /// The lock; it ends with the process.
@@ -29,7 +29,7 @@ pub struct Results {
 
 impl Results {
     /// Makes the folder, or resumes the sweep in it. `columns` are the names that settings may have.
-    pub fn open(dir: &Path, header: &ResultsHeader, columns: &[&'static str]) -> Result<Self, SweepError> {
+    pub fn open(dir: &Path, header: &ResultsHeader, columns: &[String]) -> Result<Self, SweepError> {
         let io = |path: &Path, action| {
             let path = path.to_owned();
             move |source| SweepError::Io { path, action, source }
@@ -110,12 +110,12 @@ impl Results {
         if with_names {
             let nothing = Row::new(0, PointId::of(&Value::Null), Default::default());
             let fields = fields(&nothing).into_iter().map(|(name, _)| name);
-            write(fields.chain(self.columns.iter().map(|&name| name.to_owned())).collect());
+            write(fields.chain(self.columns.iter().cloned()).collect());
         }
         for row in rows {
             let values = fields(row).into_iter().map(|(_, value)| cell(&value));
             let settings =
-                self.columns.iter().map(|&name| row.settings.get(name).map_or_else(String::new, cell));
+                self.columns.iter().map(|name| row.settings.get(name).map_or_else(String::new, cell));
             write(values.chain(settings).collect());
         }
         csv.into_inner().expect("memory does not fail")
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn open(dir: &Path) -> Results {
-        Results::open(dir, &header(), &["budget", "keep-dense"]).unwrap()
+        Results::open(dir, &header(), &["budget", "keep-dense"].map(str::to_owned)).unwrap()
     }
 
     fn read(dir: &Path, name: &str) -> String {

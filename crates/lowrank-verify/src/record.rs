@@ -10,8 +10,8 @@ use lowrank_reader::read_at_most;
 use serde::Deserialize;
 use std::path::Path;
 
-/// The version that this decoder knows.
-pub const REPORT_VERSION: u64 = 1;
+/// The versions that this decoder knows: they agree in all that is read here.
+pub const REPORT_VERSIONS: std::ops::RangeInclusive<u64> = 1..=2;
 
 /// `lowrank_report.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -101,10 +101,12 @@ pub fn read_record(dir: &Path) -> Result<Record, String> {
     let text = read_at_most(&dir.join(format::REPORT_FILE), REPORT_BYTES_MAX)
         .map_err(|error| failure::chain(&error))?;
     let record: Record = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    if record.report_version != REPORT_VERSION {
+    if !REPORT_VERSIONS.contains(&record.report_version) {
         return Err(format!(
-            "`report_version` is {}, this program reads {REPORT_VERSION}",
-            record.report_version
+            "`report_version` is {}, this program reads {} to {}",
+            record.report_version,
+            REPORT_VERSIONS.start(),
+            REPORT_VERSIONS.end()
         ));
     }
     Ok(record)

@@ -7,12 +7,12 @@
 //! of summation lies between the two. Mixed on purpose: ranks differ, and every fifth matrix stays dense.
 
 use lowrank_model::{
-    CostModel, Dtype, ModelConfig, RankPlan, Storage, Tensor, Unit, format, names,
-    plan::{PlannedMatrix, Sensitivity},
+    CostModel, Dtype, ModelConfig, RankPlan, Recipe, Storage, Tensor, Unit, format, names,
+    plan::PlannedMatrix, recipe::Goal,
 };
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Report, ShardLayout,
-    report::{BaseModel, Outcome, Settings},
+    Card, ChatTemplate, CheckpointWriter, CompressionReport, Documents, OutputTensor, ShardLayout,
+    report::{BaseModel, MatrixOutcome},
 };
 use std::{collections::BTreeMap, error::Error, fs, path::Path, path::PathBuf};
 
@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let missed: f64 = w.iter().zip(&product).map(|(a, b)| f64::from(a - b).powi(2)).sum();
         let energy: f64 = w.iter().map(|&a| f64::from(a).powi(2)).sum();
         let relative_error = (missed / energy).sqrt();
-        let outcome = Outcome {
+        let outcome = MatrixOutcome {
             relative_error,
             calibrated_error: None,
             excess_over_optimum: None,
@@ -77,21 +77,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         wide.insert(spec.name, Tensor::from_f32(spec.shape, Dtype::F32, &product)?);
     }
 
-    let settings = Settings {
-        method: "subspace".into(),
-        precision: "f32".into(),
-        seed: 0,
-        sensitivity: Sensitivity::Absolute,
-        allocation: "global".into(),
-        rank_multiple: 1,
-        rank_min: 1,
-        keep_dense: Vec::new(),
-        fix_rank: Vec::new(),
-        factor_dtype: Dtype::Bf16,
-        shard_bytes_max: 2_000_000,
-        algebra: "cpu".into(),
-    };
-    let report = Report::new(&plan, &outcomes, BaseModel::default(), settings, None);
+    let recipe = Recipe::new(Goal::Ranks(plan.ranks()));
+    let report = CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
     let template = ChatTemplate::find(|name| fs::read(base.join(name)).ok());
     let card = Card { base_model: Some("tiny-mixtral"), chat_template: template.as_ref(), ..Card::default() };
     let documents =

@@ -1,7 +1,7 @@
 //! `README.md`: the model card, filled into the text assets beside this crate's sources.
 
 use crate::figures::Figure;
-use crate::report::{MatrixReport, Report};
+use crate::report::{CompressionReport, MatrixReport};
 use crate::template::fill;
 use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
@@ -61,7 +61,7 @@ pub fn license_of(card: &str) -> Option<&str> {
 
 impl Card<'_> {
     /// The card of a factored checkpoint, which embeds these figures.
-    pub fn factored(&self, report: &Report, figures: &[Figure]) -> String {
+    pub fn factored(&self, report: &CompressionReport, figures: &[Figure]) -> String {
         let (before, after) = (report.before, report.after);
         let removed = Size {
             params: before.params.saturating_sub(after.params),
@@ -233,7 +233,7 @@ fn rms(values: impl Iterator<Item = f64>) -> f64 {
     (sum / f64::from(count.max(1))).sqrt()
 }
 
-fn error_section(report: &Report) -> String {
+fn error_section(report: &CompressionReport) -> String {
     let factored = || report.matrices.iter().filter(|row| row.rank.is_some());
     let count = factored().count();
     let mut text = format!(

@@ -1,7 +1,7 @@
 //! All files except shards and index: config, code, report, card, and files copied unchanged from the base.
 
 use crate::figures::{self, Figure};
-use crate::{Card, Report, WriteError, config, staging::StagingDir};
+use crate::{Card, CompressionReport, WriteError, config, staging::StagingDir};
 use lowrank_model::{Dtype, MatrixId, SpectrumCurves, Storage, format, plan::Size};
 use serde::Serialize;
 use serde_json::Value;
@@ -39,7 +39,7 @@ impl Documents {
         ranks: &BTreeMap<MatrixId, usize>,
         storage: Storage,
         dtype: Dtype,
-        report: &Report,
+        report: &CompressionReport,
         curves: Option<&SpectrumCurves>,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {

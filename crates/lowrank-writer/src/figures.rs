@@ -6,7 +6,7 @@
 //! | [`ERRORS_FILE`] | the relative error of every expert matrix, arranged in the same way |
 //! | [`SPECTRA_FILE`] | σᵢ/σ₁ on logarithmic axes, one line per layer, a dot at the chosen rank |
 
-use crate::report::{MatrixReport, Report};
+use crate::report::{CompressionReport, MatrixReport};
 use lowrank_model::{MatrixId, Projection, SpectrumCurves};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -39,7 +39,7 @@ pub struct Figure {
 }
 
 /// All figures for which there is data.
-pub fn all(report: &Report, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
+pub fn all(report: &CompressionReport, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
     let mut all = vec![
         Figure { file: RANKS_FILE, caption: "Rank of every expert matrix", svg: ranks(report) },
         Figure { file: ERRORS_FILE, caption: "Relative error of every expert matrix", svg: errors(report) },
@@ -61,13 +61,13 @@ pub const fn title(projection: Projection) -> &'static str {
 }
 
 /// Ranks as a heat map.
-pub fn ranks(report: &Report) -> String {
+pub fn ranks(report: &CompressionReport) -> String {
     let value = |row: &MatrixReport| row.rank.map(|rank| rank as f64);
     heat_map(report, "Rank", &|rank| format!("{rank:.0}"), &value)
 }
 
 /// Relative errors as a heat map.
-pub fn errors(report: &Report) -> String {
+pub fn errors(report: &CompressionReport) -> String {
     let value = |row: &MatrixReport| row.rank.map(|_| row.relative_error);
     heat_map(report, "‖W − Ŵ‖ / ‖W‖", &|error| format!("{error:.3}"), &value)
 }
@@ -94,7 +94,7 @@ fn colour(share: f64) -> RGBColor {
 }
 
 fn heat_map(
-    report: &Report,
+    report: &CompressionReport,
     name: &str,
     show: &dyn Fn(f64) -> String,
     value: &dyn Fn(&MatrixReport) -> Option<f64>,
@@ -161,7 +161,7 @@ fn key(area: &Area<'_>, name: &str, ends: Option<(String, String)>) -> Drawn {
 }
 
 /// Spectra on logarithmic axes.
-pub fn spectra(report: &Report, curves: &SpectrumCurves) -> String {
+pub fn spectra(report: &CompressionReport, curves: &SpectrumCurves) -> String {
     let ranks: BTreeMap<MatrixId, usize> =
         report.matrices.iter().filter_map(|row| Some((row.name, row.rank?))).collect();
     let layers = 1 + curves.matrices.iter().map(|row| row.name.layer).max().unwrap_or(0);

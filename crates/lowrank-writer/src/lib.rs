@@ -50,5 +50,5 @@ pub use error::WriteError;
 pub use journal::JobKey;
 pub use layout::{OutputTensor, ShardLayout};
 pub use manifest::Manifest;
-pub use report::Report;
+pub use report::CompressionReport;
 pub use staging::{Leftover, StagingDir, check_out, check_space, held_bytes};

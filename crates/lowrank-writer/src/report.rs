@@ -3,18 +3,18 @@
 //! A pure function of inputs and settings: no clock, host, path or thread count, so two runs give the same bytes.
 
 use lowrank_model::{
-    CostModel, Dtype, MatrixId, MatrixShape, RankPlan, Storage, Unit,
-    plan::{Optimality, Sensitivity, Size},
+    CostModel, MatrixId, MatrixShape, RankPlan, Recipe, Storage, Unit,
+    plan::{Optimality, Size},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Version of this document.
-pub const REPORT_VERSION: u32 = 1;
+pub const REPORT_VERSION: u32 = 2;
 
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct CompressionReport {
     /// [`REPORT_VERSION`].
     pub report_version: u32,
     /// `lowrank-compress`.
@@ -31,8 +31,13 @@ pub struct Report {
     pub after: Size,
     /// How factored matrices are stored.
     pub storage: Storage,
-    /// Everything that decides the bytes, beside the inputs.
-    pub settings: Settings,
+    /// Every setting that decides the bytes, with defaults spelled out and the budget resolved; absent in version 1, which
+    /// held them in another form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// What decomposed the matrices: `cpu`, or the name of a device.
+    #[serde(default)]
+    pub algebra: String,
     /// What the allocation proves; absent when the ranks were given.
     pub optimality: Option<Optimality>,
     /// What the factors were fitted to; absent when errors were counted by the weights alone.
@@ -77,85 +82,23 @@ pub struct BudgetReport {
     pub overshoot: u64,
 }
 
-/// What a second run needs to give the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// `auto`, `exact` or `randomized`.
-    pub method: String,
-    /// `auto`, `f32` or `f64`.
-    pub precision: String,
-    /// Of the randomized route.
-    pub seed: u64,
-    /// How matrices weigh against each other.
-    pub sensitivity: Sensitivity,
-    /// `global` or `uniform`.
-    #[serde(default = "global")]
-    pub allocation: String,
-    /// Ranks are multiples of this.
-    pub rank_multiple: usize,
-    /// No rank is below this.
-    pub rank_min: usize,
-    /// Matrices whose name any of these matches stay dense.
-    pub keep_dense: Vec<String>,
-    /// `PATTERN=RANK`: matrices whose name matches have this rank; of several the last.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub fix_rank: Vec<String>,
-    /// Number format of the factors.
-    pub factor_dtype: Dtype,
-    /// A new shard begins before this many bytes of tensors would be exceeded.
-    pub shard_bytes_max: u64,
-    /// What decomposed the matrices: `cpu`, or the name of a device.
-    #[serde(default = "cpu")]
-    pub algebra: String,
-}
-
 /// What the factors were fitted to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationReport {
     /// What was read: `source`, `bundled`, `sequences`, `tokens`, `window` of each text.
     pub texts: Vec<serde_json::Value>,
-    /// Tokens asked for.
-    pub tokens: usize,
-    /// Tokens of a window.
-    pub window: usize,
     /// Of all token ids.
     pub tokens_blake3: String,
-    /// `none`, `linear` or `squared`: what a token counts by the router's weight.
-    pub gate_weight: String,
-    /// `matrix` or `expert`: whose output was to stay what it was.
-    pub target: String,
-    /// Share of the data-free norm.
-    pub blend: f64,
-    /// `none`, `experts` or `layers`: how much of the compression before a matrix its factors were fitted to.
-    #[serde(default = "none")]
-    pub propagate: String,
-    /// Share of what the compressed model makes itself in what was wanted of it.
-    #[serde(default)]
-    pub propagate_own_share: f64,
-    /// Tokens that sensitivities were measured with, if not the usual number.
-    pub sensitivity_tokens: Option<usize>,
     /// What ran the model.
     pub engine: String,
-    /// Visits by layer and expert.
+    /// Tokens routed to each expert, by layer.
     pub tokens_per_expert: Vec<Vec<u64>>,
-    /// Experts that saw nothing and were compressed without data.
+    /// Experts that no token was routed to; they were compressed without data.
     pub unrouted_experts: Vec<String>,
     /// KL(original ‖ one projection of a layer at half its size), nats per token, for w1, w2, w3 of every layer.
     pub kl_at_half: Option<Vec<[f64; 3]>>,
     /// KL per unit of calibrated error, likewise.
     pub sensitivity: Option<Vec<[f64; 3]>>,
-}
-
-fn none() -> String {
-    "none".into()
-}
-
-fn cpu() -> String {
-    "cpu".into()
-}
-
-fn global() -> String {
-    "global".into()
 }
 
 /// One row.
@@ -188,7 +131,7 @@ pub struct MatrixReport {
 
 /// What factoring one matrix gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct MatrixOutcome {
     /// See [`MatrixReport::relative_error`].
     pub relative_error: f64,
     /// See [`MatrixReport::calibrated_error`].
@@ -203,16 +146,17 @@ pub struct Outcome {
     pub round_trip_error: Option<f64>,
 }
 
-impl Report {
+impl CompressionReport {
     /// Joins a plan with what came of it.
     ///
     /// # Panics
     /// If a matrix with a rank has no outcome.
     pub fn new(
         plan: &RankPlan,
-        outcomes: &BTreeMap<MatrixId, Outcome>,
+        outcomes: &BTreeMap<MatrixId, MatrixOutcome>,
         base_model: BaseModel,
-        settings: Settings,
+        recipe: Recipe,
+        algebra: String,
         calibration: Option<CalibrationReport>,
     ) -> Self {
         let CostModel { storage, .. } = plan.cost;
@@ -226,7 +170,7 @@ impl Report {
             .matrices
             .iter()
             .map(|row| {
-                let outcome = row.rank.map(|_| outcomes[&row.name].clone()).unwrap_or(Outcome {
+                let outcome = row.rank.map(|_| outcomes[&row.name].clone()).unwrap_or(MatrixOutcome {
                     relative_error: 0.0,
                     calibrated_error: None,
                     excess_over_optimum: None,
@@ -257,7 +201,8 @@ impl Report {
             before: plan.before,
             after: plan.after,
             storage,
-            settings,
+            recipe: Some(recipe),
+            algebra,
             optimality: plan.optimality,
             calibration,
             matrices,
@@ -291,10 +236,12 @@ impl Report {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use lowrank_model::{Projection, Target, plan::PlannedMatrix};
+    use lowrank_model::plan::{PlannedMatrix, Sensitivity};
+    use lowrank_model::recipe::Goal;
+    use lowrank_model::{Projection, Target};
 
     /// Two layers of two experts, 448 × 128, every third matrix dense.
-    pub(crate) fn report() -> Report {
+    pub(crate) fn report() -> CompressionReport {
         let mut matrices = Vec::new();
         let mut outcomes = BTreeMap::new();
         for layer in 0..2 {
@@ -308,7 +255,7 @@ pub(crate) mod tests {
                     let rank = (position != 2).then_some(40 + 8 * layer + expert);
                     matrices.push(PlannedMatrix { name, shape, rank, relative_error: Some(0.25) });
                     if rank.is_some() {
-                        let outcome = Outcome {
+                        let outcome = MatrixOutcome {
                             relative_error: 0.25,
                             calibrated_error: None,
                             excess_over_optimum: Some(1e-7),
@@ -341,26 +288,13 @@ pub(crate) mod tests {
             Some(optimality),
             matrices,
         );
-        let settings = Settings {
-            method: "auto".into(),
-            precision: "auto".into(),
-            seed: 0,
-            sensitivity: Sensitivity::Absolute,
-            allocation: "global".into(),
-            rank_multiple: 1,
-            rank_min: 1,
-            keep_dense: Vec::new(),
-            fix_rank: Vec::new(),
-            factor_dtype: Dtype::Bf16,
-            shard_bytes_max: 5_000_000_000,
-            algebra: "cpu".into(),
-        };
+        let recipe = Recipe::new(Goal::Remove(Target { unit: Unit::Params, remove_at_least: 250_000 }));
         let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
-        Report::new(&plan, &outcomes, base, settings, None)
+        CompressionReport::new(&plan, &outcomes, base, recipe, "cpu".into(), None)
     }
 
     /// [`report`] with a calibrated error for all factored matrices but the last `without`.
-    pub(crate) fn calibrated(without: usize) -> Report {
+    pub(crate) fn calibrated(without: usize) -> CompressionReport {
         let mut report = report();
         let mut factored: Vec<_> = report.matrices.iter_mut().filter(|row| row.rank.is_some()).collect();
         let count = factored.len() - without;
@@ -399,7 +333,7 @@ pub(crate) mod tests {
     fn a_report_survives_json() {
         let report = report();
         let text = crate::documents::pretty(&report);
-        assert_eq!(serde_json::from_slice::<Report>(&text).unwrap(), report);
+        assert_eq!(serde_json::from_slice::<CompressionReport>(&text).unwrap(), report);
         let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(value["matrices"][0]["name"], "model.layers.0.block_sparse_moe.experts.0.w1");
         assert_eq!(value["matrices"][0]["shape"], serde_json::json!([448, 128]));

@@ -49,7 +49,7 @@ fn pivoted_keeps_bf16(tool: &Path, uv: &Path) -> Result<()> {
     std::fs::write(&ranks, config["lowrank_config"]["ranks"].to_string())?;
     let base = super::demo::bundled_model();
     let mut again = command(tool);
-    again.args(["--quiet", "--layout", "pivoted", "--ranks"]).arg(ranks).arg("--model").arg(&base);
+    again.args(["--quiet", "--storage", "pivoted", "--ranks"]).arg(ranks).arg("--model").arg(&base);
     sh(again.arg("--out").arg(&pivoted))?;
     for transformers in Transformers::ALL {
         let text = root().join("tests/fixtures/text/inaugural_addresses.txt");
@@ -75,7 +75,7 @@ fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
 
 fn compress(tool: &Path, budget: &str, storage: &str, out: &Path) -> Result<()> {
     let mut job = command(tool);
-    job.args(["--quiet", "--budget", budget, "--layout", storage, "--model"])
+    job.args(["--quiet", "--budget", budget, "--storage", storage, "--model"])
         .arg(super::demo::bundled_model())
         .arg("--out")
         .arg(out);

@@ -38,7 +38,7 @@ pub(crate) fn run() -> Result<()> {
 
     // A page without calibration and verification.
     let plain = folder.join("plain");
-    compress(&tool, &["--budget", "40%", "--layout", "uv", "--calibrate", "none"], &plain)?;
+    compress(&tool, &["--budget", "40%", "--storage", "uv", "--calibrate", "none"], &plain)?;
 
     let sweep = super::sweep::folder();
     if !sweep.join("report.html").is_file() {

@@ -5,10 +5,11 @@
 
 use lowrank_bench::meter::peak_resident_bytes;
 use lowrank_model::plan::{Sensitivity, Size};
-use lowrank_model::{Budget, Dtype, MatrixId, ModelConfig, Spectrum, Storage};
+use lowrank_model::recipe::{CalibrationSettings, Goal, Removal};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Recipe, Spectrum, Storage};
 use lowrank_pipeline::planning::{Errors, Subject};
-use lowrank_pipeline::sweep::{Made, plan_many};
-use lowrank_pipeline::{Goal, Interrupt, PipelineError, PlanSettings};
+use lowrank_pipeline::sweep::{PlannedPoint, plan_many};
+use lowrank_pipeline::{Interrupt, PipelineError};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::json;
@@ -26,9 +27,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let spectra = subject.config.matrices().map(|id: MatrixId| (id, trained_like(4096, &mut rng))).collect();
     let errors = Errors { spectra, sensitivity: Sensitivity::Relative, layers: None };
     let points = grid()?;
-    let asked: Vec<&PlanSettings> = points.iter().collect();
+    let asked: Vec<&Recipe> = points.iter().collect();
     let gaps = Mutex::new(Vec::new());
-    let each = |_, Made { plan, .. }: Made| -> Result<(), PipelineError> {
+    let each = |_, PlannedPoint { plan, .. }: PlannedPoint| -> Result<(), PipelineError> {
         let gap = plan.expect("every budget can be met").optimality.expect("of a budget").duality_gap;
         gaps.lock().expect("nobody panics").push(gap);
         Ok(())
@@ -59,25 +60,19 @@ fn mixtral() -> Result<Subject, Box<dyn Error>> {
     Ok(Subject { config, before: Size { params, bytes: 2 * params }, dtype: Dtype::Bf16 })
 }
 
-fn grid() -> Result<Vec<PlanSettings>, Box<dyn Error>> {
+fn grid() -> Result<Vec<Recipe>, Box<dyn Error>> {
     let mut points = Vec::new();
     let kept = [None, Some(r"layers\.0\."), Some(r"layers\.31\."), Some(r"layers\.(0|31)\."), Some(r"\.w2$")];
     for dense in kept {
         for storage in [Storage::Pivoted, Storage::Uv] {
             for rank_multiple in [1, 8, 32, 64] {
                 for step in 1..=25 {
-                    points.push(PlanSettings {
-                        goal: Goal::Budget(Budget::RemoveParams(step * 800_000_000)),
-                        rank_multiple: Some(rank_multiple),
-                        rank_min: 1,
-                        sensitivity: Some(Sensitivity::Relative),
-                        allocation: Default::default(),
-                        calibration: None,
-                        keep_dense: dense.map(regex::Regex::new).transpose()?.into_iter().collect(),
-                        fixed_ranks: Vec::new(),
-                        storage: Some(storage),
-                        factor_dtype: None,
-                    });
+                    let mut recipe = Recipe::new(Goal::Budget(Removal::Params(step * 800_000_000)));
+                    recipe.calibration = CalibrationSettings::off();
+                    recipe.plan.rank_multiple = Some(rank_multiple);
+                    recipe.plan.keep_dense = dense.map(str::parse).transpose()?.into_iter().collect();
+                    recipe.factor.storage = Some(storage);
+                    points.push(recipe);
                 }
             }
         }

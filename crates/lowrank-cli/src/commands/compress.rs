@@ -1,11 +1,12 @@
 //! `compress` and `plan`: the main job, and its first half.
 
-use crate::args::{JobArgs, TalkArgs};
+use crate::args::{JobArgs, Verbosity};
 use crate::commands::report::{self, Verified};
-use crate::commands::{open, print_json};
-use crate::exit::{Failure, Result, unwritten, usage};
-use crate::job::{self, Job};
-use crate::progress::Talk;
+use crate::commands::shared::{open, print_json, write_plan};
+use crate::config::with_config;
+use crate::exit::{Failure, Result, usage};
+use crate::job::Job;
+use crate::progress::Console;
 use crate::signals;
 use crate::tables::{human_bytes, percent, table};
 use lowrank_model::display::grouped;
@@ -14,15 +15,14 @@ use lowrank_model::{Progress, Projection, RankPlan, Unit};
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::planning;
 use lowrank_writer::report::CalibrationReport;
-use std::path::Path;
 
 /// Runs `compress`, or `plan` with `--dry-run`.
 pub(crate) fn run(args: JobArgs) -> Result<()> {
-    let args = job::with_config(args)?;
-    let talk = args.talk();
+    let args = with_config(args)?;
+    let verbosity = args.verbosity;
     let job = Job::new(args)?;
     if job.dry_run {
-        return plan(&job, talk);
+        return plan(&job, verbosity);
     }
     let out = job.out.as_deref().ok_or_else(|| usage("--out is missing: where shall the result go?"))?;
     let checkpoint = open(&job.model)?;
@@ -30,19 +30,18 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     let request = Request {
         model: &job.model,
         out,
-        plan: &job.plan,
-        factor: &job.factor,
+        recipe: &job.recipe,
         resources: &job.resources,
         leftover: job.leftover,
         interrupt: &interrupt,
         provenance: None,
     };
-    let done = compress::compress(&checkpoint, request, &Talk::new(talk.quiet))?;
-    if talk.json {
+    let done = compress::compress(&checkpoint, request, &Console::new(verbosity.quiet))?;
+    if verbosity.json {
         print_json(&with_removed(&done.plan)?)?;
-    } else if !talk.quiet {
-        print_plan(&done.plan, talk.verbose);
-        print_coverage(done.calibration.as_ref().filter(|_| talk.verbose));
+    } else if !verbosity.quiet {
+        print_plan(&done.plan, verbosity.verbose);
+        print_coverage(done.calibration.as_ref().filter(|_| verbosity.verbose));
         println!(
             "{}: {} parameters in {} shard{}, counted again from the headers that were written.",
             done.published.path.display(),
@@ -51,7 +50,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
             if done.published.shards == 1 { "" } else { "s" }
         );
     }
-    report::leave(&done.published.path, Verified::NotYet, talk);
+    report::leave(&done.published.path, Verified::NotYet, verbosity);
     Ok(())
 }
 
@@ -60,31 +59,23 @@ pub(crate) fn run_plan(args: JobArgs) -> Result<()> {
     run(JobArgs { dry_run: true, ..args })
 }
 
-fn plan(job: &Job, talk: TalkArgs) -> Result<()> {
+fn plan(job: &Job, verbosity: Verbosity) -> Result<()> {
     let checkpoint = open(&job.model)?;
-    let progress: &dyn Progress = &Talk::new(talk.quiet);
+    let progress: &dyn Progress = &Console::new(verbosity.quiet);
     let interrupt = signals::watch()?;
-    let planned = planning::plan(&checkpoint, &job.model, &job.plan, &job.resources, progress, &interrupt)?;
-    let coverage = planned.calibration.as_ref().filter(|_| talk.verbose);
+    let planned = planning::plan(&checkpoint, &job.model, &job.recipe, &job.resources, progress, &interrupt)?;
+    let coverage = planned.calibration.as_ref().filter(|_| verbosity.verbose);
     let plan = planned.plan;
     write_plan(&job.plan_out, &plan)?;
-    if talk.json {
+    if verbosity.json {
         return print_json(&with_removed(&plan)?);
     }
-    if !talk.quiet {
-        print_plan(&plan, talk.verbose);
+    if !verbosity.quiet {
+        print_plan(&plan, verbosity.verbose);
         print_coverage(coverage);
         println!("Plan written to {}; `compress --plan {0}` executes it.", job.plan_out.display());
     }
     Ok(())
-}
-
-/// Whole or absent.
-pub(super) fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(plan).map_err(Failure::bug)?;
-    text.push('\n');
-    lowrank_files::write_whole(path, text.as_bytes())
-        .map_err(|error| unwritten(path, "the plan was not written", &error))
 }
 
 /// The plan as JSON, with the sums that everybody asks for, and without the curves, which are in `plan.json`.
@@ -145,11 +136,11 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
     }
 }
 
-/// Tokens of the calibration text that each expert saw.
+/// Tokens of the calibration text that were routed to each expert.
 fn print_coverage(calibration: Option<&CalibrationReport>) {
     let Some(CalibrationReport { tokens_per_expert, .. }) = calibration else { return };
     let experts = tokens_per_expert.iter().map(Vec::len).max().unwrap_or(0);
-    let mut header = vec!["tokens seen".to_owned()];
+    let mut header = vec!["routed tokens".to_owned()];
     header.extend((0..experts).map(|expert| format!("expert {expert}")));
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let rows = tokens_per_expert.iter().enumerate().map(|(layer, tokens)| {

@@ -1,31 +1,56 @@
 //! `densify`: factors multiplied back to a plain Mixtral.
 
-use crate::args::DensifyArgs;
-use crate::commands::{open, print_json};
+use crate::args::Verbosity;
+use crate::commands::shared::{open, print_json};
 use crate::exit::Result;
-use crate::job;
-use crate::progress::Talk;
+use crate::progress::Console;
 use crate::tables::human_bytes;
+use clap::Args;
+use lowrank_model::Dtype;
 use lowrank_model::display::grouped;
+use lowrank_model::recipe::ByteSize;
 use lowrank_pipeline::densify::{DensifySettings, densify};
 use lowrank_pipeline::workers::Resources;
 use serde_json::json;
+use std::path::PathBuf;
+
+/// Flags of `densify`.
+#[derive(Debug, Args)]
+pub(crate) struct DensifyArgs {
+    /// Factored checkpoint
+    #[arg(long, short, value_name = "DIR")]
+    model: String,
+    /// Where the dense checkpoint goes; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    out: PathBuf,
+    /// Dtype of the products [default: that of the factors]
+    #[arg(long, value_name = "DTYPE", ignore_case = true)]
+    dtype: Option<Dtype>,
+    /// Longest shard
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    max_shard_size: ByteSize,
+    /// Matrices in flight at once [default: one per core, as memory allows]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    workers: usize,
+    #[command(flatten)]
+    verbosity: Verbosity,
+}
 
 /// Runs the command.
 pub(crate) fn run(args: &DensifyArgs) -> Result<()> {
     let settings = DensifySettings {
-        dtype: args.dtype.as_deref().map(job::dtype).transpose()?,
-        shard_bytes_max: job::bytes("--max-shard-size", &args.max_shard_size)?,
+        dtype: args.dtype,
+        shard_bytes_max: args.max_shard_size.0,
         resources: Resources { workers: args.workers, ..Resources::default() },
     };
     let checkpoint = open(&args.model)?;
-    let published = densify(&checkpoint, &args.out, settings, &Talk::new(args.talk.quiet))?;
-    if args.talk.json {
+    let published = densify(&checkpoint, &args.out, settings, &Console::new(args.verbosity.quiet))?;
+    if args.verbosity.json {
         return print_json(&json!({
             "out": published.path, "params": published.params, "bytes": published.bytes, "shards": published.shards,
         }));
     }
-    if !args.talk.quiet {
+    if !args.verbosity.quiet {
         println!(
             "{}: {} parameters, {}, in the base's names and shapes.\n\
              This saves no memory: it is for runtimes that know no factors.",

@@ -1,20 +1,30 @@
 //! `inspect`: what is in this checkpoint.
 
-use crate::args::InspectArgs;
-use crate::commands::{open, print_json};
+use crate::args::Verbosity;
+use crate::commands::shared::{open, print_json};
 use crate::exit::Result;
 use crate::tables::{human_bytes, percent, table};
+use clap::Args;
 use lowrank_model::display::grouped;
 use lowrank_pipeline::inspect::{Inspection, inspect};
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Checkpoint directory, or org/name in the local Hugging Face cache
+    model: String,
+    #[command(flatten)]
+    verbosity: Verbosity,
+}
 
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let checkpoint = open(&args.model)?;
     let found = inspect(&checkpoint);
-    if args.talk.json {
+    if args.verbosity.json {
         return print_json(&found);
     }
-    print(&found, args.talk.verbose);
+    print(&found, args.verbosity.verbose);
     Ok(())
 }
 

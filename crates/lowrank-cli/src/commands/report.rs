@@ -1,7 +1,7 @@
 //! `report`: one HTML file that shows what a compression did; also made after `compress` and `verify`.
 
-use crate::args::TalkArgs;
-use crate::commands::print_json;
+use crate::args::Verbosity;
+use crate::commands::shared::print_json;
 use crate::exit::{Failure, Result, usage};
 use clap::Args;
 use lowrank_report::{CheckpointPage, Page, ReportError, SweepPage, place};
@@ -20,7 +20,7 @@ pub(crate) struct ReportArgs {
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
-    talk: TalkArgs,
+    verbosity: Verbosity,
 }
 
 /// Runs the command.
@@ -37,10 +37,10 @@ pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     };
     let file = args.out.clone().unwrap_or(usual);
     page.write(&file)?;
-    if args.talk.json {
+    if args.verbosity.json {
         return print_json(&json!({ "report": file }));
     }
-    if !args.talk.quiet {
+    if !args.verbosity.quiet {
         println!("Report: {}", file.display());
     }
     Ok(())
@@ -55,7 +55,7 @@ pub(crate) enum Verified<'a> {
 }
 
 /// After another command. That one has done its work, so a page that cannot be written is only said.
-pub(crate) fn leave(dir: &Path, verified: Verified<'_>, talk: TalkArgs) {
+pub(crate) fn leave(dir: &Path, verified: Verified<'_>, verbosity: Verbosity) {
     let file = place::beside(dir, place::REPORT);
     let written = CheckpointPage::read(dir)
         .and_then(|page| match verified {
@@ -64,10 +64,10 @@ pub(crate) fn leave(dir: &Path, verified: Verified<'_>, talk: TalkArgs) {
         })
         .and_then(|page| Page::of_checkpoint(place::name(dir), page).write(&file));
     match written {
-        Ok(()) if !talk.quiet && !talk.json => println!("Report: {}", file.display()),
+        Ok(()) if !verbosity.quiet && !verbosity.json => println!("Report: {}", file.display()),
         // Not every checkpoint that is verified was written by this tool.
         Ok(()) | Err(ReportError::NotACheckpoint { .. }) => {}
-        Err(error) if !talk.quiet => eprintln!("note: {}", Failure::from(error)),
+        Err(error) if !verbosity.quiet => eprintln!("note: {}", Failure::from(error)),
         Err(_) => {}
     }
 }

@@ -1,16 +1,15 @@
 //! `reproduce`: does a second run give the same bytes?
 
-use crate::args::TalkArgs;
-use crate::commands::{open, print_json};
+use crate::args::{Verbosity, cache_place};
+use crate::commands::shared::{open, print_json};
 use crate::exit::{Failure, Result};
-use crate::job;
-use crate::progress::Talk;
+use crate::progress::Console;
 use crate::signals;
 use clap::Args;
 use lowrank_model::ErrorKind;
+use lowrank_model::recipe::TextChoice;
 use lowrank_pipeline::reproduce::{Difference, Reproduce, Sample, reproduce};
 use lowrank_pipeline::workers::Resources;
-use lowrank_text::TextSource;
 use std::path::PathBuf;
 
 /// Flags of `reproduce`.
@@ -31,8 +30,8 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "N", default_value_t = 0, requires = "quick")]
     sample_seed: u64,
     /// The text that was calibrated on, if it was not the bundled one; repeated as it was then
-    #[arg(long, value_name = "FILE")]
-    calibrate: Vec<PathBuf>,
+    #[arg(long, value_name = "FILE|bundled")]
+    calibrate: Vec<TextChoice>,
     /// The output was made on another kind of CPU: let tensors differ by what rounding them once more could, and decimals
     /// in texts by 0.5 %
     #[arg(long)]
@@ -44,7 +43,7 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     workers: usize,
     #[command(flatten)]
-    talk: TalkArgs,
+    verbosity: Verbosity,
 }
 
 /// Differences that are printed before "and N more".
@@ -56,21 +55,21 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let interrupt = signals::watch()?;
     let resources = Resources {
         workers: args.workers,
-        cache: job::cache_place(args.cache.as_deref()),
+        cache: cache_place(args.cache.as_deref()),
         ..Resources::default()
     };
     let job = Reproduce {
         out: &args.out,
         model: &args.model,
         sample: args.quick.then_some(Sample { count: args.sample, seed: args.sample_seed }),
-        texts: &args.calibrate.iter().cloned().map(TextSource::File).collect::<Vec<_>>(),
+        texts: &args.calibrate,
         resources: &resources,
         interrupt: &interrupt,
     };
-    let done = reproduce(&base, job, &Talk::new(args.talk.quiet))?;
-    if args.talk.json {
+    let done = reproduce(&base, job, &Console::new(args.verbosity.quiet))?;
+    if args.verbosity.json {
         print_json(&done)?;
-    } else if !args.talk.quiet {
+    } else if !args.verbosity.quiet {
         for difference in done.differences.iter().take(SHOWN) {
             println!("{difference}");
         }
@@ -99,9 +98,9 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
         );
         return Err(Failure::new(ErrorKind::NotReproduced, line));
     }
-    if !args.talk.json && !args.talk.quiet && !done.differences.is_empty() {
+    if !args.verbosity.json && !args.verbosity.quiet && !done.differences.is_empty() {
         println!("Reproduced but for rounding; {} matrices were made again.", done.matrices);
-    } else if !args.talk.json && !args.talk.quiet {
+    } else if !args.verbosity.json && !args.verbosity.quiet {
         let scope = if args.quick { "agree with the manifest" } else { "are the same, byte for byte" };
         println!("Reproduced: {} files {scope}; {} matrices were made again.", done.files, done.matrices);
     }

@@ -1,17 +1,16 @@
 //! `verify`: is this checkpoint what it claims to be, and how much did it lose?
 
-use crate::args::TalkArgs;
+use crate::args::Verbosity;
 use crate::commands::report::{self, Verified};
-use crate::commands::{print_json, resolve};
+use crate::commands::shared::{print_json, resolve};
 use crate::exit::{Failure, Result, unwritten, usage};
-use crate::progress::Talk;
-use clap::{Args, ValueEnum};
+use crate::progress::Console;
+use clap::Args;
 use lowrank_forward::choose;
-use lowrank_model::ErrorKind;
+use lowrank_model::{Device, ErrorKind};
 use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
 use lowrank_verify::{Depth, Thresholds, Verdict, Verification, VerifyError, VerifyOptions, verify_on};
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Flags of `verify`.
@@ -27,7 +26,7 @@ pub(crate) struct VerifyArgs {
     /// [default: a bundled passage]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of a window; windows do not see each other
+    /// Tokens of a window; attention does not cross windows
     #[arg(long, value_name = "N", default_value_t = VerifyOptions::default().window)]
     window: usize,
     /// Use the first whole windows up to this many tokens [default: all]
@@ -37,7 +36,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     static_only: bool,
     /// Where the models run
-    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
     /// Largest mean KL(original ‖ compressed), in nats per token
     #[arg(long, value_name = "NATS")]
@@ -48,36 +47,14 @@ pub(crate) struct VerifyArgs {
     /// Least share of positions where both models rank the same token first: 90%, or 0.9
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     min_top1: Option<f64>,
-    /// Largest relative error of any layer's mixture on the original's inputs: 10%, or 0.1
+    /// Largest relative error of any layer's MoE block on the original's inputs: 10%, or 0.1
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     max_layer_error: Option<f64>,
     /// Where the verdict goes [default: verification.json beside the compressed checkpoint, as NAME.verification.json]
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
-    talk: TalkArgs,
-}
-
-/// Where the models run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Device {
-    /// A GPU if there is one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU, or fail.
-    Cuda,
-}
-
-impl From<Device> for lowrank_forward::Device {
-    fn from(device: Device) -> Self {
-        match device {
-            Device::Auto => Self::Auto,
-            Device::Cpu => Self::Cpu,
-            Device::Cuda => Self::Cuda,
-        }
-    }
+    verbosity: Verbosity,
 }
 
 /// `5%` or `0.05`.
@@ -111,23 +88,23 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     };
     let original = resolve(&args.original)?;
     // Files are compared on the CPU alone: no device is opened for that.
-    let device = if args.static_only { lowrank_forward::Device::Cpu } else { args.device.into() };
+    let device = if args.static_only { Device::Cpu } else { args.device };
     let chosen = choose(device).map_err(VerifyError::Forward)?;
-    if let Some(why) = chosen.fallback.filter(|_| !args.talk.quiet) {
+    if let Some(why) = chosen.fallback.filter(|_| !args.verbosity.quiet) {
         eprintln!("models run on the CPU: {why}");
     }
-    let talk = Talk::new(args.talk.quiet);
-    let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &talk)?;
+    let console = Console::new(args.verbosity.quiet);
+    let report = verify_on(&*chosen.engine, &original, &args.compressed, &options, &console)?;
     let file = args.report.clone().unwrap_or_else(|| place::beside(&args.compressed, place::VERIFICATION));
     lowrank_files::write_whole(&file, report.to_json().as_bytes())
         .map_err(|error| unwritten(&file, "the report was not written", &error))?;
-    if args.talk.json {
+    if args.verbosity.json {
         print_json(&report)?;
-    } else if !args.talk.quiet {
+    } else if !args.verbosity.quiet {
         print!("{report}");
         println!("Verification: {}", file.display());
     }
-    report::leave(&args.compressed, Verified::By(&file), args.talk);
+    report::leave(&args.compressed, Verified::By(&file), args.verbosity);
     judge(&report)
 }
 

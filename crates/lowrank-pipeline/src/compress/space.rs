@@ -1,19 +1,20 @@
 //! How much room the output takes at most, asked of the disk before anything is computed.
 
-use crate::{Goal, PipelineError, PlanSettings};
+use crate::PipelineError;
 use lowrank_model::params::{index_bytes, stored_params};
-use lowrank_model::{Budget, Dtype};
+use lowrank_model::recipe::Goal;
+use lowrank_model::{Dtype, Recipe, Target, Unit};
 use lowrank_reader::Checkpoint;
 
 /// An upper bound of the output's weights, known before any spectrum is: whatever stays of the expert matrices may be in
 /// the wider of their dtype and the factors', and every matrix may be pivoted and have an index.
-pub(super) fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) -> Result<u64, PipelineError> {
+pub(super) fn bytes_at_most(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<u64, PipelineError> {
     let before = checkpoint.size();
-    let storage = match &settings.goal {
+    let storage = match &recipe.goal {
         Goal::Plan(plan) => plan.cost.storage,
-        _ => settings.storage.unwrap_or_default(),
+        _ => recipe.factor.storage.unwrap_or_default(),
     };
-    let factor_bytes = settings.factor_dtype.map_or(0, Dtype::size_bytes);
+    let factor_bytes = recipe.factor.dtype.map_or(0, Dtype::size_bytes);
     let (mut most, mut least_element) = (before.bytes, u64::MAX);
     for id in checkpoint.config().matrices() {
         let shape = checkpoint.config().matrix_shape(id.projection);
@@ -23,27 +24,29 @@ pub(super) fn bytes_at_most(checkpoint: &Checkpoint, settings: &PlanSettings) ->
             stored_params(shape, storage, None) * (element - dense) + index_bytes(shape, storage, Some(1));
         least_element = least_element.min(element);
     }
-    Ok(match &settings.goal {
-        Goal::Budget(Budget::TargetBytes(target)) => most.min(*target),
-        Goal::Budget(budget) => {
-            let target = budget.resolve(before.params, before.bytes)?;
-            most.saturating_sub(target.remove_at_least.saturating_mul(least_element))
+    Ok(match (&recipe.goal, recipe.goal.target(before)) {
+        (_, Some(target)) => {
+            let Target { unit, remove_at_least } = target?;
+            match unit {
+                Unit::Params => most.saturating_sub(remove_at_least.saturating_mul(least_element)),
+                Unit::Bytes => most.min(before.bytes.saturating_sub(remove_at_least)),
+            }
         }
         // Not checked yet: it may say anything.
-        Goal::Plan(plan) => most.min(plan.after.bytes),
-        Goal::Ranks(_) => most,
+        (Goal::Plan(plan), None) => most.min(plan.after.bytes),
+        (_, None) => most,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Interrupt;
     use crate::compress::{Request, compress};
     use crate::workers::{self, Resources};
-    use crate::{FactorSettings, Interrupt};
     use lowrank_model::Storage;
     use lowrank_model::progress::Silent;
-    use lowrank_svd::MethodChoice;
+    use lowrank_model::recipe::{ByteSize, CalibrationSettings, OutputSettings, Removal};
     use lowrank_writer::Leftover;
     use std::path::Path;
 
@@ -52,32 +55,23 @@ mod tests {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
         let checkpoint = Checkpoint::open(&model).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let factor = FactorSettings { method: MethodChoice::Auto, seed: 0, shard_bytes_max: 1 << 30 };
+        let removal = || Goal::Budget(Removal::Params(1_200_000));
         for (storage, dtype, goal) in [
-            (Storage::Uv, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
-            (Storage::Pivoted, None, Goal::Budget(Budget::RemoveParams(1_200_000))),
-            (Storage::Pivoted, Some(Dtype::F32), Goal::Budget(Budget::RemoveParams(1_200_000))),
-            (Storage::Pivoted, None, Goal::Budget(Budget::TargetBytes(10_000_000))),
+            (Storage::Uv, None, removal()),
+            (Storage::Pivoted, None, removal()),
+            (Storage::Pivoted, Some(Dtype::F32), removal()),
+            (Storage::Pivoted, None, Goal::TargetSize(ByteSize(10_000_000))),
         ] {
-            let plan = PlanSettings {
-                goal,
-                rank_multiple: None,
-                rank_min: 1,
-                sensitivity: None,
-                allocation: Default::default(),
-                calibration: None,
-                keep_dense: Vec::new(),
-                fixed_ranks: Vec::new(),
-                storage: Some(storage),
-                factor_dtype: dtype,
-            };
-            let asked = bytes_at_most(&checkpoint, &plan).unwrap();
+            let mut recipe = Recipe::new(goal);
+            recipe.calibration = CalibrationSettings::off();
+            (recipe.factor.storage, recipe.factor.dtype) = (Some(storage), dtype);
+            recipe.output = OutputSettings { max_shard_size: ByteSize(1 << 30) };
+            let asked = bytes_at_most(&checkpoint, &recipe).unwrap();
             let out = folder.path().join("out");
             let request = Request {
                 model: "tiny",
                 out: &out,
-                plan: &plan,
-                factor: &factor,
+                recipe: &recipe,
                 resources: &Resources { cache: workers::CachePlace::Nowhere, ..Resources::default() },
                 leftover: Leftover::Resume,
                 interrupt: &Interrupt::default(),

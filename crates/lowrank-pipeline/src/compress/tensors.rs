@@ -1,16 +1,16 @@
 //! Writes the tensors of the output: factors of the chosen matrices, everything else as it is.
 
-use super::Request;
-use crate::lens::Calibrated;
+use super::request::Request;
+use crate::calibration::Calibrated;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
 use crate::stored::{Form, Remade};
-use crate::{Lens, PipelineError};
+use crate::{CalibrationContext, PipelineError};
 use lowrank_compute::Processor;
 use lowrank_model::names::{Role, TensorSpec};
 use lowrank_model::{Dtype, MatrixId, Progress, RankPlan, Spectrum, StoredMatrix};
 use lowrank_reader::Checkpoint;
-use lowrank_writer::report::Outcome;
+use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -25,14 +25,14 @@ pub(super) struct Work<'a> {
     pub(super) optimum: BTreeMap<MatrixId, Option<f64>>,
     pub(super) spectra: &'a BTreeMap<MatrixId, Spectrum>,
     pub(super) scratch: Option<&'a Scratch>,
-    pub(super) lens: &'a Lens<'a>,
+    pub(super) calibration: &'a CalibrationContext<'a>,
     pub(super) request: Request<'a>,
 }
 
 impl Work<'_> {
     pub(super) fn factor_dtype(&self) -> Dtype {
         let first = self.plan.matrices[0].name;
-        self.request.plan.factor_dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
+        self.request.recipe.factor.dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
     }
 
     fn form(&self) -> Form {
@@ -69,7 +69,7 @@ impl Work<'_> {
                 }),
             }
         }
-        Ok(ShardLayout::new(output, self.request.factor.shard_bytes_max)?)
+        Ok(ShardLayout::new(output, self.request.recipe.output.max_shard_size.0)?)
     }
 
     pub(super) fn write_tensors(
@@ -77,14 +77,14 @@ impl Work<'_> {
         writer: &CheckpointWriter,
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
-    ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
-        let fitted = self.lens.propagating();
+    ) -> Result<BTreeMap<MatrixId, MatrixOutcome>, PipelineError> {
+        let fitted = self.calibration.propagating();
         let specs: Vec<&TensorSpec> = self.checkpoint.specs().iter().collect();
         // Factors that are fitted to others come after, layer by layer.
         let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
             specs.into_iter().partition(|spec| fitted.is_some() && self.rank_of(spec).is_some());
         progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
-        let outcomes: Result<Vec<Option<(MatrixId, Outcome)>>, PipelineError> = pool.install(|| {
+        let outcomes: Result<Vec<Option<(MatrixId, MatrixOutcome)>>, PipelineError> = pool.install(|| {
             now.par_iter()
                 .with_max_len(1)
                 .map(|spec| {
@@ -101,7 +101,7 @@ impl Work<'_> {
                 })
                 .collect()
         });
-        let mut outcomes: BTreeMap<MatrixId, Outcome> = outcomes?.into_iter().flatten().collect();
+        let mut outcomes: BTreeMap<MatrixId, MatrixOutcome> = outcomes?.into_iter().flatten().collect();
         if let Some(calibrated) = fitted {
             outcomes.extend(self.fit_and_write(writer, calibrated, &later, pool, progress)?);
         }
@@ -117,7 +117,7 @@ impl Work<'_> {
         specs: &[&TensorSpec],
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
-    ) -> Result<BTreeMap<MatrixId, Outcome>, PipelineError> {
+    ) -> Result<BTreeMap<MatrixId, MatrixOutcome>, PipelineError> {
         let (mut finished, mut units) = (BTreeMap::new(), BTreeMap::new());
         for spec in specs {
             let Some((id, _)) = self.rank_of(spec) else { continue };
@@ -133,7 +133,7 @@ impl Work<'_> {
         let shape_of = |id: MatrixId| self.checkpoint.config().matrix_shape(id.projection);
         let propagation = Propagation {
             checkpoint: self.checkpoint,
-            algebra: self.lens.algebra(),
+            algebra: self.calibration.algebra(),
             ranks: &self.ranks,
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
@@ -142,8 +142,17 @@ impl Work<'_> {
             },
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
-                let (algebra, rank) = (self.lens.algebra(), self.ranks[&id]);
-                self.form().remake(algebra, matrix, id, rank, metric, self.request.factor, spectrum, None)
+                let (algebra, rank) = (self.calibration.algebra(), self.ranks[&id]);
+                self.form().remake(
+                    algebra,
+                    matrix,
+                    id,
+                    rank,
+                    metric,
+                    &self.request.recipe.factor,
+                    spectrum,
+                    None,
+                )
             },
             take: &|id, remade, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
@@ -170,17 +179,17 @@ impl Work<'_> {
         spec: &TensorSpec,
         id: MatrixId,
         rank: usize,
-    ) -> Result<Outcome, PipelineError> {
+    ) -> Result<MatrixOutcome, PipelineError> {
         let StoredMatrix::Dense(matrix) = self.checkpoint.read_matrix(id)? else {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
         self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
-        let norm = self.lens.norm(id)?;
+        let norm = self.calibration.norm(id)?;
         let metric = norm.metric();
         let spectrum = self.spectra.get(&id);
-        let algebra = self.lens.algebra();
+        let algebra = self.calibration.algebra();
         let kept = self.scratch.and_then(|scratch| scratch.take(id));
-        let (form, settings) = (self.form(), self.request.factor);
+        let (form, settings) = (self.form(), &self.request.recipe.factor);
         let remade = form.remake(algebra, matrix, id, rank, &metric, settings, spectrum, kept.as_ref())?;
         self.keep(writer, &spec.name, remade, self.optimum[&id])
     }
@@ -192,7 +201,7 @@ impl Work<'_> {
         unit: &str,
         remade: Remade,
         optimum: Option<f64>,
-    ) -> Result<Outcome, PipelineError> {
+    ) -> Result<MatrixOutcome, PipelineError> {
         let Remade {
             pieces,
             route,
@@ -202,7 +211,7 @@ impl Work<'_> {
             largest_coefficient,
             round_trip_error,
         } = remade;
-        let outcome = Outcome {
+        let outcome = MatrixOutcome {
             relative_error,
             calibrated_error,
             excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), optimum),
@@ -228,7 +237,7 @@ fn excess(relative_error: f64, optimum: Option<f64>) -> Option<f64> {
 }
 
 /// What an earlier run found. Its journal's lines are hashed, so only another version could have written another form.
-fn outcome_of(note: &str, id: MatrixId) -> Result<Outcome, PipelineError> {
+fn outcome_of(note: &str, id: MatrixId) -> Result<MatrixOutcome, PipelineError> {
     serde_json::from_str(note).map_err(|error| PipelineError::Record {
         path: "journal".into(),
         what: format!("{id}: {error}; run the same command again to start over"),

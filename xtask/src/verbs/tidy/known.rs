@@ -2,15 +2,13 @@
 
 /// Import circles, each by its crate and its modules.
 pub(super) const CIRCLES: &[&str] = &[
-    "lowrank-cli: args, commands::compress, commands::report, commands::reproduce, commands::sweep, commands::verify, grid, job",
     "lowrank-model: config, matrix, names, params, pivots",
-    "lowrank-pipeline: compress, compress::documents, compress::job_key, compress::tensors, planning",
     "lowrank-svd: allocate, allocate::curve, allocate::fill",
     "lowrank-svd: calibrated, inputs, metric, outputs, power, root",
 ];
 
 /// Type names that more than one crate exports.
-pub(super) const TYPE_NAMES: &[&str] = &["Numbers", "Target"];
+pub(super) const TYPE_NAMES: &[&str] = &["Numbers"];
 
 /// Messages of libraries that name a flag, by file and flag.
 pub(super) const MESSAGES: &[&str] = &[];

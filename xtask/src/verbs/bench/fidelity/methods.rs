@@ -40,40 +40,40 @@ pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
 /// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
 pub(crate) const METHODS: [Method; 13] = [
-    row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --layout uv")),
-    row("plain SVD, global, u·v", How::DataFree("--layout uv")),
+    row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
+    row("plain SVD, global, u·v", How::DataFree("--storage uv")),
     row(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
     in_small(row(DATA_FREE_PIVOTED[1], How::DataFree(""))),
     in_small(row(
         WHITENED,
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
-             --sensitivity absolute --allocation uniform --layout uv",
+            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
+             --sensitivity absolute --allocation uniform --storage uv",
         ),
     )),
     row(
         "+ global by absolute errors",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
-             --sensitivity absolute --layout uv",
+            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
+             --sensitivity absolute --storage uv",
         ),
     ),
     row(
         "+ pivoted",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --calibration-blend 0.001 \
+            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
              --sensitivity absolute",
         ),
     ),
     row(
         "+ router weights squared",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --calibration-blend 0.001 --sensitivity absolute",
+            "--propagate none --calibration-target matrix --shrinkage 0.001 --sensitivity absolute",
         ),
     ),
     row(
         "+ measured sensitivities",
-        How::Calibrated("--propagate none --calibration-target matrix --calibration-blend 0.001"),
+        How::Calibrated("--propagate none --calibration-target matrix --shrinkage 0.001"),
     ),
     row("+ errors of the expert's output, shrinkage 0.1", How::Calibrated("--propagate none")),
     row("+ error propagation within experts", How::Calibrated("--propagate experts")),

@@ -4,20 +4,19 @@
 //! version. So a second budget, a sweep or a resumed run measures nothing again.
 
 use crate::base::InputHashes;
-use crate::workers::Resources;
-use crate::{Interrupt, PipelineError};
+use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
-use lowrank_calibrate::{
-    CalibrateError, CalibrationSettings, MomentSettings, Norm, Norms, Propagation, Reach, Sensitivities,
-    Store, collect, measure,
-};
-use lowrank_compute::Algebra;
+use lowrank_calibrate::{CalibrateError, Norm, Norms, Sensitivities, Store, collect, measure};
+use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::names::{Role, TensorSpec};
-use lowrank_model::plan::{LayerSensitivity, Sensitivity};
-use lowrank_model::{MatrixId, Progress, Spectrum};
+use lowrank_model::plan::LayerSensitivity;
+use lowrank_model::recipe::{
+    CalibrationSettings, MomentSettings, PropagationScope, PropagationSettings, TextChoice,
+};
+use lowrank_model::{MatrixId, Progress, Recipe, Spectrum};
 use lowrank_reader::Checkpoint;
-use lowrank_text::{Pick, TextInfo, TextRequest, windows};
+use lowrank_text::{Passage, Pick, TextInfo, TextRequest, TextSource, windows};
 use lowrank_writer::report::CalibrationReport;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -25,25 +24,33 @@ use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
 const CACHE_VERSION: u32 = 4;
+/// Tokens of a window.
+pub(crate) const WINDOW_TOKENS: usize = 256;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]
 pub struct CalibrationText {
     settings: CalibrationSettings,
+    propagation: PropagationSettings,
     infos: Vec<TextInfo>,
     sequences: Vec<Vec<u32>>,
     blake3: String,
 }
 
 impl CalibrationText {
-    /// Reads and encodes; each text gives an equal share of the tokens.
-    pub fn read(checkpoint: &Checkpoint, settings: &CalibrationSettings) -> Result<Self, PipelineError> {
+    /// Reads and encodes the texts of a recipe; each gives an equal share of the tokens. `None` where it has none.
+    pub fn read(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>, PipelineError> {
+        let Some(settings) = recipe.calibration() else { return Ok(None) };
         let (mut infos, mut sequences) = (Vec::new(), Vec::new());
-        for source in &settings.texts {
+        for text in &settings.calibrate {
+            let source = match text {
+                TextChoice::File(path) => TextSource::File(path.clone()),
+                _ => TextSource::Bundled(Passage::Calibration),
+            };
             let request = TextRequest {
-                source,
-                window: settings.window,
-                max_tokens: Some(settings.tokens / settings.texts.len()),
+                source: &source,
+                window: WINDOW_TOKENS,
+                max_tokens: Some(settings.calibration_tokens / settings.calibrate.len()),
                 pick: Pick::Spread,
             };
             let windows = windows(checkpoint.dir(), &request).map_err(CalibrateError::from)?;
@@ -51,22 +58,19 @@ impl CalibrationText {
             sequences.extend(windows.sequences);
         }
         let blake3 = tokens_hash(&sequences);
-        Ok(Self { settings: settings.clone(), infos, sequences, blake3 })
+        let (settings, propagation) = (settings.clone(), recipe.propagation);
+        Ok(Some(Self { settings, propagation, infos, sequences, blake3 }))
     }
 
-    /// What decides the numbers that are measured on it.
-    pub fn key(&self) -> Value {
-        let CalibrationSettings { moments, blend, sensitivity_tokens, .. } = &self.settings;
-        json!({ "tokens": self.blake3, "moments": moments, "blend": blend, "sensitivity_tokens": sensitivity_tokens })
-    }
-
-    /// What decides the factors beyond that.
-    pub(crate) fn propagation(&self) -> Propagation {
-        self.settings.propagation
+    /// What decides the numbers that are measured on it. The tokens stand for the names of the texts.
+    fn key(&self) -> Value {
+        let mut key = json!(self.settings);
+        key["calibrate"] = json!(self.blake3);
+        key
     }
 
     /// Of all token ids.
-    pub(crate) fn blake3(&self) -> &str {
+    pub fn blake3(&self) -> &str {
         &self.blake3
     }
 
@@ -76,7 +80,7 @@ impl CalibrationText {
 
     /// Windows to measure sensitivities with, evenly out of all.
     fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
-        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.window);
+        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(WINDOW_TOKENS);
         let count = wanted.clamp(1, self.sequences.len());
         (0..count).map(|i| self.sequences[i * self.sequences.len() / count].clone()).collect()
     }
@@ -95,7 +99,7 @@ pub fn tokens_hash(sequences: &[Vec<u32>]) -> String {
 }
 
 /// How errors are counted.
-pub struct Lens<'a> {
+pub struct CalibrationContext<'a> {
     checkpoint: &'a Checkpoint,
     inputs: &'a InputHashes<'a>,
     cache: Cache,
@@ -122,8 +126,8 @@ impl Calibrated {
     }
 
     /// What factors are fitted to.
-    pub(crate) fn propagation(&self) -> Propagation {
-        self.text.settings.propagation
+    pub(crate) fn propagation(&self) -> PropagationSettings {
+        self.text.propagation
     }
 
     /// Names of the experts that saw nothing.
@@ -137,21 +141,19 @@ impl Calibrated {
     }
 }
 
-impl<'a> Lens<'a> {
+impl<'a> CalibrationContext<'a> {
     /// Takes moments on the text, if there is one and they are not in the cache.
     pub fn new(
         checkpoint: &'a Checkpoint,
         inputs: &'a InputHashes<'a>,
         text: Option<CalibrationText>,
         algebra: Algebra,
-        resources: &Resources,
-        pool: &rayon::ThreadPool,
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
+        context: JobContext<'_>,
     ) -> Result<Self, PipelineError> {
+        let JobContext { resources, pool, progress, interrupt } = context;
         let cache = resources.cache()?;
-        let mut lens = Self { checkpoint, inputs, cache, algebra, calibrated: None };
-        let Some(text) = text else { return Ok(lens) };
+        let mut calibration = Self { checkpoint, inputs, cache, algebra, calibrated: None };
+        let Some(text) = text else { return Ok(calibration) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
@@ -161,26 +163,27 @@ impl<'a> Lens<'a> {
         let engine = chosen.engine;
         let moments = text.settings.moments;
         let key = json!({
-            "what": "moments", "model": lens.model()?, "tokens": text.blake3, "moments": moments,
+            "what": "moments", "model": calibration.model()?, "tokens": text.blake3, "moments": moments,
             "engine": engine.describe(),
         });
-        let store = Store::new(lens.cache.entry(&key), checkpoint.config().hidden_size);
+        let store = Store::new(calibration.cache.entry(&key), checkpoint.config().hidden_size);
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &*engine);
         pool.install(|| collect(&forward, &text.sequences, moments, &store, progress, &stop))
-            .map_err(|error| explained(error, checkpoint, pool, progress, interrupt))?;
-        let blend = text.settings.blend;
-        let norms = Norms::new(store, checkpoint.config(), moments.target, blend, text.tokens())?;
+            .map_err(|error| explained(error, checkpoint, context))?;
+        let shrinkage = text.settings.shrinkage;
+        let (config, target) = (checkpoint.config(), moments.calibration_target);
+        let norms = Norms::new(store, config, target, shrinkage, text.tokens())?;
         let calibrated = Calibrated { text, norms, engine };
         let unrouted = calibrated.unrouted();
         if !unrouted.is_empty() {
             progress.note(&format!(
-                "no token of the calibration text visits {}: compressed without data",
+                "no token of the calibration text is routed to {}: compressed without data",
                 unrouted.join(", ")
             ));
         }
-        lens.calibrated = Some(calibrated);
-        Ok(lens)
+        calibration.calibrated = Some(calibrated);
+        Ok(calibration)
     }
 
     /// What all cached numbers of this model depend on.
@@ -198,19 +201,21 @@ impl<'a> Lens<'a> {
         &self.algebra
     }
 
-    /// Whether a text is looked through.
-    pub fn is_calibrated(&self) -> bool {
-        self.calibrated.is_some()
+    /// Notes how much the device left to the CPU.
+    pub(crate) fn note_substituted(&self, progress: &dyn Progress) {
+        let Substituted { times, first } = self.algebra.substituted();
+        if let Some(first) = first {
+            progress.note(&format!(
+                "{times} decompositions were done by the CPU in place of the device, the first because: {first}"
+            ));
+        }
     }
 
     /// The text, if factors are fitted to what other factors make of it.
     pub(crate) fn propagating(&self) -> Option<&Calibrated> {
-        self.calibrated.as_ref().filter(|calibrated| calibrated.propagation().reach != Reach::None)
-    }
-
-    /// How errors of different matrices compare, if nobody says otherwise.
-    pub fn usual_sensitivity(&self) -> Sensitivity {
-        if self.is_calibrated() { Sensitivity::Measured } else { Sensitivity::default() }
+        self.calibrated
+            .as_ref()
+            .filter(|calibrated| calibrated.propagation().propagate != PropagationScope::None)
     }
 
     /// In which norm the error of a matrix is counted.
@@ -248,10 +253,9 @@ impl<'a> Lens<'a> {
     pub fn sensitivities(
         &self,
         checkpoint: &Checkpoint,
-        pool: &rayon::ThreadPool,
-        progress: &dyn Progress,
-        interrupt: &Interrupt,
+        context: JobContext<'_>,
     ) -> Result<Option<Sensitivities>, PipelineError> {
+        let JobContext { pool, progress, interrupt, .. } = context;
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
         let entry = self.entry("sensitivities")?;
         if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
@@ -265,7 +269,7 @@ impl<'a> Lens<'a> {
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
             .install(|| measure(checkpoint, &forward, norms, &self.algebra, &windows, progress, &stop))
-            .map_err(|error| explained(error, checkpoint, pool, progress, interrupt))?;
+            .map_err(|error| explained(error, checkpoint, context))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;
         Ok(Some(measured))
@@ -275,19 +279,9 @@ impl<'a> Lens<'a> {
     pub(crate) fn report(&self, layers: Option<&[LayerSensitivity]>) -> Option<CalibrationReport> {
         let calibrated = self.calibrated.as_ref()?;
         let Calibrated { text, norms, engine } = calibrated;
-        let CalibrationSettings { moments, blend, sensitivity_tokens, window, tokens, propagation, .. } =
-            text.settings;
         Some(CalibrationReport {
             texts: text.infos.iter().map(|info| serde_json::to_value(info).expect("plain values")).collect(),
-            tokens,
-            window,
             tokens_blake3: text.blake3.clone(),
-            gate_weight: moments.gate_weight.to_string(),
-            target: moments.target.to_string(),
-            blend,
-            propagate: propagation.reach.to_string(),
-            propagate_own_share: propagation.own_share,
-            sensitivity_tokens,
             engine: engine.describe(),
             tokens_per_expert: norms.tokens_per_expert().to_vec(),
             unrouted_experts: calibrated.unrouted(),
@@ -316,13 +310,8 @@ fn spectra_of(arrays: Arrays) -> Option<BTreeMap<MatrixId, Spectrum>> {
 
 /// A pass that was asked to stop does not know why, and one that met a value that is not finite does not know from which
 /// weight it comes.
-fn explained(
-    error: CalibrateError,
-    checkpoint: &Checkpoint,
-    pool: &rayon::ThreadPool,
-    progress: &dyn Progress,
-    interrupt: &Interrupt,
-) -> PipelineError {
+fn explained(error: CalibrateError, checkpoint: &Checkpoint, context: JobContext<'_>) -> PipelineError {
+    let JobContext { pool, progress, interrupt, .. } = context;
     match error {
         CalibrateError::Stopped => interrupt.check().err().unwrap_or(error.into()),
         CalibrateError::NotFinite { .. } | CalibrateError::LogitsNotFinite { .. } => {

@@ -1,0 +1,30 @@
+//! What several commands do: open a model, print a document.
+
+use crate::exit::{Failure, Result, unwritten};
+use lowrank_model::RankPlan;
+use lowrank_reader::Checkpoint;
+use std::path::{Path, PathBuf};
+
+/// Opens a checkpoint given as a directory or as org/name in the local cache.
+pub(super) fn open(model: &str) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(&resolve(model)?)?)
+}
+
+/// The directory of a checkpoint given as such or as org/name in the local cache.
+pub(super) fn resolve(model: &str) -> Result<PathBuf> {
+    Ok(Checkpoint::resolve(model)?)
+}
+
+/// The one document that `--json` puts on stdout.
+pub(super) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value).map_err(Failure::bug)?);
+    Ok(())
+}
+
+/// Whole or absent.
+pub(super) fn write_plan(path: &Path, plan: &RankPlan) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(plan).map_err(Failure::bug)?;
+    text.push('\n');
+    lowrank_files::write_whole(path, text.as_bytes())
+        .map_err(|error| unwritten(path, "the plan was not written", &error))
+}

@@ -1,0 +1,44 @@
+//! How ranks are chosen.
+
+use super::error::{RecipeError, validate_least};
+use super::pattern::{FixedRank, Pattern};
+use crate::plan::{Allocation, Sensitivity};
+use serde::{Deserialize, Serialize};
+
+/// How ranks are chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub struct PlanSettings {
+    /// Ranks are multiples of this; `None`: 8 for matrices of true size, 1 for small ones.
+    pub rank_multiple: Option<usize>,
+    /// No factored matrix gets a smaller rank.
+    pub min_rank: usize,
+    /// Matrices whose module name matches any of these stay dense.
+    pub keep_dense: Vec<Pattern>,
+    /// Matrices whose module name matches have this rank; of several that match the last counts.
+    pub fix_rank: Vec<FixedRank>,
+    /// How errors of different matrices compare; `None`: measured with a calibration text, relative without one.
+    pub sensitivity: Option<Sensitivity>,
+    /// How the budget is spread.
+    pub allocation: Allocation,
+}
+
+impl Default for PlanSettings {
+    fn default() -> Self {
+        Self {
+            rank_multiple: None,
+            min_rank: 1,
+            keep_dense: Vec::new(),
+            fix_rank: Vec::new(),
+            sensitivity: None,
+            allocation: Allocation::Global,
+        }
+    }
+}
+
+impl PlanSettings {
+    pub(super) fn validate(&self) -> Result<(), RecipeError> {
+        validate_least("rank-multiple", self.rank_multiple.unwrap_or(1), 1, "at least 1")?;
+        validate_least("min-rank", self.min_rank, 1, "at least 1")
+    }
+}
