@@ -175,6 +175,8 @@ fn nonsense_on_the_command_line() {
         (vec!["--budget", "10%", "--calibration-target", "model"], "model"),
         (vec!["--budget", "10%", "--calibration-blend", "1.5"], "1.5"),
         (vec!["--budget", "10%", "--calibration-tokens", "1"], "--calibration-tokens"),
+        (vec!["--budget", "10%", "--calibration-window", "1"], "--calibration-window is 1"),
+        (vec!["--budget", "10%", "--calibration-window", "99999999"], "lower --calibration-window"),
         (vec!["--budget", "10%", "--calibrate", "none", "--calibrate", "a.txt"], "--calibrate none"),
         (vec!["--budget", "10%", "--calibrate", "none", "--gate-weight", "none"], "--calibrate none"),
         (vec!["--budget", "10%", "--calibrate", "none", "--sensitivity", "measured"], "--calibrate none"),

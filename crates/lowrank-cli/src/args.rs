@@ -101,6 +101,9 @@ pub(crate) struct RecipeFlags {
     /// Tokens to calibrate on, spread evenly over the text [default: 65536]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_tokens: Option<usize>,
+    /// Tokens of a window of the calibration text; attention does not cross windows [default: 256]
+    #[arg(long, value_name = "N")]
+    pub(crate) calibration_window: Option<usize>,
     /// How much each routed token counts [default: squared]
     #[arg(long, value_name = "HOW")]
     pub(crate) gate_weight: Option<GateWeight>,

@@ -180,6 +180,7 @@ fn of_pipeline(error: &PipelineError) -> Option<&'static str> {
         E::NothingToMeasureOn => Some("drop --calibrate none or --sensitivity measured"),
         E::PlanStorage { .. } => Some("drop --storage, or make a new plan"),
         E::PlanDtype { .. } => Some("give the --dtype that the plan was made with, or make a new plan"),
+        E::WindowTooLong { .. } => Some("lower --calibration-window"),
         E::OtherTexts { .. } => Some("--calibrate names the texts that were used"),
         E::FixedRank { .. } => Some("give --fix-rank a rank in this range"),
         E::DenseAndFixed { .. } => Some("change --keep-dense or --fix-rank"),

@@ -24,8 +24,6 @@ use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
 const CACHE_VERSION: u32 = 4;
-/// Tokens of a window.
-pub(crate) const WINDOW_TOKENS: usize = 256;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]
@@ -41,6 +39,10 @@ impl CalibrationText {
     /// Reads and encodes the texts of a recipe; each gives an equal share of the tokens. `None` where it has none.
     pub fn read(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>, PipelineError> {
         let Some(settings) = recipe.calibration() else { return Ok(None) };
+        let (window, positions) = (settings.calibration_window, checkpoint.config().max_position_embeddings);
+        if window > positions {
+            return Err(PipelineError::WindowTooLong { window, positions });
+        }
         let (mut infos, mut sequences) = (Vec::new(), Vec::new());
         for text in &settings.calibrate {
             let source = match text {
@@ -49,7 +51,7 @@ impl CalibrationText {
             };
             let request = TextRequest {
                 source: &source,
-                window: WINDOW_TOKENS,
+                window: settings.calibration_window,
                 max_tokens: Some(settings.calibration_tokens / settings.calibrate.len()),
                 pick: Pick::Spread,
             };
@@ -80,7 +82,7 @@ impl CalibrationText {
 
     /// Windows to measure sensitivities with, evenly out of all.
     fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
-        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(WINDOW_TOKENS);
+        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.calibration_window);
         let count = wanted.clamp(1, self.sequences.len());
         (0..count).map(|i| self.sequences[i * self.sequences.len() / count].clone()).collect()
     }

@@ -150,6 +150,14 @@ pub enum PipelineError {
         /// The file that every output has.
         path: PathBuf,
     },
+    /// A model has fewer positions than a window has tokens.
+    #[error("a calibration window of {window} tokens is longer than the {positions} positions of the model")]
+    WindowTooLong {
+        /// Tokens of a window.
+        window: usize,
+        /// Of the model.
+        positions: usize,
+    },
     /// A run is to be repeated on other texts than it was calibrated on.
     #[error("{}: the run was calibrated on {names}, and the texts given now are others", path.display())]
     OtherTexts {
@@ -188,6 +196,7 @@ impl PipelineError {
             | Self::NoDevice(_)
             | Self::NothingToMeasureOn
             | Self::OtherTexts { .. }
+            | Self::WindowTooLong { .. }
             | Self::TooManyWorkers { .. }
             | Self::PatternMatchesNothing { .. }
             | Self::FixedRank { .. }

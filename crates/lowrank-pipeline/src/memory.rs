@@ -9,7 +9,6 @@
 //! What is not counted by name, the program itself and the buffers of its products, is in [`PROCESS_BYTES`] and
 //! [`WORKER_BYTES`]. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
 
-use crate::calibration::WINDOW_TOKENS;
 use crate::propagate::TOKENS_TOGETHER;
 use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
 use lowrank_compute::blocks::BLOCK_ROWS;
@@ -294,18 +293,18 @@ impl<'a> Model<'a> {
         ]
     }
 
-    fn attend(&self, name: &'static str, states: u128, _settings: &CalibrationSettings) -> Stage {
+    fn attend(&self, name: &'static str, states: u128, settings: &CalibrationSettings) -> Stage {
         Stage::new(
             name,
             &[("hidden states", states), self.attention(), ("singular values", self.spectra())],
-            &[self.window(WINDOW_TOKENS)],
+            &[self.window(settings.calibration_window)],
         )
     }
 
     /// Spectra in the calibrated norm, and what their errors do to the logits.
     fn sensitivities(&self, settings: &CalibrationSettings) -> [Stage; 5] {
         let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.calibration_tokens);
-        let tokens = wanted.div_ceil(WINDOW_TOKENS) * WINDOW_TOKENS;
+        let tokens = wanted.div_ceil(settings.calibration_window) * settings.calibration_window;
         let one = self.states(tokens);
         let states = product(&[1 + 3 * self.layers, one]);
         let shared = |more: &[(&'static str, u128)]| {
@@ -321,7 +320,7 @@ impl<'a> Model<'a> {
         let block = ("inputs and outputs of the MoE block", 2 * one);
         let together = (WALKING_BYTES as u128).max(2 * one).min(2 * states);
         let head = product(&[self.config.vocab_size as u128, self.h, self.e + F32]);
-        let logits = product(&[2, self.config.vocab_size as u128, WINDOW_TOKENS as u128, F32]);
+        let logits = product(&[2, self.config.vocab_size as u128, settings.calibration_window as u128, F32]);
         [
             self.attend("sensitivities: attention", states, settings),
             Stage::new(

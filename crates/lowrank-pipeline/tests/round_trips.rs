@@ -163,6 +163,7 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
         true => CalibrationSettings {
             calibrate: vec![TextChoice::File(ids)],
             calibration_tokens: 96,
+            calibration_window: 16,
             sensitivity_tokens: Some(48),
             ..CalibrationSettings::default()
         },

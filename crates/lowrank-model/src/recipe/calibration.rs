@@ -15,6 +15,8 @@ pub struct CalibrationSettings {
     pub calibrate: Vec<TextChoice>,
     /// Tokens to sum second moments over.
     pub calibration_tokens: usize,
+    /// Tokens of a window; attention does not cross windows.
+    pub calibration_window: usize,
     /// What is summed.
     #[serde(flatten)]
     pub moments: MomentSettings,
@@ -84,6 +86,7 @@ impl Default for CalibrationSettings {
         Self {
             calibrate: vec![TextChoice::Bundled],
             calibration_tokens: 65_536,
+            calibration_window: 256,
             moments: MomentSettings::default(),
             shrinkage: 0.1,
             sensitivity_tokens: None,
@@ -115,6 +118,7 @@ impl CalibrationSettings {
             return Err(RecipeError { key: "calibrate", value: several(), expected });
         }
         validate_least("calibration-tokens", self.calibration_tokens, 2, "at least 2")?;
+        validate_least("calibration-window", self.calibration_window, 2, "at least 2")?;
         validate_least("sensitivity-tokens", self.sensitivity_tokens.unwrap_or(2), 2, "at least 2")?;
         validate_share("shrinkage", self.shrinkage)
     }
