@@ -4,8 +4,8 @@
 use clap::Args;
 use lowrank_model::plan::{Allocation, Sensitivity};
 use lowrank_model::recipe::{
-    ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern, PropagationScope,
-    Removal, TextChoice,
+    Bos, ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern,
+    PropagationScope, Removal, TextChoice,
 };
 use lowrank_model::{AlgebraChoice, Device, Dtype, Storage};
 use lowrank_pipeline::workers::{CachePlace, Resources};
@@ -104,6 +104,9 @@ pub(crate) struct RecipeFlags {
     /// Tokens of a window of the calibration text; attention does not cross windows [default: 256]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_window: Option<usize>,
+    /// Whether a window of the calibration text starts with the tokenizer's BOS [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) bos: Option<Bos>,
     /// How much each routed token counts [default: squared]
     #[arg(long, value_name = "HOW")]
     pub(crate) gate_weight: Option<GateWeight>,

@@ -6,6 +6,7 @@ use crate::config::{self, GOALS, Located, Source};
 use crate::exit::{Failure, Result, usage};
 use crate::job::Job;
 use lowrank_model::display::abridge;
+use lowrank_model::recipe::Bos;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -66,6 +67,8 @@ pub(crate) struct VerifyKeys {
     pub(crate) text: Option<PathBuf>,
     /// As `verify --window`.
     pub(crate) window: Option<usize>,
+    /// As `verify --bos`.
+    pub(crate) bos: Bos,
     /// As `verify --max-tokens`.
     pub(crate) max_tokens: Option<usize>,
 }

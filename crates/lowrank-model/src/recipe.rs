@@ -17,7 +17,7 @@ mod plan;
 mod propagation;
 
 pub use crate::budget::{ByteSize, ParamCount, Removal};
-pub use calibration::{CalibrationSettings, CalibrationTarget, GateWeight, MomentSettings, TextChoice};
+pub use calibration::{Bos, CalibrationSettings, CalibrationTarget, GateWeight, MomentSettings, TextChoice};
 pub use error::RecipeError;
 pub use factor::{FactorSettings, MethodChoice};
 pub use goal::Goal;

@@ -52,6 +52,7 @@ impl CalibrationText {
             let request = TextRequest {
                 source: &source,
                 window: settings.calibration_window,
+                bos: settings.bos,
                 max_tokens: Some(settings.calibration_tokens / settings.calibrate.len()),
                 pick: Pick::Spread,
             };

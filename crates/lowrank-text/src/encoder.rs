@@ -22,6 +22,14 @@ impl Encoder {
         guarded(|| Tokenizer::from_bytes(json)).map(Self)
     }
 
+    /// Ids that the tokenizer puts before a text by itself, by its post-processor: BOS, for most.
+    pub(crate) fn prefix(&self) -> Result<Vec<u32>, String> {
+        let encoding = guarded(|| self.0.encode("a", true))?;
+        let is_special = encoding.get_special_tokens_mask().iter();
+        let length = is_special.take_while(|&&special| special == 1).count();
+        Ok(encoding.get_ids()[..length].to_vec())
+    }
+
     /// Ids of a piece of text.
     pub(crate) fn ids(&self, piece: &str) -> Result<Vec<u32>, String> {
         Ok(guarded(|| self.0.encode(piece, false))?.get_ids().to_vec())
@@ -72,6 +80,18 @@ mod tests {
                 Encoder::new(tokenizer(decoder, "null").as_bytes()).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(encoder.ids("abba"), Ok(vec![2, 1, 0]));
         }
+    }
+
+    #[test]
+    fn what_stands_before_a_text_is_the_post_processors() {
+        let plain = tokenizer("null", "null");
+        let before = |json: &str| Encoder::new(json.as_bytes()).unwrap_or_else(|e| panic!("{e}")).prefix();
+        assert_eq!(before(&plain), Ok(vec![]));
+        let template = r#""post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"b": {"id": "b", "ids": [1], "tokens": ["b"]}}}"#;
+        assert_eq!(before(&plain.replace("\"post_processor\": null", template)), Ok(vec![1]));
     }
 
     #[test]

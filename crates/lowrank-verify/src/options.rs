@@ -1,5 +1,6 @@
 //! What to verify with, and what is good enough.
 
+use lowrank_model::recipe::Bos;
 use lowrank_text::{Passage, Pick, TextRequest, TextSource};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub struct VerifyOptions {
     pub text: TextSource,
     /// Tokens of a window; windows do not overlap and do not see each other.
     pub window: usize,
+    /// Whether a window starts with the tokenizer's BOS.
+    pub bos: Bos,
     /// Whole windows are taken from the start of the text until this many tokens; absent: all.
     pub max_tokens: Option<usize>,
     /// What is good enough.
@@ -27,6 +30,7 @@ impl Default for VerifyOptions {
             depth: Depth::Full,
             text: TextSource::Bundled(Passage::Verification),
             window: WINDOW_TOKENS,
+            bos: Bos::Auto,
             max_tokens: None,
             thresholds: Thresholds::default(),
         }
@@ -36,8 +40,8 @@ impl Default for VerifyOptions {
 impl VerifyOptions {
     /// The tokens that these options mean.
     pub fn text_request(&self) -> TextRequest<'_> {
-        let &Self { ref text, window, max_tokens, .. } = self;
-        TextRequest { source: text, window, max_tokens, pick: Pick::First }
+        let &Self { ref text, window, bos, max_tokens, .. } = self;
+        TextRequest { source: text, window, bos, max_tokens, pick: Pick::First }
     }
 }
 

@@ -9,6 +9,7 @@
 use lowrank_forward::{Cpu, ExpertBatch, Forward, Observer};
 use lowrank_model::names::{Role, router};
 use lowrank_model::progress::Silent;
+use lowrank_model::recipe::Bos;
 use lowrank_model::{Dtype, MatrixId, Tensor, format};
 use lowrank_reader::Checkpoint;
 use lowrank_text::{Passage, Pick, TextRequest, TextSource, windows};
@@ -28,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let original = Checkpoint::open(Path::new(model))?;
     let read = |source: &TextSource, max_tokens: &str, pick| {
         let max_tokens = Some(max_tokens.parse()?);
-        let request = TextRequest { source, window: WINDOW_TOKENS, max_tokens, pick };
+        let request = TextRequest { source, window: WINDOW_TOKENS, bos: Bos::Auto, max_tokens, pick };
         Ok::<_, Box<dyn Error>>(windows(original.dir(), &request)?)
     };
     let source = match calibration.as_str() {

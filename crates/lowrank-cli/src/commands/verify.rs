@@ -7,6 +7,7 @@ use crate::exit::{Failure, Result, unwritten, usage};
 use crate::progress::Console;
 use clap::Args;
 use lowrank_forward::choose;
+use lowrank_model::recipe::Bos;
 use lowrank_model::{Device, ErrorKind};
 use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
@@ -29,6 +30,9 @@ pub(crate) struct VerifyArgs {
     /// Tokens of a window; attention does not cross windows
     #[arg(long, value_name = "N", default_value_t = VerifyOptions::default().window)]
     window: usize,
+    /// Whether a window starts with the tokenizer's BOS
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    bos: Bos,
     /// Use the first whole windows up to this many tokens [default: all]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
@@ -78,6 +82,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
         depth: if args.static_only { Depth::Static } else { Depth::Full },
         text: args.text.clone().map_or(TextSource::Bundled(Passage::Verification), TextSource::File),
         window: args.window,
+        bos: args.bos,
         max_tokens: args.max_tokens,
         thresholds: Thresholds {
             max_kl: args.max_kl,

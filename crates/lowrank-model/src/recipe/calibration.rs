@@ -17,6 +17,8 @@ pub struct CalibrationSettings {
     pub calibration_tokens: usize,
     /// Tokens of a window; attention does not cross windows.
     pub calibration_window: usize,
+    /// Whether a window starts with the token that begins a text.
+    pub bos: Bos,
     /// What is summed.
     #[serde(flatten)]
     pub moments: MomentSettings,
@@ -34,6 +36,18 @@ pub struct MomentSettings {
     pub gate_weight: GateWeight,
     /// Whose output error is minimised.
     pub calibration_target: CalibrationTarget,
+}
+
+/// Whether a window of a text starts with the tokenizer's beginning-of-sequence token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Bos {
+    /// Where the tokenizer adds one by itself, as runtimes do
+    #[default]
+    Auto,
+    /// The text alone
+    Never,
 }
 
 /// How much each routed token counts, by the router's weight g.
@@ -87,6 +101,7 @@ impl Default for CalibrationSettings {
             calibrate: vec![TextChoice::Bundled],
             calibration_tokens: 65_536,
             calibration_window: 256,
+            bos: Bos::Auto,
             moments: MomentSettings::default(),
             shrinkage: 0.1,
             sensitivity_tokens: None,

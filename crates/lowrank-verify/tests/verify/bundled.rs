@@ -2,6 +2,7 @@
 //! (`tests/golden/make_fixtures.py`).
 
 use lowrank_model::progress::Silent;
+use lowrank_model::recipe::Bos;
 use lowrank_reader::Checkpoint;
 use lowrank_text::TextError;
 use lowrank_verify::{TextSource, Verdict, VerifyOptions, verify};
@@ -23,12 +24,13 @@ fn the_passage_has_the_tokens_and_the_perplexity_of_the_reference() {
     let perplexity = f64::from_le_bytes(golden.tensor("perplexity").unwrap().data().try_into().unwrap());
 
     let tiny = fixtures().join("tiny-mixtral");
-    let request = VerifyOptions::default();
+    // The reference was measured without BOS.
+    let request = VerifyOptions { bos: Bos::Never, ..VerifyOptions::default() };
     let all = lowrank_text::windows(Checkpoint::open(&tiny).unwrap().dir(), &request.text_request()).unwrap();
     assert_eq!(all.sequences.concat(), ids[..ids.len() / window * window]);
     assert!(all.info.bundled);
 
-    let options = VerifyOptions { max_tokens: Some(windows * window), ..VerifyOptions::default() };
+    let options = VerifyOptions { max_tokens: Some(windows * window), ..request };
     let report = verify(&tiny, &tiny, &options, &Silent).unwrap();
     assert_eq!(report.verdict, Verdict::Passed, "{report}");
     let outcome = report.outcome.unwrap();
@@ -45,7 +47,8 @@ fn every_kind_of_text_gives_the_same_tokens() {
     let read = |name: &str, content: &str| {
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let options = VerifyOptions { text: TextSource::File(path), window: 8, ..VerifyOptions::default() };
+        let text = TextSource::File(path);
+        let options = VerifyOptions { text, window: 8, bos: Bos::Never, ..VerifyOptions::default() };
         lowrank_text::windows(tiny.dir(), &options.text_request()).map(|windows| windows.sequences)
     };
     let txt = read("a.txt", sentence).unwrap();
@@ -62,4 +65,18 @@ fn every_kind_of_text_gives_the_same_tokens() {
     assert!(matches!(read("bad.ids", "5 x"), Err(TextError::Content { .. })));
     assert!(matches!(read("bad.jsonl", "{\"body\": 1}"), Err(TextError::Content { .. })));
     assert!(matches!(read("a.pdf", "5"), Err(TextError::Kind { .. })));
+}
+
+#[test]
+fn a_window_starts_with_the_tokenizers_bos_unless_it_is_not_to() {
+    let tiny = Checkpoint::open(&fixtures().join("tiny-mixtral")).unwrap();
+    let read = |bos| {
+        let options = VerifyOptions { bos, window: 8, max_tokens: Some(64), ..VerifyOptions::default() };
+        lowrank_text::windows(tiny.dir(), &options.text_request()).unwrap()
+    };
+    let (with, without) = (read(Bos::Auto), read(Bos::Never));
+    assert!((with.info.prefix.as_slice(), without.info.prefix.as_slice()) == (&[1], &[]));
+    assert!(with.sequences.iter().all(|window| window.len() == 8 && window[0] == 1));
+    let text: Vec<u32> = with.sequences.iter().flat_map(|window| &window[1..]).copied().collect();
+    assert_eq!(text, without.sequences.concat()[..text.len()]);
 }

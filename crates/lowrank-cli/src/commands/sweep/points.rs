@@ -99,6 +99,7 @@ impl Verification {
         let options = VerifyOptions {
             text: keys.text.clone().map_or(TextSource::Bundled(Passage::Verification), TextSource::File),
             window: keys.window.unwrap_or(usual.window),
+            bos: keys.bos,
             max_tokens: keys.max_tokens,
             ..usual
         };
