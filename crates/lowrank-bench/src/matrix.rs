@@ -6,10 +6,8 @@ use lowrank_bench::meter::{Meter, Took, peak_resident_bytes, timed};
 use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Real};
 use lowrank_model::{Dtype, MatrixId, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::factor::residual_energy;
-use lowrank_svd::{
-    FactorOptions, MethodChoice, Metric, PrecisionChoice, factor_reduced_in, pivot, reduce_in, spectrum,
-};
+use lowrank_svd::residual::residual_energy;
+use lowrank_svd::{MethodChoice, PrecisionChoice, SvdOptions, factor, interpolative, spectrum};
 use ndarray::Array2;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -62,11 +60,8 @@ impl Matrix {
         let checkpoint = Checkpoint::open(&self.model)?;
         let id = MatrixId::parse(&self.matrix).context("no module name of an expert matrix")?;
         let backend = self.backend.open()?;
-        let options = FactorOptions {
-            method: MethodChoice::Exact,
-            precision: self.precision,
-            ..FactorOptions::default()
-        };
+        let options =
+            SvdOptions { method: MethodChoice::Exact, precision: self.precision, ..SvdOptions::default() };
         let mut stages: Vec<(&str, Took)> = Vec::new();
         let meter = Meter::start()?;
 
@@ -79,8 +74,7 @@ impl Matrix {
         };
         let (w, took) = timed(read)?;
         stages.push(("read", took));
-        let metric = Metric::Weights;
-        let (reduced, took) = timed(|| Ok(reduce_in(backend, &w, &metric, self.precision)?))?;
+        let (reduced, took) = timed(|| Ok(spectrum(backend, &w, &options)?))?;
         stages.push(("spectrum", took));
         let (sigma, reduction) = reduced;
         // The second pass of a run reads the matrix again.
@@ -88,14 +82,14 @@ impl Matrix {
         let (w, took) = timed(read)?;
         stages.push(("read again", took));
         let (factored, took) = timed(|| {
-            let known = Some(&sigma);
-            Ok(factor_reduced_in(backend, &w, self.rank, &metric, &options, known, reduction.as_ref())?)
+            let options = SvdOptions { spectrum: Some(&sigma), reduction: reduction.as_ref(), ..options };
+            Ok(factor(backend, &w, self.rank, &options)?)
         })?;
         stages.push(("factors", took));
         let factors = &factored.factors;
         let (m, n, r) = (factors.shape.rows, factors.shape.cols, self.rank);
         let stored = if self.pivoted {
-            let (pivoted, took) = timed(|| Ok(pivot(backend, factors)?))?;
+            let (pivoted, took) = timed(|| Ok(interpolative(backend, factors)?))?;
             stages.push(("pivots", took));
             let [basis, table] = lowrank_model::pivots::factor_shapes(factors.shape, r).map(Vec::from);
             let round = || {
@@ -132,7 +126,8 @@ impl Matrix {
         std::fs::remove_file(&self.out)?;
 
         let excess = if self.compare {
-            let optimum = spectrum(backend, &w, PrecisionChoice::F64)?;
+            let options = SvdOptions { precision: PrecisionChoice::F64, ..options };
+            let (optimum, _) = spectrum(backend, &w, &options)?;
             let error = (residual_energy(backend, &w, factors) / optimum.energy()).sqrt();
             Some(error / optimum.relative_error(r) - 1.0)
         } else {

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use lowrank_model::{MatrixId, Projection, StoredMatrix};
     use lowrank_reader::Checkpoint;
-    use lowrank_svd::PrecisionChoice;
+    use lowrank_svd::{PrecisionChoice, SvdOptions};
 
     fn small(out: PathBuf, seed: u64) -> Synth {
         let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-mixtral");
@@ -234,7 +234,8 @@ mod tests {
         let matrix = bytes("a", 1);
         assert_eq!(matrix, bytes("b", 1));
         assert_ne!(matrix, bytes("c", 2));
-        let spectrum = lowrank_svd::spectrum(&Faer, &matrix, PrecisionChoice::F64).unwrap();
+        let options = SvdOptions { precision: PrecisionChoice::F64, ..SvdOptions::default() };
+        let (spectrum, _) = lowrank_svd::spectrum(&Faer, &matrix, &options).unwrap();
         let sigma = spectrum.sigma();
         // The floor of a 128×448 matrix of noise lies between 0.0173·(√448 ∓ √128), give or take its draw.
         let edges = [0.8 * 0.0173 * 9.0, 1.2 * 0.0173 * 33.5];

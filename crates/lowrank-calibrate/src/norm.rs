@@ -47,10 +47,11 @@ impl Norm {
         match self {
             Self::Weights => Metric::Weights,
             Self::Inputs { moment, rows, blend } => {
-                Metric::Inputs { moment: moment.view(), rows, blend: *blend, map: None, root: None }
+                let (map, root) = (None, None);
+                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *blend, map, root }
             }
             Self::Outputs { moment, blend } => {
-                Metric::Outputs { moment: moment.view(), blend: *blend, map: None }
+                Metric::Outputs { second_moment: moment, shrinkage: *blend, map: None }
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Moments of the activations that a compressed model sees, beside those that the original saw: what
-//! [`lowrank_svd::fitted_map`] needs, so that factors give the original's outputs from changed inputs.
+//! [`lowrank_svd::ridge_map`] needs, so that factors give the original's outputs from changed inputs.
 
 use crate::CalibrateError;
 use crate::moments::{add_cross, add_moment};
 use lowrank_compute::Backend;
-use lowrank_svd::{MomentRoot, SvdError, Unseen, fitted_map};
+use lowrank_svd::{MomentRoot, ShrinkageTarget, SvdError, ridge_map};
 use ndarray::Array2;
 
 /// Tokens that are widened to f64 together. Whoever adds in several calls adds a multiple of it, for the same bits.
@@ -44,13 +44,13 @@ impl Pair {
         backend: &dyn Backend,
         blend: f64,
         own_share: f64,
-        unseen: Unseen<'_>,
+        target: ShrinkageTarget<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), SvdError> {
         let wanted = Array2::from_shape_fn(self.cross.dim(), |(i, j)| {
             let own = self.moment[if j <= i { [i, j] } else { [j, i] }];
             (1.0 - own_share) * self.cross[[i, j]] + own_share * own
         });
-        fitted_map(backend, wanted.view(), self.moment.view(), blend, unseen)
+        ridge_map(backend, wanted.view(), self.moment.view(), blend, target)
     }
 
     /// Whether every sum is finite.
@@ -96,7 +96,7 @@ mod tests {
     fn a_model_that_wants_only_its_own_needs_no_map() {
         let pair = pair(&rows(1.0), &rows(2.5), &[1.0; 5]);
         let away = |own_share: f64| {
-            let (map, _) = pair.map(&Faer, 0.0, own_share, Unseen::Inputs).unwrap();
+            let (map, _) = pair.map(&Faer, 0.0, own_share, ShrinkageTarget::Identity).unwrap();
             (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))
         };
         assert!(away(1.0) < 1e-9 && away(0.0) > 0.1, "{} {}", away(1.0), away(0.0));

@@ -18,7 +18,7 @@ use lowrank_model::{
     params::stored_params,
 };
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{FactorOptions, decompose_in};
+use lowrank_svd::{SvdOptions, decompose};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -148,9 +148,8 @@ impl Halves<'_> {
         let shape = self.config.matrix_shape(id.projection);
         let rank = rank_reference(shape);
         let norm = self.norms.of(id)?;
-        let options = FactorOptions::default().for_matrix(id);
-        let (decomposed, _) =
-            self.algebra.run(shape, |backend| decompose_in(backend, &w, rank, &norm.metric(), &options));
+        let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);
+        let (decomposed, _) = self.algebra.run(shape, |backend| decompose(backend, &w, rank, &options));
         let (spectrum, factors) = decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
         let f32s = |shape: [usize; 2], values: &[f32]| {
             Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")

@@ -26,7 +26,7 @@ use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExp
 use lowrank_model::recipe::{MomentSettings, PropagationScope};
 use lowrank_model::{MatrixId, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{Metric, MomentRoot, Unseen};
+use lowrank_svd::{Metric, MomentRoot, ShrinkageTarget};
 use ndarray::Array2;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,11 +150,11 @@ impl Fit {
             Self::Alone(norm) => norm.metric(),
             Self::Inputs { seen, rows, blend } => {
                 let Seen { moment, map, root } = &**seen;
-                let (moment, map, root) = (moment.view(), Some(map.view()), root.as_ref());
-                Metric::Inputs { moment, rows, blend: *blend, map, root }
+                let (map, root) = (Some(map), root.as_ref());
+                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *blend, map, root }
             }
             Self::Outputs { moment, blend, map } => {
-                Metric::Outputs { moment: moment.view(), blend: *blend, map: Some(map.view()) }
+                Metric::Outputs { second_moment: moment, shrinkage: *blend, map: Some(map) }
             }
         }
     }
@@ -292,7 +292,7 @@ impl Layer<'_> {
         drop(weights);
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(tokens.len() as f64);
-        let (map, root) = self.map(ids[0], &pair, blend, Unseen::Inputs)?;
+        let (map, root) = self.map(ids[0], &pair, blend, ShrinkageTarget::Identity)?;
         let seen = Arc::new(Seen { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
             let rows = if id.projection == Projection::W1 { &row_weights.gate } else { &row_weights.up };
@@ -356,7 +356,7 @@ impl Layer<'_> {
         };
         pair.check(self.layer, visit.expert)?;
         let blend = self.calibrated.norms.blend_of(seen.len() as f64);
-        let (map, _) = self.map(id, &pair, blend, Unseen::OutputsOf(&w2))?;
+        let (map, _) = self.map(id, &pair, blend, ShrinkageTarget::GramOf(&w2))?;
         Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
     }
 
@@ -366,11 +366,11 @@ impl Layer<'_> {
         id: MatrixId,
         pair: &Pair,
         blend: f64,
-        unseen: Unseen<'_>,
+        target: ShrinkageTarget<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), PipelineError> {
         let own_share = self.calibrated.propagation().target_interpolation;
         let shape = self.forward.config().matrix_shape(id.projection);
-        let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, unseen));
+        let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, target));
         map.map_err(|source| PipelineError::Svd { name: id, source })
     }
 

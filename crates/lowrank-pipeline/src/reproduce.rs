@@ -24,7 +24,7 @@ use lowrank_model::{
     AlgebraChoice, Device, Dtype, MatrixId, Progress, Recipe, StoredMatrix, Tensor, failure, format,
 };
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{Metric, PrecisionChoice};
+use lowrank_svd::{Metric, SvdOptions};
 use lowrank_writer::report::{BaseModel, REPORT_VERSION};
 use lowrank_writer::{CompressionReport, Leftover, Manifest};
 use rayon::prelude::*;
@@ -298,9 +298,10 @@ impl Sampled<'_> {
             let spectrum = (alone && goal.is_budget())
                 .then(|| {
                     let spectrum = calibration.algebra().run(matrix_shape(&matrix), |backend| {
-                        lowrank_svd::spectrum_in(backend, &matrix, metric, PrecisionChoice::Auto)
+                        let options = SvdOptions { metric: *metric, ..SvdOptions::default() };
+                        lowrank_svd::spectrum(backend, &matrix, &options)
                     });
-                    spectrum.0
+                    spectrum.0.map(|(spectrum, _)| spectrum)
                 })
                 .transpose()
                 .map_err(|source| PipelineError::Svd { name: id, source })?;

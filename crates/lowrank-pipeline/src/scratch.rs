@@ -5,7 +5,7 @@
 
 use lowrank_model::MatrixId;
 use lowrank_svd::Reduction;
-use lowrank_svd::reduction::Numbers;
+use lowrank_svd::reduction::ReductionNumbers;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -50,8 +50,8 @@ impl Scratch {
     pub(crate) fn keep(&self, id: MatrixId, mut reduction: Reduction) {
         let numbers = reduction.take_numbers();
         let (bytes, count, is_f64): (&[u8], usize, bool) = match &numbers {
-            Numbers::F32(values) => (bytemuck::cast_slice(values), values.len(), false),
-            Numbers::F64(values) => (bytemuck::cast_slice(values), values.len(), true),
+            ReductionNumbers::F32(values) => (bytemuck::cast_slice(values), values.len(), false),
+            ReductionNumbers::F64(values) => (bytemuck::cast_slice(values), values.len(), true),
         };
         let len = bytes.len() as u64;
         if lowrank_writer::check_space(&self.folder, self.reserved_bytes.saturating_add(len)).is_err() {
@@ -78,11 +78,11 @@ impl Scratch {
         let numbers = if is_f64 {
             let mut values = vec![0.0_f64; numbers];
             read(bytemuck::cast_slice_mut(&mut values)).ok()?;
-            Numbers::F64(values)
+            ReductionNumbers::F64(values)
         } else {
             let mut values = vec![0.0_f32; numbers];
             read(bytemuck::cast_slice_mut(&mut values)).ok()?;
-            Numbers::F32(values)
+            ReductionNumbers::F32(values)
         };
         reduction.put_numbers(numbers);
         Some(reduction)
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use lowrank_compute::Faer;
     use lowrank_model::{Dtype, Projection, Tensor};
-    use lowrank_svd::{FactorOptions, Metric, PrecisionChoice, factor_reduced_in, reduce_in};
+    use lowrank_svd::{PrecisionChoice, SvdOptions, factor, spectrum};
 
     #[test]
     fn factors_have_the_same_bits_with_a_reduction_and_without_and_it_is_there_once() {
@@ -104,17 +104,16 @@ mod tests {
         let values: Vec<f32> = (0..90 * 40).map(|i: u32| ((i * i) % 1009) as f32 / 500.0 - 1.0).collect();
         let w = Tensor::from_f32(vec![90, 40], Dtype::Bf16, &values).unwrap();
         for (expert, precision) in [PrecisionChoice::F32, PrecisionChoice::F64].into_iter().enumerate() {
-            let (spectrum, reduction) = reduce_in(&Faer, &w, &Metric::Weights, precision).unwrap();
+            let options = SvdOptions { precision, ..SvdOptions::default() };
+            let (spectrum, reduction) = spectrum(&Faer, &w, &options).unwrap();
             let reduction = reduction.expect("faer reduces");
             scratch.keep(id(expert), reduction.clone());
             let back = scratch.take(id(expert));
             assert_eq!(back, Some(reduction));
             assert_eq!(scratch.take(id(expert)), None);
-            let options = FactorOptions { precision, ..FactorOptions::default() };
             let [with, without] = [back, None].map(|reduction| {
-                let known = Some(&spectrum);
-                factor_reduced_in(&Faer, &w, 17, &Metric::Weights, &options, known, reduction.as_ref())
-                    .unwrap()
+                let (spectrum, reduction) = (Some(&spectrum), reduction.as_ref());
+                factor(&Faer, &w, 17, &SvdOptions { spectrum, reduction, ..options }).unwrap()
             });
             assert_eq!(with, without);
         }
@@ -126,7 +125,7 @@ mod tests {
         let scratch = Scratch::new(folder.path(), u64::MAX).unwrap();
         let id = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
         let w = Tensor::from_f32(vec![4, 3], Dtype::F32, &[1.0; 12]).unwrap();
-        let (_, reduction) = reduce_in(&Faer, &w, &Metric::Weights, PrecisionChoice::Auto).unwrap();
+        let (_, reduction) = spectrum(&Faer, &w, &SvdOptions::default()).unwrap();
         scratch.keep(id, reduction.expect("faer reduces"));
         assert_eq!(scratch.take(id), None);
         assert_eq!(scratch.state.lock().unwrap().end, 0, "bytes written");

@@ -5,7 +5,7 @@ use crate::{CalibrationContext, Interrupt, PipelineError};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::{MatrixId, Progress, Spectrum, StoredMatrix};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::PrecisionChoice;
+use lowrank_svd::SvdOptions;
 use lowrank_writer::StagingDir;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -53,9 +53,10 @@ pub fn spectra(
                 };
                 checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
                 let norm = calibration.norm(id)?;
-                let (reduced, _) = calibration.algebra().run(matrix_shape(&matrix), |backend| {
-                    lowrank_svd::reduce_in(backend, &matrix, &norm.metric(), PrecisionChoice::Auto)
-                });
+                let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() };
+                let (reduced, _) = calibration
+                    .algebra()
+                    .run(matrix_shape(&matrix), |backend| lowrank_svd::spectrum(backend, &matrix, &options));
                 let (spectrum, reduction) =
                     reduced.map_err(|source| PipelineError::Svd { name: id, source })?;
                 drop(matrix);

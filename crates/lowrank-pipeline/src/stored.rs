@@ -11,7 +11,7 @@ use lowrank_model::{
     Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, StoredMatrix, Tensor,
 };
 use lowrank_svd::residual::relative_error;
-use lowrank_svd::{FactorOptions, Factored, Factors, Metric, Reduction, Route, SvdError, unpivoted};
+use lowrank_svd::{Factored, Factors, Metric, Reduction, Route, SvdError, SvdOptions, expanded};
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -137,12 +137,13 @@ impl Form {
         reduction: Option<&Reduction>,
     ) -> Result<Remade, PipelineError> {
         let FactorSettings { method, seed, .. } = *settings;
-        let options = FactorOptions { method, seed, ..FactorOptions::default() }.for_matrix(id);
+        let options =
+            SvdOptions { metric: *metric, method, seed, spectrum, reduction, ..SvdOptions::default() };
+        let options = options.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
         let shape = matrix_shape(&matrix);
-        let (factored, mut processor) = algebra.run(shape, |backend| {
-            lowrank_svd::factor_reduced_in(backend, &matrix, rank, metric, &options, spectrum, reduction)
-        });
+        let (factored, mut processor) =
+            algebra.run(shape, |backend| lowrank_svd::factor(backend, &matrix, rank, &options));
         let Factored { factors, route, relative_error, metric_error: calibrated_error, .. } =
             factored.map_err(failed)?;
         // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.
@@ -158,7 +159,7 @@ impl Form {
             }
             Storage::Pivoted => {
                 let (pivoted, pivoted_by) =
-                    algebra.run(shape, |backend| lowrank_svd::pivot(backend, &factors));
+                    algebra.run(shape, |backend| lowrank_svd::interpolative(backend, &factors));
                 let pivoted = pivoted.map_err(failed)?;
                 processor = processor.and(pivoted_by);
                 let (basis, coefficients) = (rounded(0, &pivoted.basis)?, rounded(1, &pivoted.coefficients)?);
@@ -202,7 +203,7 @@ fn stored_error(
             Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
         }
         [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
-            unpivoted(shape, order, &basis.to_f32(), &coefficients.to_f32())
+            expanded(shape, order, &basis.to_f32(), &coefficients.to_f32())
         }
         _ => unreachable!("there are two ways to store factors"),
     };

@@ -1,7 +1,7 @@
 //! Which rank each matrix gets: the least total error that fits the budget.
 //!
 //! min Σₖ sₖ·errₖ²(rₖ) subject to Σₖ costₖ(rₖ) ≤ B, where every matrix k may also stay dense (error 0, cost mn).
-//! A multiple-choice knapsack. Its relaxation, in which a matrix may be a mixture of two choices, is solved exactly:
+//! A multiple-choice knapsack. Its relaxation, in which a matrix may lie between two choices, is solved exactly:
 //! take the lower convex hull of each (cost, error) curve and walk the segments of all hulls by falling slope until the
 //! budget is spent (Sinha and Zoltners, 1979). The relaxed optimum bounds every plan from below; only its last step is
 //! fractional, and is repaired. The plan carries both numbers, so that it proves how far from the optimum it can be.
@@ -10,131 +10,15 @@
 
 mod curve;
 mod fill;
+mod request;
 
-use curve::Curve;
+use curve::{Curve, Segment};
 use fill::{fill, shave};
-use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Sensitivity, Size};
-use lowrank_model::{
-    CostModel, ErrorKind, MatrixId, MatrixShape, ModelConfig, RankPlan, Spectrum, Target, Unit,
-    params::rank_max_saving,
-};
+use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Size};
+use lowrank_model::{CostModel, MatrixId, ModelConfig, RankPlan, Target, params::rank_max_saving};
 use std::collections::BTreeMap;
 
-/// One matrix that may be factored.
-#[derive(Debug, Clone, Copy)]
-pub struct Candidate<'a> {
-    /// Which matrix.
-    pub name: MatrixId,
-    /// [m, n]
-    pub shape: MatrixShape,
-    /// All its singular values, or those of [`crate::spectrum_in`].
-    pub spectrum: &'a Spectrum,
-    /// s for [`Sensitivity::Measured`], at least 0, on the scale of the spectrum; not read otherwise.
-    pub measured: f64,
-    /// What it may become.
-    pub choices: Choices,
-}
-
-/// What a matrix may become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Choices {
-    /// Any permitted rank, or dense.
-    #[default]
-    Any,
-    /// Dense.
-    Dense,
-    /// This rank, which need not be a multiple of anything.
-    Rank(usize),
-}
-
-/// Everything that a plan depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct AllocationRequest<'a> {
-    /// All expert matrices, in any order.
-    pub matrices: &'a [Candidate<'a>],
-    /// How much must go.
-    pub target: Target,
-    /// How cost is counted. Its unit is replaced by the target's.
-    pub cost: CostModel,
-    /// Ranks are multiples of this.
-    pub rank_multiple: usize,
-    /// No rank is below this.
-    pub rank_min: usize,
-    /// How errors of different matrices compare.
-    pub sensitivity: Sensitivity,
-    /// The whole checkpoint; contains the matrices.
-    pub before: Size,
-}
-
-/// Why there is no plan.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AllocateError {
-    /// More than factoring everything can remove.
-    #[error(
-        "cannot remove {asked} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
-         dense{}, the most that can be removed is {most}",
-        at_a_given_rank(*fixed)
-    )]
-    Infeasible {
-        /// How much must go.
-        asked: u64,
-        /// How much can go, exactly.
-        most: u64,
-        /// What is counted.
-        unit: Unit,
-        /// Smallest permitted rank.
-        rank_floor: usize,
-        /// Matrices that must stay dense.
-        kept_dense: usize,
-        /// Matrices whose rank is given.
-        fixed: usize,
-        /// All matrices.
-        matrices: usize,
-    },
-    /// Ranks cannot be multiples of zero.
-    #[error("the rank multiple is 0, expected at least 1")]
-    RankMultiple,
-    /// A matrix was given twice.
-    #[error("{0} is given twice")]
-    Duplicate(MatrixId),
-    /// A spectrum of another matrix.
-    #[error("{name} {shape} was given a spectrum of {values} values")]
-    Spectrum {
-        /// Which matrix.
-        name: MatrixId,
-        /// Its shape.
-        shape: MatrixShape,
-        /// Values in the spectrum.
-        values: usize,
-    },
-    /// A sensitivity that is none.
-    #[error("the measured sensitivity of {name} is {value}: it must be finite and not negative")]
-    Measured {
-        /// Which matrix.
-        name: MatrixId,
-        /// Its value, as text: NaN equals nothing.
-        value: String,
-    },
-    /// Given ranks do not fit the model.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-}
-
-impl AllocateError {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
-            Self::RankMultiple | Self::Plan(_) => ErrorKind::Usage,
-            Self::Measured { .. } => ErrorKind::BadNumbers,
-            Self::Duplicate(_) | Self::Spectrum { .. } => ErrorKind::Bug,
-        }
-    }
-}
-
-fn at_a_given_rank(fixed: usize) -> String {
-    if fixed > 0 { format!(" and {fixed} at a given rank") } else { String::new() }
-}
+pub use request::{AllocateError, AllocationRequest, Candidate, Choices};
 
 /// The ranks of least total error that remove at least the target, and less than one step more: afterwards no matrix can
 /// be given the next rank, or be left dense, without missing the target. (Given ranks alone may remove more.)
@@ -238,7 +122,7 @@ struct Problem {
     least: u64,
 }
 
-/// The optimum when one matrix may be a mixture of two choices.
+/// The optimum when one matrix may lie between two choices.
 struct Relaxed<'a> {
     /// The choice of each matrix where nothing is fractional yet.
     chosen: &'a [usize],
@@ -249,16 +133,6 @@ struct Relaxed<'a> {
     /// The step that does not fit as a whole; absent if everything can stay dense.
     critical: Option<Segment>,
     lower_bound: f64,
-}
-
-/// A step along the hull of a curve.
-#[derive(Debug, Clone, Copy)]
-struct Segment {
-    /// Error saved per cost.
-    slope: f64,
-    curve: u32,
-    /// From this vertex of the hull to the next.
-    vertex: u32,
 }
 
 /// Steps taken in their order, as far as a capacity lasts; for rising capacities.
@@ -370,7 +244,7 @@ impl Problem {
         segments
     }
 
-    /// A choice for each matrix that is no mixture.
+    /// One choice for each matrix: the relaxed optimum without its fractional step.
     fn repaired(&self, relaxed: &Relaxed<'_>) -> Vec<usize> {
         // Stop before the step that is fractional in the relaxation, and fill what is left with smaller steps.
         let mut below = relaxed.chosen.to_vec();

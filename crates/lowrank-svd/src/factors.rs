@@ -29,23 +29,28 @@ impl fmt::Debug for Factors {
     }
 }
 
-/// Factors and the energy Σ they hold of W.
-pub(crate) struct Split {
+/// Factors whose components are split evenly, and the energy of W that they keep.
+pub(crate) struct BalancedFactors {
     pub(crate) factors: Factors,
     /// ‖W‖² − ‖W − u·v‖², from the norms of the columns.
     pub(crate) kept_energy: f64,
     /// What column j of X was multiplied by, and column j of P divided by; 0 where P vanishes.
-    pub(crate) sizes: Vec<f64>,
+    pub(crate) scales: Vec<f64>,
 }
 
-/// Splits P Xᵀ. Signs are fixed by making the largest entry of each column of X positive.
-pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut p: Array2<f32>) -> Split {
+/// u and v of P Xᵀ, P [l, r]. Signs are fixed by making the largest entry of each column of X positive.
+pub(crate) fn balance<T: Real>(
+    shape: MatrixShape,
+    side: Side,
+    x: &Array2<T>,
+    mut p: Array2<f32>,
+) -> BalancedFactors {
     let (width, rank) = x.dim();
     let energies = column_energies(&p);
     let mut kept_energy = 0.0;
     // [d, r] for u on the side of the outputs, [r, d] for v on that of the inputs.
     let mut near = vec![0.0_f32; width * rank];
-    let mut sizes = Vec::with_capacity(rank);
+    let mut scales = Vec::with_capacity(rank);
     let mut far_scales = Vec::with_capacity(rank);
     for (j, column) in x.columns().into_iter().enumerate() {
         let norm = column.iter().map(|value| value.as_f64() * value.as_f64()).sum::<f64>();
@@ -66,7 +71,7 @@ pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut 
                 Side::Cols => near[j * width + i] = scaled,
             }
         }
-        sizes.push(sign * root);
+        scales.push(sign * root);
         far_scales.push(if root == 0.0 { 0.0 } else { sign / root });
     }
     for mut row in p.rows_mut() {
@@ -78,7 +83,7 @@ pub(crate) fn split<T: Real>(shape: MatrixShape, side: Side, x: &Array2<T>, mut 
         Side::Cols => (p.into_raw_vec_and_offset().0, near),
         Side::Rows => (near, transposed(&p)),
     };
-    Split { factors: Factors { shape, rank, u, v }, kept_energy, sizes }
+    BalancedFactors { factors: Factors { shape, rank, u, v }, kept_energy, scales }
 }
 
 /// ‖pⱼ‖² of every column, summed in f64 row by row.
@@ -121,19 +126,19 @@ mod tests {
         let shape = MatrixShape { rows: 3, cols: 2 };
         let x = array![[0.0_f64], [-1.0]];
         let p = array![[9.6_f32], [12.8], [0.0]];
-        let split = super::split(shape, Side::Cols, &x, p);
-        assert_eq!(split.factors.v, [0.0, 4.0]);
-        for (value, expected) in split.factors.u.iter().zip([-2.4_f32, -3.2, 0.0]) {
+        let balanced = balance(shape, Side::Cols, &x, p);
+        assert_eq!(balanced.factors.v, [0.0, 4.0]);
+        for (value, expected) in balanced.factors.u.iter().zip([-2.4_f32, -3.2, 0.0]) {
             assert!((value - expected).abs() < 1e-6);
         }
-        assert!((split.kept_energy - 256.0).abs() < 1e-4);
+        assert!((balanced.kept_energy - 256.0).abs() < 1e-4);
     }
 
     #[test]
     fn a_vanishing_component_becomes_zeros() {
         let shape = MatrixShape { rows: 2, cols: 3 };
-        let split = super::split(shape, Side::Rows, &array![[1.0_f32], [0.0]], Array2::zeros((3, 1)));
-        assert_eq!((split.factors.u, split.factors.v), (vec![0.0; 2], vec![0.0; 3]));
+        let balanced = balance(shape, Side::Rows, &array![[1.0_f32], [0.0]], Array2::zeros((3, 1)));
+        assert_eq!((balanced.factors.u, balanced.factors.v), (vec![0.0; 2], vec![0.0; 3]));
     }
 
     #[test]

@@ -1,21 +1,29 @@
-//! When f32 suffices: the one rule.
+//! When f32 suffices: the one rule, and every threshold of it.
 //!
 //! A Gram matrix squares the spectrum, so in f32 it loses singular values once (σ₁/σ)² nears 1/ε ≈ 10⁷. Measured on
 //! 14336×4096 matrices, the error beyond the optimum is 1e-10 at σ₁/σᵣ = 10, 2e-6 at 77, 1e-3 at 361 and 0.1 at 3706 in
 //! f32, and at most 1e-7 in f64 everywhere.
 
-use crate::SvdError;
-use crate::survey::Survey;
-use lowrank_model::MatrixShape;
+use crate::error::SvdError;
+use crate::stats::WeightStats;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Up to this short side f64 costs nothing worth saving, and leaves next to nothing for another CPU to round otherwise.
 const SHORT_SIDE_F64: usize = 1024;
-/// Largest σ₁/σ that f32 resolves.
+/// Largest σ₁/σ that f32 resolves: an excess of some 1e-6, by the measurements above.
 const F32_CONDITION_MAX: f64 = 100.0;
 /// Largest weights whose squares and their sums stay well inside f32.
 const F32_LARGEST_WEIGHT: std::ops::RangeInclusive<f64> = 1e-12..=1e12;
+
+/// A subspace that was found in f64 is projected onto in f32 from this truncated share of the energy on. A product of f32
+/// numbers is off by about 1e-14 of the energy, times ‖Y‖² in a norm of activations. Measured at this share: an excess
+/// of at most 1e-11 in any norm (`docs/decisions/0014-one-svd-engine.md`).
+const F32_PROJECTION_SHARE: f64 = 1e-2;
+/// Below this share of the energy, the truncation error is computed from the residual and is no longer the difference of
+/// two sums. The sum that is kept is over f32 numbers, so it may be off by f32's 6e-8 of itself where they are few: here
+/// 3e-6 of the error.
+pub(crate) const ERROR_SHARE_BY_DIFFERENCE: f64 = 2e-2;
 
 /// What the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,34 +57,32 @@ impl fmt::Display for Precision {
     }
 }
 
-/// What is known before computing.
-pub(crate) struct Known {
-    pub(crate) shape: MatrixShape,
-    /// max |w|
-    pub(crate) largest_weight: f64,
-    /// σ₁ over the smallest wanted σ, if a spectrum is at hand.
-    pub(crate) condition: Option<f64>,
-}
-
 /// Whether f32 is worth a thought.
-pub(crate) fn f32_saves(shape: MatrixShape, largest_weight: f64) -> bool {
-    shape.short_side() > SHORT_SIDE_F64 && F32_LARGEST_WEIGHT.contains(&largest_weight)
+fn f32_saves(stats: &WeightStats) -> bool {
+    stats.shape.short_side() > SHORT_SIDE_F64 && F32_LARGEST_WEIGHT.contains(&stats.largest_weight)
 }
 
-/// For an error that is only told: f32 loses what is below a millionth of the weights.
-pub(crate) fn of_measurements(survey: &Survey) -> Precision {
-    if f32_saves(survey.shape, survey.largest_weight) { Precision::F32 } else { Precision::F64 }
+/// For an error that goes into a report alone: f32 loses what is below a millionth of the weights.
+pub(crate) fn of_measurements(stats: &WeightStats) -> Precision {
+    if f32_saves(stats) { Precision::F32 } else { Precision::F64 }
 }
 
-/// Computes in the precision that suffices. `compute` returns its result and the condition it saw; when that refutes
-/// f32, everything is done again in f64.
+/// Whether W may be projected in f32 onto a subspace found in f64: the matrix is large, and enough is truncated.
+pub(crate) fn projects_in_f32(stats: &WeightStats, sigma: &[f64], rank: usize) -> bool {
+    let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
+    f32_saves(stats) && energy(&sigma[rank..]) / energy(sigma) >= F32_PROJECTION_SHARE
+}
+
+/// Computes in the precision that suffices. `expected` is σ₁ over the smallest wanted σ, as far as it is known. `compute`
+/// returns its result and the condition it found; when that refutes f32, everything is done again in f64.
 pub(crate) fn in_sufficient_precision<R>(
     choice: PrecisionChoice,
-    known: &Known,
+    stats: &WeightStats,
+    expected: Option<f64>,
     mut compute: impl FnMut(Precision) -> Result<(R, f64), SvdError>,
 ) -> Result<(R, Precision), SvdError> {
-    let f64_from_the_start = !f32_saves(known.shape, known.largest_weight)
-        || known.condition.is_some_and(|condition| condition > F32_CONDITION_MAX);
+    let f64_from_the_start =
+        !f32_saves(stats) || expected.is_some_and(|condition| condition > F32_CONDITION_MAX);
     let first = match choice {
         PrecisionChoice::F32 => Precision::F32,
         PrecisionChoice::F64 => Precision::F64,
@@ -91,26 +97,26 @@ pub(crate) fn in_sufficient_precision<R>(
     Ok((result, first))
 }
 
-/// σ₁/σ; infinite where σ vanishes, 1 for a zero matrix.
-pub(crate) fn condition(sigma_first: f64, sigma: f64) -> f64 {
-    if sigma_first == 0.0 { 1.0 } else { sigma_first / sigma }
+/// √(bound/λ) of eigenvalue number `last`, where bound is at least λ₁ = σ₁²; infinite where λ vanishes, 1 for a zero
+/// matrix.
+pub(crate) fn condition(bound: f64, sigma: &[f64], last: usize) -> f64 {
+    let first = sigma[0].max(bound.sqrt());
+    if first == 0.0 { 1.0 } else { first / sigma[last - 1] }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_model::MatrixShape;
 
-    fn used(short_side: usize, largest_weight: f64, given: Option<f64>, seen: f64) -> Vec<Precision> {
+    fn used(short_side: usize, largest_weight: f64, expected: Option<f64>, found: f64) -> Vec<Precision> {
         let shape = MatrixShape { rows: 2 * short_side, cols: short_side };
+        let stats = WeightStats { shape, energy: 1.0, largest_weight };
         let mut tried = Vec::new();
-        in_sufficient_precision(
-            PrecisionChoice::Auto,
-            &Known { shape, largest_weight, condition: given },
-            |precision| {
-                tried.push(precision);
-                Ok(((), seen))
-            },
-        )
+        in_sufficient_precision(PrecisionChoice::Auto, &stats, expected, |precision| {
+            tried.push(precision);
+            Ok(((), found))
+        })
         .unwrap();
         tried
     }
@@ -123,6 +129,6 @@ mod tests {
         assert_eq!(used(4096, 0.1, Some(361.0), 361.0), [F64]);
         assert_eq!(used(1024, 0.1, None, 1.0), [F64]);
         assert_eq!(used(4096, 1e25, None, 1.0), [F64]);
-        assert_eq!(used(4096, 0.1, None, condition(1.0, 0.0)), [F32, F64]);
+        assert_eq!(used(4096, 0.1, None, condition(0.0, &[1.0, 0.0], 2)), [F32, F64]);
     }
 }

@@ -1,71 +1,18 @@
-//! A subspace by random sketching (Halko, Martinsson and Tropp, 2011): for ranks far below the short side.
-//!
-//! With Ω [d, k] of random signs, k = r + oversampling: q times, Y = qr(A X), X = qr(AᵀY), from X = Ω; then B = A X
-//! [l, k], BᵀB = E Λ Eᵀ, and X E, B E are the wanted subspace and its image. 2q + 1 products with A in all.
-//!
-//! On a flat spectrum no number of passes finds the optimal subspace, so the excess error is always reported.
+//! Random sketches: how large, and of which random signs.
 
-use crate::SvdError;
-use crate::spectrum::sigma_from_eigenvalues;
-use lowrank_compute::{Accumulate, Kernels, Real, Side};
-use lowrank_model::Tensor;
-use ndarray::{Array2, s};
+use lowrank_compute::Real;
+use ndarray::Array2;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// How hard to look.
+/// The size of a sketch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sketch {
+pub(crate) struct Sketch {
     /// k: columns of Ω, at most the short side.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// q
-    pub power_iterations: usize,
+    pub(crate) power_iterations: usize,
 }
-
-/// A subspace X [d, r], its image A X [l, r] and the singular values along it.
-pub(crate) struct Subspace<T> {
-    pub(crate) x: Array2<T>,
-    pub(crate) image: Array2<f32>,
-    pub(crate) sigma: Vec<f64>,
-}
-
-pub(crate) fn subspace<T: Real>(
-    kernels: &dyn Kernels<T>,
-    w: &Tensor,
-    side: Side,
-    rank: usize,
-    sketch: Sketch,
-    rng: ChaCha8Rng,
-) -> Result<Subspace<T>, SvdError> {
-    let (_, width) = side.dims(lowrank_compute::blocks::matrix_shape(w));
-    let mut x = kernels.thin_qr(random_signs(width, sketch.columns, rng))?;
-    for _ in 0..sketch.power_iterations {
-        let y = kernels.thin_qr(kernels.apply(w, side, x.view()))?;
-        x = kernels.thin_qr(kernels.apply_transposed(w, side, y.view()))?;
-    }
-    let b = kernels.apply(w, side, x.view());
-    let mut gram = Array2::zeros((sketch.columns, sketch.columns));
-    kernels.gram_add(&mut gram, b.view());
-    let eigen = kernels.eigh(gram, rank)?;
-    let sigma = sigma_from_eigenvalues(&eigen.values, 0.0)?;
-    let mut best = Array2::zeros((width, rank));
-    kernels.gemm(x.view(), eigen.vectors.view(), best.view_mut(), Accumulate::Replace);
-    drop(x);
-    let mut image = Array2::zeros((b.nrows(), rank));
-    let mut wide = Array2::zeros((0, 0));
-    let block_rows = lowrank_compute::blocks::BLOCK_ROWS;
-    for first in (0..b.nrows()).step_by(block_rows) {
-        let rows = s![first..b.nrows().min(first + block_rows), ..];
-        let block = b.slice(rows);
-        if wide.nrows() != block.nrows() {
-            wide = Array2::zeros((block.nrows(), rank));
-        }
-        kernels.gemm(block, eigen.vectors.view(), wide.view_mut(), Accumulate::Replace);
-        image.slice_mut(rows).zip_mut_with(&wide, |narrow, value| *narrow = value.as_f32());
-    }
-    Ok(Subspace { x: best, image, sigma })
-}
-
 /// The generator of one matrix. Keyed by seed and matrix, never by thread or order.
 pub(crate) fn generator(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

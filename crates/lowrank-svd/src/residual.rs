@@ -1,9 +1,11 @@
-//! What factors miss, block by block: the product in f64, whatever the factors were made in, where an optimum is held
-//! against it, and every sum in f64.
+//! The residual W − u·v, block by block. Where it is compared with an optimum, products are in f64, whatever the factors
+//! were made in; every sum is in f64.
 
-use crate::precision::{Precision, of_measurements};
-use crate::survey::survey;
-use crate::{Factors, SvdError};
+use crate::error::SvdError;
+use crate::factors::{BalancedFactors, Factors};
+use crate::linalg::energy_of;
+use crate::precision::{ERROR_SHARE_BY_DIFFERENCE, Precision, of_measurements};
+use crate::stats::{Problem, weight_stats};
 use lowrank_compute::blocks::for_each_block;
 use lowrank_compute::{Accumulate, Backend, Kernels, Real, Side};
 use lowrank_model::Tensor;
@@ -11,40 +13,48 @@ use ndarray::{Array2, ArrayView2, s};
 
 /// ‖W − u·v‖².
 pub fn residual_energy(backend: &dyn Backend, w: &Tensor, factors: &Factors) -> f64 {
-    let kernels: &dyn Kernels<f64> = backend;
-    missed(kernels, w, factors)
+    energy_of_residual::<f64>(backend, w, factors)
 }
 
-/// ‖W − u·v‖ / ‖W‖, 0 of a zero matrix: to be told, so in f32 where that is cheaper, which loses what is below a millionth.
+/// ‖W − u·v‖², from the energy that the factors keep where that is exact enough.
+pub(crate) fn truncation_energy(problem: &Problem<'_>, balanced: &BalancedFactors) -> f64 {
+    let energy = problem.stats.energy;
+    let by_difference = energy - balanced.kept_energy;
+    if by_difference >= ERROR_SHARE_BY_DIFFERENCE * energy {
+        by_difference
+    } else {
+        residual_energy(problem.backend, problem.w, &balanced.factors)
+    }
+}
+
+/// ‖W − u·v‖ / ‖W‖, 0 of a zero matrix. For reports: in f32 where that is cheaper, which loses what is below a millionth.
+///
+/// # Errors
+/// W is no finite matrix.
 pub fn relative_error(backend: &dyn Backend, w: &Tensor, factors: &Factors) -> Result<f64, SvdError> {
-    let survey = survey(w)?;
-    let missed = match of_measurements(&survey) {
-        _ if survey.energy == 0.0 => return Ok(0.0),
-        Precision::F32 => missed::<f32>(backend, w, factors),
-        Precision::F64 => missed::<f64>(backend, w, factors),
+    let stats = weight_stats(w)?;
+    let residual = match of_measurements(&stats) {
+        _ if stats.energy == 0.0 => return Ok(0.0),
+        Precision::F32 => energy_of_residual::<f32>(backend, w, factors),
+        Precision::F64 => energy_of_residual::<f64>(backend, w, factors),
     };
-    Ok((missed / survey.energy).sqrt())
+    Ok((residual / stats.energy).sqrt())
 }
 
-fn missed<T: Real>(kernels: &dyn Kernels<T>, w: &Tensor, factors: &Factors) -> f64 {
+fn energy_of_residual<T: Real>(kernels: &dyn Kernels<T>, w: &Tensor, factors: &Factors) -> f64 {
     let mut energy = 0.0;
     for_each_residual(kernels, w, Side::Cols, factors, |_, _, residual| energy += energy_of(residual));
     energy
 }
 
-/// The sum of all squares.
-pub(crate) fn energy_of<T: Real>(matrix: &Array2<T>) -> f64 {
-    matrix.iter().map(|value| value.as_f64() * value.as_f64()).sum::<f64>()
-}
-
-/// Calls `visit(first, block, residual)` for the blocks of rows of A, in order, where A is W or Wᵀ by side and residual the
+/// Calls `each(first, block, residual)` for the blocks of rows of A, in order, where A is W or Wᵀ by side and residual the
 /// same rows of A − Â.
 pub(crate) fn for_each_residual<T: Real>(
     kernels: &dyn Kernels<T>,
     w: &Tensor,
     side: Side,
     factors: &Factors,
-    mut visit: impl FnMut(usize, ArrayView2<'_, T>, &mut Array2<T>),
+    mut each: impl FnMut(usize, ArrayView2<'_, T>, &mut Array2<T>),
 ) {
     let (u, v) = wide(factors);
     // Â = far · near
@@ -60,7 +70,7 @@ pub(crate) fn for_each_residual<T: Real>(
         let rows = far.slice(s![first..first + block.nrows(), ..]);
         kernels.gemm(rows, near, residual.view_mut(), Accumulate::Replace);
         residual.zip_mut_with(&block, |product, value| *product = *value - *product);
-        visit(first, block, &mut residual);
+        each(first, block, &mut residual);
     });
 }
 

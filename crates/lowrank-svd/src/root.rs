@@ -1,25 +1,24 @@
-//! A root of a moment: S Sᵀ = C with its pseudo-inverse.
+//! A root of a second moment, which whitens what it is the moment of: S Sᵀ = C, with its pseudo-inverse.
 //!
-//! Where C is well conditioned, as a blend makes it, the Cholesky factor: S = L and S⁺ = L⁻¹. Else C = Q Λ Qᵀ,
-//! S = Q Λ^½ [n, k] and S⁺ = Λ^-½ Qᵀ, over the k eigenvalues above n·ε·λ₁: what lies below is rounding of a moment that is
-//! singular, and is left out instead of divided by.
+//! Where C is well conditioned, as shrinkage makes it, the Cholesky factor: S = L and S⁺ = L⁻¹. Else C = Q Λ Qᵀ,
+//! S = Q Λ^½ [n, k] and S⁺ = Λ^-½ Qᵀ, over the k eigenvalues above n·ε·λ₁: what lies below is rounding of a singular second
+//! moment, and is left out instead of divided by.
 
-use crate::SvdError;
-use crate::power::norm_squared;
-use crate::residual::energy_of;
+use crate::error::SvdError;
+use crate::linalg::{energy_of, norm_squared};
 use lowrank_compute::{Cholesky, ComputeError, Kernels, Real};
 use lowrank_model::MatrixShape;
 use ndarray::{Array2, ArrayView2, s};
 
 #[derive(Clone)]
 pub(crate) struct Root<T> {
-    form: Form<T>,
+    factor: RootFactor<T>,
     /// ‖S‖² and ‖S⁺‖².
     norms_squared: (f64, f64),
 }
 
 #[derive(Clone)]
-enum Form<T> {
+enum RootFactor<T> {
     Cholesky(Cholesky<T>),
     /// Q [n, k] and the roots of its eigenvalues.
     Eigen {
@@ -28,7 +27,7 @@ enum Form<T> {
     },
 }
 
-/// S of a blended moment C̃ [n, n], for all the matrices that see it.
+/// S of a shrunk second moment C̃ [n, n], for all matrices with these inputs.
 pub struct MomentRoot(pub(crate) Root<f64>);
 
 impl std::fmt::Debug for MomentRoot {
@@ -57,7 +56,7 @@ impl<T: Real> Root<T> {
             // tr C · tr C⁻¹ is at least λ₁/λₙ.
             if energy_of(lower) * energy_of(inverse) * rounding < 1.0 {
                 let norms_squared = (norm_squared(kernels, lower.view()), norm_squared(kernels, inverse.t()));
-                return Ok(Self { form: Form::Cholesky(cholesky), norms_squared });
+                return Ok(Self { factor: RootFactor::Cholesky(cholesky), norms_squared });
             }
         }
         let eigen = kernels.eigh(matrix, size)?;
@@ -78,14 +77,14 @@ impl<T: Real> Root<T> {
             _ => (0.0, 0.0),
         };
         let sizes = values.into_iter().map(f64::sqrt).collect();
-        Ok(Self { form: Form::Eigen { vectors, sizes }, norms_squared })
+        Ok(Self { factor: RootFactor::Eigen { vectors, sizes }, norms_squared })
     }
 
     /// n and k.
     fn dim(&self) -> (usize, usize) {
-        match &self.form {
-            Form::Cholesky(Cholesky { lower, .. }) => lower.dim(),
-            Form::Eigen { vectors, .. } => vectors.dim(),
+        match &self.factor {
+            RootFactor::Cholesky(Cholesky { lower, .. }) => lower.dim(),
+            RootFactor::Eigen { vectors, .. } => vectors.dim(),
         }
     }
 
@@ -102,17 +101,17 @@ impl<T: Real> Root<T> {
 
     /// S [n, k].
     pub(crate) fn root<U: Real>(&self) -> Array2<U> {
-        match &self.form {
-            Form::Cholesky(Cholesky { lower, .. }) => converted(lower.view()),
-            Form::Eigen { vectors, sizes } => scaled(vectors, sizes, |size| size),
+        match &self.factor {
+            RootFactor::Cholesky(Cholesky { lower, .. }) => converted(lower.view()),
+            RootFactor::Eigen { vectors, sizes } => scaled(vectors, sizes, |size| size),
         }
     }
 
     /// S⁺ᵀ [n, k].
     pub(crate) fn inverse_transposed<U: Real>(&self) -> Array2<U> {
-        match &self.form {
-            Form::Cholesky(Cholesky { inverse, .. }) => converted(inverse.t()),
-            Form::Eigen { vectors, sizes } => scaled(vectors, sizes, f64::recip),
+        match &self.factor {
+            RootFactor::Cholesky(Cholesky { inverse, .. }) => converted(inverse.t()),
+            RootFactor::Eigen { vectors, sizes } => scaled(vectors, sizes, f64::recip),
         }
     }
 }
@@ -138,7 +137,7 @@ mod tests {
 
     fn check(matrix: Array2<f64>, eigenvalues: &[f64], is_cholesky: bool) {
         let root = Root::of(&Faer as &dyn Kernels<f64>, matrix.clone()).unwrap();
-        assert_eq!(matches!(root.form, Form::Cholesky(_)), is_cholesky);
+        assert_eq!(matches!(root.factor, RootFactor::Cholesky(_)), is_cholesky);
         let (s, inverse): (Array2<f64>, Array2<f64>) = (root.root(), root.inverse_transposed());
         let close = |a: Array2<f64>, b: &Array2<f64>| (a - b).iter().all(|value| value.abs() < 1e-12);
         assert!(close(s.dot(&s.t()), &matrix));

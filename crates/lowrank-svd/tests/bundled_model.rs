@@ -3,7 +3,7 @@
 
 use lowrank_compute::{Backend, Faer, Kernels};
 use lowrank_model::{Dtype, MatrixId, Spectrum, Tensor};
-use lowrank_svd::{FactorOptions, PrecisionChoice, factor, factor::residual_energy, spectrum};
+use lowrank_svd::{SvdOptions, factor, residual::residual_energy, spectrum};
 use ndarray::Array2;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -36,13 +36,13 @@ fn factors_reach_the_optimum(backend: &dyn Backend, reference: &dyn Backend) {
     let mut worst_excess = 0.0_f64;
     for (id, w) in expert_matrices() {
         let expected = direct_svd(reference, &w);
-        let known = spectrum(backend, &w, PrecisionChoice::Auto).unwrap();
+        let (known, _) = spectrum(backend, &w, &SvdOptions::default()).unwrap();
         for (value, expected) in known.sigma().iter().zip(expected.sigma()) {
             assert!((value - expected).abs() <= 1e-9 * expected, "{id}: σ {value} for {expected}");
         }
         for rank in [1, 37, 77, 99, 127] {
-            let options = FactorOptions::default().for_matrix(id);
-            let factored = factor(backend, &w, rank, &options, Some(&known)).unwrap();
+            let options = SvdOptions { spectrum: Some(&known), ..SvdOptions::default() }.for_matrix(id);
+            let factored = factor(backend, &w, rank, &options).unwrap();
             let optimum = expected.relative_error(rank);
             let actual = (residual_energy(reference, &w, &factored.factors) / expected.energy()).sqrt();
             worst_excess = worst_excess.max(actual / optimum - 1.0);

@@ -20,15 +20,15 @@
 
 use lowrank_compute::cuda::measure::{self, Measurement};
 use lowrank_compute::cuda::{Cuda, WeightProducts};
-use lowrank_compute::{Accumulate, Faer, Kernels, Split};
+use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Split};
 use lowrank_forward::cuda::CudaEngine;
 use lowrank_forward::engine::{StoredAttention, StoredExpert};
 use lowrank_forward::{Cpu, Engine, Forward, Hidden};
 use lowrank_model::{Dtype, ModelConfig, Spectrum, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::factor::residual_energy;
-use lowrank_svd::{FactorOptions, Factored, MethodChoice, Metric, PrecisionChoice};
-use lowrank_svd::{factor, factor_in, pivot, spectrum, spectrum_in};
+use lowrank_svd::residual::residual_energy;
+use lowrank_svd::{Factored, MethodChoice, Metric, PrecisionChoice, SvdError, SvdOptions};
+use lowrank_svd::{factor, interpolative};
 use ndarray::Array2;
 use serde_json::{Map, Value, json};
 use std::error::Error;
@@ -412,8 +412,13 @@ fn forward_parity(_: &Cuda, fixtures: &Path, _: &Sizes, results: &mut Results) -
     results.set("worst", worst)
 }
 
-fn options((_, method, precision): (&str, MethodChoice, PrecisionChoice)) -> FactorOptions {
-    FactorOptions { method, precision, ..FactorOptions::default() }
+fn options((_, method, precision): (&str, MethodChoice, PrecisionChoice)) -> SvdOptions<'static> {
+    SvdOptions { method, precision, ..SvdOptions::default() }
+}
+
+fn spectrum(backend: &dyn Backend, w: &Tensor, precision: PrecisionChoice) -> Result<Spectrum, SvdError> {
+    let options = SvdOptions { precision, ..SvdOptions::default() };
+    Ok(lowrank_svd::spectrum(backend, w, &options)?.0)
 }
 
 fn algebra_parity(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -> Result<(), Failure> {
@@ -429,7 +434,8 @@ fn algebra_parity(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
     // Factored by the device one after another, and recomputed by the CPU side by side.
     let mut made: Vec<(&str, Factored)> = Vec::new();
     for route in ROUTES {
-        let factored = factor(cuda, &w, sizes.rank, &options(route), Some(&on_device))?;
+        let factored =
+            factor(cuda, &w, sizes.rank, &SvdOptions { spectrum: Some(&on_device), ..options(route) })?;
         results.line(format!("| route asked for: {}; taken: {} | | | |", route.0, factored.route));
         made.push((route.0, factored));
     }
@@ -456,7 +462,8 @@ fn repeatability(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) ->
     let w = generated(sizes.matrix, 1);
     let bits = |route| -> Result<Vec<u64>, Failure> {
         let known = spectrum(cuda, &w, PrecisionChoice::Auto)?;
-        let factors = factor(cuda, &w, sizes.rank, &options(route), Some(&known))?.factors;
+        let factors =
+            factor(cuda, &w, sizes.rank, &SvdOptions { spectrum: Some(&known), ..options(route) })?.factors;
         let sigma = known.sigma().iter().map(|value| value.to_bits());
         let numbers = factors.u.iter().chain(&factors.v).map(|value| u64::from(value.to_bits()));
         Ok(sigma.chain(numbers).collect())
@@ -670,13 +677,14 @@ fn whole_matrices(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
     let (w, rank) = (&generated(sizes.matrix, 1), sizes.rank);
     let moment = &moment(sizes.matrix.1);
     let weights = &vec![1.0; sizes.matrix.0];
-    let metric = &Metric::Inputs { moment: moment.view(), rows: weights, blend: 0.1, map: None, root: None };
+    let metric =
+        Metric::Inputs { second_moment: moment, row_weights: weights, shrinkage: 0.1, map: None, root: None };
     type Work<'a> = Box<dyn Fn() -> Result<(), Failure> + Sync + 'a>;
     let mut routes: Vec<(String, Work<'_>)> = Vec::new();
     for route in ROUTES {
         let work = move || -> Result<(), Failure> {
             let known: Spectrum = spectrum(cuda, w, route.2)?;
-            factor(cuda, w, rank, &options(route), Some(&known))?;
+            factor(cuda, w, rank, &SvdOptions { spectrum: Some(&known), ..options(route) })?;
             Ok(())
         };
         routes.push((route.0.into(), Box::new(work)));
@@ -684,10 +692,10 @@ fn whole_matrices(cuda: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -
     // What a job does that is told nothing else: errors in the norm of the activations, pivots of the CPU.
     for (name, method) in [("eigenvectors", MethodChoice::Exact), ("projector", MethodChoice::Projector)] {
         let work = move || -> Result<(), Failure> {
-            let options = FactorOptions { method, ..FactorOptions::default() };
-            let known = spectrum_in(cuda, w, metric, PrecisionChoice::Auto)?;
-            let factored = factor_in(cuda, w, rank, metric, &options, Some(&known))?;
-            pivot(cuda, &factored.factors)?;
+            let options = SvdOptions { metric, method, ..SvdOptions::default() };
+            let (known, _) = lowrank_svd::spectrum(cuda, w, &options)?;
+            let factored = factor(cuda, w, rank, &SvdOptions { spectrum: Some(&known), ..options })?;
+            interpolative(cuda, &factored.factors)?;
             Ok(())
         };
         routes.push((format!("calibrated, pivoted, {name}"), Box::new(work)));

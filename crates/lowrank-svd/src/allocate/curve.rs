@@ -1,6 +1,6 @@
 //! The choices of one matrix: cost and weighted error of every permitted rank, and of leaving it dense.
 
-use super::{AllocateError, Candidate, Choices};
+use super::request::{AllocateError, Candidate, Choices};
 use lowrank_model::plan::{PlanError, Sensitivity};
 use lowrank_model::{CostModel, MatrixId, MatrixShape, params::rank_max_saving};
 
@@ -21,6 +21,16 @@ pub(super) struct Curve {
     last: usize,
     /// Choices on the lower convex hull of (cost, error), by rising cost.
     hull: Vec<u32>,
+}
+
+/// A step along the hull of a curve.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Segment {
+    /// Error saved per cost.
+    pub(super) slope: f64,
+    pub(super) curve: u32,
+    /// From this vertex of the hull to the next.
+    pub(super) vertex: u32,
 }
 
 impl Curve {

@@ -1,7 +1,6 @@
 //! Repairs of the relaxed optimum: steps that fit into what is left, and steps taken back.
 
-use super::Segment;
-use super::curve::Curve;
+use super::curve::{Curve, Segment};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 

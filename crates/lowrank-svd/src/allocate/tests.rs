@@ -1,7 +1,8 @@
 //! Properties of every plan, and the true shape of Mixtral-8x7B.
 
 use super::*;
-use lowrank_model::{Projection, Storage};
+use lowrank_model::plan::Sensitivity;
+use lowrank_model::{MatrixShape, Projection, Spectrum, Storage, Unit};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};

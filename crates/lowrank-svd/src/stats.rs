@@ -1,11 +1,20 @@
 //! One pass over the stored weights before any algebra: is this a matrix, is it finite, how large is it.
 
-use crate::SvdError;
+use crate::error::SvdError;
+use lowrank_compute::Backend;
 use lowrank_model::{MatrixShape, Tensor};
+
+/// One weight matrix and what computes on it: what every step needs.
+pub(crate) struct Problem<'a> {
+    pub(crate) backend: &'a dyn Backend,
+    /// W [m, n]
+    pub(crate) w: &'a Tensor,
+    pub(crate) stats: WeightStats,
+}
 
 /// What the pass found.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Survey {
+pub(crate) struct WeightStats {
     pub(crate) shape: MatrixShape,
     /// ‖W‖²_F, every square exact in f64.
     pub(crate) energy: f64,
@@ -13,7 +22,8 @@ pub(crate) struct Survey {
     pub(crate) largest_weight: f64,
 }
 
-pub(crate) fn survey(w: &Tensor) -> Result<Survey, SvdError> {
+/// Refuses what is no matrix and what is not finite.
+pub(crate) fn weight_stats(w: &Tensor) -> Result<WeightStats, SvdError> {
     let &[rows, cols] = w.shape() else { return Err(SvdError::NotAMatrix { shape: w.shape().to_vec() }) };
     if rows == 0 || cols == 0 {
         return Err(SvdError::NotAMatrix { shape: w.shape().to_vec() });
@@ -41,7 +51,7 @@ pub(crate) fn survey(w: &Tensor) -> Result<Survey, SvdError> {
         }
         energy += row_energy;
     }
-    Ok(Survey { shape: MatrixShape { rows, cols }, energy, largest_weight: f64::from(largest_weight) })
+    Ok(WeightStats { shape: MatrixShape { rows, cols }, energy, largest_weight: f64::from(largest_weight) })
 }
 
 #[cfg(test)]
@@ -52,11 +62,11 @@ mod tests {
     #[test]
     fn the_first_weight_that_is_not_finite_is_named() {
         let mut values = vec![0.5_f32; 6 * 11];
-        let clean = survey(&Tensor::from_f32(vec![6, 11], Dtype::Bf16, &values).unwrap()).unwrap();
+        let clean = weight_stats(&Tensor::from_f32(vec![6, 11], Dtype::Bf16, &values).unwrap()).unwrap();
         assert_eq!((clean.energy, clean.largest_weight), (16.5, 0.5));
         values[3 * 11 + 9] = f32::NEG_INFINITY;
         values[4 * 11] = f32::NAN;
-        let error = survey(&Tensor::from_f32(vec![6, 11], Dtype::Bf16, &values).unwrap()).unwrap_err();
+        let error = weight_stats(&Tensor::from_f32(vec![6, 11], Dtype::Bf16, &values).unwrap()).unwrap_err();
         assert_eq!(error, SvdError::NotFinite { row: 3, col: 9, value: f32::NEG_INFINITY });
     }
 
@@ -65,7 +75,7 @@ mod tests {
         for shape in [vec![4], vec![2, 2, 1], vec![0, 4]] {
             let count = shape.iter().product();
             let tensor = Tensor::from_f32(shape.clone(), Dtype::F32, &vec![0.0; count]).unwrap();
-            assert_eq!(survey(&tensor).unwrap_err(), SvdError::NotAMatrix { shape });
+            assert_eq!(weight_stats(&tensor).unwrap_err(), SvdError::NotAMatrix { shape });
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Times every route on one generated matrix of Mixtral's size and prints its excess error over the optimum:
-//! `cargo run --release -p lowrank-svd --example true_size [rows cols rank]`.
+//! `cargo run --release -p lowrank-bench --bin true_size [rows cols rank]`.
 //!
 //! The matrix is what trained experts look like: a noise floor with a power-law head, rounded to bf16.
 
 use lowrank_compute::{Accumulate, Backend, Faer, Kernels};
 use lowrank_model::{Dtype, Spectrum, Tensor};
-use lowrank_svd::factor::residual_energy;
-use lowrank_svd::{FactorOptions, MethodChoice, PrecisionChoice, factor, spectrum};
+use lowrank_svd::residual::residual_energy;
+use lowrank_svd::{MethodChoice, PrecisionChoice, SvdOptions, factor, spectrum};
 use ndarray::Array2;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -39,11 +39,12 @@ fn timed<R>(what: &str, work: impl FnOnce() -> R) -> R {
     result
 }
 
-fn report(backend: &dyn Backend, w: &Tensor, rank: usize, options: FactorOptions, exact: &Spectrum) {
+fn report(backend: &dyn Backend, w: &Tensor, rank: usize, options: SvdOptions<'_>, exact: &Spectrum) {
     let start = Instant::now();
     // The projector needs a threshold; the others do without a spectrum.
-    let known = (options.method == MethodChoice::Projector).then_some(exact);
-    let factored = factor(backend, w, rank, &options, known).expect("the matrix is finite");
+    let spectrum = (options.method == MethodChoice::Projector).then_some(exact);
+    let options = SvdOptions { spectrum, ..options };
+    let factored = factor(backend, w, rank, &options).expect("the matrix is finite");
     let seconds = start.elapsed().as_secs_f64();
     let error = (residual_energy(backend, w, &factored.factors) / exact.energy()).sqrt();
     println!(
@@ -65,8 +66,11 @@ fn main() {
 fn run(rows: usize, cols: usize, rank: usize) {
     let backend = &Faer;
     let w = timed("generate", || generated(rows, cols));
-    let exact = timed("spectrum f64", || spectrum(backend, &w, PrecisionChoice::F64)).expect("finite");
-    let auto = timed("spectrum auto", || spectrum(backend, &w, PrecisionChoice::Auto)).expect("finite");
+    let [exact, auto] = [("spectrum f64", PrecisionChoice::F64), ("spectrum auto", PrecisionChoice::Auto)]
+        .map(|(what, precision)| {
+            let options = SvdOptions { precision, ..SvdOptions::default() };
+            timed(what, || spectrum(backend, &w, &options)).expect("finite").0
+        });
     let sigma = exact.sigma();
     println!("σ₁/σᵣ {:.1}, σ₁/σₙ {:.1}", sigma[0] / sigma[rank - 1], sigma[0] / sigma[sigma.len() - 1]);
     println!(
@@ -75,14 +79,14 @@ fn run(rows: usize, cols: usize, rank: usize) {
     );
     for method in [MethodChoice::Exact, MethodChoice::Projector] {
         for precision in [PrecisionChoice::F32, PrecisionChoice::F64] {
-            report(backend, &w, rank, FactorOptions { method, precision, ..Default::default() }, &exact);
+            report(backend, &w, rank, SvdOptions { method, precision, ..Default::default() }, &exact);
         }
     }
     let short = rows.min(cols);
     for rank in [short / 64, short / 32, short / 20, short / 10] {
         for power_iterations in [1, 2, 4] {
             let method = MethodChoice::Randomized;
-            let options = FactorOptions { method, power_iterations, ..FactorOptions::default() };
+            let options = SvdOptions { method, power_iterations, ..SvdOptions::default() };
             report(backend, &w, rank.max(1), options, &exact);
         }
     }

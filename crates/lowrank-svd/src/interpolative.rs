@@ -1,4 +1,5 @@
-//! From u·v to pivots and coefficients: the same matrix in r(m + n − r) numbers instead of r(m + n).
+//! The interpolative decomposition of u·v: r of its own columns or rows (pivots) and coefficients for the others, the same
+//! matrix in r(m + n − r) numbers instead of r(m + n).
 //!
 //! Written for pivot columns; rows are the same with everything transposed. With b [r, d] the factor on the short side and
 //! a [l, r] the other, Ŵ = a b. Find r columns J of b, and T [r, d − r] with b_rest = b_J T. Then Ŵ_rest = Ŵ_J T: Ŵ_J and T
@@ -12,9 +13,11 @@
 //! 3. While an entry of T exceeds [`COEFFICIENT_MAX`], its column and its pivot change places. Each exchange multiplies the
 //!    volume |det Q_J| ≤ 1 by that entry, so it ends (Gu and Eisenstat, 1996; Goreinov et al., 2010).
 //!
-//! With |T| bounded, rounding both parts to the stored dtype stays harmless; [`Pivoted::round_trip_error`] measures it.
+//! With |T| bounded, rounding both parts to the stored dtype stays harmless; [`Interpolative::round_trip_error`] measures it.
 
-use crate::{Factors, SvdError};
+use crate::error::SvdError;
+use crate::factors::Factors;
+use crate::linalg::product;
 use lowrank_compute::{Accumulate, Backend, Kernels, PivotedQr};
 use lowrank_model::{MatrixShape, PivotOrder, PivotSide, Storage, Tensor, pivots::factor_shapes};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -29,10 +32,10 @@ const BLOCK_ROWS: usize = 1024;
 /// Rows of the triangular solve that are done one by one.
 const SOLVE_ROWS: usize = 64;
 
-/// Ŵ as pivots and coefficients, before rounding to the stored dtype. Row-major, in the shapes of
+/// Ŵ as an interpolative decomposition, before rounding to the stored dtype. Row-major, in the shapes of
 /// [`lowrank_model::pivots::factor_shapes`].
 #[derive(Clone, PartialEq)]
-pub struct Pivoted {
+pub struct Interpolative {
     /// [m, n] of W.
     pub shape: MatrixShape,
     /// Which columns or rows are pivots.
@@ -47,14 +50,14 @@ pub struct Pivoted {
     pub exchanges: usize,
 }
 
-impl fmt::Debug for Pivoted {
+impl fmt::Debug for Interpolative {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pivoted {} at rank {}", self.shape, self.order.rank())
+        write!(f, "Interpolative {} at rank {}", self.shape, self.order.rank())
     }
 }
 
-/// The factors as seen from the pivots.
-struct Seen<'a> {
+/// The factors with the pivots on the side of b.
+struct Oriented<'a> {
     side: PivotSide,
     /// a [l, r]: u, or vᵀ.
     far: ArrayView2<'a, f32>,
@@ -62,7 +65,7 @@ struct Seen<'a> {
     near: ArrayView2<'a, f32>,
 }
 
-impl<'a> Seen<'a> {
+impl<'a> Oriented<'a> {
     fn new(factors: &'a Factors) -> Self {
         let Factors { shape, rank, u, v } = factors;
         let u = ArrayView2::from_shape((shape.rows, *rank), u).expect("u has its shape");
@@ -98,34 +101,39 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Stores u·v by its pivots. Changes nothing but rounding.
-pub fn pivot(backend: &dyn Backend, factors: &Factors) -> Result<Pivoted, SvdError> {
+/// Decomposes u·v. Changes nothing but rounding.
+///
+/// # Errors
+/// The rank is 0 or leaves nothing to interpolate, or the decomposition fails.
+pub fn interpolative(backend: &dyn Backend, factors: &Factors) -> Result<Interpolative, SvdError> {
     let (shape, rank) = (factors.shape, factors.rank);
     let rank_max = Storage::Pivoted.rank_max(shape);
     if rank == 0 || rank > rank_max {
         return Err(SvdError::Rank { rank, rank_max, shape });
     }
     let kernels: &dyn Kernels<f64> = backend;
-    let seen = Seen::new(factors);
-    let Interpolation { order, coefficients, exchanges } = interpolate(kernels, seen.near.mapv(f64::from))?;
+    let oriented = Oriented::new(factors);
+    let Interpolation { order, coefficients, exchanges } =
+        interpolate(kernels, oriented.near.mapv(f64::from))?;
     let largest_coefficient = coefficients.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
 
     let [basis_shape, coefficients_shape] = factor_shapes(shape, rank);
     let mut basis = vec![0.0_f32; basis_shape[0] * basis_shape[1]];
-    let mut out = seen.view_mut(&mut basis, basis_shape); // [l, r]
-    let at_pivots = seen.columns(order.pivots());
-    for_each_product(kernels, seen.far, at_pivots.view(), |first, product| {
-        let mut rows = out.slice_mut(s![first..first + product.nrows(), ..]);
-        rows.zip_mut_with(&product, |narrow, &value| *narrow = value as f32);
+    let mut out = oriented.view_mut(&mut basis, basis_shape); // [l, r]
+    let at_pivots = oriented.columns(order.pivots());
+    for_each_product(kernels, oriented.far, at_pivots.view(), |first, block| {
+        let mut rows = out.slice_mut(s![first..first + block.nrows(), ..]);
+        rows.zip_mut_with(&block, |narrow, &value| *narrow = value as f32);
     });
     let mut stored = vec![0.0_f32; coefficients.len()];
-    seen.view_mut(&mut stored, coefficients_shape)
+    oriented
+        .view_mut(&mut stored, coefficients_shape)
         .zip_mut_with(&coefficients, |narrow, &value| *narrow = value as f32);
-    Ok(Pivoted { shape, order, basis, coefficients: stored, largest_coefficient, exchanges })
+    Ok(Interpolative { shape, order, basis, coefficients: stored, largest_coefficient, exchanges })
 }
 
-/// u·v for a matrix in pivoted storage, its zeros and ones written out.
-pub fn unpivoted(shape: MatrixShape, order: &PivotOrder, basis: &[f32], coefficients: &[f32]) -> Factors {
+/// u·v of an interpolative decomposition, its zeros and ones written out.
+pub fn expanded(shape: MatrixShape, order: &PivotOrder, basis: &[f32], coefficients: &[f32]) -> Factors {
     let rank = order.rank();
     let [_, table] = factor_shapes(shape, rank);
     let table = ArrayView2::from_shape((table[0], table[1]), coefficients).expect("T has its shape");
@@ -145,7 +153,7 @@ pub fn unpivoted(shape: MatrixShape, order: &PivotOrder, basis: &[f32], coeffici
     Factors { shape, rank, u, v }
 }
 
-impl Pivoted {
+impl Interpolative {
     /// ‖Ŵ_stored − u·v‖ / ‖u·v‖ of basis and coefficients as they were rounded for storage, products and sums in f64;
     /// 0 for a zero matrix.
     pub fn round_trip_error(
@@ -156,7 +164,7 @@ impl Pivoted {
         coefficients: &Tensor,
     ) -> f64 {
         let kernels: &dyn Kernels<f64> = backend;
-        let seen = Seen::new(factors);
+        let oriented = Oriented::new(factors);
         let [basis_shape, coefficients_shape] = factor_shapes(self.shape, self.order.rank());
         let square = |value: f64| value * value;
         // At the pivots both are at hand.
@@ -164,16 +172,14 @@ impl Pivoted {
         let mut lost: f64 = self.basis.iter().zip(&rounded).map(|(a, b)| square(f64::from(a - b))).sum();
         let mut energy: f64 = self.basis.iter().map(|&a| square(f64::from(a))).sum();
         // Elsewhere both are multiplied out.
-        let rounded = seen.view(&rounded, basis_shape); // [l, r]
+        let rounded = oriented.view(&rounded, basis_shape); // [l, r]
         let table = coefficients.to_f32();
-        let table = seen.view(&table, coefficients_shape).mapv(f64::from); // [r, d − r]
-        let elsewhere = seen.columns(self.order.others());
-        for_each_product(kernels, seen.far, elsewhere.view(), |first, exact| {
+        let table = oriented.view(&table, coefficients_shape).mapv(f64::from); // [r, d − r]
+        let elsewhere = oriented.columns(self.order.others());
+        for_each_product(kernels, oriented.far, elsewhere.view(), |first, exact| {
             let rows = rounded.slice(s![first..first + exact.nrows(), ..]).mapv(f64::from);
-            let mut product = Array2::zeros(exact.dim());
-            kernels.gemm(rows.view(), table.view(), product.view_mut(), Accumulate::Replace);
-            for (&exact, &product) in exact.iter().zip(&product) {
-                lost += square(exact - product);
+            for (&exact, &stored) in exact.iter().zip(&product(kernels, rows.view(), table.view())) {
+                lost += square(exact - stored);
                 energy += square(exact);
             }
         });
@@ -181,18 +187,16 @@ impl Pivoted {
     }
 }
 
-/// Visits the blocks of rows of a·b.
+/// Calls `each(first, block)` for the blocks of rows of a·b.
 fn for_each_product(
     kernels: &dyn Kernels<f64>,
     a: ArrayView2<'_, f32>, // [l, r]
     b: ArrayView2<'_, f64>, // [r, count]
-    mut visit: impl FnMut(usize, ArrayView2<'_, f64>),
+    mut each: impl FnMut(usize, ArrayView2<'_, f64>),
 ) {
     for first in (0..a.nrows()).step_by(BLOCK_ROWS) {
         let rows = a.slice(s![first..a.nrows().min(first + BLOCK_ROWS), ..]).mapv(f64::from);
-        let mut product = Array2::zeros((rows.nrows(), b.ncols()));
-        kernels.gemm(rows.view(), b, product.view_mut(), Accumulate::Replace);
-        visit(first, product.view());
+        each(first, product(kernels, rows.view(), b).view());
     }
 }
 
@@ -207,7 +211,7 @@ struct Interpolation {
 /// Finds pivots and coefficients for b, given bᵀ [d, r].
 fn interpolate(kernels: &dyn Kernels<f64>, near: Array2<f64>) -> Result<Interpolation, SvdError> {
     let (len, rank) = near.dim();
-    // The shorter of the two spaces is pivoted.
+    // The shorter of the two spaces is found.
     let by_complement = 2 * rank > len;
     let space = if by_complement { kernels.complement(near)? } else { kernels.thin_qr(near)? };
     let found = space.ncols();
@@ -313,7 +317,7 @@ mod tests {
     }
 
     /// u·v by plain sums.
-    fn product(factors: &Factors) -> Array2<f64> {
+    fn full(factors: &Factors) -> Array2<f64> {
         let Factors { shape, rank, u, v } = factors;
         Array2::from_shape_fn((shape.rows, shape.cols), |(i, j)| {
             (0..*rank).map(|k| f64::from(u[i * rank + k]) * f64::from(v[k * shape.cols + j])).sum()
@@ -321,7 +325,7 @@ mod tests {
     }
 
     /// The stored form multiplied out by plain sums, from its definition.
-    fn unpivoted(p: &Pivoted, basis: &[f32], coefficients: &[f32]) -> Array2<f64> {
+    fn multiplied_out(p: &Interpolative, basis: &[f32], coefficients: &[f32]) -> Array2<f64> {
         let MatrixShape { rows, cols } = p.shape;
         let (pivots, others): (Vec<_>, Vec<_>) = (p.order.pivots().collect(), p.order.others().collect());
         let (r, rest) = (pivots.len(), others.len());
@@ -365,10 +369,10 @@ mod tests {
             for rank in [1, short.div_ceil(2).min(short - 1), short - 1] {
                 for decay in [1.0, 0.7] {
                     let factors = factors(rows, cols, rank, decay, 11);
-                    let seen = Seen::new(&factors);
-                    let found = interpolate(&Faer, seen.near.mapv(f64::from)).unwrap();
-                    let at_pivots = seen.columns(found.order.pivots());
-                    let others = seen.columns(found.order.others());
+                    let oriented = Oriented::new(&factors);
+                    let found = interpolate(&Faer, oriented.near.mapv(f64::from)).unwrap();
+                    let at_pivots = oriented.columns(found.order.pivots());
+                    let others = oriented.columns(found.order.others());
                     let error = distance(&at_pivots.dot(&found.coefficients), &others);
                     assert!(error < 1e-11, "{rows}x{cols} rank {rank} decay {decay}: {error:e}");
                 }
@@ -382,11 +386,11 @@ mod tests {
             let short = rows.min(cols);
             for rank in [1, short.div_ceil(2).min(short - 1), short - 1] {
                 let factors = factors(rows, cols, rank, 0.9, 12);
-                let pivoted = pivot(&Faer, &factors).unwrap();
-                let rebuilt = unpivoted(&pivoted, &pivoted.basis, &pivoted.coefficients);
-                let error = distance(&rebuilt, &product(&factors));
+                let found = interpolative(&Faer, &factors).unwrap();
+                let rebuilt = multiplied_out(&found, &found.basis, &found.coefficients);
+                let error = distance(&rebuilt, &full(&factors));
                 assert!(error < 1e-6, "{rows}x{cols} rank {rank}: {error:e}");
-                assert!(pivoted.largest_coefficient <= COEFFICIENT_MAX);
+                assert!(found.largest_coefficient <= COEFFICIENT_MAX);
             }
         }
     }
@@ -408,11 +412,11 @@ mod tests {
                             factors.u[i * 12 + k] = first;
                         }
                     }
-                    let pivoted = pivot(&Faer, &factors).unwrap();
-                    let rebuilt = unpivoted(&pivoted, &pivoted.basis, &pivoted.coefficients);
-                    let error = distance(&rebuilt, &product(&factors));
+                    let found = interpolative(&Faer, &factors).unwrap();
+                    let rebuilt = multiplied_out(&found, &found.basis, &found.coefficients);
+                    let error = distance(&rebuilt, &full(&factors));
                     assert!(error < 1e-6, "{rows}x{cols} true rank {true_rank}: {error:e}");
-                    assert!(pivoted.largest_coefficient <= COEFFICIENT_MAX);
+                    assert!(found.largest_coefficient <= COEFFICIENT_MAX);
                 }
             }
         }
@@ -452,16 +456,16 @@ mod tests {
     fn the_round_trip_error_is_that_of_the_stored_numbers() {
         for (rows, cols) in [(60, 24), (24, 60)] {
             let factors = factors(rows, cols, 13, 0.9, 14);
-            let pivoted = pivot(&Faer, &factors).unwrap();
+            let found = interpolative(&Faer, &factors).unwrap();
             let [b, t] = factor_shapes(factors.shape, 13);
             for (dtype, least, most) in
                 [(Dtype::F32, 0.0, 1e-6), (Dtype::F16, 1e-5, 1e-3), (Dtype::Bf16, 1e-4, 1e-2)]
             {
-                let basis = Tensor::from_f32(b.to_vec(), dtype, &pivoted.basis).unwrap();
-                let coefficients = Tensor::from_f32(t.to_vec(), dtype, &pivoted.coefficients).unwrap();
-                let stored = unpivoted(&pivoted, &basis.to_f32(), &coefficients.to_f32());
-                let expected = distance(&stored, &product(&factors));
-                let measured = pivoted.round_trip_error(&Faer, &factors, &basis, &coefficients);
+                let basis = Tensor::from_f32(b.to_vec(), dtype, &found.basis).unwrap();
+                let coefficients = Tensor::from_f32(t.to_vec(), dtype, &found.coefficients).unwrap();
+                let stored = multiplied_out(&found, &basis.to_f32(), &coefficients.to_f32());
+                let expected = distance(&stored, &full(&factors));
+                let measured = found.round_trip_error(&Faer, &factors, &basis, &coefficients);
                 assert!((least..most).contains(&measured), "{dtype}: {measured:e}");
                 assert!((measured - expected).abs() <= 1e-7 + 1e-4 * expected, "{measured:e} {expected:e}");
             }
@@ -473,7 +477,7 @@ mod tests {
         let all: Vec<Factors> = (0..6).map(|seed| factors(150, 70, 40, 0.97, seed)).collect();
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| all.par_iter().map(|f| pivot(&Faer, f).unwrap()).collect::<Vec<_>>())
+            pool.install(|| all.par_iter().map(|f| interpolative(&Faer, f).unwrap()).collect::<Vec<_>>())
         };
         assert_eq!(run(1), run(2));
     }
@@ -481,7 +485,7 @@ mod tests {
     #[test]
     fn ranks_that_leave_nothing_to_interpolate_are_refused() {
         let shape = MatrixShape { rows: 9, cols: 6 };
-        let error = pivot(&Faer, &factors(9, 6, 6, 1.0, 1)).unwrap_err();
+        let error = interpolative(&Faer, &factors(9, 6, 6, 1.0, 1)).unwrap_err();
         assert_eq!(error, SvdError::Rank { rank: 6, rank_max: 5, shape });
     }
 }

@@ -1,14 +1,14 @@
-//! Reduced-rank regression on the activations themselves: with the seen ones as columns of Z and what is wanted of them as
-//! columns of Y, the best W of rank r misses ‖Y − Y Q Qᵀ‖² + Σ_{i>r} σᵢ(Y Q)², where Q is an orthonormal basis of the rows of Z.
+//! Reduced-rank regression on the activations themselves: with the given ones as columns of Z and the wanted ones as columns of Y, the best W of rank r misses ‖Y − Y Q Qᵀ‖² + Σ_{i>r} σᵢ(Y Q)², where Q is an orthonormal basis of the rows of Z.
 
 use super::*;
+use crate::linalg::energy_of;
 use crate::randomized::generator;
-use crate::residual::{energy_of, relative_error, residual_energy, wide};
-use crate::{FactorOptions, MethodChoice, Metric, PrecisionChoice, decompose_in, factor_in, spectrum_in};
+use crate::residual::{relative_error, residual_energy, wide};
+use crate::test_support::{decompose_in, factor_in, spectrum_in, uniform};
+use crate::{MethodChoice, Metric, PrecisionChoice, SvdOptions};
 use lowrank_compute::Faer;
 use lowrank_model::{Dtype, Spectrum};
 use ndarray::{Axis, concatenate};
-use rand_chacha::rand_core::RngCore;
 
 struct Case {
     w: Tensor,
@@ -17,15 +17,13 @@ struct Case {
     /// x or z, and x̂ or ẑ, as columns.
     original: Array2<f64>,
     changed: Array2<f64>,
-    blend: f64,
+    shrinkage: f64,
 }
 
 impl Case {
-    fn new((m, n): (usize, usize), tokens: usize, blend: f64, seed: u64) -> Self {
+    fn new((m, n): (usize, usize), tokens: usize, shrinkage: f64, seed: u64) -> Self {
         let mut rng = generator(seed, 4);
-        let mut uniform = |rows, cols| {
-            Array2::from_shape_simple_fn((rows, cols), || f64::from(rng.next_u32()) / 2.0_f64.powi(31) - 1.0)
-        };
+        let mut uniform = |rows, cols| uniform(rows, cols, &mut rng);
         let weights: Vec<f32> = uniform(m, n).iter().map(|&value| value as f32).collect();
         let mut original = uniform(n, tokens);
         for (k, mut row) in original.rows_mut().into_iter().enumerate() {
@@ -40,14 +38,14 @@ impl Case {
             rows: (0..m).map(|i| if i == 3 { 0.0 } else { 0.5 + (i % 4) as f64 }).collect(),
             original,
             changed,
-            blend,
+            shrinkage,
         }
     }
 
-    /// [√(1−b) X, √(b·unseen) I]
-    fn stacked(&self, seen: &Array2<f64>, unseen: f64) -> Array2<f64> {
+    /// [√(1−b) X, √(b·prior) I]
+    fn stacked(&self, seen: &Array2<f64>, prior: f64) -> Array2<f64> {
         let eye = Array2::eye(seen.nrows());
-        concatenate![Axis(1), (1.0 - self.blend).sqrt() * seen, (self.blend * unseen).sqrt() * eye]
+        concatenate![Axis(1), (1.0 - self.shrinkage).sqrt() * seen, (self.shrinkage * prior).sqrt() * eye]
     }
 
     fn weighted(&self, mut matrix: Array2<f64>) -> Array2<f64> {
@@ -78,15 +76,15 @@ fn check(
     let (unavoidable, sigma) = regression(wanted, regressor);
     let short = case.wide.nrows().min(case.wide.ncols());
     let reference = Spectrum::new(sigma[..short].to_vec()).unwrap();
-    let spectrum = spectrum_in(&Faer, &case.w, metric, PrecisionChoice::Auto).unwrap();
+    let spectrum = spectrum_in(&case.w, metric, PrecisionChoice::Auto);
     let total = energy_of(wanted);
     for (value, expected) in spectrum.tail_energies().iter().zip(reference.tail_energies()) {
         assert!((value - expected).abs() < 1e-9 * expected + 1e-12 * total, "{what}: {value} for {expected}");
     }
     for rank in [1, short / 2, short] {
         for method in [MethodChoice::Exact, MethodChoice::Randomized] {
-            let options = FactorOptions { method, power_iterations: 30, ..FactorOptions::default() };
-            let factored = factor_in(&Faer, &case.w, rank, metric, &options, None).unwrap();
+            let options = SvdOptions { method, power_iterations: 30, ..SvdOptions::default() };
+            let factored = factor_in(&case.w, rank, metric, &options, None);
             let (u, v) = wide(&factored.factors);
             let product = u.dot(&v);
             let missed = match metric {
@@ -108,26 +106,26 @@ fn check(
             assert!((factored.relative_error - relative).abs() < 1e-7 * relative, "{what}");
         }
     }
-    let (both, _) = decompose_in(&Faer, &case.w, 2, metric, &FactorOptions::default()).unwrap();
+    let (both, _) = decompose_in(&case.w, 2, metric, &SvdOptions::default());
     assert!((both.energy() / spectrum.energy() - 1.0).abs() < 1e-12);
 }
 
 #[test]
 fn factors_fitted_to_changed_inputs_solve_the_regression() {
     for shape in [(20, 12), (12, 20)] {
-        for (tokens, blend) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
-            let case = Case::new(shape, tokens, blend, 1);
+        for (tokens, shrinkage) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
+            let case = Case::new(shape, tokens, shrinkage, 1);
             let moment = case.changed.dot(&case.changed.t());
             let cross = case.original.dot(&case.changed.t());
-            let (map, root) = fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::Inputs).unwrap();
-            let unseen = moment.diag().sum() / shape.1 as f64;
-            let given = case.stacked(&case.changed, unseen);
-            let wanted = case.weighted(case.wide.dot(&case.stacked(&case.original, unseen)));
-            let (rows, map) = (&case.rows, Some(map.view()));
-            let metric = |root| Metric::Inputs { moment: moment.view(), rows, blend, map, root };
-            let [with, without] = [root.as_ref(), None].map(|root| {
-                factor_in(&Faer, &case.w, 3, &metric(root), &FactorOptions::default(), None).unwrap()
-            });
+            let (map, root) =
+                ridge_map(&Faer, cross.view(), moment.view(), shrinkage, ShrinkageTarget::Identity).unwrap();
+            let prior = moment.diag().sum() / shape.1 as f64;
+            let given = case.stacked(&case.changed, prior);
+            let wanted = case.weighted(case.wide.dot(&case.stacked(&case.original, prior)));
+            let (row_weights, map) = (&case.rows, Some(&map));
+            let metric = |root| Metric::Inputs { second_moment: &moment, row_weights, shrinkage, map, root };
+            let [with, without] = [root.as_ref(), None]
+                .map(|root| factor_in(&case.w, 3, &metric(root), &SvdOptions::default(), None));
             assert_eq!(with, without);
             check(
                 &case,
@@ -135,7 +133,7 @@ fn factors_fitted_to_changed_inputs_solve_the_regression() {
                 &wanted,
                 &given,
                 &given,
-                &format!("{shape:?} {tokens} tokens blend {blend}"),
+                &format!("{shape:?} {tokens} tokens shrinkage {shrinkage}"),
             );
         }
     }
@@ -143,20 +141,21 @@ fn factors_fitted_to_changed_inputs_solve_the_regression() {
 
 #[test]
 fn factors_fitted_to_changed_outputs_solve_the_regression() {
-    for (tokens, blend) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
-        let case = Case::new((12, 20), tokens, blend, 2);
+    for (tokens, shrinkage) in [(150, 0.0), (150, 0.1), (7, 0.1)] {
+        let case = Case::new((12, 20), tokens, shrinkage, 2);
         let (y, y_changed) = (case.wide.dot(&case.original), case.wide.dot(&case.changed));
         let moment = y_changed.dot(&y_changed.t());
         let cross = y.dot(&y_changed.t());
         let (map, _) =
-            fitted_map(&Faer, cross.view(), moment.view(), blend, Unseen::OutputsOf(&case.w)).unwrap();
-        let unseen = moment.diag().sum() / energy_of(&case.wide);
-        let given = case.stacked(&case.changed, unseen);
-        let wanted = case.wide.dot(&case.stacked(&case.original, unseen));
-        let metric = Metric::Outputs { moment: moment.view(), blend, map: Some(map.view()) };
+            ridge_map(&Faer, cross.view(), moment.view(), shrinkage, ShrinkageTarget::GramOf(&case.w))
+                .unwrap();
+        let prior = moment.diag().sum() / energy_of(&case.wide);
+        let given = case.stacked(&case.changed, prior);
+        let wanted = case.wide.dot(&case.stacked(&case.original, prior));
+        let metric = Metric::Outputs { second_moment: &moment, shrinkage, map: Some(&map) };
         // Only what a map of W's own outputs can reach.
         let regressor = case.wide.dot(&given);
-        check(&case, &metric, &wanted, &given, &regressor, &format!("{tokens} tokens blend {blend}"));
+        check(&case, &metric, &wanted, &given, &regressor, &format!("{tokens} tokens shrinkage {shrinkage}"));
     }
 }
 
@@ -167,12 +166,13 @@ fn a_large_matrix_is_projected_and_measured_in_f32() {
     let case = Case::new((m, n), 1200, 0.1, 5);
     let moment = case.changed.dot(&case.changed.t());
     let cross = case.original.dot(&case.changed.t());
-    let (map, root) = fitted_map(&Faer, cross.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
-    let (rows, root) = (&case.rows, root.as_ref());
-    let metric = Metric::Inputs { moment: moment.view(), rows, blend: 0.1, map: Some(map.view()), root };
-    let factored = factor_in(&Faer, &case.w, RANK, &metric, &FactorOptions::default(), None).unwrap();
+    let (map, root) = ridge_map(&Faer, cross.view(), moment.view(), 0.1, ShrinkageTarget::Identity).unwrap();
+    let (row_weights, root) = (&case.rows, root.as_ref());
+    let metric =
+        Metric::Inputs { second_moment: &moment, row_weights, shrinkage: 0.1, map: Some(&map), root };
+    let factored = factor_in(&case.w, RANK, &metric, &SvdOptions::default(), None);
     // Enough is missed for the projection to be in f32, and that costs nothing.
-    let optimum = spectrum_in(&Faer, &case.w, &metric, PrecisionChoice::F64).unwrap().relative_error(RANK);
+    let optimum = spectrum_in(&case.w, &metric, PrecisionChoice::F64).relative_error(RANK);
     assert!(optimum.powi(2) > 1e-2, "{optimum}");
     assert!((factored.metric_error.unwrap() / optimum - 1.0).abs() < 1e-6, "for {optimum}");
     let (u, v) = wide::<f64>(&factored.factors);
@@ -197,16 +197,16 @@ fn a_large_matrix_is_projected_and_measured_in_f32() {
 fn unchanged_activations_need_no_map() {
     let case = Case::new((20, 12), 150, 0.1, 3);
     let moment = case.original.dot(&case.original.t());
-    let (map, _) = fitted_map(&Faer, moment.view(), moment.view(), 0.1, Unseen::Inputs).unwrap();
+    let (map, _) = ridge_map(&Faer, moment.view(), moment.view(), 0.1, ShrinkageTarget::Identity).unwrap();
     assert!(energy_of(&(map - Array2::<f64>::eye(12))) < 1e-20);
     // More outputs than inputs: the moment is singular, and the map keeps what W can give.
     let outputs = case.wide.dot(&moment).dot(&case.wide.t());
-    for (blend, what) in [(0.0, outputs.view()), (0.1, outputs.view())] {
-        let (map, _) = fitted_map(&Faer, what, what, blend, Unseen::OutputsOf(&case.w)).unwrap();
+    for (shrinkage, what) in [(0.0, outputs.view()), (0.1, outputs.view())] {
+        let (map, _) = ridge_map(&Faer, what, what, shrinkage, ShrinkageTarget::GramOf(&case.w)).unwrap();
         assert!(energy_of(&(map.dot(&case.wide) - &case.wide)) < 1e-12);
     }
     let zero = Array2::zeros((12, 12));
-    let (map, _) = fitted_map(&Faer, zero.view(), zero.view(), 0.1, Unseen::Inputs).unwrap();
+    let (map, _) = ridge_map(&Faer, zero.view(), zero.view(), 0.1, ShrinkageTarget::Identity).unwrap();
     assert_eq!(map, Array2::<f64>::eye(12));
 }
 
@@ -214,12 +214,12 @@ fn unchanged_activations_need_no_map() {
 fn moments_of_other_sizes_are_refused() {
     let case = Case::new((20, 12), 9, 0.1, 3);
     let (small, large) = (Array2::eye(12), Array2::eye(20));
-    for (cross, moment, unseen) in [
-        (&large, &small, Unseen::Inputs),
-        (&small, &large, Unseen::OutputsOf(&case.w)),
-        (&large, &small, Unseen::OutputsOf(&case.w)),
+    for (cross, moment, prior) in [
+        (&large, &small, ShrinkageTarget::Identity),
+        (&small, &large, ShrinkageTarget::GramOf(&case.w)),
+        (&large, &small, ShrinkageTarget::GramOf(&case.w)),
     ] {
-        let error = fitted_map(&Faer, cross.view(), moment.view(), 0.1, unseen).unwrap_err();
+        let error = ridge_map(&Faer, cross.view(), moment.view(), 0.1, prior).unwrap_err();
         assert!(matches!(error, SvdError::MetricShape { .. }), "{error}");
     }
 }

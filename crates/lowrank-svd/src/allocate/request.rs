@@ -1,0 +1,120 @@
+//! What an allocation is asked for, and why there may be none.
+
+use lowrank_model::plan::{PlanError, Sensitivity, Size};
+use lowrank_model::{CostModel, ErrorKind, MatrixId, MatrixShape, Spectrum, Target, Unit};
+
+/// One matrix that may be factored.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Which matrix.
+    pub name: MatrixId,
+    /// [m, n]
+    pub shape: MatrixShape,
+    /// All its singular values, in the norm that is to count.
+    pub spectrum: &'a Spectrum,
+    /// s for [`Sensitivity::Measured`], at least 0, on the scale of the spectrum; not read otherwise.
+    pub measured: f64,
+    /// What it may become.
+    pub choices: Choices,
+}
+
+/// What a matrix may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choices {
+    /// Any permitted rank, or dense.
+    #[default]
+    Any,
+    /// Dense.
+    Dense,
+    /// This rank, which need not be a multiple of anything.
+    Rank(usize),
+}
+
+/// Everything that a plan depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct AllocationRequest<'a> {
+    /// All expert matrices, in any order.
+    pub matrices: &'a [Candidate<'a>],
+    /// How much must go.
+    pub target: Target,
+    /// How cost is counted. Its unit is replaced by the target's.
+    pub cost: CostModel,
+    /// Ranks are multiples of this.
+    pub rank_multiple: usize,
+    /// No rank is below this.
+    pub rank_min: usize,
+    /// How errors of different matrices compare.
+    pub sensitivity: Sensitivity,
+    /// The whole checkpoint; contains the matrices.
+    pub before: Size,
+}
+
+/// Why there is no plan.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllocateError {
+    /// More than factoring everything can remove.
+    #[error(
+        "cannot remove {asked} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
+         dense{}, the most that can be removed is {most}",
+        at_a_given_rank(*fixed)
+    )]
+    Infeasible {
+        /// How much must go.
+        asked: u64,
+        /// How much can go, exactly.
+        most: u64,
+        /// What is counted.
+        unit: Unit,
+        /// Smallest permitted rank.
+        rank_floor: usize,
+        /// Matrices that must stay dense.
+        kept_dense: usize,
+        /// Matrices whose rank is given.
+        fixed: usize,
+        /// All matrices.
+        matrices: usize,
+    },
+    /// Ranks cannot be multiples of zero.
+    #[error("the rank multiple is 0, expected at least 1")]
+    RankMultiple,
+    /// A matrix was given twice.
+    #[error("{0} is given twice")]
+    Duplicate(MatrixId),
+    /// A spectrum of another matrix.
+    #[error("{name} {shape} was given a spectrum of {values} values")]
+    Spectrum {
+        /// Which matrix.
+        name: MatrixId,
+        /// Its shape.
+        shape: MatrixShape,
+        /// Values in the spectrum.
+        values: usize,
+    },
+    /// A sensitivity that is none.
+    #[error("the measured sensitivity of {name} is {value}: it must be finite and not negative")]
+    Measured {
+        /// Which matrix.
+        name: MatrixId,
+        /// Its value, as text: NaN equals nothing.
+        value: String,
+    },
+    /// Given ranks do not fit the model.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl AllocateError {
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
+            Self::RankMultiple | Self::Plan(_) => ErrorKind::Usage,
+            Self::Measured { .. } => ErrorKind::BadNumbers,
+            Self::Duplicate(_) | Self::Spectrum { .. } => ErrorKind::Bug,
+        }
+    }
+}
+
+fn at_a_given_rank(fixed: usize) -> String {
+    if fixed > 0 { format!(" and {fixed} at a given rank") } else { String::new() }
+}
