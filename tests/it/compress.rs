@@ -12,8 +12,8 @@ const REMOVED_AT_LEAST: u64 = 1_278_088;
 
 fn shape(id: MatrixId) -> MatrixShape {
     match id.projection {
-        Projection::W1 | Projection::W3 => MatrixShape { rows: 448, cols: 128 },
-        Projection::W2 => MatrixShape { rows: 128, cols: 448 },
+        Projection::Gate | Projection::Up => MatrixShape { rows: 448, cols: 128 },
+        Projection::Down => MatrixShape { rows: 128, cols: 448 },
     }
 }
 
@@ -51,8 +51,9 @@ fn untouched_tensors_are_byte_identical_and_factors_have_their_rank() {
             None => assert_eq!(after.remove(name).as_ref(), Some(tensor), "{name}"),
             Some((id, rank)) => {
                 let MatrixShape { rows, cols } = shape(id);
-                let u = after.remove(&format!("{id}.u.weight")).unwrap();
-                let v = after.remove(&format!("{id}.v.weight")).unwrap();
+                let module = name.strip_suffix(".weight").unwrap();
+                let u = after.remove(&format!("{module}.u.weight")).unwrap();
+                let v = after.remove(&format!("{module}.v.weight")).unwrap();
                 assert_eq!((u.1, v.1), (vec![rows, rank], vec![rank, cols]));
                 assert_eq!((u.0, v.0), (tensor.0, tensor.0));
             }

@@ -226,8 +226,9 @@ fn a_rank_map_with_a_rank_above_break_even() {
     let name = W1.trim_end_matches(".weight");
     let out = folder.path().join("out");
     for (text, parts) in [
-        (format!("{{\"{name}\": 128}}"), vec![name, "127"]),
-        (format!("{{\"{name}\": 0}}"), vec![name]),
+        (format!("{{\"{name}\": 128}}"), vec!["layers.1.experts.3.gate", "127"]),
+        ("{\"layers.1.experts.3.gate\": 128}".to_owned(), vec!["layers.1.experts.3.gate", "127"]),
+        (format!("{{\"{name}\": 0}}"), vec!["layers.1.experts.3.gate"]),
         ("{\"model.layers.9.block_sparse_moe.experts.0.w1\": 5}".to_owned(), vec!["layers.9"]),
         ("{\"some.module\": 5}".to_owned(), vec!["some.module"]),
         ("[1, 2]".to_owned(), vec!["ranks.json"]),
@@ -249,7 +250,7 @@ fn a_plan_that_was_edited() {
     let edits: [(Edit, &str); 4] = [
         (|plan| plan["plan_version"] = 2.into(), "plan_version"),
         (|plan| plan["after"]["params"] = 1.into(), "parameters"),
-        (|plan| drop(plan["matrices"].as_array_mut().unwrap().pop()), "w3"),
+        (|plan| drop(plan["matrices"].as_array_mut().unwrap().pop()), "layers.3.experts.7.up"),
         (|plan| plan["matrices"][0]["shape"]["rows"] = 449.into(), "449"),
     ];
     for (edit, part) in edits {

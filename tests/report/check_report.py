@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-PROJECTIONS = ["w1", "w2", "w3"]
+PROJECTIONS = ["gate", "down", "up"]
 CARDS_GB = [16, 24, 40, 48, 80]
 
 # What a chart holds, as ECharts normalised it, and what of it became SVG.
@@ -43,6 +43,7 @@ TOOLTIP = """id => [...document.getElementById(id).children].slice(1)
 
 def place(name):
     layer, expert, projection = re.fullmatch(r".*layers\.(\d+)\..*experts\.(\d+)\.(w[123])", name).groups()
+    projection = PROJECTIONS[int(projection[1]) - 1]
     return int(layer), int(expert), projection
 
 
@@ -124,7 +125,7 @@ def error_basis(page, report):
 
 def spectra(page, report, curves):
     if curves is None:
-        page.check(page.page.locator("#chart-spectra-w1").count() == 0, "spectra from nowhere")
+        page.check(page.page.locator("#chart-spectra-gate").count() == 0, "spectra from nowhere")
         page.check("no spectra were taken" in page.page.inner_text("#spectra"), "nothing said about spectra")
         return
     ranks = {row["name"]: row["rank"] for row in report["matrices"]}

@@ -58,7 +58,7 @@ impl BackendName {
 impl Matrix {
     pub(crate) fn run(&self) -> Result<Value> {
         let checkpoint = Checkpoint::open(&self.model)?;
-        let id = MatrixId::parse(&self.matrix).context("no module name of an expert matrix")?;
+        let id = MatrixId::parse(&self.matrix).context("not the name of an expert matrix")?;
         let backend = self.backend.open()?;
         let options =
             SvdOptions { method: MethodChoice::Exact, precision: self.precision, ..SvdOptions::default() };
@@ -69,7 +69,7 @@ impl Matrix {
             let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
                 bail!("{id} is factored already")
             };
-            checkpoint.check_finite(&format!("{id}.weight"), &w)?;
+            checkpoint.check_matrix_finite(id, &w)?;
             Ok(w)
         };
         let (w, took) = timed(read)?;

@@ -7,7 +7,8 @@
 
 use anyhow::{Context, Result};
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::names::{self, Role, TensorSpec};
+use lowrank_model::names::Role;
+use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Dtype, ModelConfig, Tensor, format};
 use lowrank_writer::{OutputTensor, ShardLayout, StagingDir};
 use ndarray::Array2;
@@ -57,37 +58,32 @@ const ELSEWHERE: f32 = 0.02;
 const HEAD: f32 = 0.0033;
 
 impl Synth {
-    fn config(&self) -> ModelConfig {
+    /// `config.json` of the smallest description.
+    fn described(&self) -> Value {
         let head_dim = 128.min(self.hidden_size / 4);
         let num_attention_heads = self.hidden_size / head_dim;
-        ModelConfig {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.layers,
-            num_local_experts: self.experts,
-            num_experts_per_tok: 2,
-            num_attention_heads,
-            num_key_value_heads: num_attention_heads / 4,
-            head_dim,
-            vocab_size: self.vocab_size,
-            max_position_embeddings: 32_768,
-            rms_norm_eps: 1e-5,
-            rope_theta: 1e6,
-            sliding_window: None,
-            tie_word_embeddings: false,
-        }
+        json!({
+            "model_type": "mixtral",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.layers,
+            "num_local_experts": self.experts,
+            "num_experts_per_tok": 2,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_attention_heads / 4,
+            "head_dim": head_dim,
+            "vocab_size": self.vocab_size,
+        })
     }
 
     /// Generates on all cores; the bytes depend on the seed and the dimensions alone.
     pub(crate) fn run(&self) -> Result<Value> {
-        let config = self.config();
+        let config =
+            ModelConfig::from_hf_json(&self.described()).context("these dimensions make no model")?;
         let mut config_json = config.to_hf_json();
         config_json["dtype"] = Dtype::Bf16.torch_name().into();
         config_json["torch_dtype"] = Dtype::Bf16.torch_name().into();
-        // As every reader will.
-        ModelConfig::from_hf_json(&config_json).context("these dimensions make no Mixtral")?;
-
-        let specs = names::tensors(&config);
+        let specs = config.tensors();
         let tensors = specs.iter().map(|spec| OutputTensor {
             name: spec.name.clone(),
             dtype: Dtype::Bf16.into(),
@@ -142,7 +138,7 @@ fn write_tensor(spec: &TensorSpec, mut rng: ChaCha8Rng, file: &File, offset: u64
         let count = BLOCK_ROWS.min(rows - first);
         let values = match (&head, spec.role) {
             (Some(head), _) => head.rows(count, &mut rng),
-            (None, Role::Norm) => Array2::ones((count, cols)),
+            (None, Role::Norm(_)) => Array2::ones((count, cols)),
             (None, _) => noise(count, cols, ELSEWHERE, &mut rng),
         };
         let values = values.as_slice().context("made in row-major order")?;
@@ -227,7 +223,7 @@ mod tests {
             let out = folder.path().join(name);
             small(out.clone(), seed).run().unwrap();
             let checkpoint = Checkpoint::open(&out).unwrap();
-            let id = MatrixId { layer: 0, expert: 7, projection: Projection::W2 };
+            let id = MatrixId { layer: 0, expert: 7, projection: Projection::Down };
             let StoredMatrix::Dense(matrix) = checkpoint.read_matrix(id).unwrap() else { panic!("dense") };
             matrix
         };

@@ -102,7 +102,7 @@ impl Norms {
         }
         let blend = self.blend_of(visits as f64);
         let per_token = 1.0 / self.tokens as f64;
-        if projection == Projection::W2 {
+        if projection == Projection::Down {
             let moment = self.store.outputs(layer, expert)? * per_token;
             return Ok(if is_zero(&moment) { Norm::Weights } else { Norm::Outputs { moment, blend } });
         }
@@ -114,7 +114,7 @@ impl Norms {
         if total == 0.0 || is_zero(&moments.inputs) {
             return Ok(Norm::Weights);
         }
-        let mut rows = if projection == Projection::W1 { moments.gate_rows } else { moments.up_rows };
+        let mut rows = if projection == Projection::Gate { moments.gate_rows } else { moments.up_rows };
         rows.iter_mut().for_each(|row| *row /= total);
         Ok(Norm::Inputs { moment: moments.inputs * per_token, rows, blend })
     }
@@ -170,13 +170,16 @@ mod tests {
         let blend = (0.1 * 20.0 + 0.2) / 20.2;
         let moment = Array2::eye(2) * 4.0;
         assert_eq!(
-            norms.of(id(0, Projection::W1)).unwrap(),
+            norms.of(id(0, Projection::Gate)).unwrap(),
             Norm::Inputs { moment: moment.clone(), rows: vec![0.125, 0.25, 0.0], blend }
         );
         let rows = vec![0.0, 0.0, 0.625];
-        assert_eq!(norms.of(id(0, Projection::W3)).unwrap(), Norm::Inputs { moment, rows, blend });
-        assert_eq!(norms.of(id(0, Projection::W2)).unwrap(), Norm::Outputs { moment: Array2::eye(2), blend });
-        assert_eq!(norms.of(id(1, Projection::W3)).unwrap(), Norm::Weights);
+        assert_eq!(norms.of(id(0, Projection::Up)).unwrap(), Norm::Inputs { moment, rows, blend });
+        assert_eq!(
+            norms.of(id(0, Projection::Down)).unwrap(),
+            Norm::Outputs { moment: Array2::eye(2), blend }
+        );
+        assert_eq!(norms.of(id(1, Projection::Up)).unwrap(), Norm::Weights);
         assert!((norms.blend_of(1e-9) - 1.0).abs() < 1e-6 && norms.blend_of(1e9) - 0.1 < 1e-6);
     }
 }

@@ -144,7 +144,7 @@ impl Halves<'_> {
         let StoredMatrix::Dense(w) = self.checkpoint.read_matrix(id)? else {
             unreachable!("a factored checkpoint is refused before it is calibrated")
         };
-        self.checkpoint.check_finite(&format!("{id}.weight"), &w)?;
+        self.checkpoint.check_matrix_finite(id, &w)?;
         let shape = self.config.matrix_shape(id.projection);
         let rank = rank_reference(shape);
         let norm = self.norms.of(id)?;
@@ -186,9 +186,9 @@ fn walk(
             halved.push(half);
             let mut weights = forward.expert(layer, expert)?;
             match projection {
-                Projection::W1 => weights.w1 = factors,
-                Projection::W2 => weights.w2 = factors,
-                Projection::W3 => weights.w3 = factors,
+                Projection::Gate => weights.w1 = factors,
+                Projection::Down => weights.w2 = factors,
+                Projection::Up => weights.w3 = factors,
             }
             Ok(weights)
         };

@@ -229,7 +229,7 @@ mod tests {
         let io = || io::Error::other("the cause");
         let json = || serde_json::from_str::<u8>("\"the cause\"").unwrap_err();
         let svd = || SvdError::NotAMatrix { shape: vec![77_077] };
-        let name = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+        let name = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
         let config = || ConfigError::Quantised("the cause".into());
         let pivots = PivotError::Twice { index: 77_077 };
         let tensor = || "w".to_owned();

@@ -1,7 +1,7 @@
 //! The CPU as an engine: hands each block to the file that holds it.
 
 use crate::attention::AttentionWeights;
-use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert};
+use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert, StoredRouter};
 use crate::error::ForwardError;
 use crate::head::HeadWeights;
 use crate::hidden::Hidden;
@@ -54,25 +54,19 @@ impl Engine for Cpu {
         Ok(out)
     }
 
-    fn route(
-        &self,
-        input: &[f32],
-        router: &Tensor,
-        experts_per_token: usize,
-    ) -> Result<Routing, ForwardError> {
-        let gate = Matrix::widened(router); // [E, H]
+    fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError> {
+        let gate = Matrix::widened(&router.weights); // [E, H]
         let mut logits = vec![0.0; input.len() / gate.cols * gate.rows]; // [N, E]
         tokens_times_weight(&mut logits, input, &gate.values, gate.cols, gate.rows);
-        Ok(Routing::new(logits, gate.rows, experts_per_token))
+        Ok(Routing::new(logits, gate.rows, router.rule, router.experts_per_token))
     }
 
     fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
-        router: &Tensor,
-        experts_per_token: usize,
+        router: &StoredRouter,
     ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError> {
-        let route = |input: &&[f32]| self.route(input, router, experts_per_token);
+        let route = |input: &&[f32]| self.route(input, router);
         Ok(Box::new(CpuExpertSum {
             inputs: inputs.to_vec(),
             routings: inputs.iter().map(route).collect::<Result<_, _>>()?,

@@ -5,7 +5,7 @@
 //! computes in f32 is f32 here, unless products of bf16 weights are asked to be faster than that
 //! ([`WeightProducts::Bf16`]). The sums run in another order than the CPU's: equal to rounding, not to the bit.
 
-use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert};
+use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert, StoredRouter};
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::{ExpertBatch, Observer};
@@ -14,6 +14,7 @@ use crate::router::Routing;
 use lowrank_compute::cuda::{
     Buffer, CudaDevice, CudaError, DeviceLinear, Lane, NoCuda, Scores, WeightProducts, available,
 };
+use lowrank_model::block::Router;
 use lowrank_model::{ModelConfig, PivotOrder, PivotSide, StoredMatrix, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -120,15 +121,20 @@ fn route(
     lane: &Lane,
     input: &Buffer<f32>,
     router: &DeviceLinear,
-    experts_per_token: usize,
-) -> Result<Routing, CudaError> {
+    &StoredRouter { rule, experts_per_token, .. }: &StoredRouter,
+) -> Result<Routing, ForwardError> {
+    // Its kernel always renormalises.
+    let Router::SoftmaxTopK { renormalise: true } = rule else {
+        let message = format!("CUDA does not compute this model's router, {rule:?}");
+        return Err(ForwardError::Device { message });
+    };
     let mut logits = lane.linear(input, router)?; // [N, E]
     let (experts, weights) = lane.route(&mut logits, (router.outputs(), experts_per_token))?;
     Ok(Routing { experts, weights, experts_per_token })
 }
 
-fn router_on(lane: &Lane, router: &Tensor) -> Result<DeviceLinear, CudaError> {
-    Ok(DeviceLinear::Dense(lane.matrix(router, WeightProducts::F32)?))
+fn router_on(lane: &Lane, router: &StoredRouter) -> Result<DeviceLinear, CudaError> {
+    Ok(DeviceLinear::Dense(lane.matrix(&router.weights, WeightProducts::F32)?))
 }
 
 impl Engine for CudaEngine {
@@ -193,32 +199,26 @@ impl Engine for CudaEngine {
         Ok(lane.download(&out, 0, out.len())?)
     }
 
-    fn route(
-        &self,
-        input: &[f32],
-        router: &Tensor,
-        experts_per_token: usize,
-    ) -> Result<Routing, ForwardError> {
+    fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError> {
         let lane = &*self.lane();
-        Ok(route(lane, &lane.upload(input)?, &router_on(lane, router)?, experts_per_token)?)
+        route(lane, &lane.upload(input)?, &router_on(lane, router)?, router)
     }
 
     fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
-        router: &Tensor,
-        experts_per_token: usize,
+        router: &StoredRouter,
     ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError> {
         let lane = &*self.lane();
-        let router = router_on(lane, router)?;
+        let gate = router_on(lane, router)?;
         let mut streams = Vec::with_capacity(inputs.len());
         for input in inputs {
             let input = lane.upload(input)?;
-            let routing = route(lane, &input, &router, experts_per_token)?;
+            let routing = route(lane, &input, &gate, router)?;
             let output = lane.zeros(input.len())?;
             streams.push(Stream { input, routing, output });
         }
-        Ok(Box::new(CudaExpertSum { engine: self, streams, width: router.inputs() }))
+        Ok(Box::new(CudaExpertSum { engine: self, streams, width: gate.inputs() }))
     }
 
     fn head(

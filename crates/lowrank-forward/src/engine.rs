@@ -6,6 +6,7 @@ use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
 use crate::router::Routing;
+use lowrank_model::block::Router;
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
 
@@ -25,20 +26,14 @@ pub trait Engine: Debug + Sync {
     /// x / √(mean(x²) + ε) ∘ weight for every row of states [N, H]; weight `[H]`.
     fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError>;
 
-    /// The experts that the router [E, H] chooses for every token of an input [N, H].
-    fn route(
-        &self,
-        input: &[f32],
-        router: &Tensor,
-        experts_per_token: usize,
-    ) -> Result<Routing, ForwardError>;
+    /// The experts that a router chooses for every token of an input [N, H].
+    fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError>;
 
-    /// Starts the MoE block of a layer for several inputs [N, H]; router [E, H].
+    /// Starts the MoE block of a layer for several inputs [N, H].
     fn moe<'a>(
         &'a self,
         inputs: &[&'a [f32]],
-        router: &Tensor,
-        experts_per_token: usize,
+        router: &StoredRouter,
     ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError>;
 
     /// Final norm `[H]` and output matrix [V, H].
@@ -83,6 +78,17 @@ pub struct StoredAttention {
     pub value: Tensor,
     /// [H, A·D]
     pub output: Tensor,
+}
+
+/// The router of one layer, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredRouter {
+    /// [E, H]
+    pub weights: Tensor,
+    /// What is made of its logits.
+    pub rule: Router,
+    /// k
+    pub experts_per_token: usize,
 }
 
 /// Weights of one expert, as stored.

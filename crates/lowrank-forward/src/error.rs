@@ -9,12 +9,6 @@ pub enum ForwardError {
     /// The weights could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The checkpoint has no such tensor.
-    #[error("`{tensor}` is not a tensor of this model")]
-    MissingTensor {
-        /// Canonical name.
-        tensor: String,
-    },
     /// A token that has no embedding.
     #[error(
         "token {token} at position {position} of sequence {sequence} is outside the vocabulary of {vocab_size}; were the tokens made by another model's tokenizer?"
@@ -54,7 +48,6 @@ impl ForwardError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Read(error) => error.kind(),
-            Self::MissingTensor { .. } => ErrorKind::BrokenCheckpoint,
             Self::TokenOutsideVocabulary { .. } | Self::EmptySequence { .. } | Self::NoDevice { .. } => {
                 ErrorKind::Usage
             }

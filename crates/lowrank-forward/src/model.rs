@@ -1,7 +1,7 @@
 //! The pass itself: embedding, then layer by layer, then logits. It reads weights when it needs them and drops them after.
 
 use crate::cpu::Cpu;
-use crate::engine::{Engine, StoredAttention, StoredExpert};
+use crate::engine::{Engine, StoredAttention, StoredExpert, StoredRouter};
 use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
@@ -9,7 +9,9 @@ use crate::math::add_scaled;
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, Tensor, names};
+use lowrank_model::block::{Activation, AttentionBias, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use lowrank_model::names::{AttentionPart, NormPlace, Role};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, Tensor};
 use lowrank_reader::Checkpoint;
 use rayon::prelude::*;
 
@@ -40,7 +42,7 @@ impl<'a> Forward<'a> {
     /// Rows of the embedding: S sequences of tokens → h [N, H].
     pub fn embed<T: AsRef<[u32]>>(&self, sequences: &[T]) -> Result<Hidden, ForwardError> {
         let (v, h) = (self.config.vocab_size, self.config.hidden_size);
-        let table = self.tensor(names::EMBEDDING)?; // [V, H]
+        let table = self.tensor(Role::Embedding)?; // [V, H]
         let mut offsets = vec![0];
         let tokens: usize = sequences.iter().map(|tokens| tokens.as_ref().len()).sum();
         let mut states = Vec::with_capacity(tokens * h);
@@ -84,12 +86,15 @@ impl<'a> Forward<'a> {
 
     /// First half of a layer: h += attention(norm(h)).
     pub fn attention(&self, layer: usize, hidden: &mut Hidden) -> Result<(), ForwardError> {
+        let (QueryKeyNorm::None, AttentionBias::None) =
+            (self.config.block.query_key_norm, self.config.block.attention_bias);
+        let part = |part| self.tensor(Role::Attention { layer, part });
         let weights = StoredAttention {
-            norm: self.layer_tensor(layer, "input_layernorm")?,
-            query: self.layer_tensor(layer, "self_attn.q_proj")?,
-            key: self.layer_tensor(layer, "self_attn.k_proj")?,
-            value: self.layer_tensor(layer, "self_attn.v_proj")?,
-            output: self.layer_tensor(layer, "self_attn.o_proj")?,
+            norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
+            query: part(AttentionPart::Query)?,
+            key: part(AttentionPart::Key)?,
+            value: part(AttentionPart::Value)?,
+            output: part(AttentionPart::Output)?,
         };
         self.engine.attention(self.config, weights, hidden)
     }
@@ -101,7 +106,7 @@ impl<'a> Forward<'a> {
 
     /// As [`Forward::moe_input`], for rows [n, H] of some tokens.
     pub fn moe_input_of(&self, layer: usize, rows: &[f32]) -> Result<Vec<f32>, ForwardError> {
-        let norm = self.layer_tensor(layer, "post_attention_layernorm")?.to_f32();
+        let norm = self.tensor(Role::Norm(NormPlace::Experts { layer }))?.to_f32();
         self.engine.norm(rows, &norm, self.config.rms_norm_eps as f32)
     }
 
@@ -124,8 +129,9 @@ impl<'a> Forward<'a> {
         observer: &mut dyn Observer,
         mut expert_of: impl FnMut(usize) -> Result<StoredExpert, E>,
     ) -> Result<Vec<Vec<f32>>, E> {
-        let router = self.tensor(&names::router(layer))?; // [E, H]
-        let mut sum = self.engine.moe(inputs, &router, self.config.num_experts_per_tok)?;
+        let (MoeLayers::All, SharedExperts::None, Activation::Silu) =
+            (self.config.block.moe_layers, self.config.block.shared_experts, self.config.block.activation);
+        let mut sum = self.engine.moe(inputs, &self.router(layer)?)?;
         for expert in 0..self.config.num_local_experts {
             sum.expert((layer, expert), expert_of(expert)?, observer)?;
         }
@@ -145,16 +151,20 @@ impl<'a> Forward<'a> {
             return Ok(Vec::new());
         }
         let h = self.config.hidden_size;
-        let router = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]).expect("one row of h numbers");
-        let mut sum = self.engine.moe(&[rows], &router, 1)?;
+        let weights_of_one = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]);
+        let router = StoredRouter {
+            weights: weights_of_one.expect("one row of h numbers"),
+            rule: Router::SoftmaxTopK { renormalise: true },
+            experts_per_token: 1,
+        };
+        let mut sum = self.engine.moe(&[rows], &router)?;
         sum.expert((layer, 0), weights, observer)?;
         Ok(sum.outputs()?.remove(0))
     }
 
     /// The experts that the router chooses for every token of an input [N, H].
     pub fn route(&self, layer: usize, input: &[f32]) -> Result<Routing, ForwardError> {
-        let router = self.tensor(&names::router(layer))?; // [E, H]
-        self.engine.route(input, &router, self.config.num_experts_per_tok)
+        self.engine.route(input, &self.router(layer)?)
     }
 
     /// Second half of a layer: h += output [N, H].
@@ -169,8 +179,8 @@ impl<'a> Forward<'a> {
 
     /// Final norm and output matrix.
     pub fn head(&self) -> Result<Head<'a>, ForwardError> {
-        let output = if self.config.tie_word_embeddings { names::EMBEDDING } else { names::HEAD };
-        let norm = self.tensor(names::FINAL_NORM)?.to_f32();
+        let output = if self.config.tie_word_embeddings { Role::Embedding } else { Role::Head };
+        let norm = self.tensor(Role::Norm(NormPlace::Head))?.to_f32();
         let project = self.engine.head(norm, self.tensor(output)?, self.config.rms_norm_eps as f32)?;
         Ok(Head { project, vocab_size: self.config.vocab_size })
     }
@@ -191,16 +201,20 @@ impl<'a> Forward<'a> {
     /// The matrices of one expert, as they are stored.
     pub fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
         let read = |projection| self.checkpoint.read_matrix(MatrixId { layer, expert, projection });
-        Ok(StoredExpert { w1: read(Projection::W1)?, w2: read(Projection::W2)?, w3: read(Projection::W3)? })
+        Ok(StoredExpert {
+            w1: read(Projection::Gate)?,
+            w2: read(Projection::Down)?,
+            w3: read(Projection::Up)?,
+        })
     }
 
-    fn layer_tensor(&self, layer: usize, module: &str) -> Result<Tensor, ForwardError> {
-        self.tensor(&names::layer_tensor(layer, module))
+    fn router(&self, layer: usize) -> Result<StoredRouter, ForwardError> {
+        let weights = self.tensor(Role::Router { layer })?; // [E, H]
+        let (rule, experts_per_token) = (self.config.block.router, self.config.num_experts_per_tok);
+        Ok(StoredRouter { weights, rule, experts_per_token })
     }
 
-    fn tensor(&self, name: &str) -> Result<Tensor, ForwardError> {
-        let spec = self.checkpoint.specs().iter().find(|spec| spec.name == name);
-        let spec = spec.ok_or_else(|| ForwardError::MissingTensor { tensor: name.into() })?;
-        Ok(self.checkpoint.read_tensor(spec)?)
+    fn tensor(&self, role: Role) -> Result<Tensor, ForwardError> {
+        Ok(self.checkpoint.read_tensor(&self.config.tensor(role))?)
     }
 }

@@ -1,9 +1,9 @@
 //! Fuzz targets for the documents that describe weights: safetensors header, index, config.
 
 use crate::outcome::{refused, sign};
-use lowrank_model::{ModelConfig, names};
+use lowrank_model::ModelConfig;
 use lowrank_reader::ReadError;
-use lowrank_reader::family::{self, Family};
+use lowrank_reader::family::{self, Description};
 use lowrank_reader::header::{self, Header, LENGTH_BYTES};
 use lowrank_reader::index::Index;
 use safetensors::SafeTensors;
@@ -94,25 +94,25 @@ pub(crate) fn index(bytes: &[u8]) -> u64 {
 /// Parses `config.json` and `params.json`.
 pub(crate) fn config(bytes: &[u8]) -> u64 {
     let path = Path::new("c.json");
-    of_family(family::from_hugging_face(path, bytes))
-        ^ of_family(family::from_mistral(path, bytes)).rotate_left(1)
+    of_description(family::from_hugging_face(path, bytes))
+        ^ of_description(family::from_params(path, bytes)).rotate_left(1)
 }
 
-fn of_family(found: Result<Family, ReadError>) -> u64 {
-    let family = match found {
+fn of_description(found: Result<Description, ReadError>) -> u64 {
+    let described = match found {
         Err(error) => return refused(error),
-        Ok(family) => family,
+        Ok(described) => described,
     };
-    let config = &family.config;
+    let config = &described.config;
     assert_eq!(ModelConfig::from_hf_json(&config.to_hf_json()).as_ref(), Ok(config));
     let mut params = 0_u64;
-    for spec in names::tensors(config) {
+    for spec in config.tensors() {
         let elements = spec.shape.iter().try_fold(1_u64, |product, &d| product.checked_mul(d as u64));
         params = elements.and_then(|elements| params.checked_add(elements)).expect("counts stay exact");
     }
-    for (id, &rank) in &family.ranks {
+    for (id, &rank) in &described.ranks {
         let shape = config.matrix_shape(id.projection);
-        assert!(rank >= 1 && rank <= family.storage.rank_max(shape), "{id}: rank {rank} of {shape}");
+        assert!(rank >= 1 && rank <= described.storage.rank_max(shape), "{id}: rank {rank} of {shape}");
     }
-    sign(&format!("{:?} {}", family.spelling, family.ranks.len().min(2)))
+    sign(&format!("{:?} {}", described.layout, described.ranks.len().min(2)))
 }

@@ -1,10 +1,10 @@
-//! Spectra thinned to a few points each, for people to look at: 12.6 MB of singular values become 0.4 MB for Mixtral-8x7B.
+//! Spectra thinned to a few points each, for people to look at.
 //!
 //! All expert matrices of a model have the same short side, so one list of indices serves them all. Points lie evenly on a
 //! logarithmic axis, because that is how spectra are drawn. Values keep [`DIGITS`] decimal digits, so that the text is
 //! short and reads back to the same numbers. Planning never uses these.
 
-use crate::{MatrixId, Spectrum};
+use crate::Spectrum;
 use serde::{Deserialize, Serialize};
 
 /// Most points of one curve.
@@ -28,15 +28,15 @@ pub struct SpectrumCurves {
 /// One matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpectrumCurve {
-    /// Canonical module name.
-    pub name: MatrixId,
+    /// The module's canonical name.
+    pub name: String,
     /// σᵢ at the kept indices.
     pub sigma: Vec<f64>,
 }
 
 impl SpectrumCurves {
-    /// Thins spectra; `None` if there are none, or if they are not of one length.
-    pub fn of<'a>(spectra: impl IntoIterator<Item = (MatrixId, &'a Spectrum)>) -> Option<Self> {
+    /// Thins the spectra of modules with these names; `None` if there are none, or if they are not of one length.
+    pub fn of<'a>(spectra: impl IntoIterator<Item = (String, &'a Spectrum)>) -> Option<Self> {
         let mut matrices = Vec::new();
         let mut index: Option<(usize, Vec<usize>)> = None;
         for (name, spectrum) in spectra {
@@ -53,7 +53,7 @@ impl SpectrumCurves {
     }
 
     /// Whether this can be of matrices with these names and this short side.
-    pub fn fits(&self, names: impl ExactSizeIterator<Item = MatrixId>, short_side: usize) -> bool {
+    pub fn fits<'a>(&self, names: impl ExactSizeIterator<Item = &'a str>, short_side: usize) -> bool {
         let rises = self.index.first() == Some(&1)
             && self.index.last() == Some(&short_side)
             && self.index.windows(2).all(|pair| pair[0] < pair[1]);
@@ -88,10 +88,9 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Projection;
 
-    fn id(expert: usize) -> MatrixId {
-        MatrixId { layer: 0, expert, projection: Projection::W1 }
+    fn id(expert: usize) -> String {
+        format!("experts.{expert}")
     }
 
     fn falling(length: usize, by: f64) -> Spectrum {
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn few_points_with_both_ends_stand_for_a_long_spectrum() {
+    fn a_long_spectrum_is_thinned_to_few_points_with_both_ends() {
         let (a, b) = (falling(4096, 3.0), falling(4096, 7.123_456));
         let curves = SpectrumCurves::of([(id(0), &a), (id(1), &b)]).unwrap();
         assert!((32..=POINTS_MAX).contains(&curves.index.len()), "{:?}", curves.index);
@@ -109,9 +108,9 @@ mod tests {
         for (&i, &sigma) in curves.index.iter().zip(&curves.matrices[1].sigma) {
             assert!((sigma / b.sigma()[i - 1] - 1.0).abs() < 1e-4, "{i}");
         }
-        assert!(curves.fits([id(0), id(1)].into_iter(), 4096));
-        assert!(!curves.fits([id(1), id(0)].into_iter(), 4096));
-        assert!(!curves.fits([id(0), id(1)].into_iter(), 4095));
+        assert!(curves.fits(["experts.0", "experts.1"].into_iter(), 4096));
+        assert!(!curves.fits(["experts.1", "experts.0"].into_iter(), 4096));
+        assert!(!curves.fits(["experts.0", "experts.1"].into_iter(), 4095));
     }
 
     #[test]

@@ -1,10 +1,6 @@
-//! Keys, names and version of the factored checkpoint format. `docs/format.md` is its prose.
+//! Keys, names and version of the factored checkpoint format. `docs/format.md` is its prose. What differs from family to
+//! family is [`crate::config::Output`].
 
-/// `model_type` in the config of a factored checkpoint. Distinct from `mixtral` on purpose: a loader without our
-/// modeling code must fail, not fill the experts with random numbers.
-pub const MODEL_TYPE: &str = "lowrank_mixtral";
-/// `architectures[0]`.
-pub const ARCHITECTURE: &str = "LowRankMixtralForCausalLM";
 /// Key in `config.json` that holds format, version and ranks.
 pub const CONFIG_KEY: &str = "lowrank_config";
 /// `lowrank_config.format`.
@@ -23,7 +19,7 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub const SINGLE_FILE: &str = "model.safetensors";
 /// Hugging Face configuration.
 pub const CONFIG_FILE: &str = "config.json";
-/// Mistral's own configuration.
+/// The configuration beside `consolidated*.safetensors`.
 pub const PARAMS_FILE: &str = "params.json";
 
 /// Name of shard `k` (from 1) of `n`.

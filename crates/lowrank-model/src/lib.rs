@@ -5,8 +5,12 @@
 //! | Module | The one place for |
 //! |---|---|
 //! | [`matrix`] | which expert matrix is meant, and its shape |
-//! | [`config`] | the dimensions of a model, read from `config.json` or `params.json` |
-//! | [`names`] | how tensors are spelled, per family and per on-disk layout |
+//! | [`config`] | what a model is: dimensions, block, and the seam to its family |
+//! | [`block`] | a decoder layer as data |
+//! | [`family`] | the known families, one file each, and which one a checkpoint is of |
+//! | [`names`] | what a tensor is for, and how transformers spells it |
+//! | [`tensors`] | the tensors of a model, and where each lies in a checkpoint |
+//! | [`named`] | an expert matrix as documents carry it |
 //! | [`params`] | how many parameters a matrix costs, dense or at a rank |
 //! | [`pivots`] | shapes and index of pivoted storage |
 //! | [`budget`] | how budgets and sizes are spelled, in exact integers |
@@ -23,6 +27,7 @@
 //! | [`failure`] | kinds of failure, and how an error is printed with its causes |
 //! | [`mod@format`] | keys and version of the factored checkpoint format |
 
+pub mod block;
 pub mod budget;
 pub mod config;
 pub mod curves;
@@ -30,8 +35,10 @@ pub mod device;
 pub mod display;
 pub mod dtype;
 pub mod failure;
+pub mod family;
 pub mod format;
 pub mod matrix;
+pub mod named;
 pub mod names;
 pub mod params;
 pub mod pivots;
@@ -42,14 +49,16 @@ pub mod recipe;
 pub mod spectrum;
 pub mod stored;
 pub mod tensor;
+pub mod tensors;
 
 pub use budget::{Target, Unit};
-pub use config::ModelConfig;
+pub use config::{Family, ModelConfig};
 pub use curves::SpectrumCurves;
 pub use device::{AlgebraChoice, Device};
 pub use dtype::{Dtype, ElementType};
 pub use failure::ErrorKind;
 pub use matrix::{MatrixId, MatrixShape, Projection};
+pub use named::NamedMatrix;
 pub use names::Layout;
 pub use params::{CostModel, Storage};
 pub use pivots::{PivotOrder, PivotSide};

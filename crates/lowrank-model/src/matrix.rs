@@ -1,34 +1,50 @@
-//! Which expert matrix is meant, and its shape.
+//! Which expert matrix is meant, and its shape: the same for every family.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 
-/// The three matrices of a SwiGLU expert: `w2(silu(w1 x) ∘ w3 x)`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The three matrices of a gated expert: `down(act(gate x) ∘ up x)`.
+///
+/// Mixtral calls them w1, w2 and w3. Their order is that of plans, reports and shards, whatever the family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Projection {
-    /// gate, `[intermediate_size, hidden_size]`
-    W1,
-    /// down, `[hidden_size, intermediate_size]`
-    W2,
-    /// up, `[intermediate_size, hidden_size]`
-    W3,
+    /// `[intermediate_size, hidden_size]`
+    Gate,
+    /// `[hidden_size, intermediate_size]`
+    Down,
+    /// `[intermediate_size, hidden_size]`
+    Up,
 }
 
 impl Projection {
     /// All three, in the order in which they are stored.
-    pub const ALL: [Self; 3] = [Self::W1, Self::W2, Self::W3];
+    pub const ALL: [Self; 3] = [Self::Gate, Self::Down, Self::Up];
 
-    /// `w1`, `w2` or `w3`.
+    /// `gate`, `down` or `up`.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::W1 => "w1",
-            Self::W2 => "w2",
-            Self::W3 => "w3",
+            Self::Gate => "gate",
+            Self::Down => "down",
+            Self::Up => "up",
         }
+    }
+
+    /// Index into [`Projection::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
 /// One expert matrix of a model. Ordered as stored: by layer, then expert, then projection.
+///
+/// Shown as `layers.3.experts.5.gate`. What its checkpoint calls it is [`crate::ModelConfig::module_name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MatrixId {
     /// Decoder layer, from 0.
@@ -39,38 +55,15 @@ pub struct MatrixId {
     pub projection: Projection,
 }
 
-impl MatrixId {
-    /// The module's canonical name: `model.layers.0.block_sparse_moe.experts.0.w1`.
-    /// Rank maps, plans and error messages use it.
-    pub fn module_name(self) -> String {
-        crate::names::expert_module(self)
-    }
-
-    /// Reads a canonical module name back.
-    pub fn parse(name: &str) -> Option<Self> {
-        crate::names::parse_expert_module(name)
-    }
-}
-
 impl fmt::Display for MatrixId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.module_name())
+        write!(f, "layers.{}.experts.{}.{}", self.layer, self.expert, self.projection)
     }
 }
 
 impl Serialize for MatrixId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.module_name())
-    }
-}
-
-impl<'de> Deserialize<'de> for MatrixId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        Self::parse(&name).ok_or_else(|| {
-            let name = crate::display::clip(&name);
-            D::Error::custom(format_args!("`{name}` is not the name of an expert matrix"))
-        })
+        serializer.collect_str(self)
     }
 }
 

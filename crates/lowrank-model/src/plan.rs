@@ -1,7 +1,9 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
-use crate::display::abridge;
-use crate::{CostModel, MatrixId, MatrixShape, ModelConfig, Projection, SpectrumCurves, Target, Unit};
+use crate::display::{abridge, clip};
+use crate::{
+    CostModel, MatrixId, MatrixShape, ModelConfig, NamedMatrix, Projection, SpectrumCurves, Target, Unit,
+};
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,7 +36,7 @@ pub enum Allocation {
     Uniform,
 }
 
-/// What errors of one layer's w1, w2 and w3, in this order, do to the logits: measured.
+/// What errors of one layer's gate, down and up projections, in this order, do to the logits: measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerSensitivity {
     /// KL(original ‖ group at half its size), nats per token.
@@ -46,8 +48,7 @@ pub struct LayerSensitivity {
 impl LayerSensitivity {
     /// s of a projection.
     pub fn of(&self, projection: Projection) -> f64 {
-        let place = Projection::ALL.iter().position(|&other| other == projection);
-        self.sensitivity[place.expect("all three are listed")]
+        self.sensitivity[projection.index()]
     }
 }
 
@@ -55,7 +56,8 @@ impl LayerSensitivity {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PlannedMatrix {
     /// Which matrix.
-    pub name: MatrixId,
+    #[serde(flatten)]
+    pub matrix: NamedMatrix,
     /// [m, n].
     pub shape: MatrixShape,
     /// Rank of its factors; absent: left dense.
@@ -170,7 +172,7 @@ pub enum PlanError {
     #[error("`plan_version` is {0}, this program knows {PLAN_VERSION}")]
     Version(u32),
     /// The rows are not those of the model.
-    #[error("{0} is not an expert matrix of this model, or stands in the wrong place")]
+    #[error("{0} is not an expert matrix of this model, or is in the wrong place")]
     UnknownMatrix(String),
     /// A row is missing.
     #[error("{0} has no row")]
@@ -270,7 +272,7 @@ impl RankPlan {
 
     /// Ranks of the factored matrices; a matrix left dense is absent.
     pub fn ranks(&self) -> BTreeMap<MatrixId, usize> {
-        self.matrices.iter().filter_map(|row| Some((row.name, row.rank?))).collect()
+        self.matrices.iter().filter_map(|row| Some((row.matrix.id, row.rank?))).collect()
     }
 
     /// Parameters removed.
@@ -303,8 +305,8 @@ impl RankPlan {
         let mut rows = self.matrices.iter();
         for id in config.matrices() {
             let row = rows.next().ok_or(PlanError::MissingMatrix(id))?;
-            if row.name != id {
-                return Err(PlanError::UnknownMatrix(row.name.to_string()));
+            if row.matrix != config.named(id) {
+                return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
             }
             let shape = config.matrix_shape(id.projection);
             if row.shape != shape {
@@ -323,10 +325,10 @@ impl RankPlan {
             }
         }
         if let Some(row) = rows.next() {
-            return Err(PlanError::UnknownMatrix(row.name.to_string()));
+            return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
         }
         let short_side = self.matrices.first().map_or(0, |row| row.shape.short_side());
-        let names = self.matrices.iter().map(|row| row.name);
+        let names = self.matrices.iter().map(|row| row.matrix.name.as_str());
         if self.spectra.as_ref().is_some_and(|curves| !curves.fits(names, short_side)) {
             return Err(PlanError::Spectra);
         }
@@ -443,9 +445,19 @@ mod tests {
     use super::*;
     use crate::Storage;
 
+    /// One layer, one expert: three matrices of 448 · 128.
+    fn config() -> ModelConfig {
+        ModelConfig::from_hf_json(&serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 1,
+            "num_local_experts": 1, "num_experts_per_tok": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": 32
+        }))
+        .unwrap()
+    }
+
     fn row(rank: Option<usize>) -> PlannedMatrix {
         PlannedMatrix {
-            name: MatrixId { layer: 0, expert: 0, projection: Projection::W1 },
+            matrix: config().named(MatrixId { layer: 0, expert: 0, projection: Projection::Gate }),
             shape: MatrixShape { rows: 448, cols: 128 },
             rank,
             relative_error: None,
@@ -476,24 +488,18 @@ mod tests {
         let mut plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]);
         let lines = serde_json::to_string_pretty(&plan).unwrap().lines().count();
         let spectrum = crate::Spectrum::new((1..=128).map(|i| 1.0 / f64::from(i)).collect()).unwrap();
-        plan.spectra = SpectrumCurves::of([(plan.matrices[0].name, &spectrum)]);
+        plan.spectra = SpectrumCurves::of([(plan.matrices[0].matrix.name.clone(), &spectrum)]);
         let text = serde_json::to_string_pretty(&plan).unwrap();
         assert_eq!(RankPlan::from_json(text.as_bytes()).unwrap(), plan);
         assert_eq!(serde_json::from_value::<RankPlan>(serde_json::to_value(&plan).unwrap()).unwrap(), plan);
         assert_eq!(text.lines().count(), lines + 1, "{text}");
     }
 
-    /// One layer, one expert: three matrices of 448 · 128.
     fn small() -> (ModelConfig, RankPlan) {
-        let config = ModelConfig::from_hf_json(&serde_json::json!({
-            "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 1,
-            "num_local_experts": 1, "num_experts_per_tok": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "vocab_size": 32
-        }))
-        .unwrap();
-        let rows = config.matrices().map(|name| PlannedMatrix {
-            name,
-            shape: config.matrix_shape(name.projection),
+        let config = config();
+        let rows = config.matrices().map(|id| PlannedMatrix {
+            matrix: config.named(id),
+            shape: config.matrix_shape(id.projection),
             ..row(Some(64))
         });
         let before = Size { params: 200_000, bytes: 400_000 };
@@ -517,8 +523,11 @@ mod tests {
             (|plan| plan.cost.dense_element_bytes = 4, "`dense_element_bytes` is 4"),
             (|plan| plan.rank_multiple = 0, "`rank_multiple` is 0"),
             (|plan| plan.rank_min = 0, "`rank_min` is 0"),
-            (|plan| plan.matrices[1].relative_error = Some(-0.5), "w2: `relative_error` is -0.5"),
-            (|plan| plan.matrices[1].relative_error = Some(1e300), "w2: `relative_error`"),
+            (
+                |plan| plan.matrices[1].relative_error = Some(-0.5),
+                "layers.0.experts.0.down: `relative_error` is -0.5",
+            ),
+            (|plan| plan.matrices[1].relative_error = Some(1e300), "down: `relative_error`"),
             (
                 |plan| plan.target = Some(Target { unit: Unit::Params, remove_at_least: u64::MAX }),
                 "at least 18446744073709551615 parameters were to go, and its rows remove 61440",
@@ -534,6 +543,23 @@ mod tests {
             let error = plan.validate(&config, good.before).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn rows_of_older_plans_have_names_alone_and_rows_of_other_models_are_refused() {
+        let (config, good) = small();
+        let mut old = serde_json::to_value(&good).unwrap();
+        for row in old["matrices"].as_array_mut().unwrap() {
+            let row = row.as_object_mut().unwrap();
+            for key in ["layer", "expert", "projection"] {
+                row.remove(key).unwrap();
+            }
+        }
+        assert_eq!(RankPlan::from_json(old.to_string().as_bytes()).unwrap(), good);
+        let mut other = good.clone();
+        other.matrices[1].matrix.name = "model.layers.0.mlp.experts.0.down_proj".into();
+        let error = other.validate(&config, other.before).unwrap_err().to_string();
+        assert!(error.contains("model.layers.0.mlp.experts.0.down_proj is not an expert matrix"), "{error}");
     }
 
     #[test]

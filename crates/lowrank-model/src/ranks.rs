@@ -1,4 +1,4 @@
-//! The flat rank map of `--ranks`: `{"model.layers.0.block_sparse_moe.experts.0.w1": 96, …}`.
+//! A flat rank map: `{"layers.0.experts.0.gate": 96, …}`, or with the names of the checkpoint's own modules.
 //!
 //! A pure function from text to ranks by matrix. Whether they fit a model is for the plan to say.
 
@@ -19,7 +19,7 @@ pub enum RankMapError {
     #[error("{0}")]
     Json(String),
     /// The map says two things about one matrix.
-    #[error("{0} stands twice; keep one of its ranks")]
+    #[error("{0} is named twice; keep one of its ranks")]
     Twice(MatrixId),
 }
 
@@ -33,7 +33,7 @@ pub fn parse(json: &[u8]) -> Result<BTreeMap<MatrixId, usize>, RankMapError> {
     }
 }
 
-/// A map, and the first name that stood in it before.
+/// A map, and the first matrix that it names twice.
 struct RawMap {
     ranks: BTreeMap<MatrixId, usize>,
     twice: Option<MatrixId>,
@@ -72,23 +72,24 @@ mod tests {
     use super::*;
 
     const W1: &str = "model.layers.0.block_sparse_moe.experts.0.w1";
+    const GATE: &str = "layers.0.experts.0.gate";
 
     #[test]
     fn names_become_matrices() {
         let ranks = parse(format!("{{\"{W1}\": 7, \"{}\": 9}}", W1.replace("w1", "w3")).as_bytes()).unwrap();
         assert_eq!(
-            ranks.into_iter().map(|(id, rank)| (id.module_name(), rank)).collect::<Vec<_>>(),
-            [(W1.to_owned(), 7), (W1.replace("w1", "w3"), 9)]
+            ranks.into_iter().map(|(id, rank)| (id.to_string(), rank)).collect::<Vec<_>>(),
+            [(GATE.to_owned(), 7), (GATE.replace("gate", "up"), 9)]
         );
         assert_eq!(parse(b"{}"), Ok(BTreeMap::new()));
     }
 
     #[test]
     fn a_matrix_that_stands_twice_is_named() {
-        for second in [7, 8] {
-            let text = format!("{{\"{W1}\": 7, \"{W1}\": {second}}}");
+        for (second, rank) in [(W1, 7), (W1, 8), (GATE, 7)] {
+            let text = format!("{{\"{W1}\": 7, \"{second}\": {rank}}}");
             let error = parse(text.as_bytes()).unwrap_err();
-            assert!(matches!(error, RankMapError::Twice(name) if name.module_name() == W1), "{error}");
+            assert!(matches!(error, RankMapError::Twice(name) if name.to_string() == GATE), "{error}");
         }
     }
 
@@ -98,9 +99,9 @@ mod tests {
             ("", "line 1"),
             ("[1]", "a map from names of expert matrices"),
             ("{\"lm_head\": 3}", "`lm_head` is not the name of an expert matrix"),
-            (&format!("{{\"{W1}\": -3}}"), W1),
-            (&format!("{{\"{W1}\": 1.5}}"), W1),
-            (&format!("{{\"{W1}\": \"{}\"}}", "x".repeat(100_000)), W1),
+            (&format!("{{\"{W1}\": -3}}"), GATE),
+            (&format!("{{\"{GATE}\": 1.5}}"), GATE),
+            (&format!("{{\"{W1}\": \"{}\"}}", "x".repeat(100_000)), GATE),
             (&format!("{{\"{}\": 3}}", "\\u0007".repeat(100_000)), "line 1"),
             (&"[".repeat(100_000), "a map"),
         ] {

@@ -9,11 +9,12 @@ use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{CalibrateError, Norm, Norms, Sensitivities, Store, collect, measure};
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
-use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::names::{Role, Spelling};
 use lowrank_model::plan::LayerSensitivity;
 use lowrank_model::recipe::{
     CalibrationSettings, MomentSettings, PropagationScope, PropagationSettings, TextChoice,
 };
+use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{MatrixId, Progress, Recipe, Spectrum};
 use lowrank_reader::Checkpoint;
 use lowrank_text::{Passage, Pick, TextInfo, TextRequest, TextSource, windows};
@@ -134,11 +135,11 @@ impl Calibrated {
     }
 
     /// Names of the experts that saw nothing.
-    fn unrouted(&self) -> Vec<String> {
+    fn unrouted(&self, spelling: &Spelling) -> Vec<String> {
         let layers = self.norms.tokens_per_expert().iter().enumerate();
         let unrouted = layers.flat_map(|(layer, experts)| {
             let none = experts.iter().enumerate().filter(|(_, tokens)| **tokens == 0);
-            none.map(move |(expert, _)| lowrank_model::names::expert(layer, expert))
+            none.map(move |(expert, _)| spelling.expert(layer, expert))
         });
         unrouted.collect()
     }
@@ -178,7 +179,7 @@ impl<'a> CalibrationContext<'a> {
         let (config, target) = (checkpoint.config(), moments.calibration_target);
         let norms = Norms::new(store, config, target, shrinkage, text.tokens())?;
         let calibrated = Calibrated { text, norms, engine };
-        let unrouted = calibrated.unrouted();
+        let unrouted = calibrated.unrouted(checkpoint.config().family.spelling());
         if !unrouted.is_empty() {
             progress.note(&format!(
                 "no token of the calibration text is routed to {}: compressed without data",
@@ -287,7 +288,7 @@ impl<'a> CalibrationContext<'a> {
             tokens_blake3: text.blake3.clone(),
             engine: engine.describe(),
             tokens_per_expert: norms.tokens_per_expert().to_vec(),
-            unrouted_experts: calibrated.unrouted(),
+            unrouted_experts: calibrated.unrouted(self.checkpoint.config().family.spelling()),
             kl_at_half: layers.map(|layers| layers.iter().map(|layer| layer.kl).collect()),
             sensitivity: layers.map(|layers| layers.iter().map(|layer| layer.sensitivity).collect()),
         })
@@ -299,7 +300,7 @@ const SPECTRA: &str = "spectra";
 
 fn arrays_of(spectra: &BTreeMap<MatrixId, Spectrum>, note: String) -> Arrays {
     let named =
-        |(id, spectrum): (&MatrixId, &Spectrum)| (id.module_name(), Numbers::F64(spectrum.sigma().to_vec()));
+        |(id, spectrum): (&MatrixId, &Spectrum)| (id.to_string(), Numbers::F64(spectrum.sigma().to_vec()));
     Arrays { arrays: spectra.iter().map(named).collect(), note }
 }
 

@@ -125,7 +125,7 @@ fn compress_in(
         checkpoint,
         plan: &plan,
         ranks: plan.ranks(),
-        optimum: plan.matrices.iter().map(|row| (row.name, row.relative_error)).collect(),
+        optimum: plan.matrices.iter().map(|row| (row.matrix.id, row.relative_error)).collect(),
         spectra: &planned.spectra,
         scratch,
         calibration: &calibration,

@@ -5,7 +5,7 @@
 use crate::memory::Demand;
 use crate::{PipelineError, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::names::{self, Role};
+use lowrank_model::names::Role;
 use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::{Card, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
@@ -39,7 +39,7 @@ pub fn densify(
         &Demand::densify(config, workers::widest(checkpoint, settings.dtype)),
         &settings.resources,
     )?;
-    let specs = names::tensors(config);
+    let specs = config.tensors();
     let output = specs
         .iter()
         .map(|spec| OutputTensor {
@@ -109,7 +109,7 @@ fn dense_matrix(
                     columns.column_mut(place).assign(&column);
                 }
             }
-            let name = format!("{id}.weight");
+            let name = checkpoint.config().tensor(Role::Expert(id)).name;
             let dtype = dtype.unwrap_or(basis.dtype());
             round(&name, vec![shape.rows, shape.cols], dtype, w.as_slice().expect("made in standard order"))
         }
@@ -121,7 +121,7 @@ fn dense_matrix(
             };
             let mut w = Array2::<f32>::zeros((m, n));
             Faer.gemm(view(m, r, &wide_u), view(r, n, &wide_v), w.view_mut(), Accumulate::Replace);
-            let name = format!("{id}.weight");
+            let name = checkpoint.config().tensor(Role::Expert(id)).name;
             round(
                 &name,
                 vec![m, n],

@@ -71,14 +71,14 @@ pub enum PipelineError {
     #[error("the checkpoint holds no factors ({0}): there is nothing to densify")]
     NotFactored(Layout),
     /// A pattern that matches nothing is a typing error.
-    #[error(
-        "{key} `{pattern}` matches no expert matrix; names look like model.layers.0.block_sparse_moe.experts.0.w1"
-    )]
+    #[error("{key} `{pattern}` matches no expert matrix; names look like {example}")]
     PatternMatchesNothing {
         /// The setting, `keep-dense` or `fix-rank`.
         key: &'static str,
         /// What was given.
         pattern: String,
+        /// Name of a module.
+        example: String,
     },
     /// A rank that saves nothing, or is zero.
     #[error(

@@ -1,7 +1,7 @@
 //! `inspect`: what is in this checkpoint.
 
 use lowrank_model::names::Role;
-use lowrank_model::{Layout, MatrixId, ModelConfig, Storage};
+use lowrank_model::{Layout, ModelConfig, Storage};
 use lowrank_reader::Checkpoint;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -57,8 +57,8 @@ pub struct Inspection {
     pub dtypes: BTreeMap<&'static str, u64>,
     /// Files that hold weights.
     pub shards: Vec<ShardSize>,
-    /// Ranks of matrices that are factored already.
-    pub ranks: BTreeMap<MatrixId, usize>,
+    /// Ranks of matrices that are factored already, by module name and in stored order.
+    pub ranks: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Counts from headers alone.
@@ -66,7 +66,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let config: &ModelConfig = checkpoint.config();
     let mut kinds: BTreeMap<&'static str, Kind> = BTreeMap::new();
     let mut dtypes: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let mut ranks = BTreeMap::new();
+    let mut ranks = serde_json::Map::new();
     let mut params_removable = 0;
     for spec in checkpoint.specs() {
         let mut index_bytes = 0;
@@ -77,7 +77,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
                 let storage = checkpoint.storage();
                 let count = |rank| lowrank_model::params::stored_params(shape, storage, rank);
                 params_removable += count(rank).saturating_sub(count(Some(1)));
-                ranks.extend(rank.map(|rank| (id, rank)));
+                ranks.extend(rank.map(|rank| (config.module_name(id), rank.into())));
                 let tensors = match (rank, storage) {
                     (None, _) => 1,
                     (Some(_), Storage::Uv) => 2,
@@ -102,7 +102,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     kinds.sort_by_key(|kind| std::cmp::Reverse(kind.params));
     let size = checkpoint.size();
     Inspection {
-        family: "mixtral",
+        family: config.family.model_type(),
         layout: checkpoint.layout(),
         num_hidden_layers: config.num_hidden_layers,
         num_local_experts: config.num_local_experts,

@@ -150,7 +150,7 @@ impl<'a> Model<'a> {
     }
 
     fn shape(&self) -> MatrixShape {
-        self.config.matrix_shape(Projection::W1)
+        self.config.matrix_shape(Projection::Gate)
     }
 
     /// An expert matrix as it is stored.

@@ -208,15 +208,15 @@ pub fn errors(
 
 impl Errors {
     /// The spectra thinned, for a plan to carry.
-    pub fn curves(&self) -> Option<SpectrumCurves> {
-        SpectrumCurves::of(self.spectra.iter().map(|(name, spectrum)| (*name, spectrum)))
+    pub fn curves(&self, config: &ModelConfig) -> Option<SpectrumCurves> {
+        SpectrumCurves::of(self.spectra.iter().map(|(&id, spectrum)| (config.module_name(id), spectrum)))
     }
 }
 
 /// The plan of a recipe whose goal is a budget.
 pub fn plan_from(subject: &Subject, recipe: &Recipe, errors: &Errors) -> Result<RankPlan, PipelineError> {
     let mut plan = plans_from(subject, &[recipe], errors)?.remove(0)?;
-    plan.spectra = errors.curves();
+    plan.spectra = errors.curves(&subject.config);
     Ok(plan)
 }
 
@@ -306,7 +306,7 @@ pub struct Subject {
 impl Subject {
     /// As its headers say.
     pub fn of(checkpoint: &Checkpoint) -> Self {
-        let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+        let first = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
         Self {
             config: checkpoint.config().clone(),
             before: checkpoint.size(),
@@ -316,7 +316,7 @@ impl Subject {
 
     /// Multiples that ranks are of, unless the settings say.
     fn rank_multiple(&self, settings: &PlanSettings) -> usize {
-        let short = self.config.matrix_shape(Projection::W1).short_side();
+        let short = self.config.matrix_shape(Projection::Gate).short_side();
         let usual = if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 };
         settings.rank_multiple.unwrap_or(usual)
     }
@@ -376,6 +376,7 @@ impl Subject {
         };
         let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
         act(&AllocationRequest {
+            family: self.config.family,
             matrices: &candidates,
             target,
             cost: self.cost_model(recipe, target.unit),
@@ -430,10 +431,13 @@ impl Subject {
 
     fn matching(&self, key: &'static str, pattern: &Pattern) -> Result<Vec<MatrixId>, PipelineError> {
         let ids = self.config.matrices();
-        let matches: Vec<MatrixId> = ids.filter(|id| pattern.is_match(&id.module_name())).collect();
+        let matches: Vec<MatrixId> =
+            ids.filter(|id| pattern.is_match(&self.config.module_name(*id))).collect();
         if matches.is_empty() {
             let pattern = pattern.to_string();
-            return Err(PipelineError::PatternMatchesNothing { key, pattern });
+            let example =
+                self.config.matrices().next().map_or_else(String::new, |id| self.config.module_name(id));
+            return Err(PipelineError::PatternMatchesNothing { key, pattern, example });
         }
         Ok(matches)
     }

@@ -254,7 +254,7 @@ impl Layer<'_> {
         visit: &Visit,
         made: &BTreeMap<MatrixId, StoredMatrix>,
     ) -> Result<Vec<(MatrixId, Fit)>, PipelineError> {
-        let ids = self.to_make(visit.expert, &[Projection::W1, Projection::W3], made);
+        let ids = self.to_make(visit.expert, &[Projection::Gate, Projection::Up], made);
         if ids.is_empty() {
             return Ok(Vec::new());
         }
@@ -295,7 +295,7 @@ impl Layer<'_> {
         let (map, root) = self.map(ids[0], &pair, blend, ShrinkageTarget::Identity)?;
         let seen = Arc::new(Seen { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
-            let rows = if id.projection == Projection::W1 { &row_weights.gate } else { &row_weights.up };
+            let rows = if id.projection == Projection::Gate { &row_weights.gate } else { &row_weights.up };
             (id, Fit::Inputs { seen: Arc::clone(&seen), rows: rows.clone(), blend })
         };
         Ok(ids.into_iter().map(fit).collect())
@@ -309,7 +309,7 @@ impl Layer<'_> {
         output: &mut [f32],
     ) -> Result<Option<(MatrixId, Fit)>, PipelineError> {
         let h = self.forward.config().hidden_size;
-        let to_make = self.to_make(visit.expert, &[Projection::W2], made).pop();
+        let to_make = self.to_make(visit.expert, &[Projection::Down], made).pop();
         if to_make.is_none() && !self.goes_on {
             return Ok(None);
         }
@@ -334,7 +334,7 @@ impl Layer<'_> {
             add_scaled(&mut output[token * h..][..h], g, y_of(token));
         }
         let Some(id) = to_make else { return Ok(None) };
-        let inputs = [Projection::W1, Projection::W3].map(|projection| self.id(visit.expert, projection));
+        let inputs = [Projection::Gate, Projection::Up].map(|projection| self.id(visit.expert, projection));
         let is_changed = self.seen.is_some() || inputs.iter().any(|id| made.contains_key(id));
         let Visitors { tokens: seen, weights: router_weights } = &visit.seen;
         if seen.is_empty() || !is_changed {
@@ -387,7 +387,7 @@ impl Layer<'_> {
                 let StoredMatrix::Dense(matrix) = self.all.checkpoint.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
                 };
-                self.all.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+                self.all.checkpoint.check_matrix_finite(id, &matrix)?;
                 let is_alone = matches!(fit, Fit::Alone(_));
                 let remade = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
                 let shape = self.forward.config().matrix_shape(id.projection);
@@ -425,7 +425,11 @@ fn changed_expert(
         let id = MatrixId { layer, expert, projection };
         made.get(&id).map_or_else(|| checkpoint.read_matrix(id), |matrix| Ok(matrix.clone()))
     };
-    Ok(StoredExpert { w1: matrix(Projection::W1)?, w2: matrix(Projection::W2)?, w3: matrix(Projection::W3)? })
+    Ok(StoredExpert {
+        w1: matrix(Projection::Gate)?,
+        w2: matrix(Projection::Down)?,
+        w3: matrix(Projection::Up)?,
+    })
 }
 
 /// Takes the weights of one expert's rows from tokens that all were brought to it.

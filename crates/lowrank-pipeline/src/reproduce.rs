@@ -21,7 +21,8 @@ use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::{Cpu, Engine};
 use lowrank_model::recipe::TextChoice;
 use lowrank_model::{
-    AlgebraChoice, Device, Dtype, MatrixId, Progress, Recipe, StoredMatrix, Tensor, failure, format,
+    AlgebraChoice, Device, Dtype, MatrixId, ModelConfig, Progress, Recipe, StoredMatrix, Tensor, failure,
+    format,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, SvdOptions};
@@ -281,11 +282,14 @@ impl Sampled<'_> {
         let JobContext { pool, progress, .. } = context;
         let out = Checkpoint::open(job.out)?;
         let Recipe { factor, goal, .. } = Subject::of(base).resolve(recipe);
-        let form =
-            Form { storage: factor.storage.unwrap_or_default(), dtype: factor.dtype.unwrap_or(Dtype::F32) };
-        let ids = draw(out.ranks().keys().copied(), sample);
+        let form = Form {
+            config: out.config(),
+            storage: factor.storage.unwrap_or_default(),
+            dtype: factor.dtype.unwrap_or(Dtype::F32),
+        };
+        let ids = draw(out.config(), out.ranks().keys().copied(), sample);
         let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
-            let was = pieces_of(id, out.read_matrix(id)?);
+            let was = pieces_of(out.config(), id, out.read_matrix(id)?);
             let pairs = was.into_iter().zip(again.pieces);
             let file = job.out.display().to_string();
             let differing = pairs.filter_map(|((tensor, was), (_, is))| {
@@ -361,9 +365,9 @@ impl Sampled<'_> {
 }
 
 /// The matrices whose hashes with the seed are smallest.
-fn draw(ids: impl Iterator<Item = MatrixId>, sample: Sample) -> Vec<MatrixId> {
-    let mut keyed: Vec<_> =
-        ids.map(|id| (*blake3::hash(format!("{} {id}", sample.seed).as_bytes()).as_bytes(), id)).collect();
+fn draw(config: &ModelConfig, ids: impl Iterator<Item = MatrixId>, sample: Sample) -> Vec<MatrixId> {
+    let hash = |id| blake3::hash(format!("{} {}", sample.seed, config.module_name(id)).as_bytes());
+    let mut keyed: Vec<_> = ids.map(|id| (*hash(id).as_bytes(), id)).collect();
     keyed.sort();
     keyed.into_iter().take(sample.count).map(|(_, id)| id).collect()
 }

@@ -100,7 +100,7 @@ mod tests {
     fn factors_have_the_same_bits_with_a_reduction_and_without_and_it_is_there_once() {
         let folder = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(folder.path(), 0).unwrap();
-        let id = |expert| MatrixId { layer: 0, expert, projection: Projection::W1 };
+        let id = |expert| MatrixId { layer: 0, expert, projection: Projection::Gate };
         let values: Vec<f32> = (0..90 * 40).map(|i: u32| ((i * i) % 1009) as f32 / 500.0 - 1.0).collect();
         let w = Tensor::from_f32(vec![90, 40], Dtype::Bf16, &values).unwrap();
         for (expert, precision) in [PrecisionChoice::F32, PrecisionChoice::F64].into_iter().enumerate() {
@@ -123,7 +123,7 @@ mod tests {
     fn a_disk_that_the_output_needs_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let scratch = Scratch::new(folder.path(), u64::MAX).unwrap();
-        let id = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+        let id = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
         let w = Tensor::from_f32(vec![4, 3], Dtype::F32, &[1.0; 12]).unwrap();
         let (_, reduction) = spectrum(&Faer, &w, &SvdOptions::default()).unwrap();
         scratch.keep(id, reduction.expect("faer reduces"));

@@ -51,7 +51,7 @@ pub fn spectra(
                 let StoredMatrix::Dense(matrix) = checkpoint.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
-                checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+                checkpoint.check_matrix_finite(id, &matrix)?;
                 let norm = calibration.norm(id)?;
                 let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() };
                 let (reduced, _) = calibration

@@ -5,10 +5,10 @@
 use crate::{FactorSettings, PipelineError, round::round};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Algebra, Backend, Processor};
-use lowrank_model::names::{factor_names, pivoted_names};
 use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{
-    Dtype, ElementType, MatrixId, MatrixShape, PivotOrder, PivotSide, Spectrum, Storage, StoredMatrix, Tensor,
+    Dtype, ElementType, MatrixId, MatrixShape, ModelConfig, PivotOrder, PivotSide, Spectrum, Storage,
+    StoredMatrix, Tensor,
 };
 use lowrank_svd::residual::relative_error;
 use lowrank_svd::{Factored, Factors, Metric, Reduction, Route, SvdError, SvdOptions, expanded};
@@ -66,25 +66,27 @@ pub(crate) fn stored(pieces: &[(String, Piece)], shape: MatrixShape) -> StoredMa
 
 /// How a matrix is to be stored.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Form {
+pub(crate) struct Form<'a> {
+    /// Whose matrices they are.
+    pub(crate) config: &'a ModelConfig,
     pub(crate) storage: Storage,
     pub(crate) dtype: Dtype,
 }
 
-impl Form {
+impl Form<'_> {
     /// What is written for a matrix of rank `r`.
     pub(crate) fn output_tensors(self, id: MatrixId, shape: MatrixShape, r: usize) -> Vec<OutputTensor> {
         let dtype = ElementType::from(self.dtype);
         match self.storage {
             Storage::Uv => {
-                let (u, v) = factor_names(id);
+                let (u, v) = self.config.factor_names(id);
                 vec![
                     OutputTensor { name: u, dtype, shape: vec![shape.rows, r] },
                     OutputTensor { name: v, dtype, shape: vec![r, shape.cols] },
                 ]
             }
             Storage::Pivoted => {
-                let (basis, coefficients, order) = pivoted_names(id);
+                let (basis, coefficients, order) = self.config.pivoted_names(id);
                 let [basis_shape, coefficients_shape] = factor_shapes(shape, r).map(Vec::from);
                 vec![
                     OutputTensor { name: basis, dtype, shape: basis_shape },
@@ -211,15 +213,15 @@ fn stored_error(
 }
 
 /// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.
-pub(crate) fn pieces_of(id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
+pub(crate) fn pieces_of(config: &ModelConfig, id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
     match matrix {
         StoredMatrix::Dense(_) => Vec::new(),
         StoredMatrix::Factored { u, v } => {
-            let names = factor_names(id);
+            let names = config.factor_names(id);
             vec![(names.0, Piece::Weights(u)), (names.1, Piece::Weights(v))]
         }
         StoredMatrix::Pivoted { basis, coefficients, order, .. } => {
-            let names = pivoted_names(id);
+            let names = config.pivoted_names(id);
             vec![
                 (names.0, Piece::Weights(basis)),
                 (names.1, Piece::Weights(coefficients)),

@@ -81,7 +81,7 @@ pub fn pool(demand: &Demand, resources: &Resources) -> Result<rayon::ThreadPool,
 
 /// The widest dtype of the weights of a checkpoint, and of factors to come.
 pub fn widest(checkpoint: &Checkpoint, factors: Option<Dtype>) -> Dtype {
-    let first = MatrixId { layer: 0, expert: 0, projection: Projection::W1 };
+    let first = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
     let others = checkpoint.specs().iter().filter_map(|spec| checkpoint.dtype(&spec.name));
     let all = others.chain([checkpoint.matrix_dtype(first)]).chain(factors);
     all.max_by_key(|dtype| dtype.size_bytes()).expect("the first matrix has a dtype")

@@ -2,7 +2,7 @@
 //! which shares no code with it.
 
 use half::{bf16, f16};
-use lowrank_model::names::{self, Role};
+use lowrank_model::names::Role;
 use lowrank_model::progress::Silent;
 use lowrank_model::recipe::{ByteSize, CalibrationSettings, Goal, OutputSettings, Removal, TextChoice};
 use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Recipe, Storage};
@@ -72,7 +72,7 @@ impl Model {
         let count = shape.iter().product();
         let mut one = || chance.random_range(-1.0_f32..1.0);
         match (role, self.kind) {
-            (Role::Norm, _) => vec![1.0; count],
+            (Role::Norm(_), _) => vec![1.0; count],
             (Role::Expert(_), Kind::RankOne) => {
                 let (rows, cols) = (shape[0], shape[1]);
                 let (u, v): (Vec<f32>, Vec<f32>) =
@@ -93,8 +93,8 @@ impl Model {
         let mut stored: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
         let mut chance = ChaCha8Rng::seed_from_u64(self.seed);
         let element = self.dtype.size_bytes() as usize;
-        for (at, spec) in names::tensors(&self.config).into_iter().enumerate() {
-            let slice = names::locate(self.layout, &self.config, &spec);
+        for (at, spec) in self.config.tensors().into_iter().enumerate() {
+            let slice = self.config.locate(self.layout, spec.role);
             let values = self.values(at, spec.role, &spec.shape, &mut chance);
             let bytes: Vec<u8> = match self.dtype {
                 Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),

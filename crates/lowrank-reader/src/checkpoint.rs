@@ -9,15 +9,16 @@
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
 
 use crate::error::ReadError;
-use crate::family::{self, Spelling};
+use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
-use lowrank_model::names::{self, MatrixLocation, Role, RowOrder, Slice, TensorSpec};
+use lowrank_model::names::{Role, is_rotary_buffer};
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
+use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
 use lowrank_model::{
     Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, StoredMatrix, Tensor,
 };
@@ -94,31 +95,29 @@ impl Checkpoint {
     /// Opens a checkpoint and checks all of it from its headers: which tensors, where, which shapes and dtypes.
     pub fn open(dir: &Path) -> Result<Self, ReadError> {
         let folder = Folder::open(dir)?;
-        let family = family::read(&folder)?;
-        let naming = match family.spelling {
-            Spelling::Known(Layout::Consolidated) => Naming::Mistral,
+        let described = family::read(&folder)?;
+        let naming = match described.layout {
+            DescribedLayout::Known(Layout::Consolidated) => Naming::Consolidated,
             _ => Naming::HuggingFace,
         };
         let Shards { shards, headers, index, listing } = shards::open(&folder, naming)?;
         let catalog = Catalog::new(&shards, headers, index.as_ref(), listing)?;
-        let layout = match family.spelling {
-            Spelling::Known(layout) => layout,
-            Spelling::HuggingFace if catalog.has_fused_experts() => Layout::HfFused,
-            Spelling::HuggingFace => Layout::HfPerExpert,
+        let (config, ranks, storage) = (described.config, described.ranks, described.storage);
+        let layout = match described.layout {
+            DescribedLayout::Known(layout) => layout,
+            DescribedLayout::HuggingFace if catalog.has_fused_experts(&config) => Layout::HfFused,
+            DescribedLayout::HuggingFace => Layout::HfPerExpert,
         };
 
-        let (config, ranks, storage) = (family.config, family.ranks, family.storage);
-        let specs = names::tensors(&config);
+        let specs = config.tensors();
         let mut claims = Claims { catalog: &catalog, claimed: BTreeSet::new() };
         let mut dense = BTreeMap::new();
         let mut factored = BTreeMap::new();
         let mut orders = BTreeMap::new();
         for spec in &specs {
             let location = match spec.role {
-                Role::Expert(id) => {
-                    names::locate_matrix(layout, &config, id, storage, ranks.get(&id).copied())
-                }
-                _ => MatrixLocation::Dense(names::locate(layout, &config, spec)),
+                Role::Expert(id) => config.locate_matrix(layout, id, storage, ranks.get(&id).copied()),
+                role => MatrixLocation::Dense(config.locate(layout, role)),
             };
             match (location, spec.role) {
                 (MatrixLocation::Factored { u, v }, Role::Expert(id)) => {
@@ -148,9 +147,9 @@ impl Checkpoint {
                 + orders.values().map(|order| order.all().len() as u64).sum::<u64>()
                     * ElementType::Index.size_bytes(),
         };
-        let config_json = family.config_json.unwrap_or_else(|| {
+        let config_json = described.config_json.unwrap_or_else(|| {
             let mut json = config.to_hf_json();
-            if let Some(embedding) = dense.get(names::EMBEDDING) {
+            if let Some(embedding) = dense.get(&config.tensor(Role::Embedding).name) {
                 json["dtype"] = embedding.dtype.torch_name().into();
                 json["torch_dtype"] = embedding.dtype.torch_name().into();
             }
@@ -243,7 +242,7 @@ impl Checkpoint {
     pub fn matrix_dtype(&self, id: MatrixId) -> Dtype {
         let run = match self.factored.get(&id) {
             Some((u, _)) => u,
-            None => &self.dense[&matrix_name(id)],
+            None => &self.dense[&self.matrix_name(id)],
         };
         run.dtype
     }
@@ -274,7 +273,7 @@ impl Checkpoint {
                 },
             });
         }
-        let name = matrix_name(id);
+        let name = self.matrix_name(id);
         match self.dense.get(&name) {
             Some(run) => self.read(run).map(StoredMatrix::Dense),
             None => Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name }),
@@ -325,6 +324,11 @@ impl Checkpoint {
         Err(ReadError::NotFinite { path, tensor: name.into(), element, value: value[0] })
     }
 
+    /// Refuses NaN and infinity in an expert matrix, as [`Checkpoint::check_finite`] does.
+    pub fn check_matrix_finite(&self, id: MatrixId, matrix: &Tensor) -> Result<(), ReadError> {
+        self.check_finite(&self.matrix_name(id), matrix)
+    }
+
     /// The files that hold the weights, in the order of their names.
     pub fn shards(&self) -> &[ShardInfo] {
         &self.infos
@@ -369,12 +373,16 @@ impl Checkpoint {
             return Some(run);
         }
         let module = name.strip_suffix(".weight")?;
-        if let Some(id) = MatrixId::parse(module) {
+        if let Some(id) = self.config.matrix_named(module) {
             return self.factored.get(&id).map(|(u, _)| u);
         }
         let (module, _) = module.rsplit_once('.')?;
-        let (u, v) = self.factored.get(&MatrixId::parse(module)?)?;
+        let (u, v) = self.factored.get(&self.config.matrix_named(module)?)?;
         if v.stored_name == name || name == format!("{module}.v.weight") { Some(v) } else { Some(u) }
+    }
+
+    fn matrix_name(&self, id: MatrixId) -> String {
+        self.config.tensor(Role::Expert(id)).name
     }
 
     fn read(&self, run: &Run) -> Result<Tensor, ReadError> {
@@ -400,10 +408,6 @@ fn read_run(shard: &Shard, run: &Run) -> Result<Vec<u8>, ReadError> {
             rows::deinterleave(&bytes, heads, row_bytes)
         }
     })
-}
-
-fn matrix_name(id: MatrixId) -> String {
-    format!("{}.weight", id.module_name())
 }
 
 /// Every tensor of every shard by its stored name.
@@ -465,8 +469,9 @@ impl<'a> Catalog<'a> {
         }
     }
 
-    fn has_fused_experts(&self) -> bool {
-        self.entries.keys().any(|name| name.ends_with(".mlp.experts.gate_up_proj"))
+    fn has_fused_experts(&self, config: &ModelConfig) -> bool {
+        let fused = config.family.spelling().fused;
+        self.entries.keys().any(|name| fused.is_fused(name))
     }
 }
 
@@ -554,7 +559,7 @@ impl Claims<'_> {
         layout: Layout,
         config: &ModelConfig,
     ) -> Result<Vec<IgnoredTensor>, ReadError> {
-        let head = head_location(layout, config);
+        let head = config.locate(layout, Role::Head);
         let mut ignored = Vec::new();
         for (name, (shard, entry)) in &self.catalog.entries {
             if self.claimed.contains(name) {
@@ -564,7 +569,7 @@ impl Claims<'_> {
             let why = if is_rotary_buffer(name) {
                 "rotary frequencies follow from the config"
             } else if config.tie_word_embeddings && *name == head.tensor {
-                if !self.is_copy_of_embedding(layout, config, *shard, entry)? {
+                if !self.is_copy_of_embedding(layout, config, *shard, name, entry)? {
                     return Err(ReadError::TiedHeadDiffers { path: path(), tensor: tensor() });
                 }
                 "a copy of the embedding, to which the config ties it"
@@ -585,11 +590,11 @@ impl Claims<'_> {
         layout: Layout,
         config: &ModelConfig,
         shard: usize,
+        head_name: &str,
         head: &HeaderEntry,
     ) -> Result<bool, ReadError> {
         const BLOCK_BYTES: u64 = 1 << 20;
-        let spec = TensorSpec { name: names::EMBEDDING.into(), ..head_spec(config) };
-        let name = names::locate(layout, config, &spec).tensor;
+        let name = config.locate(layout, Role::Embedding).tensor;
         let Some((embedding_shard, embedding)) = self.catalog.entries.get(&name) else { return Ok(false) };
         if (embedding.dtype, &embedding.shape) != (head.dtype, &head.shape) {
             return Ok(false);
@@ -598,7 +603,7 @@ impl Claims<'_> {
         for offset in (0..head.len_bytes).step_by(BLOCK_BYTES as usize) {
             let bytes = BLOCK_BYTES.min(head.len_bytes - offset) as usize;
             let [a, b] = &mut blocks;
-            self.catalog.shards[shard].read_exact(head.begin + offset, &mut a[..bytes], names::HEAD)?;
+            self.catalog.shards[shard].read_exact(head.begin + offset, &mut a[..bytes], head_name)?;
             self.catalog.shards[*embedding_shard].read_exact(
                 embedding.begin + offset,
                 &mut b[..bytes],
@@ -612,15 +617,6 @@ impl Claims<'_> {
     }
 }
 
-fn head_spec(config: &ModelConfig) -> TensorSpec {
-    let shape = vec![config.vocab_size, config.hidden_size];
-    TensorSpec { name: names::HEAD.into(), shape, role: Role::Head }
-}
-
-fn head_location(layout: Layout, config: &ModelConfig) -> Slice {
-    names::locate(layout, config, &head_spec(config))
-}
-
 fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
     match dtype {
         safetensors::Dtype::F32 => Some(Dtype::F32),
@@ -628,11 +624,6 @@ fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
         safetensors::Dtype::BF16 => Some(Dtype::Bf16),
         _ => None,
     }
-}
-
-/// Buffers that old exports stored beside the weights.
-fn is_rotary_buffer(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || name == "rope.freqs"
 }
 
 /// Scales, zero points and packed integers of the usual quantisers.

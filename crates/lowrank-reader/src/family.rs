@@ -1,4 +1,5 @@
-//! Which family, which layout, which ranks: decided by `config.json`, else by `params.json`, never by a name.
+//! What a model's own description says: family and dimensions, layout, ranks. Decided by `config.json`, else by
+//! `params.json`, never by a name.
 
 use crate::error::{ReadError, clip};
 use crate::folder::Folder;
@@ -12,15 +13,15 @@ use std::path::Path;
 /// The largest `config.json` or `params.json` read; a rank map of 50,000 matrices fits.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
 
-/// What the description of a model says, before any weight was seen.
+/// What the description of a model says, before any weight was read.
 #[derive(Debug)]
-pub struct Family {
-    /// Its dimensions.
+pub struct Description {
+    /// Its family and dimensions.
     pub config: ModelConfig,
     /// `config.json` as parsed; absent beside `params.json`.
     pub config_json: Option<Value>,
-    /// How its tensors are called.
-    pub spelling: Spelling,
+    /// How its tensors are spelled.
+    pub layout: DescribedLayout,
     /// Ranks of the factored matrices.
     pub ranks: BTreeMap<MatrixId, usize>,
     /// How factors are stored.
@@ -29,18 +30,18 @@ pub struct Family {
 
 /// What the config knows of the layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spelling {
-    /// transformers' Mixtral; whether experts are fused shows in the tensor names.
+pub enum DescribedLayout {
+    /// transformers' own; whether experts are fused is only in the tensor names.
     HuggingFace,
-    /// Decided.
+    /// This one.
     Known(Layout),
 }
 
 /// Reads `config.json`, else `params.json`. Repositories with both hold the weights twice: Hugging Face's win.
-pub(crate) fn read(folder: &Folder) -> Result<Family, ReadError> {
+pub(crate) fn read(folder: &Folder) -> Result<Description, ReadError> {
     for (name, parse) in [
         (format::CONFIG_FILE, from_hugging_face as fn(&Path, &[u8]) -> _),
-        (format::PARAMS_FILE, from_mistral),
+        (format::PARAMS_FILE, from_params),
     ] {
         if let Some(json) = folder.read(name, CONFIG_BYTES_MAX)? {
             return parse(&folder.path(name), &json);
@@ -50,31 +51,31 @@ pub(crate) fn read(folder: &Folder) -> Result<Family, ReadError> {
 }
 
 /// Reads `params.json`; `path` serves the messages.
-pub fn from_mistral(path: &Path, json: &[u8]) -> Result<Family, ReadError> {
-    let config = ModelConfig::from_mistral_params(&parse(path, json)?)
+pub fn from_params(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
+    let config = ModelConfig::from_params_json(&parse(path, json)?)
         .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
-    let spelling = Spelling::Known(Layout::Consolidated);
-    Ok(Family { config, config_json: None, spelling, ranks: BTreeMap::new(), storage: Storage::Uv })
+    let layout = DescribedLayout::Known(Layout::Consolidated);
+    Ok(Description { config, config_json: None, layout, ranks: BTreeMap::new(), storage: Storage::Uv })
 }
 
 /// Reads `config.json`; `path` serves the messages.
-pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Family, ReadError> {
+pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
     let json = parse(path, json)?;
     let config = ModelConfig::from_hf_json(&json)
         .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
     let model_type = json.get("model_type").and_then(Value::as_str);
-    let (spelling, ranks, storage) = if model_type == Some(format::MODEL_TYPE) {
+    let (layout, ranks, storage) = if model_type == Some(config.family.output().model_type) {
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
         let storage = check_format(path, lowrank)?;
         let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config, storage)?;
-        (Spelling::Known(Layout::LowRank), ranks, storage)
+        (DescribedLayout::Known(Layout::LowRank), ranks, storage)
     } else if let Some(ranks) = json.get("ranks").filter(|ranks| !ranks.is_null()) {
         let ranks = read_ranks(path, "ranks", Some(ranks), &config, Storage::Uv)?;
-        (Spelling::Known(Layout::Minixtral), ranks, Storage::Uv)
+        (DescribedLayout::Known(Layout::Minixtral), ranks, Storage::Uv)
     } else {
-        (Spelling::HuggingFace, BTreeMap::new(), Storage::Uv)
+        (DescribedLayout::HuggingFace, BTreeMap::new(), Storage::Uv)
     };
-    Ok(Family { config, config_json: Some(json), spelling, ranks, storage })
+    Ok(Description { config, config_json: Some(json), layout, ranks, storage })
 }
 
 fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
@@ -105,9 +106,8 @@ fn read_ranks(
     };
     let mut ranks = BTreeMap::new();
     for (module, rank) in map {
-        let known = MatrixId::parse(module)
-            .filter(|id| id.layer < config.num_hidden_layers && id.expert < config.num_local_experts);
-        let Some(id) = known else {
+        // A loader looks for the module's own name, so no other spelling is read here.
+        let Some(id) = config.matrix_named(module) else {
             return Err(ReadError::RankOfUnknownMatrix { path: path.into(), module: clip(module) });
         };
         let rank_max = storage.rank_max(config.matrix_shape(id.projection));
@@ -133,7 +133,9 @@ fn parse(path: &Path, json: &[u8]) -> Result<Value, ReadError> {
 /// Values quoted from a foreign file stay on one line.
 fn printable(error: ConfigError) -> ConfigError {
     match error {
-        ConfigError::UnknownFamily(family) => ConfigError::UnknownFamily(clip(&family)),
+        ConfigError::UnknownFamily { found, known } => {
+            ConfigError::UnknownFamily { found: clip(&found), known }
+        }
         ConfigError::Bad { key, value, expected } => ConfigError::Bad { key, value: clip(&value), expected },
         ConfigError::Quantised(method) => ConfigError::Quantised(clip(&method)),
         other => other,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Component, Path};
 
-/// The index of Mixtral-8x7B has 90 kB; that of a model with 100,000 tensors 10 MB.
+/// The index of a model with 1,000 tensors has 90 kB; that of one with 100,000 tensors 10 MB.
 pub const INDEX_BYTES_MAX: u64 = 32 << 20;
 
 /// Tensor to shard. Every shard is a plain file name.

@@ -10,7 +10,7 @@
 //! | [`header`] | the safetensors header, stricter than the format's own parser |
 //! | [`index`] | `model.safetensors.index.json` |
 //! | [`error`] | every way in which a checkpoint lies |
-//! | [`family`] | which family and layout, and which ranks, from `config.json` or `params.json` |
+//! | [`family`] | what `config.json` or `params.json` says: family, dimensions, layout, ranks |
 //! | `shards` | which files hold the weights: from the index, never from a glob |
 //! | `folder` | opening files without leaving the model's folder |
 //! | `cache` | `org/name` in the local Hugging Face cache |

@@ -19,7 +19,7 @@ pub(crate) enum Naming {
     /// `model*.safetensors`
     HuggingFace,
     /// `consolidated*.safetensors`
-    Mistral,
+    Consolidated,
 }
 
 /// A shard, open for as long as the checkpoint lives.
@@ -93,7 +93,7 @@ type Found = (Vec<(String, String)>, Option<Index>, PathBuf);
 fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
     let (index_file, single_file) = match naming {
         Naming::HuggingFace => (INDEX_FILE, SINGLE_FILE),
-        Naming::Mistral => ("consolidated.safetensors.index.json", "consolidated.safetensors"),
+        Naming::Consolidated => ("consolidated.safetensors.index.json", "consolidated.safetensors"),
     };
     let present = folder.names()?;
     if let Some(json) = folder.read(index_file, INDEX_BYTES_MAX)? {
@@ -131,12 +131,12 @@ fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
             let expected = "model.safetensors.index.json or model.safetensors";
             Err(ReadError::NoWeights { dir: folder.dir().into(), expected })
         }
-        (Naming::Mistral, None) => {
+        (Naming::Consolidated, None) => {
             let expected =
                 "consolidated.safetensors or consolidated-00001-of-….safetensors beside params.json";
             Err(ReadError::NoWeights { dir: folder.dir().into(), expected })
         }
-        (Naming::Mistral, Some(&(first, (_, total)))) => {
+        (Naming::Consolidated, Some(&(first, (_, total)))) => {
             if let Some((extra, (k, n))) =
                 numbered.iter().find(|(_, (k, n))| *n != total || *k == 0 || *k > total)
             {
@@ -162,7 +162,7 @@ fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
 fn shard_number(naming: Naming, name: &str) -> Option<(u32, u32)> {
     let stem = match naming {
         Naming::HuggingFace => "model-",
-        Naming::Mistral => "consolidated-",
+        Naming::Consolidated => "consolidated-",
     };
     let (k, n) = name.strip_prefix(stem)?.strip_suffix(".safetensors")?.split_once("-of-")?;
     let number = |text: &str| {

@@ -3,7 +3,7 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const PROJECTIONS = [["w1", "w1 (gate)"], ["w2", "w2 (down)"], ["w3", "w3 (up)"]];
+const PROJECTIONS = ["gate", "down", "up"];
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
 /** Colours of the experts' lines, distinct in both themes and for most colour-blind people (Paul Tol's bright scheme). */
 const LINES = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999999", "#ee7733"];
@@ -81,12 +81,6 @@ function params(count, precision) {
     if (scaled >= 1) return `${precision ? Number(scaled.toPrecision(precision)) : scaled.toFixed(2)}\u00a0${unit}`;
   }
   return String(count);
-}
-
-/** `model.layers.3.block_sparse_moe.experts.5.w2` → its layer, expert and projection. */
-function place(name) {
-  const [, layer, expert, projection] = name.match(/layers\.(\d+)\..*experts\.(\d+)\.(w[123])$/);
-  return { layer: Number(layer), expert: Number(expert), projection };
 }
 
 const range = (count) => Array.from({ length: count }, (_, index) => index);
@@ -221,7 +215,8 @@ function spectra({ report, spectra: curves }) {
     : "The ranks of this checkpoint were given, so no spectra were taken.");
   if (!curves) return;
   const ranks = new Map(report.matrices.map((row) => [row.name, row.rank]));
-  const rows = curves.matrices.map((row) => ({ ...row, ...place(row.name) }));
+  const places = new Map(report.matrices.map(({ name, layer, expert, projection }) => [name, { layer, expert, projection }]));
+  const rows = curves.matrices.map((row) => ({ ...row, ...places.get(row.name) }));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
   const experts = 1 + Math.max(...rows.map((row) => row.expert));
   const select = el("select", { id: "spectra-layer", "aria-label": "layer" }, ...range(layers).map((layer) => el("option", { value: layer }, `layer ${layer}`)));
@@ -236,8 +231,8 @@ function spectra({ report, spectra: curves }) {
   // One scale for all panels and layers, so that they can be compared.
   const heights = rows.flatMap((row) => row.sigma).filter((sigma) => sigma > 0);
   const [low, high] = [roundedDown(Math.min(...heights)), roundedUp(Math.max(...heights))];
-  for (const [projection, title] of PROJECTIONS) {
-    figure(panels, `chart-spectra-${projection}`, title, () => {
+  for (const projection of PROJECTIONS) {
+    figure(panels, `chart-spectra-${projection}`, projection, () => {
       const here = rows.filter((row) => row.layer === Number(select.value) && row.projection === projection);
       const drawn = (row) => curves.index.map((i, at) => [i, row.sigma[at]]).filter(([, sigma]) => sigma > 0);
       const cuts = here.filter((row) => ranks.get(row.name) !== null).map((row) => {
@@ -268,7 +263,7 @@ function spectra({ report, spectra: curves }) {
 }
 
 function heatMaps({ report, error_basis }) {
-  const rows = report.matrices.map((row) => ({ ...row, ...place(row.name) }));
+  const rows = report.matrices;
   const byName = new Map(rows.map((row) => [row.name, row]));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
   const experts = 1 + Math.max(...rows.map((row) => row.expert));
@@ -290,9 +285,9 @@ function heatMaps({ report, error_basis }) {
     key(part, el("span", {}, known.length ? show(low) : "–"), ramp(), el("span", {}, known.length ? show(high) : "–"), el("span", { class: "swatch" }), "left dense");
     const panels = el("div", { class: "panels" });
     part.append(panels);
-    for (const [projection, name] of PROJECTIONS) {
+    for (const projection of PROJECTIONS) {
       const cells = rows.filter((row) => row.projection === projection).map((row) => [row.expert, row.layer, value(row), row.name]);
-      figure(panels, `chart-${id}-${projection}`, name, () => heatMap({
+      figure(panels, `chart-${id}-${projection}`, projection, () => heatMap({
         cells, columns: range(experts), rows: range(layers), low, high, columnName: "expert", rowName: "layer", tooltip, cellName: id,
       }), heatHeight(layers));
     }

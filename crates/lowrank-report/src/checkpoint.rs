@@ -47,15 +47,22 @@ impl CheckpointPage {
     /// Reads the documents in a checkpoint, but not what lies beside it.
     pub fn read(dir: &Path) -> Result<Self, ReportError> {
         let path = dir.join(format::REPORT_FILE);
-        let Some((report, typed)) = document::<CompressionReport>(&path)? else {
+        let Some((mut report, typed)) = document::<CompressionReport>(&path)? else {
             return Err(ReportError::NotACheckpoint { dir: dir.to_owned(), file: format::REPORT_FILE });
         };
+        // Reports of older versions have names alone, which the page does not read.
+        for (row, typed) in report["matrices"].as_array_mut().into_iter().flatten().zip(&typed.matrices) {
+            let named = serde_json::to_value(&typed.matrix).expect("a name and numbers serialise");
+            if let (Some(row), Value::Object(named)) = (row.as_object_mut(), named) {
+                row.extend(named);
+            }
+        }
         let path = dir.join(format::SPECTRA_FILE);
         let spectra = match document::<SpectrumCurves>(&path)? {
             None => None,
             Some((value, curves)) => {
                 let short_side = typed.matrices.first().map_or(0, |row| row.shape[0].min(row.shape[1]));
-                if !curves.fits(typed.matrices.iter().map(|row| row.name), short_side) {
+                if !curves.fits(typed.matrices.iter().map(|row| row.matrix.name.as_str()), short_side) {
                     let remedy = "compress again, or remove that file";
                     return Err(ReportError::OtherCheckpoint { path, dir: dir.to_owned(), remedy });
                 }
@@ -108,7 +115,7 @@ impl CheckpointPage {
 
     /// `org/name, 21.41 % of its parameters removed`.
     pub(crate) fn subtitle(&self) -> String {
-        let base = self.report["base_model"]["id"].as_str().unwrap_or("A Mixtral");
+        let base = self.report["base_model"]["id"].as_str().unwrap_or("A model");
         let count = |key: &str| self.report[key]["params"].as_u64().unwrap_or_default();
         let (before, after) = (count("before"), count("after"));
         let share = 100.0 * before.saturating_sub(after) as f64 / before.max(1) as f64;
@@ -122,7 +129,7 @@ fn layers(report: &CompressionReport) -> Vec<Layer> {
         let shape = MatrixShape { rows: row.shape[0], cols: row.shape[1] };
         let stored = |rank| stored_params(shape, report.storage, rank);
         let sums = (stored(None), stored(row.rank), row.relative_error * row.relative_error);
-        all.entry(row.name.layer).or_default().push(sums);
+        all.entry(row.matrix.id.layer).or_default().push(sums);
     }
     all.into_iter()
         .map(|(layer, rows)| Layer {
@@ -208,6 +215,8 @@ mod tests {
         assert_eq!((layer.params_before, layer.params_after), (256, 3 * 24 + 128));
         assert!((layer.weight_error - 0.3 / 2_f64.sqrt()).abs() < 1e-15);
         assert_eq!(page.report["calibration"]["tokens_per_expert"], json!([[7]]));
+        let place = ["layer", "expert", "projection"].map(|key| page.report["matrices"][1][key].clone());
+        assert_eq!(place, [json!(0), json!(0), json!("down")]);
         assert_eq!(page.subtitle(), "org/base with low-rank experts: 25.00 % of its parameters removed");
     }
 

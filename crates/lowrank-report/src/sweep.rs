@@ -67,7 +67,7 @@ impl SweepPage {
 
     /// `24 points of org/name, 7 of them verified`.
     pub(crate) fn subtitle(&self) -> String {
-        let base = self.header.base_model["id"].as_str().unwrap_or("a Mixtral");
+        let base = self.header.base_model["id"].as_str().unwrap_or("a model");
         let verified = self.rows.iter().filter(|row| row.status == Status::Verified).count();
         format!("Sweep of {base}: {} points, {verified} of them verified", self.rows.len())
     }

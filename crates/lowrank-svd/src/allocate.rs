@@ -15,7 +15,9 @@ mod request;
 use curve::{Curve, Segment};
 use fill::{fill, shave};
 use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Size};
-use lowrank_model::{CostModel, MatrixId, ModelConfig, RankPlan, Target, params::rank_max_saving};
+use lowrank_model::{
+    CostModel, MatrixId, ModelConfig, NamedMatrix, RankPlan, Target, params::rank_max_saving,
+};
 use std::collections::BTreeMap;
 
 pub use request::{AllocateError, AllocationRequest, Candidate, Choices};
@@ -105,7 +107,7 @@ pub fn plan_from_ranks(
             }
         }
         let relative_error = rank.is_none().then_some(0.0);
-        rows.push(PlannedMatrix { name, shape, rank, relative_error });
+        rows.push(PlannedMatrix { matrix: config.named(name), shape, rank, relative_error });
     }
     if let Some((name, _)) = left.first_key_value() {
         return Err(PlanError::UnknownMatrix(name.to_string()).into());
@@ -284,7 +286,7 @@ impl Problem {
         let lower_bound = lower_bound.min(objective);
         let duality_gap = if objective > lower_bound { (objective - lower_bound) / lower_bound } else { 0.0 };
         let rows = self.curves.iter().zip(chosen).map(|(curve, &choice)| PlannedMatrix {
-            name: curve.name,
+            matrix: NamedMatrix { name: request.family.spelling().module(curve.name), id: curve.name },
             shape: curve.shape,
             rank: curve.rank(choice),
             relative_error: Some(curve.relative_error(choice)),

@@ -59,9 +59,9 @@ impl SvdOptions<'_> {
     #[must_use]
     pub fn for_matrix(self, id: MatrixId) -> Self {
         let projection = match id.projection {
-            Projection::W1 => 0,
-            Projection::W2 => 1,
-            Projection::W3 => 2,
+            Projection::Gate => 0,
+            Projection::Down => 1,
+            Projection::Up => 2,
         };
         Self { stream: (id.layer as u64) << 32 | (id.expert as u64) << 2 | projection, ..self }
     }

@@ -11,7 +11,8 @@ use crate::record::{
     Record, RecordedMatrix, chance, read_index_totals, read_record, squared_error_tolerance,
 };
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
-use lowrank_model::names::{Role, TensorSpec, factor_names, pivoted_names};
+use lowrank_model::names::Role;
+use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Layout, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
 use lowrank_reader::Checkpoint;
 use std::collections::BTreeMap;
@@ -187,10 +188,10 @@ impl Claims<'_> {
         for spec in original.specs() {
             match spec.role {
                 Role::Expert(id) => {
-                    let row = rows.get(id.module_name().as_str()).copied();
+                    let row = rows.get(original.config().module_name(id).as_str()).copied();
                     if record.is_some() && row.is_none() {
                         let detail = "has no row in the report".to_owned();
-                        self.find(FindingKind::RecordUnusable, id.module_name(), detail);
+                        self.find(FindingKind::RecordUnusable, original.config().module_name(id), detail);
                     }
                     self.rank(id, row);
                     let (ours, theirs) = (original.read_matrix(id)?, compressed.read_matrix(id)?);
@@ -215,6 +216,10 @@ impl Claims<'_> {
         Ok((untouched, factored, dense))
     }
 
+    fn name(&self, id: MatrixId) -> String {
+        self.original.config().module_name(id)
+    }
+
     fn rank(&mut self, id: MatrixId, row: Option<&RecordedMatrix>) {
         let Some(row) = row else { return };
         let in_file = self.compressed.rank(id).map(|rank| rank as u64);
@@ -222,11 +227,13 @@ impl Claims<'_> {
         let word = |rank: Option<u64>| rank.map_or("dense".to_owned(), |rank| format!("rank {rank}"));
         if row.rank != in_file {
             let detail = format!("the report says {}, the file has {}", word(row.rank), word(in_file));
-            self.find(FindingKind::RankDiffers, id.module_name(), detail);
+            let name = self.name(id);
+            self.find(FindingKind::RankDiffers, name, detail);
         }
         if row.shape != [shape.rows as u64, shape.cols as u64] {
             let detail = format!("the report says {:?}, the model has {shape}", row.shape);
-            self.find(FindingKind::RecordUnusable, id.module_name(), detail);
+            let name = self.name(id);
+            self.find(FindingKind::RecordUnusable, name, detail);
         }
     }
 
@@ -263,11 +270,11 @@ impl Claims<'_> {
         let factors = match theirs {
             StoredMatrix::Dense(_) => Vec::new(),
             StoredMatrix::Factored { u, v } => {
-                let (u_name, v_name) = factor_names(id);
+                let (u_name, v_name) = self.original.config().factor_names(id);
                 vec![(u_name, u), (v_name, v)]
             }
             StoredMatrix::Pivoted { basis, coefficients, .. } => {
-                let (basis_name, coefficients_name, _) = pivoted_names(id);
+                let (basis_name, coefficients_name, _) = self.original.config().pivoted_names(id);
                 vec![(basis_name, basis), (coefficients_name, coefficients)]
             }
         };
@@ -293,7 +300,8 @@ impl Claims<'_> {
             let holds = distance <= tolerance;
             if !holds {
                 let detail = format!("the error is {measured:.6}, the report says {recorded:.6}");
-                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+                let name = self.name(id);
+                self.find(FindingKind::ErrorDiffers, name, detail);
             }
         }
         let rank = self.compressed.rank(id).or(self.original.rank(id)).unwrap_or(0);
@@ -301,7 +309,7 @@ impl Claims<'_> {
             self.pivots(id, row, ours, theirs, measured);
         }
         FactoredMatrix {
-            name: id.module_name(),
+            name: self.name(id),
             shape: [spec.shape[0], spec.shape[1]],
             rank,
             relative_error: Some(measured).filter(|error| error.is_finite()),
@@ -326,7 +334,8 @@ impl Claims<'_> {
             if !holds {
                 let detail =
                     format!("the largest coefficient is {largest:.6}, the report says {recorded:.6}");
-                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+                let name = self.name(id);
+                self.find(FindingKind::ErrorDiffers, name, detail);
             }
         }
         if let (Some(recorded), Some(most)) = (row.round_trip_error, rounding_at_most(theirs, u)) {
@@ -335,7 +344,8 @@ impl Claims<'_> {
             let holds = recorded >= 0.0 && (recorded <= most || measured >= 1.0 || most.is_nan());
             if !holds {
                 let detail = format!("rounding cost at most {most:.2e}, the report says {recorded:.2e}");
-                self.find(FindingKind::ErrorDiffers, id.module_name(), detail);
+                let name = self.name(id);
+                self.find(FindingKind::ErrorDiffers, name, detail);
             }
         }
     }

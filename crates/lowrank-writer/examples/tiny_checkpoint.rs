@@ -1,4 +1,4 @@
-//! Writes a factored checkpoint and its dense twin from a small Mixtral directory, without the rest of the workspace:
+//! Writes a factored checkpoint and its dense twin from a small checkpoint, without the rest of the workspace:
 //!
 //! `cargo run -p lowrank-writer --example tiny_checkpoint -- BASE FACTORED DENSE`
 //!
@@ -26,11 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tensors = read_all(base)?;
     let before = ShardLayout::new(outputs(&tensors), u64::MAX)?.size();
 
-    let rows = config.matrices().enumerate().map(|(at, name)| {
-        let shape = config.matrix_shape(name.projection);
+    let rows = config.matrices().enumerate().map(|(at, id)| {
+        let shape = config.matrix_shape(id.projection);
         let most = lowrank_model::params::rank_max_saving(shape, Storage::Uv);
         let rank = (at % 5 != 4).then_some(most * (4 + at % 7) / 12);
-        PlannedMatrix { name, shape, rank, relative_error: None }
+        PlannedMatrix { matrix: config.named(id), shape, rank, relative_error: None }
     });
     let cost = CostModel {
         storage: Storage::Uv,
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let (mut small, mut wide) = (BTreeMap::new(), BTreeMap::new());
     let mut outcomes = BTreeMap::new();
-    for spec in names::tensors(&config) {
+    for spec in config.tensors() {
         let tensor = tensors[&spec.name].clone();
         let rank = match spec.role {
             names::Role::Expert(id) => plan.ranks().get(&id).map(|&rank| (id, rank)),
@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             round_trip_error: None,
         };
         outcomes.insert(id, outcome);
-        let (u_name, v_name) = names::factor_names(id);
+        let (u_name, v_name) = config.factor_names(id);
         small.insert(u_name, u);
         small.insert(v_name, v);
         wide.insert(spec.name, Tensor::from_f32(spec.shape, Dtype::F32, &product)?);

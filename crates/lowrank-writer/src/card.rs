@@ -3,7 +3,7 @@
 use crate::figures::Figure;
 use crate::report::{CompressionReport, MatrixReport};
 use crate::template::fill;
-use lowrank_model::{Projection, Storage, display::grouped, format, plan::Size};
+use lowrank_model::{Family, ModelConfig, Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -61,7 +61,8 @@ pub fn license_of(card: &str) -> Option<&str> {
 
 impl Card<'_> {
     /// The card of a factored checkpoint, which embeds these figures.
-    pub fn factored(&self, report: &CompressionReport, figures: &[Figure]) -> String {
+    pub fn factored(&self, model: &ModelConfig, report: &CompressionReport, figures: &[Figure]) -> String {
+        let family = model.family;
         let (before, after) = (report.before, report.after);
         let removed = Size {
             params: before.params.saturating_sub(after.params),
@@ -79,10 +80,11 @@ impl Card<'_> {
         fill(
             FACTORED,
             &[
-                ("front_matter", &self.front_matter(&["mixtral", "moe", "low-rank", "svd", "custom_code"])),
+                ("front_matter", &self.front_matter(family, &["moe", "low-rank", "svd", "custom_code"])),
                 ("storage_sentence", storage_sentence(report.storage)),
-                ("title", &format!("{} with low-rank experts", self.short_name())),
-                ("base_sentence", &self.base_sentence()),
+                ("family", family.title()),
+                ("title", &format!("{} with low-rank experts", self.short_name(family))),
+                ("base_sentence", &self.base_sentence(family)),
                 ("params_before", &grouped(before.params)),
                 ("params_after", &grouped(after.params)),
                 ("params_removed", &share(removed.params, before.params)),
@@ -90,9 +92,9 @@ impl Card<'_> {
                 ("bytes_after", &grouped(after.bytes)),
                 ("bytes_removed", &share(removed.bytes, before.bytes)),
                 ("budget_sentence", &budget),
-                ("load_name", &self.load_name("lowrank")),
+                ("load_name", &self.load_name(family, "lowrank")),
                 ("instruction_section", &self.instruction()),
-                ("rank_table", &rank_table(&report.matrices)),
+                ("rank_table", &rank_table(model, &report.matrices)),
                 ("figures", &figure_section(figures)),
                 ("error_section", &error_section(report)),
                 ("version", &report.version),
@@ -102,21 +104,23 @@ impl Card<'_> {
     }
 
     /// The card of a checkpoint whose factors were multiplied out.
-    pub fn dense(&self) -> String {
+    pub fn dense(&self, model: &ModelConfig) -> String {
+        let family = model.family;
         fill(
             DENSE,
             &[
-                ("front_matter", &self.front_matter(&["mixtral", "moe", "low-rank", "svd"])),
-                ("title", &format!("{}, densified", self.short_name())),
-                ("base_sentence", &self.base_sentence()),
-                ("load_name", &self.load_name("densified")),
+                ("front_matter", &self.front_matter(family, &["moe", "low-rank", "svd"])),
+                ("family", family.title()),
+                ("title", &format!("{}, densified", self.short_name(family))),
+                ("base_sentence", &self.base_sentence(family)),
+                ("load_name", &self.load_name(family, "densified")),
                 ("instruction_section", &self.instruction()),
                 ("version", env!("CARGO_PKG_VERSION")),
             ],
         )
     }
 
-    fn front_matter(&self, tags: &[&str]) -> String {
+    fn front_matter(&self, family: &dyn Family, tags: &[&str]) -> String {
         let mut lines = Vec::new();
         // The Hub takes only `org/name` here.
         if let Some(id) = self.base_model.filter(|id| is_repo_id(id)) {
@@ -128,24 +132,25 @@ impl Card<'_> {
         lines.push("library_name: transformers".into());
         lines.push("pipeline_tag: text-generation".into());
         lines.push("tags:".into());
+        lines.push(format!("- {}", family.model_type()));
         lines.extend(tags.iter().map(|tag| format!("- {tag}")));
         lines.join("\n")
     }
 
-    fn base_sentence(&self) -> String {
+    fn base_sentence(&self, family: &dyn Family) -> String {
         match self.base_model {
             Some(id) if is_repo_id(id) => format!("[{id}](https://huggingface.co/{id})"),
             Some(name) => format!("`{name}`"),
-            None => "A Mixtral".into(),
+            None => format!("A {}", family.title()),
         }
     }
 
-    fn short_name(&self) -> &str {
-        self.base_model.map_or("Mixtral", |id| id.rsplit('/').next().unwrap_or(id))
+    fn short_name(&self, family: &dyn Family) -> &str {
+        self.base_model.map_or(family.title(), |id| id.rsplit('/').next().unwrap_or(id))
     }
 
-    fn load_name(&self, suffix: &str) -> String {
-        format!("{}-{suffix}", self.short_name())
+    fn load_name(&self, family: &dyn Family, suffix: &str) -> String {
+        format!("{}-{suffix}", self.short_name(family))
     }
 
     fn instruction(&self) -> String {
@@ -188,17 +193,17 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 /// One line per layer: ranks of the experts in each projection, and the layer's error.
-fn rank_table(matrices: &[MatrixReport]) -> String {
+fn rank_table(model: &ModelConfig, matrices: &[MatrixReport]) -> String {
     let mut layers: BTreeMap<usize, Vec<&MatrixReport>> = BTreeMap::new();
     for row in matrices {
-        layers.entry(row.name.layer).or_default().push(row);
+        layers.entry(row.matrix.id.layer).or_default().push(row);
     }
-    let mut table =
-        String::from("| Layer | w1 (gate) | w2 (down) | w3 (up) | Error |\n|---:|---|---|---|---:|\n");
+    let titles = Projection::ALL.map(|projection| model.projection_title(projection)).join(" | ");
+    let mut table = format!("| Layer | {titles} | Error |\n|---:|---|---|---|---:|\n");
     for (layer, rows) in layers {
         let cell = |projection: Projection| {
             let of: Vec<&&MatrixReport> =
-                rows.iter().filter(|row| row.name.projection == projection).collect();
+                rows.iter().filter(|row| row.matrix.id.projection == projection).collect();
             let ranks: Vec<usize> = of.iter().filter_map(|row| row.rank).collect();
             let dense = of.len() - ranks.len();
             let span = match (ranks.iter().min(), ranks.iter().max()) {
@@ -214,9 +219,9 @@ fn rank_table(matrices: &[MatrixReport]) -> String {
                 (false, dense) => format!("{span}, {dense} dense"),
             }
         };
-        let [w1, w2, w3] = Projection::ALL.map(cell);
+        let ranks = Projection::ALL.map(cell).join(" | ");
         let error = rms(rows.iter().map(|row| row.relative_error));
-        writeln!(table, "| {layer} | {w1} | {w2} | {w3} | {error:.4} |").expect("a String takes all");
+        writeln!(table, "| {layer} | {ranks} | {error:.4} |").expect("a String takes all");
     }
     table.truncate(table.trim_end().len());
     table
@@ -275,7 +280,7 @@ fn excess_sentence(excesses: impl Iterator<Item = Option<f64>>) -> String {
 mod tests {
     use super::*;
     use crate::figures::all;
-    use crate::report::tests::{calibrated, report};
+    use crate::report::tests::{calibrated, model, report};
 
     #[test]
     fn a_card_has_front_matter_numbers_template_and_no_open_key() {
@@ -288,7 +293,7 @@ mod tests {
             license: Some("apache-2.0"),
             chat_template: Some(&template),
         };
-        let text = card.factored(&report(), &all(&report(), None));
+        let text = card.factored(&model(), &report(), &all(&model(), &report(), None));
         let front = concat!(
             "---\nbase_model: org/base\nlicense: apache-2.0\nlibrary_name: transformers\n",
             "pipeline_tag: text-generation\ntags:\n- mixtral\n- moe\n- low-rank\n- svd\n- custom_code\n---\n"
@@ -303,7 +308,7 @@ mod tests {
         assert!(text.contains("from_pretrained(\"base-lowrank\", trust_remote_code=True"));
         let without_template = text.replace(&template.text, "");
         assert!(!without_template.contains("{{"), "a key is left: {text}");
-        assert_eq!(text, card.factored(&report(), &all(&report(), None)));
+        assert_eq!(text, card.factored(&model(), &report(), &all(&model(), &report(), None)));
     }
 
     #[test]
@@ -326,8 +331,11 @@ mod tests {
     fn a_base_without_a_hub_name_gets_no_base_model_key() {
         for name in [None, Some("tiny-mixtral"), Some("a/b/c")] {
             let card = Card { base_model: name, ..Card::default() };
-            assert!(!card.factored(&report(), &all(&report(), None)).contains("base_model:"), "{name:?}");
-            assert!(card.dense().contains("saves no memory"));
+            assert!(
+                !card.factored(&model(), &report(), &all(&model(), &report(), None)).contains("base_model:"),
+                "{name:?}"
+            );
+            assert!(card.dense(&model()).contains("saves no memory"));
         }
     }
 

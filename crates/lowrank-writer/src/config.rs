@@ -3,7 +3,8 @@
 //! Unknown keys of the base are kept, in their order. What changes is what loaders dispatch on.
 
 use crate::WriteError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, config::ConfigError, format};
+use lowrank_model::config::{ConfigError, Output};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -26,23 +27,18 @@ const REPLACED: [&str; 11] = [
 /// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks.
 pub fn factored(
     base: &Value,
+    model: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
     storage: Storage,
     dtype: Dtype,
 ) -> Result<Value, WriteError> {
-    let head = json!({
-        "architectures": [format::ARCHITECTURE],
-        "model_type": format::MODEL_TYPE,
-        // In this order: vLLM asks for AutoModel.
-        "auto_map": {
-            "AutoConfig": "configuration_lowrank_mixtral.LowRankMixtralConfig",
-            "AutoModel": "modeling_lowrank_mixtral.LowRankMixtralModel",
-            "AutoModelForCausalLM": "modeling_lowrank_mixtral.LowRankMixtralForCausalLM",
-        },
-    });
-    let mut config = carry_over(base, head, dtype)?;
+    let Output { model_type, architecture, auto_map, .. } = model.family.output();
+    let auto_map: Map<String, Value> =
+        auto_map.iter().map(|&(key, class)| (key.to_owned(), Value::from(class))).collect();
+    let head = json!({ "architectures": [architecture], "model_type": model_type, "auto_map": auto_map });
+    let mut config = carry_over(base, model, head, dtype)?;
     let ranks: Map<String, Value> =
-        ranks.iter().map(|(id, &rank)| (id.module_name(), Value::from(rank))).collect();
+        ranks.iter().map(|(id, &rank)| (model.module_name(*id), Value::from(rank))).collect();
     config.insert(
         format::CONFIG_KEY.into(),
         json!({
@@ -55,14 +51,21 @@ pub fn factored(
     Ok(config.into())
 }
 
-/// The config of a dense Mixtral: any trace of factors is gone.
-pub fn dense(base: &Value, dtype: Dtype) -> Result<Value, WriteError> {
-    let head = json!({ "architectures": ["MixtralForCausalLM"], "model_type": "mixtral" });
-    Ok(carry_over(base, head, dtype)?.into())
+/// The config of a dense model of the family: any trace of factors is gone.
+pub fn dense(base: &Value, model: &ModelConfig, dtype: Dtype) -> Result<Value, WriteError> {
+    let head = json!({
+        "architectures": [model.family.output().dense_architecture],
+        "model_type": model.family.model_type(),
+    });
+    Ok(carry_over(base, model, head, dtype)?.into())
 }
 
-fn carry_over(base: &Value, head: Value, dtype: Dtype) -> Result<Map<String, Value>, WriteError> {
-    let model = ModelConfig::from_hf_json(base)?;
+fn carry_over(
+    base: &Value,
+    model: &ModelConfig,
+    head: Value,
+    dtype: Dtype,
+) -> Result<Map<String, Value>, WriteError> {
     let (Value::Object(mut config), Some(base)) = (head, base.as_object()) else {
         return Err(ConfigError::NotJson("top level".into()).into());
     };
@@ -95,13 +98,17 @@ pub(crate) mod tests {
         })
     }
 
+    fn model() -> ModelConfig {
+        ModelConfig::from_hf_json(&base()).unwrap()
+    }
+
     fn ranks() -> BTreeMap<MatrixId, usize> {
-        BTreeMap::from([(MatrixId { layer: 0, expert: 1, projection: Projection::W2 }, 3)])
+        BTreeMap::from([(MatrixId { layer: 0, expert: 1, projection: Projection::Down }, 3)])
     }
 
     #[test]
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
-        let config = factored(&base(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
+        let config = factored(&base(), &model(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
         assert_eq!(config["something_new"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
@@ -121,9 +128,9 @@ pub(crate) mod tests {
 
     #[test]
     fn densifying_undoes_factoring() {
-        let factored = factored(&base(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
-        let undone = dense(&factored, Dtype::Bf16).unwrap();
-        assert_eq!(undone, dense(&base(), Dtype::Bf16).unwrap());
+        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
+        let undone = dense(&factored, &model(), Dtype::Bf16).unwrap();
+        assert_eq!(undone, dense(&base(), &model(), Dtype::Bf16).unwrap());
         assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));
         for key in ["lowrank_config", "auto_map", "ranks"] {
             assert!(undone.get(key).is_none(), "{key}");
@@ -131,8 +138,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_base_that_is_no_mixtral_is_refused() {
-        assert!(dense(&json!({ "model_type": "llama" }), Dtype::F32).is_err());
-        assert!(dense(&json!([]), Dtype::F32).is_err());
+    fn a_base_that_is_no_object_is_refused() {
+        assert!(dense(&json!([]), &model(), Dtype::F32).is_err());
     }
 }

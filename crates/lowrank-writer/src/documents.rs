@@ -2,7 +2,7 @@
 
 use crate::figures::{self, Figure};
 use crate::{Card, CompressionReport, WriteError, config, staging::StagingDir};
-use lowrank_model::{Dtype, MatrixId, SpectrumCurves, Storage, format, plan::Size};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, SpectrumCurves, Storage, format, plan::Size};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -11,14 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The module that reads `lowrank_config`; copied into every factored checkpoint.
-pub const CONFIGURATION_PY: &str = include_str!("../assets/configuration_lowrank_mixtral.py");
-/// The module that multiplies with factors; copied into every factored checkpoint.
-pub const MODELING_PY: &str = include_str!("../assets/modeling_lowrank_mixtral.py");
-/// File name of [`CONFIGURATION_PY`].
-pub const CONFIGURATION_FILE: &str = "configuration_lowrank_mixtral.py";
-/// File name of [`MODELING_PY`].
-pub const MODELING_FILE: &str = "modeling_lowrank_mixtral.py";
 /// The model card.
 pub const CARD_FILE: &str = "README.md";
 
@@ -31,7 +23,7 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// The files of a factored checkpoint: config with ranks, the two Python files, report, card with its figures, and a
+    /// The files of a factored checkpoint: config with ranks, the family's Python files, report, card with its figures, and a
     /// selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
     /// differ from the sizes in the report.
     pub fn factored(
@@ -43,30 +35,33 @@ impl Documents {
         curves: Option<&SpectrumCurves>,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
-        let config = config::factored(base_config, ranks, storage, dtype)?;
-        let figures = figures::all(report, curves);
+        let model = ModelConfig::from_hf_json(base_config)?;
+        let config = config::factored(base_config, &model, ranks, storage, dtype)?;
+        let figures = figures::all(&model, report, curves);
         let mut documents = Self::default();
         if let Some(curves) = curves {
             documents = documents.with_file(format::SPECTRA_FILE, compact(curves))?;
         }
-        let text = card.factored(report, &figures);
+        let text = card.factored(&model, report, &figures);
         for Figure { file, svg, .. } in figures {
             documents = documents.with_file(file, svg)?;
         }
+        for &(name, text) in model.family.output().code {
+            documents = documents.with_file(name, text)?;
+        }
         documents
             .with_file(format::CONFIG_FILE, pretty(&config))?
-            .with_file(CONFIGURATION_FILE, CONFIGURATION_PY)?
-            .with_file(MODELING_FILE, MODELING_PY)?
             .with_file(format::REPORT_FILE, pretty(report))?
             .with_file(CARD_FILE, text)
             .map(|documents| documents.promising(report.after))
     }
 
-    /// The files of a dense checkpoint made from factors: a plain Mixtral config, and a card that names the base.
+    /// The files of a dense checkpoint made from factors: the family's own config, and a card that names the base.
     pub fn dense(base_config: &Value, dtype: Dtype, card: &Card<'_>) -> Result<Self, WriteError> {
+        let model = ModelConfig::from_hf_json(base_config)?;
         Self::default()
-            .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, dtype)?))?
-            .with_file(CARD_FILE, card.dense())
+            .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, &model, dtype)?))?
+            .with_file(CARD_FILE, card.dense(&model))
     }
 
     /// Adds a file.

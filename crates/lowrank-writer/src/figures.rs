@@ -7,7 +7,7 @@
 //! | [`SPECTRA_FILE`] | σᵢ/σ₁ on logarithmic axes, one line per layer, a dot at the chosen rank |
 
 use crate::report::{CompressionReport, MatrixReport};
-use lowrank_model::{MatrixId, Projection, SpectrumCurves};
+use lowrank_model::{MatrixId, ModelConfig, Projection, SpectrumCurves};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::collections::BTreeMap;
@@ -39,37 +39,32 @@ pub struct Figure {
 }
 
 /// All figures for which there is data.
-pub fn all(report: &CompressionReport, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
+pub fn all(model: &ModelConfig, report: &CompressionReport, curves: Option<&SpectrumCurves>) -> Vec<Figure> {
     let mut all = vec![
-        Figure { file: RANKS_FILE, caption: "Rank of every expert matrix", svg: ranks(report) },
-        Figure { file: ERRORS_FILE, caption: "Relative error of every expert matrix", svg: errors(report) },
+        Figure { file: RANKS_FILE, caption: "Rank of every expert matrix", svg: ranks(model, report) },
+        Figure {
+            file: ERRORS_FILE,
+            caption: "Relative error of every expert matrix",
+            svg: errors(model, report),
+        },
     ];
     if let Some(curves) = curves {
         let caption = "Singular values and chosen ranks";
-        all.push(Figure { file: SPECTRA_FILE, caption, svg: spectra(report, curves) });
+        all.push(Figure { file: SPECTRA_FILE, caption, svg: spectra(model, report, curves) });
     }
     all
 }
 
-/// Title of a panel.
-pub const fn title(projection: Projection) -> &'static str {
-    match projection {
-        Projection::W1 => "w1 (gate)",
-        Projection::W2 => "w2 (down)",
-        Projection::W3 => "w3 (up)",
-    }
-}
-
 /// Ranks as a heat map.
-pub fn ranks(report: &CompressionReport) -> String {
+pub fn ranks(model: &ModelConfig, report: &CompressionReport) -> String {
     let value = |row: &MatrixReport| row.rank.map(|rank| rank as f64);
-    heat_map(report, "Rank", &|rank| format!("{rank:.0}"), &value)
+    heat_map(model, report, "Rank", &|rank| format!("{rank:.0}"), &value)
 }
 
 /// Relative errors as a heat map.
-pub fn errors(report: &CompressionReport) -> String {
+pub fn errors(model: &ModelConfig, report: &CompressionReport) -> String {
     let value = |row: &MatrixReport| row.rank.map(|_| row.relative_error);
-    heat_map(report, "‖W − Ŵ‖ / ‖W‖", &|error| format!("{error:.3}"), &value)
+    heat_map(model, report, "‖W − Ŵ‖ / ‖W‖", &|error| format!("{error:.3}"), &value)
 }
 
 /// Draws into a string, which cannot fail.
@@ -94,13 +89,14 @@ fn colour(share: f64) -> RGBColor {
 }
 
 fn heat_map(
+    model: &ModelConfig,
     report: &CompressionReport,
     name: &str,
     show: &dyn Fn(f64) -> String,
     value: &dyn Fn(&MatrixReport) -> Option<f64>,
 ) -> String {
-    let layers = 1 + report.matrices.iter().map(|row| row.name.layer).max().unwrap_or(0);
-    let experts = 1 + report.matrices.iter().map(|row| row.name.expert).max().unwrap_or(0);
+    let layers = 1 + report.matrices.iter().map(|row| row.matrix.id.layer).max().unwrap_or(0);
+    let experts = 1 + report.matrices.iter().map(|row| row.matrix.id.expert).max().unwrap_or(0);
     let values = || report.matrices.iter().filter_map(value);
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
     let span = if high > low { high - low } else { 1.0 };
@@ -110,7 +106,7 @@ fn heat_map(
         key(&legend, name, (low.is_finite()).then(|| (show(low), show(high))))?;
         for (panel, projection) in body.split_evenly((1, 3)).iter().zip(Projection::ALL) {
             let mut chart = ChartBuilder::on(panel)
-                .caption(title(projection), (FONT, 17))
+                .caption(model.projection_title(projection), (FONT, 17))
                 .margin(8)
                 .x_label_area_size(34)
                 .y_label_area_size(44)
@@ -127,9 +123,9 @@ fn heat_map(
                 .y_desc("layer")
                 .label_style((FONT, 13))
                 .draw()?;
-            let rows = report.matrices.iter().filter(|row| row.name.projection == projection);
+            let rows = report.matrices.iter().filter(|row| row.matrix.id.projection == projection);
             chart.draw_series(rows.map(|row| {
-                let (x, y) = (row.name.expert as f64, row.name.layer as f64);
+                let (x, y) = (row.matrix.id.expert as f64, row.matrix.id.layer as f64);
                 let fill = value(row).map_or(DENSE, |value| colour((value - low) / span));
                 Rectangle::new([(x - 0.48, y - 0.48), (x + 0.48, y + 0.48)], fill.filled())
             }))?;
@@ -161,18 +157,19 @@ fn key(area: &Area<'_>, name: &str, ends: Option<(String, String)>) -> Drawn {
 }
 
 /// Spectra on logarithmic axes.
-pub fn spectra(report: &CompressionReport, curves: &SpectrumCurves) -> String {
+pub fn spectra(model: &ModelConfig, report: &CompressionReport, curves: &SpectrumCurves) -> String {
     let ranks: BTreeMap<MatrixId, usize> =
-        report.matrices.iter().filter_map(|row| Some((row.name, row.rank?))).collect();
-    let layers = 1 + curves.matrices.iter().map(|row| row.name.layer).max().unwrap_or(0);
+        report.matrices.iter().filter_map(|row| Some((row.matrix.id, row.rank?))).collect();
+    let rows: Vec<(MatrixId, &Vec<f64>)> =
+        curves.matrices.iter().filter_map(|row| Some((model.matrix_named(&row.name)?, &row.sigma))).collect();
+    let layers = 1 + rows.iter().map(|(id, _)| id.layer).max().unwrap_or(0);
     let last = curves.index.last().copied().unwrap_or(1).max(2);
     // Median over the experts of a layer, of σᵢ/σ₁.
     let line = |layer: usize, projection: Projection| -> Vec<(f64, f64)> {
-        let of = curves
-            .matrices
+        let of = rows
             .iter()
-            .filter(|row| row.name.layer == layer && row.name.projection == projection && row.sigma[0] > 0.0);
-        let rows: Vec<&Vec<f64>> = of.map(|row| &row.sigma).collect();
+            .filter(|(id, sigma)| id.layer == layer && id.projection == projection && sigma[0] > 0.0);
+        let rows: Vec<&Vec<f64>> = of.map(|(_, sigma)| *sigma).collect();
         let points = curves.index.iter().enumerate().filter(|_| !rows.is_empty()).map(|(k, &index)| {
             (index as f64, median(rows.iter().map(|sigma| sigma[k] / sigma[0]).collect()))
         });
@@ -186,7 +183,7 @@ pub fn spectra(report: &CompressionReport, curves: &SpectrumCurves) -> String {
         legend.draw(&Text::new(words, (16, 16), (FONT, 15)))?;
         for (panel, projection) in body.split_evenly((1, 3)).iter().zip(Projection::ALL) {
             let mut chart = ChartBuilder::on(panel)
-                .caption(title(projection), (FONT, 17))
+                .caption(model.projection_title(projection), (FONT, 17))
                 .margin(8)
                 .x_label_area_size(34)
                 .y_label_area_size(56)
@@ -248,7 +245,7 @@ fn at(points: &[(f64, f64)], x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::report;
+    use crate::report::tests::{model, report};
     use lowrank_model::Spectrum;
 
     /// Fill colours of a figure's rectangles, in order.
@@ -262,7 +259,7 @@ mod tests {
     #[test]
     fn every_matrix_is_a_cell_and_dense_ones_are_grey() {
         let report = report();
-        let (ranks, errors) = (ranks(&report), errors(&report));
+        let (ranks, errors) = (ranks(&model(), &report), errors(&model(), &report));
         // Background, 48 steps of the key, the key's grey, and 12 cells.
         assert_eq!(fills(&ranks).len(), 1 + 48 + 1 + 12, "{ranks}");
         let grey = fills(&ranks).into_iter().filter(|fill| *fill == "#DEDEDE").count();
@@ -271,16 +268,18 @@ mod tests {
         assert_eq!(fills(&ranks).into_iter().filter(|fill| *fill == fills(&ranks)[1]).count(), 1 + 2);
         assert!(ranks.contains("w3 (up)") && ranks.contains("\n40\n") && ranks.contains("\n49\n"), "{ranks}");
         assert!(errors.contains("\n0.250\n"), "{errors}");
-        assert_eq!(ranks, super::ranks(&report));
+        assert_eq!(ranks, super::ranks(&model(), &report));
     }
 
     #[test]
     fn spectra_have_a_line_for_each_layer_and_a_dot_for_each_cut() {
         let report = report();
         let falling = Spectrum::new((1..=128).map(|i| 1.0 / f64::from(i)).collect()).unwrap();
-        let curves = SpectrumCurves::of(report.matrices.iter().map(|row| (row.name, &falling))).unwrap();
-        let svg = spectra(&report, &curves);
-        assert_eq!(svg.matches("<circle").count(), 4, "two layers, w1 and w2: {svg}");
+        let curves =
+            SpectrumCurves::of(report.matrices.iter().map(|row| (row.matrix.name.clone(), &falling)))
+                .unwrap();
+        let svg = spectra(&model(), &report, &curves);
+        assert_eq!(svg.matches("<circle").count(), 4, "two layers, gate and down: {svg}");
         let curve =
             svg.lines().filter(|line| line.starts_with("<polyline") && line.matches(',').count() > 20);
         assert_eq!(curve.count(), 6, "two layers, three projections: {svg}");
@@ -298,6 +297,6 @@ mod tests {
     fn a_plan_that_leaves_all_dense_is_drawn_too() {
         let mut report = report();
         report.matrices.iter_mut().for_each(|row| row.rank = None);
-        assert_eq!(fills(&ranks(&report)).len(), 1 + 1 + 12);
+        assert_eq!(fills(&ranks(&model(), &report)).len(), 1 + 1 + 12);
     }
 }

@@ -3,7 +3,7 @@
 //! A pure function of inputs and settings: no clock, host, path or thread count, so two runs give the same bytes.
 
 use lowrank_model::{
-    CostModel, MatrixId, MatrixShape, RankPlan, Recipe, Storage, Unit,
+    CostModel, MatrixId, MatrixShape, NamedMatrix, RankPlan, Recipe, Storage, Unit,
     plan::{Optimality, Size},
 };
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ pub struct CalibrationReport {
     pub tokens_per_expert: Vec<Vec<u64>>,
     /// Experts that no token was routed to; they were compressed without data.
     pub unrouted_experts: Vec<String>,
-    /// KL(original ‖ one projection of a layer at half its size), nats per token, for w1, w2, w3 of every layer.
+    /// KL(original ‖ one projection of a layer at half its size), nats per token, for gate, down and up of every layer.
     pub kl_at_half: Option<Vec<[f64; 3]>>,
     /// KL per unit of calibrated error, likewise.
     pub sensitivity: Option<Vec<[f64; 3]>>,
@@ -104,8 +104,9 @@ pub struct CalibrationReport {
 /// One row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
-    /// Canonical module name.
-    pub name: MatrixId,
+    /// Which matrix.
+    #[serde(flatten)]
+    pub matrix: NamedMatrix,
     /// [m, n], out × in.
     pub shape: [usize; 2],
     /// Absent: left dense.
@@ -170,7 +171,7 @@ impl CompressionReport {
             .matrices
             .iter()
             .map(|row| {
-                let outcome = row.rank.map(|_| outcomes[&row.name].clone()).unwrap_or(MatrixOutcome {
+                let outcome = row.rank.map(|_| outcomes[&row.matrix.id].clone()).unwrap_or(MatrixOutcome {
                     relative_error: 0.0,
                     calibrated_error: None,
                     excess_over_optimum: None,
@@ -180,7 +181,7 @@ impl CompressionReport {
                 });
                 let MatrixShape { rows, cols } = row.shape;
                 MatrixReport {
-                    name: row.name,
+                    matrix: row.matrix.clone(),
                     shape: [rows, cols],
                     rank: row.rank,
                     relative_error: outcome.relative_error,
@@ -238,7 +239,17 @@ pub(crate) mod tests {
     use super::*;
     use lowrank_model::plan::{PlannedMatrix, Sensitivity};
     use lowrank_model::recipe::Goal;
-    use lowrank_model::{Projection, Target};
+    use lowrank_model::{ModelConfig, Projection, Target};
+
+    /// Two layers of two experts, 448 × 128.
+    pub(crate) fn model() -> ModelConfig {
+        ModelConfig::from_hf_json(&serde_json::json!({
+            "model_type": "mixtral", "hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 2,
+            "num_local_experts": 2, "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "vocab_size": 32
+        }))
+        .unwrap()
+    }
 
     /// Two layers of two experts, 448 × 128, every third matrix dense.
     pub(crate) fn report() -> CompressionReport {
@@ -247,13 +258,14 @@ pub(crate) mod tests {
         for layer in 0..2 {
             for expert in 0..2 {
                 for (position, projection) in Projection::ALL.into_iter().enumerate() {
-                    let name = MatrixId { layer, expert, projection };
+                    let id = MatrixId { layer, expert, projection };
                     let shape = match projection {
-                        Projection::W2 => MatrixShape { rows: 128, cols: 448 },
+                        Projection::Down => MatrixShape { rows: 128, cols: 448 },
                         _ => MatrixShape { rows: 448, cols: 128 },
                     };
                     let rank = (position != 2).then_some(40 + 8 * layer + expert);
-                    matrices.push(PlannedMatrix { name, shape, rank, relative_error: Some(0.25) });
+                    let matrix = model().named(id);
+                    matrices.push(PlannedMatrix { matrix, shape, rank, relative_error: Some(0.25) });
                     if rank.is_some() {
                         let outcome = MatrixOutcome {
                             relative_error: 0.25,
@@ -263,7 +275,7 @@ pub(crate) mod tests {
                             largest_coefficient: None,
                             round_trip_error: None,
                         };
-                        outcomes.insert(name, outcome);
+                        outcomes.insert(id, outcome);
                     }
                 }
             }
@@ -320,7 +332,7 @@ pub(crate) mod tests {
     #[test]
     fn the_budget_adds_up() {
         let report = report();
-        // Ranks 40, 41, 48, 49, each in w1 and w2 of one expert.
+        // Ranks 40, 41, 48, 49, each in gate and down of one expert.
         let removed = 2 * (4 * 448 * 128 - (40 + 41 + 48 + 49) * 576);
         assert_eq!(report.removed_params(), removed);
         let budget = report.budget.unwrap();
@@ -336,6 +348,8 @@ pub(crate) mod tests {
         assert_eq!(serde_json::from_slice::<CompressionReport>(&text).unwrap(), report);
         let value: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(value["matrices"][0]["name"], "model.layers.0.block_sparse_moe.experts.0.w1");
+        let place = ["layer", "expert", "projection"].map(|key| value["matrices"][5][key].clone());
+        assert_eq!(serde_json::json!(place), serde_json::json!([0, 1, "up"]));
         assert_eq!(value["matrices"][0]["shape"], serde_json::json!([448, 128]));
         assert_eq!(value["matrices"][2]["rank"], serde_json::Value::Null);
         assert_eq!(value["storage"], "uv");

@@ -22,7 +22,7 @@ use lowrank_compute::cuda::measure::{self, Measurement};
 use lowrank_compute::cuda::{Cuda, WeightProducts};
 use lowrank_compute::{Accumulate, Backend, Faer, Kernels, Split};
 use lowrank_forward::cuda::CudaEngine;
-use lowrank_forward::engine::{StoredAttention, StoredExpert};
+use lowrank_forward::engine::{StoredAttention, StoredExpert, StoredRouter};
 use lowrank_forward::{Cpu, Engine, Forward, Hidden};
 use lowrank_model::{Dtype, ModelConfig, Spectrum, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
@@ -71,22 +71,12 @@ struct Sizes {
 }
 
 fn sizes(small: bool) -> Sizes {
-    let mixtral = ModelConfig {
-        hidden_size: 4096,
-        intermediate_size: 14336,
-        num_hidden_layers: 1,
-        num_local_experts: 8,
-        num_experts_per_tok: 2,
-        num_attention_heads: 32,
-        num_key_value_heads: 8,
-        head_dim: 128,
-        vocab_size: 32000,
-        max_position_embeddings: 32768,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e6,
-        sliding_window: None,
-        tie_word_embeddings: false,
-    };
+    let mixtral = ModelConfig::from_hf_json(&json!({
+        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 1,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    }))
+    .expect("the dimensions of a real model");
     if !small {
         // Rank 2479: what 10 B of Mixtral-8x7B comes to.
         return Sizes {
@@ -533,7 +523,7 @@ fn weights(rows: usize, cols: usize, seed: u64) -> Tensor {
 
 struct Layer {
     attention: StoredAttention,
-    router: Tensor,
+    router: StoredRouter,
     experts: Vec<StoredExpert>,
 }
 
@@ -550,7 +540,11 @@ fn layer(config: &ModelConfig) -> Layer {
             value: weights(kv, h, 4),
             output: weights(h, q, 5),
         },
-        router: weights(config.num_local_experts, h, 6),
+        router: StoredRouter {
+            weights: weights(config.num_local_experts, h, 6),
+            rule: config.block.router,
+            experts_per_token: config.num_experts_per_tok,
+        },
         experts: (0..config.num_local_experts as u64)
             .map(|e| StoredExpert {
                 w1: dense(f, h, 10 + 3 * e),
@@ -580,7 +574,7 @@ fn run_layer(
     let start = Instant::now();
     let input = engine.norm(hidden.states(), &vec![1.0; config.hidden_size], config.rms_norm_eps as f32)?;
     let inputs = [input.as_slice()];
-    let mut mixture = engine.moe(&inputs, &layer.router, config.num_experts_per_tok)?;
+    let mut mixture = engine.moe(&inputs, &layer.router)?;
     for (expert, weights) in layer.experts.into_iter().enumerate() {
         mixture.expert((0, expert), weights, &mut ())?;
     }

@@ -7,7 +7,7 @@
 //! CALIBRATION is a file or `bundled`.
 
 use lowrank_forward::{Cpu, ExpertBatch, Forward, Observer};
-use lowrank_model::names::{Role, router};
+use lowrank_model::names::Role;
 use lowrank_model::progress::Silent;
 use lowrank_model::recipe::Bos;
 use lowrank_model::{Dtype, MatrixId, Tensor, format};
@@ -96,12 +96,15 @@ fn write(original: &Checkpoint, kept: &[Vec<usize>], out: &Path) -> Result<(), B
         let tensor = original.read_tensor(spec)?;
         if let Role::Expert(id) = spec.role {
             if let Some(expert) = kept[id.layer].iter().position(|&kept| kept == id.expert) {
-                tensors.insert(format!("{}.weight", MatrixId { expert, ..id }), tensor);
+                tensors
+                    .insert(original.config().tensor(Role::Expert(MatrixId { expert, ..id })).name, tensor);
             }
             continue;
         }
-        let layer = (0..kept.len()).find(|&layer| spec.name == router(layer));
-        let tensor = layer.map_or(Ok(tensor.clone()), |layer| rows(&tensor, &kept[layer]))?;
+        let tensor = match spec.role {
+            Role::Router { layer } => rows(&tensor, &kept[layer])?,
+            _ => tensor,
+        };
         tensors.insert(spec.name.clone(), tensor);
     }
     let views: BTreeMap<&String, TensorView<'_>> = tensors

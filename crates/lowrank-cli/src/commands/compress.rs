@@ -96,7 +96,10 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
     } else {
         println!(
             "{}",
-            table(&["layer", "w1 rank", "w2 rank", "w3 rank", "dense", "predicted error"], layer_rows(plan))
+            table(
+                &["layer", "gate rank", "down rank", "up rank", "dense", "predicted error"],
+                layer_rows(plan)
+            )
         );
     }
     let row = |what: &str, before: u64, after: u64, show: fn(u64) -> String| {
@@ -152,7 +155,7 @@ fn print_coverage(calibration: Option<&CalibrationReport>) {
 
 fn matrix_row(row: &PlannedMatrix) -> Vec<String> {
     vec![
-        row.name.to_string(),
+        row.matrix.name.clone(),
         row.shape.to_string(),
         row.rank.map_or("dense".into(), |rank| rank.to_string()),
         row.relative_error.map_or("-".into(), |error| format!("{error:.4}")),
@@ -161,14 +164,14 @@ fn matrix_row(row: &PlannedMatrix) -> Vec<String> {
 
 /// One row per layer: smallest–largest rank of each projection, how many stay dense, the layer's mean error.
 fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
-    let layers = plan.matrices.iter().map(|row| row.name.layer).max().map_or(0, |last| last + 1);
+    let layers = plan.matrices.iter().map(|row| row.matrix.id.layer).max().map_or(0, |last| last + 1);
     (0..layers)
         .map(|layer| {
-            let rows = || plan.matrices.iter().filter(move |row| row.name.layer == layer);
+            let rows = || plan.matrices.iter().filter(move |row| row.matrix.id.layer == layer);
             let mut cells = vec![layer.to_string()];
             for projection in Projection::ALL {
                 let ranks =
-                    || rows().filter(|row| row.name.projection == projection).filter_map(|row| row.rank);
+                    || rows().filter(|row| row.matrix.id.projection == projection).filter_map(|row| row.rank);
                 cells.push(match (ranks().min(), ranks().max()) {
                     (Some(low), Some(high)) if low < high => format!("{low}–{high}"),
                     (Some(rank), _) => rank.to_string(),

@@ -56,12 +56,13 @@ fn print(found: &Inspection, verbose: bool) {
     if found.ranks.is_empty() {
         println!("Low-rank factors can remove at most {} parameters.", grouped(found.params_removable));
     } else {
-        let (low, high) = (found.ranks.values().min(), found.ranks.values().max());
+        let ranks = || found.ranks.values().filter_map(serde_json::Value::as_u64);
+        let (low, high) = (ranks().min(), ranks().max());
         println!(
             "{} expert matrices are factored, ranks {} to {}.",
             found.ranks.len(),
-            low.copied().unwrap_or_default(),
-            high.copied().unwrap_or_default()
+            low.unwrap_or_default(),
+            high.unwrap_or_default()
         );
     }
     println!("{} shards", found.shards.len());

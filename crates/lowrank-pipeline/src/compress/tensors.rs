@@ -7,7 +7,8 @@ use crate::scratch::Scratch;
 use crate::stored::{Form, Remade};
 use crate::{CalibrationContext, PipelineError};
 use lowrank_compute::Processor;
-use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::names::Role;
+use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Dtype, MatrixId, Progress, RankPlan, Spectrum, StoredMatrix};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::MatrixOutcome;
@@ -31,12 +32,12 @@ pub(super) struct Work<'a> {
 
 impl Work<'_> {
     pub(super) fn factor_dtype(&self) -> Dtype {
-        let first = self.plan.matrices[0].name;
+        let first = self.plan.matrices[0].matrix.id;
         self.request.recipe.factor.dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
     }
 
-    fn form(&self) -> Form {
-        Form { storage: self.plan.cost.storage, dtype: self.factor_dtype() }
+    fn form(&self) -> Form<'_> {
+        Form { config: self.checkpoint.config(), storage: self.plan.cost.storage, dtype: self.factor_dtype() }
     }
 
     fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
@@ -183,7 +184,7 @@ impl Work<'_> {
         let StoredMatrix::Dense(matrix) = self.checkpoint.read_matrix(id)? else {
             return Err(PipelineError::AlreadyFactored(self.checkpoint.layout()));
         };
-        self.checkpoint.check_finite(&format!("{id}.weight"), &matrix)?;
+        self.checkpoint.check_finite(&spec.name, &matrix)?;
         let norm = self.calibration.norm(id)?;
         let metric = norm.metric();
         let spectrum = self.spectra.get(&id);

@@ -1,6 +1,7 @@
 //! The bundled model, opened as a user would.
 
-use lowrank_model::names::{Role, TensorSpec};
+use lowrank_model::names::Role;
+use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Dtype, Layout, StoredMatrix};
 use lowrank_reader::{Checkpoint, ReadError};
 use std::path::{Path, PathBuf};

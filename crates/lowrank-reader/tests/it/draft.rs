@@ -43,22 +43,12 @@ pub(crate) struct Weights {
 }
 
 pub(crate) fn tiny_config() -> ModelConfig {
-    ModelConfig {
-        hidden_size: 8,
-        intermediate_size: 12,
-        num_hidden_layers: 2,
-        num_local_experts: 3,
-        num_experts_per_tok: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 4,
-        vocab_size: 16,
-        max_position_embeddings: 32_768,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e6,
-        sliding_window: None,
-        tie_word_embeddings: false,
-    }
+    ModelConfig::from_hf_json(&json!({
+        "model_type": "mixtral", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+        "num_local_experts": 3, "num_experts_per_tok": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 16,
+    }))
+    .unwrap()
 }
 
 /// Reproducible values in −1..1 (splitmix64).

@@ -21,7 +21,7 @@ fn assert_reads_back(weights: &Weights, draft: &Draft, layout: Layout) {
         assert_eq!(checkpoint.dtype(&spec.name), Some(weights.dtype));
     }
     for id in checkpoint.config().matrices() {
-        let expected = &weights.tensors[&format!("{id}.weight")];
+        let expected = &weights.tensors[&format!("{}.weight", checkpoint.config().module_name(id))];
         assert_eq!(checkpoint.read_matrix(id).unwrap(), StoredMatrix::Dense(expected.clone()));
     }
     let params: usize = weights.tensors.values().map(Tensor::elements).sum();

@@ -51,7 +51,7 @@ fn an_unknown_family() {
     draft.edit_config(|config| config["model_type"] = json!("gpt2"));
     assert_refused!(
         draft,
-        ReadError::Config { source: ConfigError::UnknownFamily(_), .. },
+        ReadError::Config { source: ConfigError::UnknownFamily { .. }, .. },
         "config.json",
         "gpt2"
     );

@@ -1,7 +1,7 @@
 //! What an allocation is asked for, and why there may be none.
 
 use lowrank_model::plan::{PlanError, Sensitivity, Size};
-use lowrank_model::{CostModel, ErrorKind, MatrixId, MatrixShape, Spectrum, Target, Unit};
+use lowrank_model::{CostModel, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit};
 
 /// One matrix that may be factored.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +33,8 @@ pub enum Choices {
 /// Everything that a plan depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct AllocationRequest<'a> {
+    /// How the rows of the plan are named.
+    pub family: &'static dyn Family,
     /// All expert matrices, in any order.
     pub matrices: &'a [Candidate<'a>],
     /// How much must go.

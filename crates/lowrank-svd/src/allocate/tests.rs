@@ -11,6 +11,10 @@ use std::time::Instant;
 const COST: CostModel =
     CostModel { storage: Storage::Uv, unit: Unit::Params, dense_element_bytes: 2, factor_element_bytes: 2 };
 
+fn family() -> &'static dyn lowrank_model::Family {
+    tiny_config().family
+}
+
 fn id(k: usize) -> MatrixId {
     MatrixId { layer: k / 6, expert: k / 3 % 2, projection: Projection::ALL[k % 3] }
 }
@@ -47,6 +51,7 @@ impl Instance {
     fn request<'a>(&self, matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
         let remove_at_least = self.dense_cost(self.cost.unit) * self.removal_permille / 1000;
         AllocationRequest {
+            family: family(),
             matrices,
             target: Target { unit: self.cost.unit, remove_at_least },
             cost: self.cost,
@@ -163,7 +168,7 @@ fn check_plan(instance: &Instance, plan: &RankPlan) -> Result<(), TestCaseError>
     prop_assert_eq!(plan.overshoot(), Some(slack));
     let mut objective = 0.0;
     for (k, row) in plan.matrices.iter().enumerate() {
-        prop_assert_eq!(row.name, id(k));
+        prop_assert_eq!(row.matrix.id, id(k));
         let choices = instance.choices(k);
         let chosen = choices.iter().find(|(rank, _, _)| *rank == row.rank);
         prop_assert!(chosen.is_some(), "{:?} is not permitted", row);
@@ -171,7 +176,7 @@ fn check_plan(instance: &Instance, plan: &RankPlan) -> Result<(), TestCaseError>
         objective += error;
         // No dearer choice of any matrix fits.
         for (rank, dearer, _) in choices.iter().filter(|(_, other, _)| *other > cost) {
-            prop_assert!(dearer - cost > slack, "{}: {rank:?} still fits", row.name);
+            prop_assert!(dearer - cost > slack, "{}: {rank:?} still fits", row.matrix.id);
         }
     }
     let proof = plan.optimality.unwrap();
@@ -298,6 +303,7 @@ fn a_given_rank_is_kept_and_one_that_saves_nothing_is_refused() {
     let request = |matrices: &[Candidate<'_>], remove_at_least| {
         let size = |element| 100 + element * matrices.len() as u64 * 24;
         allocate(&AllocationRequest {
+            family: family(),
             matrices,
             target: Target { unit: Unit::Params, remove_at_least },
             cost: COST,
@@ -343,7 +349,7 @@ fn mixtral() -> Vec<(MatrixId, MatrixShape, Spectrum)> {
         for expert in 0..8 {
             for projection in Projection::ALL {
                 let shape = match projection {
-                    Projection::W2 => MatrixShape { rows: 4096, cols: 14336 },
+                    Projection::Down => MatrixShape { rows: 4096, cols: 14336 },
                     _ => MatrixShape { rows: 14336, cols: 4096 },
                 };
                 let name = MatrixId { layer, expert, projection };
@@ -358,6 +364,7 @@ const MIXTRAL_PARAMS: u64 = 46_702_792_704;
 
 fn mixtral_request<'a>(matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
     AllocationRequest {
+        family: family(),
         matrices,
         target: Target { unit: Unit::Params, remove_at_least: 10_000_000_000 },
         cost: COST,
@@ -419,6 +426,7 @@ fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPl
     let matrices =
         [Candidate { name: id(0), shape, spectrum: &spectrum, measured: 1.0, choices: Choices::Any }];
     allocate(&AllocationRequest {
+        family: family(),
         matrices: &matrices,
         target: Target { unit: Unit::Params, remove_at_least: remove },
         before: Size { params: 1000, bytes: 2000 },
@@ -574,7 +582,7 @@ fn given_ranks_become_a_plan_or_are_refused_by_name() {
     assert_eq!(plan.matrices.len(), 96);
     assert_eq!(plan.removed_params(), 448 * 128 - 99 * 576);
     for (name, rank, expected) in [
-        (id(1), 100, "layers.0.block_sparse_moe.experts.0.w2 [128, 448]: rank 100 is outside 1..=99"),
+        (id(1), 100, "layers.0.experts.0.down [128, 448]: rank 100 is outside 1..=99"),
         (id(1), 0, "rank 0 is outside 1..=99"),
         (MatrixId { layer: 4, ..id(0) }, 5, "layers.4"),
     ] {

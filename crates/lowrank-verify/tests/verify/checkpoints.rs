@@ -3,7 +3,7 @@
 //! Experts are u·v plus noise, u and v known, so that no decomposition is needed; errors are summed plainly.
 
 use half::bf16;
-use lowrank_model::names::{Role, factor_names, tensors};
+use lowrank_model::names::Role;
 use lowrank_model::{MatrixId, ModelConfig, Projection, params};
 use lowrank_verify::{Depth, TextSource, Verification, VerifyOptions, verify};
 use rand::{Rng, SeedableRng};
@@ -51,13 +51,21 @@ fn config() -> ModelConfig {
     ModelConfig::from_hf_json(&json).unwrap()
 }
 
-/// w3 of every last expert stays dense.
+/// Up of every last expert stays dense.
 pub(crate) fn is_factored(id: MatrixId) -> bool {
-    !(id.expert == 2 && id.projection == Projection::W3)
+    !(id.expert == 2 && id.projection == Projection::Up)
 }
 
 pub(crate) fn matrix(layer: usize, expert: usize, projection: Projection) -> MatrixId {
     MatrixId { layer, expert, projection }
+}
+
+pub(crate) fn module_name(id: MatrixId) -> String {
+    config().module_name(id)
+}
+
+pub(crate) fn factor_names(id: MatrixId) -> (String, String) {
+    config().factor_names(id)
 }
 
 fn random(rng: &mut ChaCha8Rng, shape: &[usize], scale: f32) -> Values {
@@ -101,7 +109,7 @@ impl Folder {
     /// The report's row of a matrix.
     pub(crate) fn row(&mut self, id: MatrixId) -> &mut Value {
         let rows = self.report()["matrices"].as_array_mut().unwrap();
-        rows.iter_mut().find(|row| row["name"] == id.module_name()).unwrap()
+        rows.iter_mut().find(|row| row["name"] == module_name(id)).unwrap()
     }
 
     fn write(&self, dir: &Path) {
@@ -142,7 +150,7 @@ impl Pair {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let (mut original, mut compressed) = (BTreeMap::new(), BTreeMap::new());
         let (mut ranks, mut rows) = (serde_json::Map::new(), Vec::new());
-        for spec in tensors(&config) {
+        for spec in config.tensors() {
             let Role::Expert(id) = spec.role else {
                 let values = random(&mut rng, &spec.shape, 1.0);
                 original.insert(spec.name.clone(), values.clone());
@@ -158,14 +166,14 @@ impl Pair {
             let factored = is_factored(id);
             let error = if factored { relative_error(&w, &u, &v) } else { 0.0 };
             rows.push(json!({
-                "name": id.module_name(), "shape": [m, n], "rank": factored.then_some(RANK),
+                "name": config.module_name(id), "shape": [m, n], "rank": factored.then_some(RANK),
                 "relative_error": error, "excess_over_optimum": null, "route": "by hand",
             }));
             if factored {
-                let (u_name, v_name) = factor_names(id);
+                let (u_name, v_name) = config.factor_names(id);
                 compressed.insert(u_name, u);
                 compressed.insert(v_name, v);
-                ranks.insert(id.module_name(), json!(RANK));
+                ranks.insert(config.module_name(id), json!(RANK));
             } else {
                 compressed.insert(spec.name.clone(), w.clone());
             }
@@ -197,7 +205,7 @@ impl Pair {
             "matrices": rows,
         }));
         // The pair must be what it says before anything is changed.
-        let shape = config.matrix_shape(Projection::W1);
+        let shape = config.matrix_shape(Projection::Gate);
         assert!(
             params::stored_params(shape, params::Storage::Uv, Some(RANK)) < (shape.rows * shape.cols) as u64
         );

@@ -1,9 +1,8 @@
 //! One lie each, and the verifier must say which tensor it is about.
 
-use crate::checkpoints::{Pair, RANK, Values, matrix};
+use crate::checkpoints::{Pair, RANK, Values, factor_names, matrix, module_name};
 use half::bf16;
-use lowrank_model::Projection::{W1, W2, W3};
-use lowrank_model::names::factor_names;
+use lowrank_model::Projection::{Down, Gate, Up};
 use lowrank_verify::{Depth, FindingKind, Thresholds, Verdict, Verification, VerifyOptions};
 use serde_json::json;
 
@@ -47,7 +46,7 @@ fn the_original_against_itself_loses_nothing() {
 #[test]
 fn a_rank_edited_in_the_config() {
     let mut pair = Pair::new();
-    let name = matrix(1, 0, W2).module_name();
+    let name = module_name(matrix(1, 0, Down));
     pair.compressed.config["lowrank_config"]["ranks"][&name] = json!(RANK + 1);
     assert_caught(&pair.verify(Depth::Static), FindingKind::Unreadable, &name);
 }
@@ -55,17 +54,17 @@ fn a_rank_edited_in_the_config() {
 #[test]
 fn a_rank_edited_in_the_report() {
     let mut pair = Pair::new();
-    let id = matrix(0, 2, W1);
+    let id = matrix(0, 2, Gate);
     pair.compressed.row(id)["rank"] = json!(RANK - 1);
-    assert_caught(&pair.verify(Depth::Static), FindingKind::RankDiffers, &id.module_name());
+    assert_caught(&pair.verify(Depth::Static), FindingKind::RankDiffers, &module_name(id));
 }
 
 #[test]
 fn a_rank_taken_out_of_the_report() {
     let mut pair = Pair::new();
-    let id = matrix(0, 2, W1);
+    let id = matrix(0, 2, Gate);
     pair.compressed.row(id)["rank"] = json!(null);
-    assert_caught(&pair.verify(Depth::Static), FindingKind::RankDiffers, &id.module_name());
+    assert_caught(&pair.verify(Depth::Static), FindingKind::RankDiffers, &module_name(id));
 }
 
 fn transposed(factor: &Values) -> Vec<bf16> {
@@ -76,7 +75,7 @@ fn transposed(factor: &Values) -> Vec<bf16> {
 #[test]
 fn a_factor_transposed() {
     let mut pair = Pair::new();
-    let (u, _) = factor_names(matrix(0, 1, W1));
+    let (u, _) = factor_names(matrix(0, 1, Gate));
     let factor = pair.compressed.tensors.get_mut(&u).unwrap();
     factor.values = transposed(factor);
     factor.shape.reverse();
@@ -86,24 +85,24 @@ fn a_factor_transposed() {
 #[test]
 fn a_factor_transposed_under_its_old_shape() {
     let mut pair = Pair::new();
-    let id = matrix(0, 1, W1);
+    let id = matrix(0, 1, Gate);
     let factor = pair.compressed.tensors.get_mut(&factor_names(id).1).unwrap();
     factor.values = transposed(factor);
-    assert_caught(&pair.verify(Depth::Static), FindingKind::ErrorDiffers, &id.module_name());
+    assert_caught(&pair.verify(Depth::Static), FindingKind::ErrorDiffers, &module_name(id));
 }
 
 #[test]
 fn a_factored_expert_swapped_with_another() {
     let mut pair = Pair::new();
-    for projection in [W1, W2] {
+    for projection in [Gate, Down] {
         let (a, b) = (factor_names(matrix(1, 0, projection)), factor_names(matrix(1, 1, projection)));
         pair.compressed.swap(&a.0, &b.0);
         pair.compressed.swap(&a.1, &b.1);
     }
     let report = pair.verify(Depth::Static);
     for expert in [0, 1] {
-        for projection in [W1, W2] {
-            let name = matrix(1, expert, projection).module_name();
+        for projection in [Gate, Down] {
+            let name = module_name(matrix(1, expert, projection));
             assert_caught(&report, FindingKind::ErrorDiffers, &name);
         }
     }
@@ -113,7 +112,7 @@ fn a_factored_expert_swapped_with_another() {
 #[test]
 fn a_dense_expert_swapped_with_another() {
     let mut pair = Pair::new();
-    let name = |layer| format!("{}.weight", matrix(layer, 2, W3).module_name());
+    let name = |layer| format!("{}.weight", module_name(matrix(layer, 2, Up)));
     pair.compressed.swap(&name(0), &name(1));
     assert_caught(&pair.verify(Depth::Static), FindingKind::TensorDiffers, &name(0));
 }
@@ -144,7 +143,7 @@ fn a_parameter_count_off_by_one() {
 #[test]
 fn a_nan_in_a_factor() {
     let mut pair = Pair::new();
-    let (u, _) = factor_names(matrix(0, 0, W2));
+    let (u, _) = factor_names(matrix(0, 0, Down));
     pair.compressed.tensors.get_mut(&u).unwrap().values[4] = bf16::NAN;
     let report = pair.verify(Depth::Full);
     assert_caught(&report, FindingKind::NonFinite, &u);
@@ -169,10 +168,10 @@ fn a_nan_in_both_checkpoints() {
 #[test]
 fn an_error_edited_in_the_report() {
     let mut pair = Pair::new();
-    let id = matrix(1, 1, W3);
+    let id = matrix(1, 1, Up);
     let error = pair.compressed.row(id)["relative_error"].as_f64().unwrap();
     pair.compressed.row(id)["relative_error"] = json!(error * 0.999);
-    assert_caught(&pair.verify(Depth::Static), FindingKind::ErrorDiffers, &id.module_name());
+    assert_caught(&pair.verify(Depth::Static), FindingKind::ErrorDiffers, &module_name(id));
 }
 
 #[test]
