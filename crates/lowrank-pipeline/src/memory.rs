@@ -9,13 +9,16 @@
 //! What is not counted by name, the program itself and the buffers of its products, is in [`PROCESS_BYTES`] and
 //! [`WORKER_BYTES`]. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
 
-use crate::propagate::TOKENS_TOGETHER;
+use lowrank_calibrate::pair;
 use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
 use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
 use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
+/// Tokens of an expert whose activations are held together. A multiple of what one batch of the forward pass and one of
+/// [`pair::Pair::add`] take, so the sums have the same bits as if all were held.
+pub(crate) const TOKENS_TOGETHER: usize = 4 * pair::BATCH_TOKENS;
 /// The program, its stacks, documents and headers, and what the allocator keeps for later.
 const PROCESS_BYTES: u64 = 96 << 20;
 /// Stack, packed tiles of products, and blocks on their way to or from the disk, of one worker.

@@ -15,10 +15,10 @@
 //! goes on runs the streams from the start, with the factors that an earlier run finished, and makes the same bytes.
 
 use crate::calibration::Calibrated;
+use crate::memory::TOKENS_TOGETHER;
 use crate::stored::{self, Remade};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
-use lowrank_calibrate::pair::BATCH_TOKENS;
 use lowrank_calibrate::{CalibrateError, Pair, RowWeights};
 use lowrank_compute::Algebra;
 use lowrank_forward::math::add_scaled;
@@ -31,10 +31,6 @@ use ndarray::Array2;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// Tokens of an expert whose activations are held together. A multiple of what one batch of the forward pass and one of
-/// [`Pair::add`] take, so the sums have the same bits as if all were held.
-pub(crate) const TOKENS_TOGETHER: usize = 4 * BATCH_TOKENS;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
 type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
