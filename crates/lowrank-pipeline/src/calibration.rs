@@ -40,10 +40,7 @@ impl CalibrationText {
     /// Reads and encodes the texts of a recipe; each gives an equal share of the tokens. `None` where it has none.
     pub fn read(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>, PipelineError> {
         let Some(settings) = recipe.calibration() else { return Ok(None) };
-        let (window, positions) = (settings.calibration_window, checkpoint.config().max_position_embeddings);
-        if window > positions {
-            return Err(PipelineError::WindowTooLong { window, positions });
-        }
+        check_window(checkpoint, recipe)?;
         let (mut infos, mut sequences) = (Vec::new(), Vec::new());
         for text in &settings.calibrate {
             let source = match text {
@@ -87,6 +84,15 @@ impl CalibrationText {
         let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.calibration_window);
         let count = wanted.clamp(1, self.sequences.len());
         (0..count).map(|i| self.sequences[i * self.sequences.len() / count].clone()).collect()
+    }
+}
+
+/// Refuses windows that have more tokens than the model has positions.
+pub(crate) fn check_window(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
+    let positions = checkpoint.config().max_position_embeddings;
+    match recipe.calibration().map(|settings| settings.calibration_window) {
+        Some(window) if window > positions => Err(PipelineError::WindowTooLong { window, positions }),
+        _ => Ok(()),
     }
 }
 

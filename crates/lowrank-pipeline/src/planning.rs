@@ -1,6 +1,7 @@
 //! From a wish to a [`RankPlan`]: spectra and allocation for a budget, a check for ranks that were given.
 
 use crate::base::InputHashes;
+use crate::calibration::check_window;
 use crate::memory::Demand;
 use crate::spectra::{Course, spectra};
 use crate::workers::{self, Resources};
@@ -78,6 +79,7 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
+    check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
     match recipe.goal.target(subject.before) {
         None => recorded(recipe, &given(checkpoint, recipe)?).map(|_| ()),
