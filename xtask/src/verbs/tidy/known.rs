@@ -1,7 +1,7 @@
 //! Violations that stood when their rule was written. These lists only shrink: an entry that is no longer needed fails the check.
 
 /// Import circles, each by its crate and its modules.
-pub(super) const CIRCLES: &[&str] = &["lowrank-model: config, matrix, names, params, pivots"];
+pub(super) const CIRCLES: &[&str] = &[];
 
 /// Type names that more than one crate exports.
 pub(super) const TYPE_NAMES: &[&str] = &[];
