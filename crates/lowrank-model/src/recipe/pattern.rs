@@ -82,7 +82,8 @@ macro_rules! as_text {
             type Error = String;
 
             fn try_from(text: String) -> Result<Self, String> {
-                text.parse()
+                // A document has many patterns: say which one.
+                text.parse().map_err(|reason| format!("`{text}`: {reason}"))
             }
         }
 
