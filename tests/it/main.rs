@@ -9,6 +9,8 @@ mod calibration;
 mod compress;
 /// Unusual numbers and absurd values on the default path.
 mod hostile;
+/// Models, texts and words as people have them.
+mod inputs;
 /// plan.json, rank maps and config files.
 mod planning;
 /// Every bad input: one line, its exit code, nothing at `--out`.

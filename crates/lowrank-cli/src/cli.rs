@@ -6,6 +6,7 @@ use crate::commands::{
     sweep::SweepArgs, verify::VerifyArgs,
 };
 use crate::exit::{Result, usage};
+use crate::home;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
@@ -55,7 +56,7 @@ pub(crate) enum Command {
 
 /// Reads the command line; a mistake in it is one line.
 pub(crate) fn parse() -> Result<Cli> {
-    Cli::try_parse().map_err(|error| {
+    Cli::try_parse_from(home::expand_words(std::env::args_os())?).map_err(|error| {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             error.exit();
         }

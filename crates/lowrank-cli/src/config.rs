@@ -2,6 +2,7 @@
 
 use crate::args::{JobArgs, RecipeFlags, given};
 use crate::exit::{Failure, Result, usage};
+use crate::home;
 use clap::{Args, Command};
 use lowrank_model::Recipe;
 use lowrank_model::display::abridge;
@@ -47,6 +48,10 @@ pub(crate) fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     if bytes.len() as u64 > limit_bytes {
         return Err(broken(format!("is longer than {limit_bytes} bytes, the limit for such a file")));
     }
+    // Some editors begin a file with UTF-8's byte order mark.
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(.."\u{feff}".len());
+    }
     Ok(bytes)
 }
 
@@ -80,7 +85,8 @@ impl<'a> Source<'a> {
     pub(crate) fn value(&self, value: &Spanned<DeValue<'_>>) -> Result<Located> {
         let line = self.line(value);
         let read = toml::Value::deserialize(toml::de::ValueDeserializer::from(value.clone()));
-        let read = read.map_err(|error| self.error(line, abridge(error.message())))?;
+        let mut read = read.map_err(|error| self.error(line, abridge(error.message())))?;
+        home::expand_values(&mut read).map_err(|error| self.error(line, error))?;
         Ok(Located { value: json!(read), line })
     }
 

@@ -77,11 +77,21 @@ fn recipe(args: &JobArgs) -> Result<Recipe> {
 }
 
 fn read_plan(path: &Path) -> Result<RankPlan> {
-    let plan = RankPlan::from_json(&read_file(path, ranks::JSON_BYTES_MAX)?);
-    plan.map_err(|error| usage(format!("{}: {error}", path.display())))
+    let json = read_file(path, ranks::JSON_BYTES_MAX)?;
+    RankPlan::from_json(&json).map_err(|error| match ranks::parse(&json) {
+        Ok(_) => usage(format!("{}: is a rank map, not a plan; give it with --ranks", path.display())),
+        Err(_) => usage(format!("{}: {error}", path.display())),
+    })
 }
 
 fn read_ranks(path: &Path) -> Result<BTreeMap<MatrixId, usize>> {
-    let ranks = ranks::parse(&read_file(path, ranks::JSON_BYTES_MAX)?);
-    ranks.map_err(|error| usage(format!("{}: {error}", path.display())))
+    let json = read_file(path, ranks::JSON_BYTES_MAX)?;
+    let ranks = ranks::parse(&json).map_err(|error| match RankPlan::from_json(&json) {
+        Ok(_) => usage(format!("{}: is a plan, not a rank map; give it with --plan", path.display())),
+        Err(_) => usage(format!("{}: {error}", path.display())),
+    })?;
+    if ranks.is_empty() {
+        return Err(usage(format!("{}: names no matrix, so nothing would be compressed", path.display())));
+    }
+    Ok(ranks)
 }

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod exit;
 mod grid;
+mod home;
 mod job;
 mod progress;
 mod signals;

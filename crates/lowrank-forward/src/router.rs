@@ -2,6 +2,9 @@
 
 use crate::math::softmax;
 use lowrank_model::block::Router;
+use lowrank_model::names::Role;
+use lowrank_reader::{Checkpoint, ReadError};
+use std::collections::BTreeMap;
 
 /// The choice of every token.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +57,46 @@ impl Routing {
             .map(|(slot, (_, &weight))| (slot / self.experts_per_token, weight))
             .unzip()
     }
+}
+
+/// Says, in one line, which routers cannot tell some of their experts apart, as rows of their weights are equal. Equal
+/// probabilities decide nothing: here the lower index wins, `torch.topk` may choose another, on each device its own.
+/// `None` if every router can.
+pub fn indistinct(checkpoint: &Checkpoint) -> Result<Option<String>, ReadError> {
+    const LAYERS_SHOWN: usize = 4;
+    let mut layers = Vec::new();
+    for spec in checkpoint.specs() {
+        let Role::Router { layer } = spec.role else { continue };
+        let weights = checkpoint.read_tensor(spec)?;
+        let mut rows: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
+        let row_bytes = weights.bytes().len() / spec.shape[0].max(1);
+        for (expert, row) in weights.bytes().chunks_exact(row_bytes.max(1)).enumerate() {
+            rows.entry(row).or_default().push(expert);
+        }
+        let mut alike: Vec<_> = rows.into_values().filter(|experts| experts.len() > 1).collect();
+        alike.sort();
+        if !alike.is_empty() {
+            let groups: Vec<_> = alike
+                .iter()
+                .map(|experts| experts.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))
+                .collect();
+            layers.push(format!(
+                "the router of layer {layer} cannot tell experts {} apart",
+                groups.join(" nor ")
+            ));
+        }
+    }
+    if layers.len() > LAYERS_SHOWN {
+        let more = layers.len() - LAYERS_SHOWN;
+        layers.truncate(LAYERS_SHOWN);
+        layers.push(format!("nor can the routers of {more} more layers"));
+    }
+    Ok((!layers.is_empty()).then(|| {
+        format!(
+            "{}: their rows are equal, so which of them a token goes to is arbitrary and another program may choose others",
+            layers.join("; ")
+        )
+    }))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use lowrank_cache::Arrays;
 use lowrank_model::plan::Size;
 use lowrank_model::recipe::Goal;
 use lowrank_model::{ModelConfig, RankPlan, ranks};
-use lowrank_text::readers::{documents_of_jsonl, ids_of_json, ids_of_words};
+use lowrank_text::readers::{JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
 use lowrank_writer::journal::Finished;
 use lowrank_writer::{CompressionReport, Manifest};
 use serde_json::{Value, json};
@@ -65,19 +65,29 @@ pub(crate) fn budget(bytes: &[u8]) -> u64 {
 
 /// Texts and token ids.
 pub(crate) fn text(bytes: &[u8]) -> u64 {
-    let Ok(text) = std::str::from_utf8(bytes) else { return 0 };
+    let text = match text_of(bytes.to_vec()) {
+        Ok(text) => text,
+        Err(error) => return refused(error),
+    };
+    let text = text.as_str();
     // Each id takes at least a digit and what parts it from the next.
     let few = |ids: usize| assert!(2 * ids <= text.len() + 1, "{ids} ids in {} bytes", text.len());
     let words = ids_of_words(text).map_or_else(refused, |ids| {
         few(ids.len());
         1
     });
-    let json = ids_of_json(text).map_or_else(refused, |streams| {
-        few(streams.iter().map(Vec::len).sum());
+    let short = |documents: &[String]| {
+        assert!(documents.iter().map(String::len).sum::<usize>() <= text.len());
+    };
+    let json = content_of_json(text).map_or_else(refused, |content| {
+        match content {
+            JsonContent::Ids(streams) => few(streams.iter().map(Vec::len).sum()),
+            JsonContent::Documents(documents) => short(&documents),
+        }
         2
     });
     let documents = documents_of_jsonl(text).map_or_else(refused, |documents| {
-        assert!(documents.iter().map(String::len).sum::<usize>() <= text.len());
+        short(&documents);
         3
     });
     words ^ json.rotate_left(1) ^ documents.rotate_left(2)

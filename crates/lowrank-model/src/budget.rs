@@ -168,7 +168,7 @@ fn parse_removal(text: &str) -> Result<Removal, BudgetError> {
     let syntax = || BudgetError::Syntax { text: clip(text), expected };
     let removal = match text.trim().strip_suffix('%') {
         Some(percent) => {
-            let Decimal { digits, scale } = Decimal::parse(percent).ok_or_else(syntax)?;
+            let Decimal { digits, scale } = Decimal::parse(percent.trim_end()).ok_or_else(syntax)?;
             let denominator =
                 10_u64.checked_pow(scale).and_then(|d| d.checked_mul(100)).ok_or_else(syntax)?;
             if digits >= denominator {
@@ -233,7 +233,7 @@ fn parse_params(text: &str) -> Option<u64> {
         (at, 't' | 'T') => (&text[..at], 12),
         _ => (text, 0),
     };
-    let Decimal { digits, scale } = Decimal::parse(number)?;
+    let Decimal { digits, scale } = Decimal::parse(number.trim_end())?;
     let product = u128::from(digits) * 10_u128.pow(power);
     let divisor = 10_u128.pow(scale);
     // A count is an integer: half a parameter is a typing error.
@@ -301,6 +301,8 @@ mod tests {
             assert!(matches!(parse_removal(text), Err(BudgetError::Syntax { .. })), "{text}");
         }
         assert_eq!(parse_removal("0"), Err(BudgetError::Zero));
+        assert_eq!(parse_removal("20 %"), parse_removal("20%"));
+        assert_eq!(parse_removal("10 B"), parse_removal("10B"));
         for text in ["GB", "1XB", "1e40GB", ""] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }

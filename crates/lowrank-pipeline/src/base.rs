@@ -64,7 +64,22 @@ fn identify_with(
 pub(crate) fn named(checkpoint: &Checkpoint, given: &str, files: Vec<InputFile>) -> BaseModel {
     let in_cache = !Path::new(given).is_dir();
     let snapshot = checkpoint.dir().file_name().and_then(|name| name.to_str()).map(str::to_owned);
-    BaseModel { id: in_cache.then(|| given.to_owned()), revision: snapshot.filter(|_| in_cache), files }
+    // `org/name@revision` names the same model.
+    let id = given.split_once('@').map_or(given, |(id, _)| id);
+    BaseModel { id: in_cache.then(|| id.to_owned()), revision: snapshot.filter(|_| in_cache), files }
+}
+
+/// Refuses an output inside the base's folder, where it would belong to the base from then on.
+pub fn check_place(checkpoint: &Checkpoint, out: &Path) -> Result<(), PipelineError> {
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A folder that is not there is refused elsewhere.
+    let (Ok(parent), Ok(model)) = (parent.canonicalize(), checkpoint.dir().canonicalize()) else {
+        return Ok(());
+    };
+    if !parent.starts_with(&model) {
+        return Ok(());
+    }
+    Err(PipelineError::OutInsideModel { out: out.to_owned(), model: checkpoint.dir().to_owned() })
 }
 
 /// How the stage is called.

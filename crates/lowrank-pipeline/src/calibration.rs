@@ -17,7 +17,7 @@ use lowrank_model::recipe::{
 use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{MatrixId, Progress, Recipe, Spectrum};
 use lowrank_reader::Checkpoint;
-use lowrank_text::{Passage, Pick, TextInfo, TextRequest, TextSource, windows};
+use lowrank_text::{Passage, Pick, TextError, TextInfo, TextRequest, TextSource, windows};
 use lowrank_writer::report::CalibrationReport;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -33,15 +33,22 @@ pub struct CalibrationText {
     propagation: PropagationSettings,
     infos: Vec<TextInfo>,
     sequences: Vec<Vec<u32>>,
+    notes: Vec<String>,
     blake3: String,
 }
 
+/// Windows that a calibration has at least, unless fewer tokens were asked for.
+const WINDOWS_MIN: usize = 2;
+
 impl CalibrationText {
-    /// Reads and encodes the texts of a recipe; each gives an equal share of the tokens. `None` where it has none.
+    /// Reads and encodes the texts of a recipe; each gives an equal share of the tokens. `None` where it has none. A text may
+    /// be shorter than asked, which is a note; one of less than two windows says nothing about a model and is refused,
+    /// unless no more was asked for.
     pub fn read(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>, PipelineError> {
         let Some(settings) = recipe.calibration() else { return Ok(None) };
         check_window(checkpoint, recipe)?;
-        let (mut infos, mut sequences) = (Vec::new(), Vec::new());
+        let window = settings.calibration_window;
+        let (mut infos, mut sequences, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         for text in &settings.calibrate {
             let source = match text {
                 TextChoice::File(path) => TextSource::File(path.clone()),
@@ -57,10 +64,16 @@ impl CalibrationText {
             let windows = windows(checkpoint.dir(), &request).map_err(CalibrateError::from)?;
             infos.push(windows.info);
             sequences.extend(windows.sequences);
+            notes.extend(windows.notes);
+        }
+        let (tokens, wanted) = (sequences.iter().map(Vec::len).sum(), settings.calibration_tokens);
+        let least = WINDOWS_MIN * window;
+        if tokens < least.min(wanted / window * window) {
+            return Err(CalibrateError::from(TextError::TooFew { tokens, wanted, least }).into());
         }
         let blake3 = tokens_hash(&sequences);
         let (settings, propagation) = (settings.clone(), recipe.propagation);
-        Ok(Some(Self { settings, propagation, infos, sequences, blake3 }))
+        Ok(Some(Self { settings, propagation, infos, sequences, notes, blake3 }))
     }
 
     /// What decides the numbers that are measured on it. The tokens stand for the names of the texts.
@@ -170,6 +183,10 @@ impl<'a> CalibrationContext<'a> {
         }
         let sources: Vec<&str> = text.infos.iter().map(|info| info.source.as_str()).collect();
         progress.note(&format!("calibrating on {}: {} tokens", sources.join(", "), text.tokens()));
+        text.notes.iter().for_each(|note| progress.note(note));
+        if let Some(line) = lowrank_forward::router::indistinct(checkpoint).map_err(CalibrateError::from)? {
+            progress.note(&line);
+        }
         let engine = chosen.engine;
         let moments = text.settings.moments;
         let key = json!({

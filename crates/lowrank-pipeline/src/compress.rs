@@ -6,6 +6,7 @@ mod space;
 mod tensors;
 
 use crate::base::InputHashes;
+use crate::inspect::tell_left_out;
 use crate::memory::Demand;
 use crate::planning::{Subject, identity};
 use crate::scratch::Scratch;
@@ -42,11 +43,13 @@ pub fn compress(
 ) -> Result<Compressed, PipelineError> {
     // Everything that can be refused is refused before an hour is spent.
     check_out(request.out)?;
+    base::check_place(checkpoint, request.out)?;
     let parent =
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let still_needed = bytes_at_most(checkpoint, request.recipe)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
     planning::refuse_early(checkpoint, request.recipe)?;
+    tell_left_out(checkpoint, progress);
     let algebra = request.resources.algebra()?;
     let dtype = workers::widest(checkpoint, request.recipe.factor.dtype);
     let demand = Demand::compress(checkpoint.config(), dtype, request.recipe);

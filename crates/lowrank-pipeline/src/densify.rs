@@ -2,13 +2,14 @@
 //!
 //! For runtimes that know no factors. The result is as large as the base and loses what the factors lost.
 
+use crate::inspect::tell_left_out;
 use crate::memory::Demand;
-use crate::{PipelineError, round::round, workers};
+use crate::{PipelineError, base::check_place, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::Role;
 use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_writer::{Card, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
+use lowrank_writer::{Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 use std::path::Path;
@@ -34,6 +35,8 @@ pub fn densify(
     if checkpoint.ranks().is_empty() {
         return Err(PipelineError::NotFactored(checkpoint.layout()));
     }
+    check_place(checkpoint, out)?;
+    tell_left_out(checkpoint, progress);
     let config = checkpoint.config();
     let pool = workers::pool(
         &Demand::densify(config, workers::widest(checkpoint, settings.dtype)),
@@ -72,8 +75,10 @@ pub fn densify(
         })
     })?;
     progress.finish();
-    let documents = Documents::dense(checkpoint.config_json(), dtype_of_experts, &Card::default())?
-        .with_companions(checkpoint.dir(), &checkpoint.companions())?;
+    let chat_templates = ChatTemplate::find(checkpoint.companions(), |name| checkpoint.text(name));
+    let card = Card { chat_templates: &chat_templates, ..Card::default() };
+    let documents = Documents::dense(checkpoint.config_json(), dtype_of_experts, &card)?
+        .with_companions(checkpoint.dir(), checkpoint.companions())?;
     Ok(pool.install(|| writer.finish(documents))?)
 }
 

@@ -67,6 +67,18 @@ pub enum PipelineError {
     /// Compressing what is compressed already.
     #[error("the checkpoint holds {0}; give the original, or `densify` this one first")]
     AlreadyFactored(Layout),
+    /// An output that would become a part of its own base.
+    #[error(
+        "{}: lies inside the model's folder ({}); choose a place outside it",
+        out.display(),
+        model.display()
+    )]
+    OutInsideModel {
+        /// What was asked for.
+        out: std::path::PathBuf,
+        /// The base's folder.
+        model: std::path::PathBuf,
+    },
     /// Densifying what is dense already.
     #[error("the checkpoint holds no factors ({0}): there is nothing to densify")]
     NotFactored(Layout),
@@ -203,6 +215,7 @@ impl PipelineError {
             | Self::DenseAndFixed { .. }
             | Self::PlanStorage { .. }
             | Self::PlanDtype { .. } => ErrorKind::Usage,
+            Self::OutInsideModel { .. } => ErrorKind::Output,
             Self::AlreadyFactored(_) | Self::NotFactored(_) => ErrorKind::Unsupported,
             Self::Overflow { .. } => ErrorKind::BadNumbers,
             Self::TooLittleMemory { .. } | Self::Threads { .. } => ErrorKind::NoRoom,

@@ -1,10 +1,13 @@
 //! `inspect`: what is in this checkpoint.
 
+use lowrank_model::Progress;
+use lowrank_model::display::clip;
 use lowrank_model::names::Role;
 use lowrank_model::{Layout, ModelConfig, Storage};
-use lowrank_reader::Checkpoint;
+use lowrank_reader::{Checkpoint, LeftOut};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Sums over the tensors of one kind.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -59,6 +62,28 @@ pub struct Inspection {
     pub shards: Vec<ShardSize>,
     /// Ranks of matrices that are factored already, by module name and in stored order.
     pub ranks: serde_json::Map<String, serde_json::Value>,
+    /// Files that an output gets verbatim.
+    pub companions: Vec<PathBuf>,
+    /// What else is in the folder, and goes into no output.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Tells a run what its output does not get of the base's folder.
+pub(crate) fn tell_left_out(checkpoint: &Checkpoint, progress: &dyn Progress) {
+    if let Some(line) = left_out_line(checkpoint.left_out()) {
+        progress.note(&line);
+    }
+}
+
+/// What is left out, in one line; `None` if nothing is.
+pub fn left_out_line(left_out: &[LeftOut]) -> Option<String> {
+    const NAMES_MAX: usize = 8;
+    let mut names: Vec<String> =
+        left_out.iter().take(NAMES_MAX).map(|left| format!("{} ({})", clip(&left.name), left.what)).collect();
+    if left_out.len() > NAMES_MAX {
+        names.push(format!("{} more", left_out.len() - NAMES_MAX));
+    }
+    (!names.is_empty()).then(|| format!("not carried into the output: {}", names.join(", ")))
 }
 
 /// Counts from headers alone.
@@ -120,5 +145,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
             .map(|shard| ShardSize { name: shard.name.clone(), bytes: shard.len_bytes })
             .collect(),
         ranks,
+        companions: checkpoint.companions().to_vec(),
+        left_out: checkpoint.left_out().to_vec(),
     }
 }

@@ -76,6 +76,7 @@ pub fn plan(
 /// for another model.
 pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
     refuse_factored(checkpoint)?;
+    checkpoint.refuse_adapter()?;
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }

@@ -8,6 +8,7 @@
 //! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
 
+use crate::companions::{Beside, LeftOut};
 use crate::error::ReadError;
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
@@ -25,6 +26,7 @@ use lowrank_model::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// What is read at once of something long.
@@ -49,7 +51,7 @@ pub struct Checkpoint {
     /// Indices of the pivoted ones.
     orders: BTreeMap<MatrixId, PivotOrder>,
     ignored: Vec<IgnoredTensor>,
-    companions: Vec<PathBuf>,
+    beside: Beside,
     size: Size,
 }
 
@@ -95,12 +97,14 @@ impl Checkpoint {
     /// Opens a checkpoint and checks all of it from its headers: which tensors, where, which shapes and dtypes.
     pub fn open(dir: &Path) -> Result<Self, ReadError> {
         let folder = Folder::open(dir)?;
+        companions::refuse_lone_adapter(&folder)?;
         let described = family::read(&folder)?;
         let naming = match described.layout {
             DescribedLayout::Known(Layout::Consolidated) => Naming::Consolidated,
             _ => Naming::HuggingFace,
         };
         let Shards { shards, headers, index, listing } = shards::open(&folder, naming)?;
+        let listing_name = listing.file_name().map(OsStr::to_os_string);
         let catalog = Catalog::new(&shards, headers, index.as_ref(), listing)?;
         let (config, ranks, storage) = (described.config, described.ranks, described.storage);
         let layout = match described.layout {
@@ -159,9 +163,12 @@ impl Checkpoint {
             .iter()
             .map(|shard| ShardInfo { name: shard.name.clone(), len_bytes: shard.len_bytes })
             .collect();
+        let listing = listing_name.as_deref();
+        let is_model =
+            |name: &str| shards.iter().any(|shard| shard.name == name) || listing == Some(OsStr::new(name));
         Ok(Self {
             dir: dir.into(),
-            companions: companions::list(&folder)?,
+            beside: companions::list(&folder, &is_model)?,
             config,
             config_json,
             layout,
@@ -358,8 +365,21 @@ impl Checkpoint {
     }
 
     /// Files to copy verbatim into an output: names relative to the folder, sorted.
-    pub fn companions(&self) -> Vec<PathBuf> {
-        self.companions.clone()
+    pub fn companions(&self) -> &[PathBuf] {
+        &self.beside.companions
+    }
+
+    /// What else is in the folder, and goes into no output.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.beside.left_out
+    }
+
+    /// Refuses a model beside which an adapter lies: which of the two is meant, only its owner knows.
+    pub fn refuse_adapter(&self) -> Result<(), ReadError> {
+        if !self.beside.adapter {
+            return Ok(());
+        }
+        Err(ReadError::AdapterBeside { path: companions::adapter_config(&self.dir) })
     }
 
     /// Tensors in the files that the model does not need.

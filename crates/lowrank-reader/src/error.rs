@@ -41,7 +41,17 @@ pub enum ReadError {
         /// What was asked for.
         model: String,
     },
-    /// `refs/main` does not hold the name of a snapshot.
+    /// In the cache, but none of its snapshots can be used.
+    #[error("`{model}` is in the Hugging Face cache ({}), but {why}", looked.display())]
+    NoWholeSnapshot {
+        /// What was asked for.
+        model: String,
+        /// Its folder in the cache.
+        looked: PathBuf,
+        /// What was found there, and what to do.
+        why: String,
+    },
+    /// A ref does not hold the name of a snapshot.
     #[error("{}: `{found}` is not the name of a snapshot", path.display())]
     BadRef {
         /// The ref file.
@@ -65,6 +75,27 @@ pub enum ReadError {
         /// The folder.
         dir: PathBuf,
     },
+    /// A LoRA adapter without the model that it adapts.
+    #[error(
+        "{}: this is a LoRA adapter{}, not a model; merge it into its model first (peft: `merge_and_unload`) and give the merged folder",
+        path.display(),
+        base.as_ref().map_or_else(String::new, |base| format!(" of `{base}`"))
+    )]
+    LoneAdapter {
+        /// Its config.
+        path: PathBuf,
+        /// The model that it names.
+        base: Option<String>,
+    },
+    /// A LoRA adapter beside the weights of a model.
+    #[error(
+        "{}: there is a LoRA adapter beside the weights, which transformers attaches where peft is installed; merge it into the weights if it belongs to them, and remove it if they are merged already",
+        path.display()
+    )]
+    AdapterBeside {
+        /// Its config.
+        path: PathBuf,
+    },
     /// A text file far larger than any real one.
     #[error("{}: more than {limit_bytes} bytes, which no real file of this kind has", path.display())]
     FileTooLarge {
@@ -85,8 +116,12 @@ pub enum ReadError {
         /// The link.
         path: PathBuf,
     },
-    /// A symbolic link out of the model's folder, other than the Hugging Face cache's own.
-    #[error("{}: links to {}, outside the model's folder; copy the file into the folder", path.display(), target.display())]
+    /// A symbolic link out of the model's folder that is no weight and does not lead into a Hugging Face cache.
+    #[error(
+        "{}: links to {}, outside the model's folder, where only weights may lie; copy this file into the folder",
+        path.display(),
+        target.display()
+    )]
     LeavesFolder {
         /// The link.
         path: PathBuf,
@@ -555,12 +590,15 @@ impl ReadError {
         match self {
             Self::Config { source, .. } => source.kind(),
             Self::NotCached { .. }
+            | Self::NoWholeSnapshot { .. }
             | Self::NoSuchModel { .. }
             | Self::NotAFolder { .. }
             | Self::NoCache { .. }
             | Self::BadRef { .. }
             | Self::NoConfig { .. } => ErrorKind::NoModel,
-            Self::ForeignFormat { .. }
+            Self::LoneAdapter { .. }
+            | Self::AdapterBeside { .. }
+            | Self::ForeignFormat { .. }
             | Self::FormatVersion { .. }
             | Self::UnknownStorage { .. }
             | Self::UnknownDtype { .. }

@@ -1,13 +1,24 @@
-//! The model's folder: files are opened by plain name, and never outside it.
+//! The model's folder: which files may be read, and where links may lead.
 //!
-//! Symbolic links that leave the folder are refused, with one exception: in the Hugging Face cache,
-//! `models--org--name/snapshots/<sha>/file` links to `models--org--name/blobs/<hash>`.
+//! | A link to | is followed |
+//! |---|---|
+//! | a file in the folder | always |
+//! | a blob of a Hugging Face cache: `models--org--name/blobs/…`, or the cache's shared blobs | always: snapshots, and folders of older `--local-dir` downloads, hold such links |
+//! | anywhere else | for `*.safetensors` only: weights on another disk |
+//!
+//! What is not safetensors is refused elsewhere, so a foreign folder cannot make the tool copy or show a file of the
+//! user's: every other file is read as text or carried verbatim into the output.
 
 use crate::error::ReadError;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+/// UTF-8's byte order mark.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+/// A file that huggingface_hub puts into the folder of blobs that all repositories of a cache share.
+const SHARED_BLOBS_MARKER: &str = ".huggingface-shared-blobs";
 
 /// Reads a file that has an upper limit, whatever its length is said to be.
 pub fn read_at_most(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, ReadError> {
@@ -28,7 +39,7 @@ pub(crate) struct Folder {
     dir: PathBuf,
     /// Without links.
     root: PathBuf,
-    /// `blobs` of the cache, when this is one of its snapshots.
+    /// `blobs` beside `snapshots`, when this is a snapshot; the repository's folder may have any name.
     blobs: Option<PathBuf>,
 }
 
@@ -42,10 +53,7 @@ impl Folder {
             .parent()
             .filter(|snapshots| snapshots.file_name() == Some(OsStr::new("snapshots")))
             .and_then(Path::parent)
-            .filter(|model| {
-                model.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"models--"))
-            })
-            .and_then(|model| fs::canonicalize(model.join("blobs")).ok());
+            .and_then(|repository| fs::canonicalize(repository.join("blobs")).ok());
         Ok(Self { dir: dir.into(), root, blobs })
     }
 
@@ -73,9 +81,7 @@ impl Folder {
             }
             other => other.map_err(io)?,
         };
-        let inside = target.starts_with(&self.root);
-        let blob = self.blobs.as_deref().is_some_and(|blobs| target.parent() == Some(blobs));
-        if !inside && !blob {
+        if !self.may_be_read(name, &target) {
             return Err(ReadError::LeavesFolder { path, target });
         }
         // Asked before opening: opening a pipe would wait for its writer.
@@ -83,6 +89,14 @@ impl Folder {
             return Err(ReadError::NotAFile { path });
         }
         Ok(Some(target))
+    }
+
+    /// The rule of this module for a file whose links end at `target`.
+    fn may_be_read(&self, name: &str, target: &Path) -> bool {
+        target.starts_with(&self.root)
+            || self.blobs.as_deref().is_some_and(|blobs| target.parent() == Some(blobs))
+            || is_blob(target)
+            || name.ends_with(".safetensors")
     }
 
     /// Opens a file; `None` when there is nothing of that name.
@@ -94,17 +108,27 @@ impl Folder {
         }
     }
 
-    /// Reads a text file that has an upper limit; `None` when there is nothing of that name.
+    /// Reads a text file that has an upper limit, without UTF-8's byte order mark; `None` when there is nothing of that
+    /// name.
     pub(crate) fn read(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, ReadError> {
         let Some(file) = self.open_file(name)? else { return Ok(None) };
-        read_open(&self.path(name), file, limit_bytes).map(Some)
+        let mut bytes = read_open(&self.path(name), file, limit_bytes)?;
+        if bytes.starts_with(MARK) {
+            bytes.drain(..MARK.len());
+        }
+        Ok(Some(bytes))
     }
 
     /// Names of everything in the folder, sorted; names that are not UTF-8 belong to no model and are left out.
     pub(crate) fn names(&self) -> Result<Vec<String>, ReadError> {
-        let io = |source| ReadError::Io { path: self.dir.clone(), source };
+        self.names_in("")
+    }
+
+    /// As [`Folder::names`], of a folder in this one.
+    pub(crate) fn names_in(&self, folder: &str) -> Result<Vec<String>, ReadError> {
+        let io = |source| ReadError::Io { path: self.path(folder), source };
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.root).map_err(io)? {
+        for entry in fs::read_dir(self.root.join(folder)).map_err(io)? {
             if let Ok(name) = entry.map_err(io)?.file_name().into_string() {
                 names.push(name);
             }
@@ -112,4 +136,18 @@ impl Folder {
         names.sort_unstable();
         Ok(names)
     }
+}
+
+/// Whether a path without links is a blob of a Hugging Face cache: `models--org--name/blobs/HASH`, or
+/// `blobs/XX/HASH` where the cache shares blobs.
+fn is_blob(target: &Path) -> bool {
+    let named = |folder: &Path, name: &str| folder.file_name() == Some(OsStr::new(name));
+    let Some(folder) = target.parent() else { return false };
+    let repository = folder.parent().and_then(Path::file_name);
+    if named(folder, "blobs")
+        && repository.is_some_and(|name| name.as_encoded_bytes().starts_with(b"models--"))
+    {
+        return true;
+    }
+    folder.parent().is_some_and(|shared| named(shared, "blobs") && shared.join(SHARED_BLOBS_MARKER).is_file())
 }

@@ -12,9 +12,9 @@
 //! | [`error`] | every way in which a checkpoint lies |
 //! | [`family`] | what `config.json` or `params.json` says: family, dimensions, layout, ranks |
 //! | `shards` | which files hold the weights: from the index, never from a glob |
-//! | `folder` | opening files without leaving the model's folder |
+//! | `folder` | which files may be read, and where links may lead |
 //! | `cache` | `org/name` in the local Hugging Face cache |
-//! | `companions` | which other files belong to the model |
+//! | [`companions`] | which other files an output needs, and which are left out |
 //! | `rows` | rotary row order |
 //!
 //! Invariant: after [`Checkpoint::open`] returns, every tensor the model needs exists with the right shape and an
@@ -22,7 +22,7 @@
 
 mod cache;
 pub mod checkpoint;
-mod companions;
+pub mod companions;
 pub mod error;
 pub mod family;
 mod folder;
@@ -32,5 +32,6 @@ mod rows;
 mod shards;
 
 pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo};
+pub use companions::LeftOut;
 pub use error::ReadError;
 pub use folder::read_at_most;

@@ -15,7 +15,10 @@ pub enum TextError {
         source: std::io::Error,
     },
     /// A text file of a kind that is not known.
-    #[error("{}: give a .txt, a .jsonl (`text` field), or token ids as .json or .ids", path.display())]
+    #[error(
+        "{}: the name does not say what the file holds; give a .txt or .md (text), a .jsonl (rows with a `text`), a .json (an array of texts or of token ids) or an .ids (token ids)",
+        path.display()
+    )]
     Kind {
         /// The file.
         path: PathBuf,
@@ -35,6 +38,31 @@ pub enum TextError {
         path: PathBuf,
         /// What is wrong.
         what: String,
+    },
+    /// A tokenizer that loses most of the text.
+    #[error(
+        "{}: makes {tokens} tokens of {characters} characters, so it loses most of the text; give a text that it knows, or token ids (.json, .ids)",
+        path.display()
+    )]
+    Lost {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// How many there are.
+        tokens: usize,
+        /// Characters that were encoded, without whitespace.
+        characters: usize,
+    },
+    /// Far less text than was asked for.
+    #[error(
+        "the text has {tokens} tokens, {wanted} were asked for; give at least {least}, or ask for no more than there are"
+    )]
+    TooFew {
+        /// How many there are.
+        tokens: usize,
+        /// How many were asked for.
+        wanted: usize,
+        /// What is enough.
+        least: usize,
     },
     /// Too little text to predict anything.
     #[error("the text has {tokens} tokens; at least 2 are needed to predict one from another")]
@@ -58,6 +86,8 @@ impl TextError {
             | Self::Kind { .. }
             | Self::Content { .. }
             | Self::Tokenizer { .. }
+            | Self::Lost { .. }
+            | Self::TooFew { .. }
             | Self::TooShort { .. }
             | Self::Window { .. } => ErrorKind::Usage,
         }

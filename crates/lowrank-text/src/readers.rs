@@ -1,25 +1,83 @@
-//! What lies in files: documents as `.jsonl`, token ids as `.json` or `.ids`.
+//! What lies in files: plain text, documents as `.jsonl` or `.json`, token ids as `.json` or `.ids`.
 //!
-//! Pure functions from text to values, in memory that is a small multiple of the text's. The error says what is wrong and
-//! where; who calls knows the file.
+//! Pure functions from bytes to values, in memory that is a small multiple of the file's. The error says what was found,
+//! where, and what to do; the caller knows the file.
 
 use lowrank_model::display::{abridge, clip};
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// The `text` of every line.
-pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
-    #[derive(Deserialize)]
-    struct Line {
-        text: String,
+/// UTF-8's byte order mark, which some editors and spreadsheets write.
+const MARK: char = '\u{feff}';
+
+/// Bytes without the mark at their beginning.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
+/// The characters of a text file: UTF-8 without its mark. Anything else is refused by what it is.
+pub fn text_of(bytes: Vec<u8>) -> Result<String, String> {
+    const CONVERT: &str = "expected UTF-8 text; convert it, as with `iconv -f";
+    for (magic, what) in [
+        (&b"\x1f\x8b"[..], "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"PK\x03\x04", "zip"),
+        (b"%PDF", "PDF"),
+        (b"PAR1", "Parquet"),
+    ] {
+        if bytes.starts_with(magic) {
+            return Err(format!("is {what} data, expected UTF-8 text; unpack it, or export its text"));
+        }
     }
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(format!("is UTF-16 by its byte order mark, {CONVERT} UTF-16 -t UTF-8`"));
+    }
+    if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(format!(
+            "byte {at} is NUL: binary data, or UTF-16 without its byte order mark; expected UTF-8 text"
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let (at, byte) = (error.utf8_error().valid_up_to(), error.utf8_error().error_len());
+        match byte {
+            None => format!("ends inside a UTF-8 character, at byte {at}: it was cut there; cut it at a line's end"),
+            Some(_) => {
+                let byte = error.as_bytes()[at];
+                format!("byte {at} is {byte:#04x}, which is not UTF-8 (perhaps Latin-1), {CONVERT} LATIN1 -t UTF-8`")
+            }
+        }
+    })?;
+    Ok(match text.strip_prefix(MARK) {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
+}
+
+/// What a `.json` file holds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum JsonContent {
+    /// Texts.
+    Documents(Vec<String>),
+    /// Streams of token ids.
+    Ids(Vec<Vec<u32>>),
+}
+
+/// Every line's text: its `text` field, or the line itself where it is a JSON string.
+pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
+    let lines = text.lines().map(|line| line.trim_start_matches(MARK)).enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
-            serde_json::from_str(line)
-                .map(|line: Line| line.text)
-                .map_err(|error| format!("line {}: {}", number + 1, abridge(&error.to_string())))
+            let refused = |what: &str| format!("line {}: {}", number + 1, abridge(what));
+            let mut line = serde_json::Deserializer::from_str(line);
+            let item = ItemSeed.deserialize(&mut line).and_then(|item| line.end().map(|()| item));
+            match item.map_err(|error| refused(&error.to_string()))? {
+                Item::Text(text) => Ok(text),
+                Item::Id(_) | Item::Stream(_) => {
+                    Err(refused("is no object with a `text`; give token ids as .json or .ids"))
+                }
+            }
         })
         .collect()
 }
@@ -31,32 +89,49 @@ pub fn ids_of_words(text: &str) -> Result<Vec<u32>, String> {
         .collect()
 }
 
-/// An array of token ids, or an array of such arrays: one stream each. A stream of which nothing can be predicted, as it
-/// has no second token, is left out: a million of them are a small file and much memory.
-pub fn ids_of_json(text: &str) -> Result<Vec<Vec<u32>>, String> {
-    let Streams { one, many } = serde_json::from_str(text).map_err(|error| {
+/// An array of token ids or an array of such arrays, one stream each; or an array of texts, as strings or as objects with
+/// a `text`. A stream of which nothing can be predicted, as it has no second token, is left out: a million of them are a
+/// small file and much memory.
+pub fn content_of_json(text: &str) -> Result<JsonContent, String> {
+    let Items { one, many, documents } = serde_json::from_str(text).map_err(|error| {
         format!(
-            "is neither an array of token ids nor an array of such arrays: {}",
+            "is neither an array of texts nor one of token ids or of arrays of them: {}",
             abridge(&error.to_string())
         )
     })?;
-    Ok(if many.is_empty() { vec![one] } else { many })
+    Ok(match (documents.is_empty(), many.is_empty()) {
+        (false, _) => JsonContent::Documents(documents),
+        (true, false) => JsonContent::Ids(many),
+        (true, true) => JsonContent::Ids(vec![one]),
+    })
 }
 
-/// One stream, or many: never both.
+/// One stream, or many, or texts: only one of them has anything in it.
 #[derive(Default)]
-struct Streams {
+struct Items {
     one: Vec<u32>,
     many: Vec<Vec<u32>>,
+    documents: Vec<String>,
 }
 
-/// A number, or a list of numbers.
+/// A number, a list of numbers, or a text.
 enum Item {
     Id(u32),
     Stream(Vec<u32>),
+    Text(String),
 }
 
-/// Reads an item into memory that is used again.
+impl Item {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Id(_) => "token ids",
+            Self::Stream(_) => "arrays of token ids",
+            Self::Text(_) => "texts",
+        }
+    }
+}
+
+/// Reads one item.
 struct ItemSeed;
 
 impl<'de> DeserializeSeed<'de> for ItemSeed {
@@ -71,11 +146,15 @@ impl<'de> Visitor<'de> for ItemSeed {
     type Value = Item;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a token id or an array of token ids")
+        f.write_str("an object with a `text`, a string, a token id or an array of token ids")
     }
 
     fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Item, E> {
         u32::try_from(number).map(Item::Id).map_err(|_| E::custom(format_args!("{number} is not a token id")))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Item, E> {
+        Ok(Item::Text(text.to_owned()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Item, A::Error> {
@@ -86,42 +165,97 @@ impl<'de> Visitor<'de> for ItemSeed {
         stream.shrink_to_fit();
         Ok(Item::Stream(stream))
     }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
+        let (mut text, mut others) = (None, Vec::new());
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "text" {
+                let value = map.next_value();
+                let value = value
+                    .map_err(|error| A::Error::custom(format_args!("`text`: {}", clip(&error.to_string()))));
+                if text.replace(value?).is_some() {
+                    return Err(A::Error::duplicate_field("text"));
+                }
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                if others.len() < KEYS_SHOWN {
+                    others.push(clip(&key));
+                }
+            }
+        }
+        text.map(Item::Text).ok_or_else(|| A::Error::custom(without_text(&others)))
+    }
 }
 
-impl<'de> Deserialize<'de> for Streams {
+/// Keys of an object that an error names.
+const KEYS_SHOWN: usize = 6;
+
+/// What to do with a row that has these keys and no `text`.
+fn without_text(keys: &[String]) -> String {
+    let named = |known: &[&str]| {
+        let found: Vec<_> =
+            keys.iter().filter(|key| known.contains(&key.as_str())).map(|key| format!("`{key}`")).collect();
+        (!found.is_empty()).then(|| found.join(" and "))
+    };
+    if let Some(chat) = named(&["messages", "conversation", "conversations"]) {
+        format!(
+            "there is no `text`, but a chat in {chat}; write it as `text`, rendered by the model's chat template \
+             (tokenizer.apply_chat_template(…, tokenize=False))"
+        )
+    } else if let Some(ids) = named(&["input_ids", "token_ids", "tokens"]) {
+        format!("there is no `text`, but {ids}; give token ids as a .json file, an array of arrays")
+    } else if let Some(pair) = named(&[
+        "prompt",
+        "response",
+        "completion",
+        "instruction",
+        "input",
+        "output",
+        "question",
+        "answer",
+        "chosen",
+    ]) {
+        format!("there is no `text`, but {pair}; join them to one `text` as the model is to see them")
+    } else if keys.is_empty() {
+        "there is no `text`: the object is empty".to_owned()
+    } else {
+        let keys: Vec<_> = keys.iter().map(|key| format!("`{key}`")).collect();
+        format!("there is no `text`, but {}; call the field that holds the text `text`", keys.join(", "))
+    }
+}
+
+impl<'de> Deserialize<'de> for Items {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct StreamsVisitor;
-        impl<'de> Visitor<'de> for StreamsVisitor {
-            type Value = Streams;
+        struct ItemsVisitor;
+        impl<'de> Visitor<'de> for ItemsVisitor {
+            type Value = Items;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an array")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Streams, A::Error> {
-                let mut streams = Streams::default();
-                let (mut ids, mut lists) = (false, false);
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Items, A::Error> {
+                let mut items = Items::default();
+                let mut kind = None;
                 while let Some(item) = list.next_element_seed(ItemSeed)? {
-                    match item {
-                        Item::Id(id) => {
-                            ids = true;
-                            streams.one.push(id);
-                        }
-                        Item::Stream(stream) => {
-                            lists = true;
-                            if stream.len() >= 2 {
-                                streams.many.push(stream);
-                            }
-                        }
+                    let first = *kind.get_or_insert(item.kind());
+                    if first != item.kind() {
+                        return Err(A::Error::custom(format_args!(
+                            "{first} and {} side by side",
+                            item.kind()
+                        )));
                     }
-                    if ids && lists {
-                        return Err(A::Error::custom("token ids and arrays of them side by side"));
+                    match item {
+                        Item::Id(id) => items.one.push(id),
+                        Item::Stream(stream) if stream.len() >= 2 => items.many.push(stream),
+                        Item::Stream(_) => {}
+                        Item::Text(text) => items.documents.push(text),
                     }
                 }
-                Ok(streams)
+                Ok(items)
             }
         }
-        deserializer.deserialize_seq(StreamsVisitor)
+        deserializer.deserialize_seq(ItemsVisitor)
     }
 }
 
@@ -131,9 +265,10 @@ mod tests {
 
     #[test]
     fn one_stream_or_many_are_read() {
-        assert_eq!(ids_of_json("[1, 2, 4294967295]"), Ok(vec![vec![1, 2, u32::MAX]]));
-        assert_eq!(ids_of_json("[[1, 2], [3], [], [4, 5, 6]]"), Ok(vec![vec![1, 2], vec![4, 5, 6]]));
-        assert_eq!(ids_of_json("[]"), Ok(vec![vec![]]));
+        assert_eq!(content_of_json("[1, 2, 4294967295]"), Ok(JsonContent::Ids(vec![vec![1, 2, u32::MAX]])));
+        let many = vec![vec![1, 2], vec![4, 5, 6]];
+        assert_eq!(content_of_json("[[1, 2], [3], [], [4, 5, 6]]"), Ok(JsonContent::Ids(many)));
+        assert_eq!(content_of_json("[]"), Ok(JsonContent::Ids(vec![vec![]])));
         assert_eq!(ids_of_words(" 1\n2\t3 "), Ok(vec![1, 2, 3]));
         assert_eq!(
             documents_of_jsonl("{\"text\": \"a\"}\n\n{\"text\": \"b\", \"x\": 1}"),
@@ -142,18 +277,73 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_read_where_their_meaning_is_clear() {
+        let documents = vec!["a\n".to_owned(), String::new()];
+        for text in [r#"["a\n", ""]"#, r#"[{"text": "a\n", "meta": {"text": 1}}, {"id": 7, "text": ""}]"#] {
+            assert_eq!(content_of_json(text), Ok(JsonContent::Documents(documents.clone())), "{text}");
+        }
+        // Two files with marks, joined; Windows' line ends; a line that is a string.
+        let rows = "\u{feff}{\"text\": \"a\"}\r\n\u{feff}{\"text\": \"b\"}\r\n\r\n\"c\"";
+        assert_eq!(documents_of_jsonl(rows).unwrap(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_row_without_a_text_is_refused_by_what_it_has() {
+        for (row, parts) in [
+            (r#"{"conversations": [], "id": 1}"#, &["a chat in `conversations`", "apply_chat_template"][..]),
+            (r#"{"instruction": "a", "output": "b"}"#, &["`instruction` and `output`", "join them"]),
+            (r#"{"input_ids": [1]}"#, &["`input_ids`", ".json"]),
+            (r#"{"content": "a", "url": "b"}"#, &["`content`, `url`", "call the field"]),
+            ("{}", &["empty"]),
+            (r#"{"text": null}"#, &["`text`: ", "null"]),
+            (r#"{"text": "a", "text": "b"}"#, &["duplicate"]),
+            ("[1, 2]", &["token ids as .json"]),
+            (r#"{"text": "a"} {"text": "b"}"#, &["trailing"]),
+        ] {
+            for refused in
+                [documents_of_jsonl(row).unwrap_err(), content_of_json(&format!("[{row}, 1]")).unwrap_err()]
+            {
+                assert!(refused.len() < 1000, "{refused}");
+            }
+            let refused = documents_of_jsonl(row).unwrap_err();
+            assert!(parts.iter().all(|part| refused.contains(part)), "{row}: {refused}");
+            assert!(refused.starts_with("line 1: "), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_utf_8_is_refused_by_what_it_is() {
+        assert_eq!(text_of(b"\xef\xbb\xbfa\xc3\xa4".to_vec()), Ok("aä".to_owned()));
+        let wide: Vec<u8> = "abc".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for (bytes, parts) in [
+            ([b"\xff\xfe", &wide[..]].concat(), &["UTF-16", "iconv"][..]),
+            ([b"\xfe\xff", &wide[..]].concat(), &["UTF-16", "iconv"]),
+            (wide, &["byte 1 is NUL", "UTF-16"]),
+            (vec![0; 100], &["byte 0 is NUL"]),
+            (b"caf\xe9 au lait".to_vec(), &["byte 3 is 0xe9", "Latin-1", "expected UTF-8"]),
+            (b"caf\xc3".to_vec(), &["ends inside a UTF-8 character"]),
+            (b"\x1f\x8b\x08".to_vec(), &["gzip"]),
+            (b"PAR1".to_vec(), &["Parquet"]),
+        ] {
+            let refused = text_of(bytes).unwrap_err();
+            assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
+        }
+    }
+
+    #[test]
     fn what_are_no_ids_is_refused_in_a_short_line() {
         let long = "x".repeat(1_000_000);
         for refused in [
-            ids_of_json("[1, [2]]").unwrap_err(),
-            ids_of_json("[[1], 2]").unwrap_err(),
-            ids_of_json("[4294967296]").unwrap_err(),
-            ids_of_json("[-1]").unwrap_err(),
-            ids_of_json("[1.5]").unwrap_err(),
-            ids_of_json("{}").unwrap_err(),
-            ids_of_json("[[[1]]]").unwrap_err(),
-            ids_of_json(&"[".repeat(1_000_000)).unwrap_err(),
-            ids_of_json(&format!("[\"{long}\"]")).unwrap_err(),
+            content_of_json("[1, [2]]").unwrap_err(),
+            content_of_json("[[1], 2]").unwrap_err(),
+            content_of_json("[4294967296]").unwrap_err(),
+            content_of_json("[-1]").unwrap_err(),
+            content_of_json("[1.5]").unwrap_err(),
+            content_of_json("{}").unwrap_err(),
+            content_of_json("[[[1]]]").unwrap_err(),
+            content_of_json(&"[".repeat(1_000_000)).unwrap_err(),
+            content_of_json(&format!("[1, \"{long}\"]")).unwrap_err(),
+            content_of_json(&format!("[[\"{long}\"]]")).unwrap_err(),
             ids_of_words(&long).unwrap_err(),
             ids_of_words("1 \u{7}").unwrap_err(),
             documents_of_jsonl(&format!("{{\"text\": 1, \"x\": \"{long}\"}}")).unwrap_err(),

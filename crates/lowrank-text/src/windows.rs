@@ -13,7 +13,8 @@
 
 use crate::TextError;
 use crate::encoder::Encoder;
-use crate::readers::{documents_of_jsonl, ids_of_json, ids_of_words};
+use crate::readers::{JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
+use lowrank_model::display::{clip, grouped};
 use lowrank_model::recipe::Bos;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -55,6 +56,10 @@ const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 const IDS_BYTES_MAX: u64 = 64 << 20;
 /// Characters that are encoded together: bounds the work of one call.
 const PIECE_CHARACTERS: usize = 50_000;
+/// A tokenizer that makes fewer tokens than one of so many characters loses text.
+const CHARACTERS_PER_TOKEN_MAX: usize = 32;
+/// More unknown words than one of so many tokens are worth a note.
+const KNOWN_PER_UNKNOWN: usize = 10;
 /// Of a text that is longer than this many times what is wanted, only the beginning is encoded.
 const SPREAD_MAX: usize = 16;
 
@@ -63,8 +68,8 @@ const SPREAD_MAX: usize = 16;
 pub enum TextSource {
     /// A text in the binary.
     Bundled(Passage),
-    /// `.txt`, `.jsonl` with a `text` field, or token ids as `.json` (an array, or an array of arrays) or `.ids`
-    /// (whitespace between them).
+    /// Text as `.txt` or `.md`, `.jsonl` with a `text` field, `.json` (an array of texts, of token ids, or of arrays of
+    /// them), or token ids as `.ids` (whitespace between them); endings in either case.
     File(PathBuf),
 }
 
@@ -99,6 +104,8 @@ pub struct Windows {
     pub sequences: Vec<Vec<u32>>,
     /// What they are.
     pub info: TextInfo,
+    /// What a person should know of them: fewer than were asked for, many unknown words.
+    pub notes: Vec<String>,
 }
 
 /// What was read, for the report. No path: the same text gives the same report anywhere.
@@ -129,13 +136,14 @@ pub fn windows(checkpoint_dir: &Path, request: &TextRequest<'_>) -> Result<Windo
         Pick::First => max_tokens,
         Pick::Spread => max_tokens.map(|tokens| tokens.saturating_mul(SPREAD_MAX)),
     };
+    let mut notes = Vec::new();
     let (name, Streams { streams, prefix }) = match source {
         TextSource::Bundled(passage) => {
-            (passage.name().to_owned(), encode(checkpoint_dir, &[passage.text()], enough)?)
+            (passage.name().to_owned(), encode(checkpoint_dir, &[passage.text()], enough, &mut notes)?)
         }
         TextSource::File(path) => {
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-            (name, streams_of_file(checkpoint_dir, path, enough)?)
+            (name, streams_of_file(checkpoint_dir, path, enough, &mut notes)?)
         }
     };
     let prefix = match bos {
@@ -161,9 +169,20 @@ pub fn windows(checkpoint_dir: &Path, request: &TextRequest<'_>) -> Result<Windo
         return Err(TextError::TooShort { tokens: streams.iter().map(Vec::len).sum() });
     }
     let tokens = sequences.iter().map(Vec::len).sum();
+    // Whole windows are asked for.
+    if let Some(wanted) =
+        max_tokens.map(|most| (most / window * window).max(2)).filter(|&wanted| tokens < wanted)
+    {
+        notes.push(format!(
+            "{} of {} tokens: the text has no more",
+            grouped(tokens as u64),
+            grouped(wanted as u64)
+        ));
+    }
+    let notes = notes.into_iter().map(|note| format!("{name}: {note}")).collect();
     let bundled = matches!(source, TextSource::Bundled(_));
     let info = TextInfo { source: name, bundled, sequences: sequences.len(), tokens, window, prefix };
-    Ok(Windows { sequences, info })
+    Ok(Windows { sequences, info, notes })
 }
 
 /// Windows from the start up to so many tokens, those of the prefix included; at least one.
@@ -190,33 +209,58 @@ struct Streams {
 
 /// Token ids in a file, as `.json` or `.ids` without a tokenizer; one stream per text.
 pub fn token_ids(checkpoint_dir: &Path, path: &Path) -> Result<Vec<Vec<u32>>, TextError> {
-    Ok(streams_of_file(checkpoint_dir, path, None)?.streams)
+    Ok(streams_of_file(checkpoint_dir, path, None, &mut Vec::new())?.streams)
 }
 
-fn streams_of_file(dir: &Path, path: &Path, max_tokens: Option<usize>) -> Result<Streams, TextError> {
+/// What a file holds, by the ending of its name.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Rows,
+    Json,
+    Ids,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "txt" | "text" | "md" | "markdown" => Some(Self::Text),
+            "jsonl" | "ndjson" => Some(Self::Rows),
+            "json" => Some(Self::Json),
+            "ids" => Some(Self::Ids),
+            _ => None,
+        }
+    }
+}
+
+fn streams_of_file(
+    dir: &Path,
+    path: &Path,
+    max_tokens: Option<usize>,
+    notes: &mut Vec<String>,
+) -> Result<Streams, TextError> {
     let given = |streams| Streams { streams, prefix: Vec::new() };
     let content = |what: String| TextError::Content { path: path.into(), what };
     let failed = |source| TextError::Read { path: path.into(), source };
-    let kind = path.extension().and_then(|extension| extension.to_str());
+    let kind = Kind::of(path).ok_or_else(|| TextError::Kind { path: path.into() })?;
     let limit_bytes = match kind {
-        Some("txt" | "jsonl") => TEXT_BYTES_MAX,
-        Some("json" | "ids") => IDS_BYTES_MAX,
-        _ => return Err(TextError::Kind { path: path.into() }),
+        Kind::Text | Kind::Rows => TEXT_BYTES_MAX,
+        Kind::Json | Kind::Ids => IDS_BYTES_MAX,
     };
     let Some(text) = read_at_most(path, limit_bytes).map_err(failed)? else {
         return Err(content(format!("is longer than {limit_bytes} bytes; give a part of it")));
     };
-    let text = String::from_utf8(text).map_err(|error| content(format!("is not UTF-8: {error}")))?;
-    match kind {
-        Some("txt") => encode(dir, &[text], max_tokens),
-        Some("jsonl") => {
-            let documents = documents_of_jsonl(&text).map_err(content)?;
-            drop(text);
-            encode(dir, &documents, max_tokens)
-        }
-        Some("json") => ids_of_json(&text).map(given).map_err(content),
-        _ => ids_of_words(&text).map(|ids| given(vec![ids])).map_err(content),
-    }
+    let text = text_of(text).map_err(content)?;
+    let documents = match kind {
+        Kind::Text => vec![text],
+        Kind::Rows => documents_of_jsonl(&text).map_err(content)?,
+        Kind::Json => match content_of_json(&text).map_err(content)? {
+            JsonContent::Documents(documents) => documents,
+            JsonContent::Ids(streams) => return Ok(given(streams)),
+        },
+        Kind::Ids => return Ok(given(vec![ids_of_words(&text).map_err(content)?])),
+    };
+    encode(dir, &documents, max_tokens, notes)
 }
 
 /// A file that has an upper limit, whatever its length is said to be; `None` if it is longer.
@@ -230,25 +274,46 @@ fn read_at_most(path: &Path, limit_bytes: u64) -> std::io::Result<Option<Vec<u8>
 pub fn encode_with(tokenizer: &[u8], text: &str) -> Result<Vec<u32>, TextError> {
     let path = PathBuf::from("tokenizer.json");
     let failed = |what| TextError::Tokenizer { path: path.clone(), what };
-    Encoder::new(tokenizer).and_then(|encoder| encoder.ids(text)).map_err(failed)
+    Encoder::new(tokenizer, None).and_then(|encoder| encoder.ids(text)).map_err(failed)
 }
 
 /// Ids of all documents, joined; stops after the piece that reaches `enough`.
-fn encode(dir: &Path, documents: &[impl AsRef<str>], enough: Option<usize>) -> Result<Streams, TextError> {
+fn encode(
+    dir: &Path,
+    documents: &[impl AsRef<str>],
+    enough: Option<usize>,
+    notes: &mut Vec<String>,
+) -> Result<Streams, TextError> {
     let path = dir.join("tokenizer.json");
     let failed = |what| TextError::Tokenizer { path: path.clone(), what };
     let json = read_at_most(&path, TOKENIZER_BYTES_MAX).map_err(|error| failed(error.to_string()))?;
     let json = json.ok_or_else(|| failed(format!("is longer than {TOKENIZER_BYTES_MAX} bytes")))?;
-    let encoder = Encoder::new(&json).map_err(failed)?;
+    // Absent in many a model; whether it can be read is for those to say who need more of it.
+    let config = read_at_most(&dir.join("tokenizer_config.json"), TOKENIZER_BYTES_MAX).ok().flatten();
+    let encoder = Encoder::new(&json, config.as_deref()).map_err(failed)?;
     drop(json);
     let prefix = encoder.prefix().map_err(failed)?;
-    let mut ids = Vec::new();
+    let (mut ids, mut characters) = (Vec::new(), 0);
     'documents: for document in documents {
         for piece in pieces(document.as_ref()) {
             ids.extend(encoder.ids(piece).map_err(failed)?);
+            characters += piece.chars().filter(|character| !character.is_whitespace()).count();
             if enough.is_some_and(|enough| ids.len() >= enough) {
                 break 'documents;
             }
+        }
+    }
+    if ids.len().saturating_mul(CHARACTERS_PER_TOKEN_MAX) < characters {
+        return Err(TextError::Lost { path, tokens: ids.len(), characters });
+    }
+    if let Some((unknown, token)) = encoder.unknown() {
+        let count = ids.iter().filter(|&&id| id == unknown).count();
+        if count.saturating_mul(KNOWN_PER_UNKNOWN) > ids.len() {
+            let percent = 100 * count / ids.len();
+            notes.push(format!(
+                "{percent} % of the tokens are `{}`: the tokenizer does not know this text",
+                clip(token)
+            ));
         }
     }
     Ok(Streams { streams: vec![ids], prefix })

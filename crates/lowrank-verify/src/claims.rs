@@ -15,10 +15,8 @@ use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Layout, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
 use lowrank_reader::Checkpoint;
+use lowrank_reader::companions::is_read_by_loaders;
 use std::collections::BTreeMap;
-
-/// Files that must be copied, where the original has them.
-const COPIED: [&str; 2] = ["tokenizer.json", "tokenizer.model"];
 
 /// Holds every claim against the bytes.
 pub fn check(
@@ -80,7 +78,9 @@ impl Claims<'_> {
     }
 
     fn copied_files(&mut self) {
-        for name in COPIED {
+        // What a loader reads decides what the model is given and what it says.
+        let names = self.original.companions().iter().filter_map(|name| name.to_str());
+        for name in names.filter(|name| is_read_by_loaders(name)) {
             let Ok(ours) = std::fs::read(self.original.dir().join(name)) else { continue };
             if std::fs::read(self.compressed.dir().join(name)).ok() != Some(ours) {
                 let detail = "is absent or not a copy of the original's".to_owned();

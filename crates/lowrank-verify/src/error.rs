@@ -15,6 +15,15 @@ pub enum VerifyError {
     /// The forward pass could not be run.
     #[error(transparent)]
     Forward(#[from] ForwardError),
+    /// The original holds factors: it cannot be what was compressed.
+    #[error(
+        "{}: the original holds factors, so it is no original; perhaps the two checkpoints were exchanged",
+        path.display()
+    )]
+    FactoredOriginal {
+        /// What was given.
+        path: PathBuf,
+    },
     /// There is no folder to verify.
     #[error("{}: there is no such folder", path.display())]
     NoFolder {
@@ -33,6 +42,7 @@ impl VerifyError {
             Self::Read(error) => error.kind(),
             Self::Forward(error) => error.kind(),
             Self::NoFolder { .. } => ErrorKind::NoModel,
+            Self::FactoredOriginal { .. } => ErrorKind::Usage,
             Self::Text(error) => error.kind(),
         }
     }

@@ -34,6 +34,9 @@ pub fn verify_on(
     progress: &dyn Progress,
 ) -> Result<Verification, VerifyError> {
     let original = Checkpoint::open(original)?;
+    if !original.ranks().is_empty() {
+        return Err(VerifyError::FactoredOriginal { path: original.dir().into() });
+    }
     if !compressed.is_dir() {
         return Err(VerifyError::NoFolder { path: compressed.into() });
     }
@@ -42,6 +45,12 @@ pub fn verify_on(
         Depth::Static => None,
         Depth::Full => Some(windows(original.dir(), &options.text_request())?),
     };
+    windows.iter().flat_map(|windows| &windows.notes).for_each(|note| progress.note(note));
+    if options.depth == Depth::Full
+        && let Some(line) = lowrank_forward::router::indistinct(&original)?
+    {
+        progress.note(&line);
+    }
     let failed = |findings| Ok(Verification::new(findings, None, None, options.thresholds));
     let compressed = match Checkpoint::open(compressed) {
         Ok(compressed) => compressed,

@@ -79,12 +79,21 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let recipe = Recipe::new(Goal::Ranks(plan.ranks()));
     let report = CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
-    let template = ChatTemplate::find(|name| fs::read(base.join(name)).ok());
-    let card = Card { base_model: Some("tiny-mixtral"), chat_template: template.as_ref(), ..Card::default() };
+    let templates = ChatTemplate::find(&companions(base), |name| fs::read(base.join(name)).ok());
+    let card = Card { base_model: Some("tiny-mixtral"), chat_templates: &templates, ..Card::default() };
     let documents =
         Documents::factored(&config_json, &plan.ranks(), Storage::Uv, Dtype::Bf16, &report, None, &card)?;
     write(factored, base, &small, documents)?;
     write(dense, base, &wide, Documents::dense(&config_json, Dtype::F32, &card)?)
+}
+
+/// Files of the base that every output gets.
+fn companions(base: &Path) -> Vec<PathBuf> {
+    ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+        .into_iter()
+        .map(PathBuf::from)
+        .filter(|name| base.join(name).exists())
+        .collect()
 }
 
 fn outputs(tensors: &BTreeMap<String, Tensor>) -> Vec<OutputTensor> {
@@ -104,17 +113,11 @@ fn write(
     tensors: &BTreeMap<String, Tensor>,
     documents: Documents,
 ) -> Result<(), Box<dyn Error>> {
-    let companions: Vec<PathBuf> =
-        ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
-            .into_iter()
-            .map(PathBuf::from)
-            .filter(|name| base.join(name).exists())
-            .collect();
     let writer = CheckpointWriter::create(out, ShardLayout::new(outputs(tensors), 2_000_000)?)?;
     for (name, tensor) in tensors {
         writer.write(name, tensor)?;
     }
-    let published = writer.finish(documents.with_companions(base, &companions)?)?;
+    let published = writer.finish(documents.with_companions(base, &companions(base))?)?;
     println!(
         "{}: {} parameters, {} bytes, {} shards",
         out.display(),

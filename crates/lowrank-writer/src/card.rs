@@ -5,7 +5,7 @@ use crate::report::{CompressionReport, MatrixReport};
 use crate::template::fill;
 use lowrank_model::{Family, ModelConfig, Projection, Storage, display::grouped, format, plan::Size};
 use serde_json::Value;
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 const FACTORED: &str = include_str!("../assets/card_factored.md");
 const DENSE: &str = include_str!("../assets/card_dense.md");
@@ -18,31 +18,64 @@ pub struct Card<'a> {
     pub base_model: Option<&'a str>,
     /// SPDX-like name from the base's own card, see [`license_of`].
     pub license: Option<&'a str>,
-    /// The base's chat template.
-    pub chat_template: Option<&'a ChatTemplate>,
+    /// The base's chat templates, the default first.
+    pub chat_templates: &'a [ChatTemplate],
 }
 
 /// A chat template and the file that contains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatTemplate {
+    /// `default`, or the name by which `apply_chat_template` is asked for another.
+    pub name: String,
     /// File name.
     pub file: String,
     /// Jinja.
     pub text: String,
 }
 
+/// Reads what a config holds as `chat_template`: one text, a list of `{"name", "template"}`, or a map from name to text.
+fn templates_of(file: &str, json: &[u8]) -> Vec<ChatTemplate> {
+    let config: Value = serde_json::from_slice(json).unwrap_or_default();
+    let template = |name: &str, text: &Value| {
+        Some(ChatTemplate { name: name.into(), file: file.into(), text: text.as_str()?.to_owned() })
+    };
+    let named = |entry: &Value| template(entry.get("name")?.as_str()?, entry.get("template")?);
+    match config.get("chat_template") {
+        Some(Value::Array(entries)) => entries.iter().filter_map(named).collect(),
+        Some(Value::Object(map)) => map.iter().filter_map(|(name, text)| template(name, text)).collect(),
+        Some(text) => template(DEFAULT, text).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// The template that is applied where none is named.
+const DEFAULT: &str = "default";
+/// Read by `AutoProcessor` alone.
+const PROCESSOR_TEMPLATE_FILE: &str = "chat_template.json";
+
 impl ChatTemplate {
-    /// Finds the template of a model: `chat_template.jinja`, else the key in `tokenizer_config.json`. `read` gives a text
-    /// of the model's folder by name.
-    pub fn find(read: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Self> {
-        let file = "chat_template.jinja";
-        if let Some(text) = read(file).and_then(|text| String::from_utf8(text).ok()) {
-            return Some(Self { file: file.into(), text });
+    /// Finds the templates of a model as transformers does: the files `chat_template.jinja` and
+    /// `additional_chat_templates/NAME.jinja`; without any of them the key in `tokenizer_config.json`; else those of
+    /// `chat_template.json`, which only a processor reads. `names` are the files of the model's folder, `read` gives the text
+    /// of one.
+    pub fn find(names: &[PathBuf], read: impl Fn(&str) -> Option<Vec<u8>>) -> Vec<Self> {
+        let file_names = names.iter().filter_map(|name| name.to_str());
+        let template = |file: &str| {
+            let name = match file {
+                "chat_template.jinja" => DEFAULT,
+                file => file.strip_prefix("additional_chat_templates/")?.strip_suffix(".jinja")?,
+            };
+            let text = String::from_utf8(read(file)?).ok()?;
+            Some(Self { name: name.into(), file: file.into(), text })
+        };
+        let mut found: Vec<Self> = file_names.filter_map(template).collect();
+        for file in ["tokenizer_config.json", PROCESSOR_TEMPLATE_FILE] {
+            if found.is_empty() {
+                found = read(file).map_or_else(Vec::new, |json| templates_of(file, &json));
+            }
         }
-        let file = "tokenizer_config.json";
-        let config: Value = serde_json::from_slice(&read(file)?).ok()?;
-        let text = config.get("chat_template")?.as_str()?.to_owned();
-        Some(Self { file: file.into(), text })
+        found.sort_by(|a, b| (a.name != DEFAULT, &a.name).cmp(&(b.name != DEFAULT, &b.name)));
+        found
     }
 }
 
@@ -154,16 +187,38 @@ impl Card<'_> {
     }
 
     fn instruction(&self) -> String {
-        let Some(ChatTemplate { file, text }) = self.chat_template else {
+        let Some((ChatTemplate { name, file, text }, others)) = self.chat_templates.split_first() else {
             return "\nThe base model has no chat template: give it plain text.\n".into();
+        };
+        let by_name =
+            if name == DEFAULT { String::new() } else { format!(", with `chat_template=\"{name}\"`,") };
+        let sentence = if file == PROCESSOR_TEMPLATE_FILE {
+            format!(
+                "The base model's chat template, unchanged (`{file}`). `AutoProcessor` reads this file and `AutoTokenizer` does \
+                 not; after `tokenizer.chat_template = json.load(open(\"{file}\"))[\"chat_template\"]`, \
+                 `tokenizer.apply_chat_template`{by_name} applies it:"
+            )
+        } else {
+            format!(
+                "The base model's chat template, unchanged (`{file}`). `tokenizer.apply_chat_template`{by_name} applies it:"
+            )
+        };
+        let others: Vec<String> =
+            others.iter().map(|other| format!("`{}` (`{}`)", other.name, other.file)).collect();
+        let others = match others.as_slice() {
+            [] => String::new(),
+            others => format!(
+                "\nFurther templates of the base, unchanged, which `apply_chat_template(…, chat_template=\"NAME\")` applies: {}.\n",
+                others.join(", ")
+            ),
         };
         // Longer than any run of backticks inside.
         let run = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
         let fence = "`".repeat(3.max(run + 1));
         fill(
             INSTRUCTION,
-            &[("template_file", file), ("fence", &fence), ("template", text.trim_end_matches('\n'))],
-        )
+            &[("template_sentence", &sentence), ("fence", &fence), ("template", text.trim_end_matches('\n'))],
+        ) + &others
     }
 }
 
@@ -285,13 +340,14 @@ mod tests {
     #[test]
     fn a_card_has_front_matter_numbers_template_and_no_open_key() {
         let template = ChatTemplate {
+            name: "default".into(),
             file: "chat_template.jinja".into(),
             text: "{{ bos_token }} [INST] {title} ```` [/INST]".into(),
         };
         let card = Card {
             base_model: Some("org/base"),
             license: Some("apache-2.0"),
-            chat_template: Some(&template),
+            chat_templates: std::slice::from_ref(&template),
         };
         let text = card.factored(&model(), &report(), &all(&model(), &report(), None));
         let front = concat!(
@@ -348,17 +404,71 @@ mod tests {
         assert_eq!(license_of("---\nlicense: [a, b]\n---\n"), None);
     }
 
+    /// Names, files and texts of the templates in a folder with these files.
+    fn found(files: &[(&str, &str)]) -> Vec<ChatTemplate> {
+        let names: Vec<PathBuf> = files.iter().map(|(name, _)| name.into()).collect();
+        ChatTemplate::find(&names, |name| {
+            files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.as_bytes().to_vec())
+        })
+    }
+
     #[test]
-    fn the_template_is_found_in_either_file() {
-        let find = |files: &[(&str, &str)]| {
-            ChatTemplate::find(|name| {
-                files.iter().find(|(file, _)| *file == name).map(|(_, text)| text.as_bytes().to_vec())
-            })
-        };
-        assert_eq!(find(&[]), None);
+    fn templates_are_found_where_transformers_finds_them() {
+        assert_eq!(found(&[]), []);
         let config = ("tokenizer_config.json", r#"{"chat_template": "{{ a }}"}"#);
-        assert_eq!(find(&[config]).unwrap().text, "{{ a }}");
-        assert_eq!(find(&[config, ("chat_template.jinja", "{{ b }}")]).unwrap().text, "{{ b }}");
+        let (file, rag) =
+            (("chat_template.jinja", "{{ b }}"), ("additional_chat_templates/rag.jinja", "{{ c }}"));
+        let list = (
+            "tokenizer_config.json",
+            r#"{"chat_template": [{"name": "agent", "template": "{{ d }}"}, {"name": "default", "template": "{{ e }}"}]}"#,
+        );
+        let processor = ("chat_template.json", r#"{"chat_template": "{{ f }}"}"#);
+        for (files, expected) in [
+            (&[config][..], &[("default", "tokenizer_config.json", "{{ a }}")][..]),
+            // Files win over the config, as in transformers.
+            (&[config, file], &[("default", "chat_template.jinja", "{{ b }}")]),
+            (&[list, rag], &[("rag", "additional_chat_templates/rag.jinja", "{{ c }}")]),
+            (
+                &[rag, file, processor],
+                &[
+                    ("default", "chat_template.jinja", "{{ b }}"),
+                    ("rag", "additional_chat_templates/rag.jinja", "{{ c }}"),
+                ],
+            ),
+            (
+                &[list, processor],
+                &[
+                    ("default", "tokenizer_config.json", "{{ e }}"),
+                    ("agent", "tokenizer_config.json", "{{ d }}"),
+                ],
+            ),
+            (&[processor], &[("default", "chat_template.json", "{{ f }}")]),
+            (&[("tokenizer_config.json", "{\"chat_template\": null}")], &[]),
+        ] {
+            let found = found(files);
+            let found: Vec<_> =
+                found.iter().map(|one| (one.name.as_str(), one.file.as_str(), one.text.as_str())).collect();
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_card_names_every_template_and_who_reads_it() {
+        let card = |files: &[(&str, &str)]| {
+            Card { chat_templates: &found(files), ..Card::default() }.dense(&model())
+        };
+        let both =
+            card(&[("chat_template.jinja", "{{ b }}"), ("additional_chat_templates/rag.jinja", "{{ c }}")]);
+        assert!(both.contains("```jinja\n{{ b }}\n```\n"), "{both}");
+        assert!(both.contains("`rag` (`additional_chat_templates/rag.jinja`)"), "{both}");
+        let only_named = card(&[("additional_chat_templates/rag.jinja", "{{ c }}")]);
+        assert!(only_named.contains("`chat_template=\"rag\"`"), "{only_named}");
+        let processor = card(&[("chat_template.json", r#"{"chat_template": "{{ f }}"}"#)]);
+        assert!(processor.contains("`AutoProcessor` reads this file"), "{processor}");
+        for card in [both, only_named, processor] {
+            assert!(!card.contains("no chat template"), "{card}");
+        }
+        assert!(card(&[]).contains("no chat template"));
     }
 
     #[test]

@@ -38,8 +38,54 @@ pub(crate) fn run() -> Result<()> {
         }
         live.push(factored);
     }
+    tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &live[live.len() - CASES.len()])?;
     forward_agrees(&live)
+}
+
+/// Checks bases with chat templates in every place where transformers looks for them, compressed and multiplied back:
+/// tokenizers load, and templates render, as the base's do.
+fn tokenizers_are_kept(tool: &Path, folder: &Path) -> Result<()> {
+    const NAMED: &str = "{{ tools }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}";
+    let source = super::demo::bundled_model();
+    let template = std::fs::read_to_string(source.join("chat_template.jinja"))?;
+    for name in ["one-file", "folder", "folder-only", "listed", "processor", "none"] {
+        let base = folder.join(format!("templates-{name}"));
+        std::fs::create_dir(&base)?;
+        for entry in std::fs::read_dir(&source)? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), base.join(entry.file_name()))?;
+        }
+        if !["one-file", "folder"].contains(&name) {
+            std::fs::remove_file(base.join("chat_template.jinja"))?;
+        }
+        if name.starts_with("folder") {
+            std::fs::create_dir(base.join("additional_chat_templates"))?;
+            std::fs::write(base.join("additional_chat_templates/tool_use.jinja"), NAMED)?;
+        }
+        if name == "listed" {
+            let file = base.join("tokenizer_config.json");
+            let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+            let named =
+                |name: &str, template: &str| serde_json::json!({ "name": name, "template": template });
+            config["chat_template"] = vec![named("default", &template), named("tool_use", NAMED)].into();
+            std::fs::write(file, config.to_string())?;
+        }
+        if name == "processor" {
+            let config = serde_json::json!({ "chat_template": template });
+            std::fs::write(base.join("chat_template.json"), config.to_string())?;
+        }
+        let (out, dense) = (base.with_extension("out"), base.with_extension("dense"));
+        let mut job = command(tool);
+        job.args(["--quiet", "--calibrate", "none", "--budget", "10%", "--model"]).arg(&base);
+        sh(job.arg("--out").arg(&out))?;
+        sh(command(tool).args(["densify", "--quiet", "--model"]).arg(&out).arg("--out").arg(&dense))?;
+        for transformers in Transformers::ALL {
+            let mut check = python(transformers)?;
+            sh(check.arg("tests/conformance/check_tokenizer.py").arg(&base).args([&out, &dense]))?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks that in bf16 a pivoted checkpoint is as close to the base as the same factors stored as u·v.

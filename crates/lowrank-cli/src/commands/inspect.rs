@@ -6,7 +6,7 @@ use crate::exit::Result;
 use crate::tables::{human_bytes, percent, table};
 use clap::Args;
 use lowrank_model::display::grouped;
-use lowrank_pipeline::inspect::{Inspection, inspect};
+use lowrank_pipeline::inspect::{Inspection, inspect, left_out_line};
 
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
@@ -66,9 +66,19 @@ fn print(found: &Inspection, verbose: bool) {
         );
     }
     println!("{} shards", found.shards.len());
+    let names: Vec<_> = found.companions.iter().map(|name| name.display().to_string()).collect();
+    println!(
+        "Carried into an output: {}.",
+        if names.is_empty() { "nothing".into() } else { names.join(", ") }
+    );
+    if let Some(line) = left_out_line(&found.left_out).filter(|_| !verbose) {
+        println!("{line}");
+    }
     if verbose {
         let shards = found.shards.iter().map(|shard| vec![shard.name.clone(), human_bytes(shard.bytes)]);
         println!("{}", table(&["shard", "bytes"], shards));
+        let left_out = found.left_out.iter().map(|left| vec![left.name.clone(), left.what.to_string()]);
+        println!("{}", table(&["not carried", "what it is"], left_out));
         let ranks = found.ranks.iter().map(|(id, rank)| vec![id.to_string(), rank.to_string()]);
         println!("{}", table(&["matrix", "rank"], ranks));
     }

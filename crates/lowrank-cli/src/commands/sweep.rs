@@ -76,6 +76,7 @@ pub(crate) fn run(args: &SweepArgs) -> Result<()> {
     check_patterns(&config, &subject)?;
     let (texts, points) = identify(&config, &checkpoint, &subject)?;
     let out = args.out.clone().or(config.shared.out.clone()).unwrap_or_else(|| "sweep".into());
+    base::check_place(&checkpoint, &out)?;
     let verification = Verification::new(&config, &checkpoint)?;
     if args.dry_run {
         return list(&config, &points, &out, args.verbosity);

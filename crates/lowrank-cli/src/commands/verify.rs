@@ -46,13 +46,13 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "NATS")]
     max_kl: Option<f64>,
     /// Largest increase of perplexity: 5%, or 0.05
-    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    #[arg(long, value_name = "PERCENT", value_parser = increase)]
     max_perplexity_increase: Option<f64>,
     /// Least share of positions where both models rank the same token first: 90%, or 0.9
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     min_top1: Option<f64>,
     /// Largest relative error of any layer's MoE block on the original's inputs: 10%, or 0.1
-    #[arg(long, value_name = "PERCENT", value_parser = share)]
+    #[arg(long, value_name = "PERCENT", value_parser = increase)]
     max_layer_error: Option<f64>,
     /// Where the verdict goes [default: verification.json beside the compressed checkpoint, as NAME.verification.json]
     #[arg(long, value_name = "FILE")]
@@ -61,16 +61,38 @@ pub(crate) struct VerifyArgs {
     verbosity: Verbosity,
 }
 
-/// `5%` or `0.05`.
-fn share(text: &str) -> Result<f64, String> {
-    let (number, divisor) = match text.trim().strip_suffix('%') {
-        Some(number) => (number, 100.0),
-        None => (text.trim(), 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value / divisor),
-        _ => Err(format!("`{text}` is not a share such as 5% or 0.05")),
+/// A share that may be larger than the whole: `5%` or `0.05`. A bare number from 1 on can be meant either way.
+fn increase(text: &str) -> Result<f64, String> {
+    match text.trim().strip_suffix('%') {
+        Some(percent) => number(percent).map(|percent| percent / 100.0),
+        None => match number(text)? {
+            share if share >= 1.0 => {
+                Err(format!("`{0}` can mean {0}% or {1}%: write one of them", text.trim(), 100.0 * share))
+            }
+            share => Ok(share),
+        },
     }
+}
+
+/// A share of a whole: `90%` or `0.9`.
+fn share(text: &str) -> Result<f64, String> {
+    let share = match text.trim().strip_suffix('%') {
+        Some(percent) => number(percent)? / 100.0,
+        None => number(text)?,
+    };
+    if share > 1.0 {
+        return Err(match text.trim().strip_suffix('%') {
+            Some(_) => "a share is at most 100%".to_owned(),
+            None => format!("a share is at most 1: write {0}% if {0} percent are meant", text.trim()),
+        });
+    }
+    Ok(share)
+}
+
+/// Zero or more.
+fn number(text: &str) -> Result<f64, String> {
+    let number = text.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "expected a share: 5%, or 0.05".to_owned())
 }
 
 /// Runs the command.
@@ -131,10 +153,25 @@ mod tests {
 
     #[test]
     fn shares_are_read_in_both_spellings() {
-        assert_eq!(share("5%"), Ok(0.05));
-        assert_eq!(share("0.05"), Ok(0.05));
-        for bad in ["", "%", "five", "-1%", "nan", "inf"] {
-            assert!(share(bad).is_err(), "{bad}");
+        for read in [share, increase] {
+            assert_eq!(read("5%"), Ok(0.05));
+            assert_eq!(read(" 5 % "), Ok(0.05));
+            assert_eq!(read("0.05"), Ok(0.05));
+            for bad in ["", "%", "five", "-1%", "nan", "inf"] {
+                assert!(read(bad).is_err(), "{bad}");
+            }
         }
+    }
+
+    #[test]
+    fn a_bare_number_that_can_be_percent_is_refused_with_both_readings() {
+        assert_eq!(increase("500%"), Ok(5.0));
+        for (bare, readings) in [("5", ["5%", "500%"]), ("1", ["1%", "100%"]), ("2.5", ["2.5%", "250%"])] {
+            let refused = increase(bare).unwrap_err();
+            assert!(readings.iter().all(|reading| refused.contains(reading)), "{refused}");
+        }
+        assert_eq!(share("1"), Ok(1.0));
+        assert!(share("90").unwrap_err().contains("write 90%"));
+        assert!(share("101%").is_err());
     }
 }

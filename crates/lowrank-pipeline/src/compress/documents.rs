@@ -28,13 +28,13 @@ impl Work<'_> {
         let recipe = planning::recorded(self.request.recipe, self.plan)?;
         let algebra = self.calibration.algebra().identity();
         let report = CompressionReport::new(self.plan, outcomes, base_model, recipe, algebra, calibration);
-        let chat_template = ChatTemplate::find(|name| checkpoint.text(name));
+        let chat_templates = ChatTemplate::find(checkpoint.companions(), |name| checkpoint.text(name));
         let own_card = checkpoint.text(lowrank_writer::documents::CARD_FILE).unwrap_or_default();
         let own_card = String::from_utf8_lossy(&own_card);
         let card = Card {
             base_model: report.base_model.id.as_deref(),
             license: lowrank_writer::card::license_of(&own_card),
-            chat_template: chat_template.as_ref(),
+            chat_templates: &chat_templates,
         };
         let documents = Documents::factored(
             checkpoint.config_json(),
@@ -45,6 +45,6 @@ impl Work<'_> {
             self.plan.spectra.as_ref(),
             &card,
         )?;
-        Ok(documents.with_companions(checkpoint.dir(), &checkpoint.companions())?)
+        Ok(documents.with_companions(checkpoint.dir(), checkpoint.companions())?)
     }
 }

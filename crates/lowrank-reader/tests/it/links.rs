@@ -47,27 +47,90 @@ fn a_snapshot_of_the_hugging_face_cache_opens() {
 }
 
 #[test]
-fn a_snapshot_that_links_to_another_models_blobs() {
+fn weights_are_followed_wherever_they_lie() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // A blob that was moved to another disk.
+    let snapshot = cached(root.path());
+    let blob = fs::canonicalize(snapshot.join(SHARD_1)).unwrap();
+    replace_by_link(&blob, &disk.path().join("moved"));
+    Checkpoint::open(&snapshot).unwrap();
+    // A shard of a plain folder.
+    let folder = Draft::of(Layout::HfPerExpert).write();
+    replace_by_link(&folder.path().join(SHARD_2), &disk.path().join("2.safetensors"));
+    Checkpoint::open(folder.path()).unwrap();
+    // What is there is read as safetensors and as nothing else.
+    fs::write(disk.path().join("2.safetensors"), "root:x:0:0:root:/root:/bin/bash").unwrap();
+    assert_refused!(in folder.path(), ReadError::HeaderTooLarge { .. }, SHARD_2);
+}
+
+#[test]
+fn a_download_of_an_older_hub_links_into_its_cache() {
+    let (root, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for entry in fs::read_dir(cached(root.path())).unwrap().map(Result::unwrap) {
+        symlink(fs::canonicalize(entry.path()).unwrap(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.companions(), [PathBuf::from("tokenizer.json")]);
+}
+
+#[test]
+fn a_cached_repository_may_be_moved_and_linked() {
+    let (root, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    cached(root.path());
+    replace_by_link(&root.path().join("models--org--tiny"), &disk.path().join("tiny"));
+    Checkpoint::open(&root.path().join("models--org--tiny").join("snapshots").join("0a1b2c")).unwrap();
+}
+
+#[test]
+fn blobs_that_repositories_share_are_the_caches_own() {
     let root = tempfile::tempdir().unwrap();
     let snapshot = cached(root.path());
-    let other = root.path().join("models--org--other").join("blobs");
-    fs::create_dir_all(&other).unwrap();
-    let target = fs::canonicalize(snapshot.join(SHARD_1)).unwrap();
-    fs::rename(target, other.join("x")).unwrap();
-    fs::remove_file(snapshot.join(SHARD_1)).unwrap();
-    symlink(other.join("x"), snapshot.join(SHARD_1)).unwrap();
-    assert_refused!(in &snapshot, ReadError::LeavesFolder { .. }, SHARD_1, "models--org--other");
+    let shared = root.path().join("blobs").join("ab");
+    fs::create_dir_all(&shared).unwrap();
+    let blob = fs::canonicalize(snapshot.join("tokenizer.json")).unwrap();
+    replace_by_link(&blob, &shared.join("abcd"));
+    assert_refused!(in &snapshot, ReadError::LeavesFolder { .. }, "tokenizer.json");
+    fs::write(root.path().join("blobs").join(".huggingface-shared-blobs"), "1\n").unwrap();
+    Checkpoint::open(&snapshot).unwrap();
 }
 
 #[test]
 fn links_that_leave_the_folder() {
-    for name in ["config.json", INDEX, SHARD_2, "tokenizer.json"] {
+    for name in ["config.json", INDEX, "tokenizer.json", "generation_config.json"] {
         let mut draft = Draft::of(Layout::HfPerExpert);
         draft.texts.insert("tokenizer.json".into(), "{}".into());
+        draft.texts.insert("generation_config.json".into(), "{}".into());
         let (folder, elsewhere) = (draft.write(), tempfile::tempdir().unwrap());
         replace_by_link(&folder.path().join(name), &elsewhere.path().join("secret"));
         assert_refused!(in folder.path(), ReadError::LeavesFolder { .. }, name, "secret");
     }
+}
+
+#[test]
+fn links_of_files_that_are_not_the_models_stop_nothing() {
+    let folder = Draft::of(Layout::HfPerExpert).write();
+    for (name, target) in [
+        ("imatrix.dat", "/nowhere"),
+        ("NOTES.md", "/etc/hostname"),
+        ("runs", "runs"),
+        ("LICENSE", "/nowhere"),
+    ] {
+        symlink(target, folder.path().join(name)).unwrap();
+    }
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let names: Vec<_> = checkpoint.left_out().iter().map(|left| left.name.as_str()).collect();
+    assert_eq!(names, ["LICENSE", "NOTES.md", "imatrix.dat", "runs"]);
+}
+
+#[test]
+fn a_byte_order_mark_before_json_is_skipped() {
+    let folder = Draft::of(Layout::HfPerExpert).write();
+    for name in ["config.json", INDEX] {
+        let path = folder.path().join(name);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(path, format!("\u{feff}{text}")).unwrap();
+    }
+    Checkpoint::open(folder.path()).unwrap();
 }
 
 #[test]
