@@ -1,4 +1,4 @@
-//! Mixtral's forward pass in f32, written once: the verifier and calibration both run it.
+//! The reference forward pass in f32, written once: the verifier and calibration both run it.
 //!
 //! Layer-major: every sequence goes through layer i before layer i + 1 is read, and within a layer one expert's
 //! weights are in memory at a time, so a model far larger than memory can be run. Dense and factored matrices share

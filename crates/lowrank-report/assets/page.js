@@ -274,8 +274,8 @@ function heatMaps({ report, error_basis }) {
       `[${row.shape.join(", ")}]: ${row.rank === null ? "left dense" : `rank ${row.rank}, ${row.route}`}`,
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
       typeof row.calibrated_error === "number" && `in the calibrated norm, before rounding ${digits(row.calibrated_error, 5)}`,
-      row.excess_over_optimum !== null && `above the best of its rank by ${digits(row.excess_over_optimum, 2)}`,
-      row.round_trip_error !== undefined && `rounding to its number format ${digits(row.round_trip_error, 3)}`,
+      row.excess_over_optimum !== null && `excess over the optimum of this rank ${digits(row.excess_over_optimum, 2)}`,
+      row.round_trip_error !== undefined && `error of rounding to its number format ${digits(row.round_trip_error, 3)}`,
     );
   };
   const group = (id, title, hint, value, show) => {
@@ -292,7 +292,7 @@ function heatMaps({ report, error_basis }) {
       }), heatHeight(layers));
     }
   };
-  group("ranks", "Rank of every expert matrix", "Hover or tap a cell for its matrix.", (row) => row.rank, String);
+  group("ranks", "Rank of every expert matrix", "Hover over a cell or tap it for details of its matrix.", (row) => row.rank, String);
   group("errors", "Relative error of every expert matrix", `‖W − Ŵ‖ / ‖W‖ ${error_basis}.`,
     (row) => (row.rank === null ? null : row.relative_error), (value) => digits(value, 3));
 }

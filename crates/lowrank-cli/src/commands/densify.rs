@@ -1,4 +1,4 @@
-//! `densify`: factors multiplied back to a plain Mixtral.
+//! `densify`: factors multiplied back to plain matrices, in the family's own layout.
 
 use crate::args::Verbosity;
 use crate::commands::shared::{open, print_json};
