@@ -9,6 +9,7 @@ use crate::exit::{Result, usage};
 use crate::home;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
+use lowrank_model::display::abridge;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +65,7 @@ pub(crate) fn parse() -> Result<Cli> {
         // The first paragraph says what is wrong; usage and tips follow it.
         let first = text.split("\n\n").next().unwrap_or_default();
         let line = first.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = abridge(&line);
         usage(match error.get(ContextKind::SuggestedArg) {
             Some(ContextValue::String(name)) => format!("{line}; did you mean {name}?"),
             _ => line,

@@ -1,5 +1,6 @@
 //! Patterns of module names, which serialise as their text.
 
+use crate::display::clip;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -83,7 +84,7 @@ macro_rules! as_text {
 
             fn try_from(text: String) -> Result<Self, String> {
                 // A document has many patterns: say which one.
-                text.parse().map_err(|reason| format!("`{text}`: {reason}"))
+                text.parse().map_err(|reason| format!("`{}`: {reason}", clip(&text)))
             }
         }
 
