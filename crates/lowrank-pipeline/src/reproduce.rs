@@ -12,7 +12,7 @@ use crate::compress::{self, Request};
 use crate::memory::Demand;
 use crate::planning::Subject;
 use crate::propagate::Propagation as Propagated;
-use crate::stored::{Form, Piece, Remade, pieces_of};
+use crate::stored::{Form, Piece, Remade, pieces_of, svd_options};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use compare::{Gap, compare, tensor_gap};
@@ -309,16 +309,8 @@ impl Sampled<'_> {
                 })
                 .transpose()
                 .map_err(|source| PipelineError::Svd { name: id, source })?;
-            form.remake(
-                calibration.algebra(),
-                matrix,
-                id,
-                out.ranks()[&id],
-                metric,
-                &factor,
-                spectrum.as_ref(),
-                None,
-            )
+            let options = svd_options(&factor, metric, spectrum.as_ref(), None);
+            form.remake(calibration.algebra(), matrix, id, out.ranks()[&id], options)
         };
         progress.start("make again", ids.len() as u64, "matrices");
         if let Some(calibrated) = calibration.propagating() {

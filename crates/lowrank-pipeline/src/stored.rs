@@ -126,21 +126,15 @@ impl Form<'_> {
         Ok(stored(&pieces?, shape))
     }
 
-    /// Factors one matrix.
+    /// Factors one matrix, with the options of [`svd_options`].
     pub(crate) fn remake(
         self,
         algebra: &Algebra,
         matrix: Tensor,
         id: MatrixId,
         rank: usize,
-        metric: &Metric<'_>,
-        settings: &FactorSettings,
-        spectrum: Option<&Spectrum>,
-        reduction: Option<&Reduction>,
+        options: SvdOptions<'_>,
     ) -> Result<Remade, PipelineError> {
-        let FactorSettings { method, seed, .. } = *settings;
-        let options =
-            SvdOptions { metric: *metric, method, seed, spectrum, reduction, ..SvdOptions::default() };
         let options = options.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
         let shape = matrix_shape(&matrix);
@@ -191,6 +185,17 @@ impl Form<'_> {
             round_trip_error,
         })
     }
+}
+
+/// What the engine is told of one matrix: the method of the recipe, the norm, and what an earlier pass found in that norm.
+pub(crate) fn svd_options<'a>(
+    settings: &FactorSettings,
+    metric: &Metric<'a>,
+    spectrum: Option<&'a Spectrum>,
+    reduction: Option<&'a Reduction>,
+) -> SvdOptions<'a> {
+    let FactorSettings { method, seed, .. } = *settings;
+    SvdOptions { metric: *metric, method, seed, spectrum, reduction, ..SvdOptions::default() }
 }
 
 /// ‖W − Ŵ‖ / ‖W‖ of what is stored.

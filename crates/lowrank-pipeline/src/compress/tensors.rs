@@ -4,7 +4,7 @@ use super::request::Request;
 use crate::calibration::Calibrated;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
-use crate::stored::{Form, Remade};
+use crate::stored::{Form, Remade, svd_options};
 use crate::{CalibrationContext, PipelineError};
 use lowrank_compute::Processor;
 use lowrank_model::names::Role;
@@ -144,16 +144,8 @@ impl Work<'_> {
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
                 let (algebra, rank) = (self.calibration.algebra(), self.ranks[&id]);
-                self.form().remake(
-                    algebra,
-                    matrix,
-                    id,
-                    rank,
-                    metric,
-                    &self.request.recipe.factor,
-                    spectrum,
-                    None,
-                )
+                let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
+                self.form().remake(algebra, matrix, id, rank, options)
             },
             take: &|id, remade, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
@@ -190,8 +182,8 @@ impl Work<'_> {
         let spectrum = self.spectra.get(&id);
         let algebra = self.calibration.algebra();
         let kept = self.scratch.and_then(|scratch| scratch.take(id));
-        let (form, settings) = (self.form(), &self.request.recipe.factor);
-        let remade = form.remake(algebra, matrix, id, rank, &metric, settings, spectrum, kept.as_ref())?;
+        let options = svd_options(&self.request.recipe.factor, &metric, spectrum, kept.as_ref());
+        let remade = self.form().remake(algebra, matrix, id, rank, options)?;
         self.keep(writer, &spec.name, remade, self.optimum[&id])
     }
 
