@@ -17,14 +17,15 @@ mod plan;
 mod propagation;
 
 pub use crate::budget::{ByteSize, ParamCount, Removal};
-pub use calibration::{Bos, CalibrationSettings, CalibrationTarget, GateWeight, MomentSettings, TextChoice};
+// Whole groups, so that a setting of a new type is a change of its group's file and of the flags' alone.
+pub use calibration::*;
 pub use error::RecipeError;
-pub use factor::{FactorSettings, MethodChoice};
+pub use factor::*;
 pub use goal::Goal;
-pub use output::OutputSettings;
+pub use output::*;
 pub use pattern::{FixedRank, Pattern};
-pub use plan::PlanSettings;
-pub use propagation::{PropagationScope, PropagationSettings};
+pub use plan::*;
+pub use propagation::*;
 
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
