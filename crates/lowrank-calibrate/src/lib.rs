@@ -10,7 +10,6 @@
 //!
 //! | Module | The one place for |
 //! |---|---|
-//! | [`settings`] | what can be chosen, and the defaults |
 //! | [`moments`] | the sums over tokens |
 //! | [`mod@collect`] | the pass that takes them, one expert in memory at a time |
 //! | [`store`] | where they lie until they are used |

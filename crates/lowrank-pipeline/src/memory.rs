@@ -6,8 +6,8 @@
 //! may see every token, and a rank may be as large as the short side. Symbols: N tokens, H hidden size, F intermediate size,
 //! E experts, L layers, V vocabulary; S = 8·H² is one second moment.
 //!
-//! What is not counted by name, the program itself and the buffers of its products, is in [`PROCESS_BYTES`] and
-//! [`WORKER_BYTES`]. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
+//! What is not counted by name, the program itself and the buffers of its products, is in `PROCESS_BYTES` and
+//! `WORKER_BYTES`. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
 
 use lowrank_calibrate::pair;
 use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};

@@ -26,7 +26,7 @@ pub struct CheckpointPage {
     pub cards: Vec<GpuRoom>,
     /// Sums over the experts of each layer.
     pub layers: Vec<Layer>,
-    /// What the relative errors are errors of, see [`Report::error_basis`].
+    /// What the relative errors are errors of, see [`CompressionReport::error_basis`].
     pub error_basis: String,
 }
 

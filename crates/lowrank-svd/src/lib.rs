@@ -19,7 +19,7 @@
 //! | [`ridge`] | what to approximate when the inputs are those of a compressed model |
 //! | [`factors`] | balancing u and v |
 //! | [`residual`] | errors of factors |
-//! | [`interpolative`] | u·v as an interpolative decomposition: fewer numbers for the same matrix |
+//! | [`mod@interpolative`] | u·v as an interpolative decomposition: fewer numbers for the same matrix |
 //! | [`reduction`] | what a spectrum leaves for factors |
 //! | `randomized` | random signs of sketches |
 //! | `stats`, `linalg` | the pass over the weights, and dense helpers |
