@@ -1,4 +1,4 @@
-//! A Mixtral checkpoint out of a seed: ordinary shapes, names and files, weights whose spectra look trained.
+//! A checkpoint out of a seed: ordinary shapes, names and files, weights whose spectra look trained.
 //!
 //! An expert matrix is a noise floor with a power-law head, W = N + Σₖ aₖ bₖᵀ with ‖aₖ‖ ∝ (k+1)^-α, rounded to bf16; floor,
 //! head and α differ from matrix to matrix, so that an allocation has something to choose. σ₁/σₙ stays below 100, as it

@@ -49,7 +49,7 @@ pub fn collect(
                     keep(before)?;
                 }
                 let weights = forward.expert(layer, expert)?;
-                if let StoredMatrix::Dense(w2) = &weights.w2 {
+                if let StoredMatrix::Dense(w2) = &weights.down {
                     sums.borrow_mut().column_energies = column_energies(w2);
                 }
                 Ok(weights)

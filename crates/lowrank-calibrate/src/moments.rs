@@ -1,4 +1,4 @@
-//! Sums over the tokens that visit an expert, from which the norm of each of its matrices' errors follows.
+//! Sums over the routed tokens of an expert, which define the norms of its matrices' errors.
 //!
 //! With router weight g (through [`GateWeight`](lowrank_model::recipe::GateWeight)), input x \[H\], a = w1 x, b = w3 x, z = silu(a) ∘ b \[F\], y = w2 z \[H\] and
 //! cᵢ = ‖w2's column i‖²:
@@ -51,7 +51,7 @@ pub struct ExpertMoments {
 }
 
 impl ExpertMoments {
-    /// Nothing seen yet.
+    /// Sums over no tokens.
     pub fn new(hidden_size: usize, intermediate_size: usize, settings: MomentSettings) -> Self {
         Self {
             tokens: 0,
@@ -78,7 +78,7 @@ impl ExpertMoments {
 }
 
 impl RowWeights {
-    /// Nothing seen yet.
+    /// Sums over no tokens.
     pub fn new(intermediate_size: usize, target: CalibrationTarget) -> Self {
         let row = match target {
             CalibrationTarget::Matrix => 1.0,

@@ -1,11 +1,11 @@
-//! From moments to the norm in which a matrix' error is counted.
+//! From second moments to the norm of a matrix's error.
 //!
-//! Errors are those of the block's output, squared, per token of the text: sums are divided by the number of tokens that
-//! the layer saw, not by an expert's own visits, so that an expert which is seldom asked counts for little.
+//! The error is that of the MoE block's output, squared, per token of the text: sums are divided by the number of tokens of
+//! the text, not by an expert's routed tokens, so that an expert with few routed tokens has a small error.
 //!
-//! The norm of data-free compression is blended in with its trace kept: by [`CalibrationSettings::shrinkage`] for an expert that saw
-//! enough, and by more the less it saw. Pooling over a layer's experts was tried instead and was worse
-//! (`docs/research/calibration.md`). An expert that saw nothing is compressed without data.
+//! The norm is shrunk towards the data-free norm of the same trace: by [`CalibrationSettings::shrinkage`] for an expert with
+//! many routed tokens, and by more the fewer there are. Pooling the moments of a layer's experts was worse
+//! (`docs/research/calibration.md`). An expert without routed tokens gets the data-free norm.
 //!
 //! [`CalibrationSettings::shrinkage`]: lowrank_model::recipe::CalibrationSettings::shrinkage
 
@@ -15,13 +15,13 @@ use lowrank_model::{MatrixId, ModelConfig, Projection};
 use lowrank_svd::Metric;
 use ndarray::Array2;
 
-/// Visits per hidden feature at which half of the norm is data-free.
-const VISITS_PER_FEATURE: f64 = 0.1;
+/// Routed tokens per hidden feature at which half of the norm is data-free.
+const ROUTED_PER_FEATURE: f64 = 0.1;
 
-/// The norm of one matrix' error, with what it is made of.
+/// The norm of one matrix's error, with the values that define it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Norm {
-    /// ‖W − Ŵ‖²: nothing was seen.
+    /// ‖W − Ŵ‖²: there are no routed tokens.
     Weights,
     /// w1 or w3.
     Inputs {
@@ -30,28 +30,28 @@ pub enum Norm {
         /// \[F\]
         rows: Vec<f64>,
         /// Share that is data-free.
-        blend: f64,
+        shrinkage: f64,
     },
     /// w2.
     Outputs {
         /// [H, H], lower triangle, per token.
         moment: Array2<f64>,
         /// Share that is data-free.
-        blend: f64,
+        shrinkage: f64,
     },
 }
 
 impl Norm {
-    /// As the factorisation wants it.
+    /// As the factorisation takes it.
     pub fn metric(&self) -> Metric<'_> {
         match self {
             Self::Weights => Metric::Weights,
-            Self::Inputs { moment, rows, blend } => {
+            Self::Inputs { moment, rows, shrinkage } => {
                 let (map, root) = (None, None);
-                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *blend, map, root }
+                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *shrinkage, map, root }
             }
-            Self::Outputs { moment, blend } => {
-                Metric::Outputs { second_moment: moment, shrinkage: *blend, map: None }
+            Self::Outputs { moment, shrinkage } => {
+                Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: None }
             }
         }
     }
@@ -62,7 +62,7 @@ impl Norm {
 pub struct Norms {
     store: Store,
     target: CalibrationTarget,
-    blend: f64,
+    shrinkage: f64,
     tokens: usize,
     hidden_size: usize,
     tokens_per_expert: Vec<Vec<u64>>,
@@ -74,21 +74,21 @@ impl Norms {
         store: Store,
         config: &ModelConfig,
         target: CalibrationTarget,
-        blend: f64,
+        shrinkage: f64,
         tokens: usize,
     ) -> Result<Self, CalibrateError> {
         let of_layer =
             |layer| (0..config.num_local_experts).map(|expert| store.tokens(layer, expert)).collect();
         let tokens_per_expert = (0..config.num_hidden_layers).map(of_layer).collect::<Result<_, _>>()?;
-        Ok(Self { store, target, blend, tokens, hidden_size: config.hidden_size, tokens_per_expert })
+        Ok(Self { store, target, shrinkage, tokens, hidden_size: config.hidden_size, tokens_per_expert })
     }
 
-    /// Visits by layer and expert.
+    /// Routed tokens by layer and expert.
     pub fn tokens_per_expert(&self) -> &[Vec<u64>] {
         &self.tokens_per_expert
     }
 
-    /// Whether an expert saw nothing.
+    /// Whether no token is routed to an expert.
     pub fn is_unrouted(&self, layer: usize, expert: usize) -> bool {
         self.tokens_per_expert[layer][expert] == 0
     }
@@ -96,15 +96,15 @@ impl Norms {
     /// Of one matrix.
     pub fn of(&self, id: MatrixId) -> Result<Norm, CalibrateError> {
         let MatrixId { layer, expert, projection } = id;
-        let visits = self.tokens_per_expert[layer][expert];
-        if visits == 0 {
+        let routed = self.tokens_per_expert[layer][expert];
+        if routed == 0 {
             return Ok(Norm::Weights);
         }
-        let blend = self.blend_of(visits as f64);
+        let shrinkage = self.shrinkage_of(routed as f64);
         let per_token = 1.0 / self.tokens as f64;
         if projection == Projection::Down {
             let moment = self.store.outputs(layer, expert)? * per_token;
-            return Ok(if is_zero(&moment) { Norm::Weights } else { Norm::Outputs { moment, blend } });
+            return Ok(if is_zero(&moment) { Norm::Weights } else { Norm::Outputs { moment, shrinkage } });
         }
         let moments = self.store.inputs(layer, expert)?;
         let total: f64 = match self.target {
@@ -116,13 +116,13 @@ impl Norms {
         }
         let mut rows = if projection == Projection::Gate { moments.gate_rows } else { moments.up_rows };
         rows.iter_mut().for_each(|row| *row /= total);
-        Ok(Norm::Inputs { moment: moments.inputs * per_token, rows, blend })
+        Ok(Norm::Inputs { moment: moments.inputs * per_token, rows, shrinkage })
     }
 
-    /// More for an expert that saw little: 1 at no visits, the chosen blend at many.
-    pub fn blend_of(&self, visits: f64) -> f64 {
-        let weight_of_none = VISITS_PER_FEATURE * self.hidden_size as f64;
-        (self.blend * visits + weight_of_none) / (visits + weight_of_none)
+    /// The data-free share at so many routed tokens: 1 at none, the chosen shrinkage at many.
+    pub fn shrinkage_of(&self, routed: f64) -> f64 {
+        let weight_of_none = ROUTED_PER_FEATURE * self.hidden_size as f64;
+        (self.shrinkage * routed + weight_of_none) / (routed + weight_of_none)
     }
 }
 
@@ -166,20 +166,20 @@ mod tests {
         assert_eq!(norms.tokens_per_expert(), [[20, 0]]);
         assert!(norms.is_unrouted(0, 1) && !norms.is_unrouted(0, 0));
         let id = |expert, projection| MatrixId { layer: 0, expert, projection };
-        // 0.2 visits' worth of nothing beside 20 of something.
-        let blend = (0.1 * 20.0 + 0.2) / 20.2;
+        // 0.2 routed' worth of nothing beside 20 of something.
+        let shrinkage = (0.1 * 20.0 + 0.2) / 20.2;
         let moment = Array2::eye(2) * 4.0;
         assert_eq!(
             norms.of(id(0, Projection::Gate)).unwrap(),
-            Norm::Inputs { moment: moment.clone(), rows: vec![0.125, 0.25, 0.0], blend }
+            Norm::Inputs { moment: moment.clone(), rows: vec![0.125, 0.25, 0.0], shrinkage }
         );
         let rows = vec![0.0, 0.0, 0.625];
-        assert_eq!(norms.of(id(0, Projection::Up)).unwrap(), Norm::Inputs { moment, rows, blend });
+        assert_eq!(norms.of(id(0, Projection::Up)).unwrap(), Norm::Inputs { moment, rows, shrinkage });
         assert_eq!(
             norms.of(id(0, Projection::Down)).unwrap(),
-            Norm::Outputs { moment: Array2::eye(2), blend }
+            Norm::Outputs { moment: Array2::eye(2), shrinkage }
         );
         assert_eq!(norms.of(id(1, Projection::Up)).unwrap(), Norm::Weights);
-        assert!((norms.blend_of(1e-9) - 1.0).abs() < 1e-6 && norms.blend_of(1e9) - 0.1 < 1e-6);
+        assert!((norms.shrinkage_of(1e-9) - 1.0).abs() < 1e-6 && norms.shrinkage_of(1e9) - 0.1 < 1e-6);
     }
 }

@@ -1,5 +1,5 @@
-//! Moments of the activations that a compressed model sees, beside those that the original saw: what
-//! [`lowrank_svd::ridge_map`] needs, so that factors give the original's outputs from changed inputs.
+//! Second moments of a compressed model's activations x̂, and their cross moments with the original's x:
+//! [`lowrank_svd::ridge_map`] takes both, so that factors give the original's outputs from x̂.
 
 use crate::CalibrateError;
 use crate::moments::{add_cross, add_moment};
@@ -7,7 +7,7 @@ use lowrank_compute::Backend;
 use lowrank_svd::{MomentRoot, ShrinkageTarget, SvdError, ridge_map};
 use ndarray::Array2;
 
-/// Tokens that are widened to f64 together. Whoever adds in several calls adds a multiple of it, for the same bits.
+/// Tokens that are widened to f64 together. A caller that adds in several calls adds a multiple of it, for the same bits.
 pub const BATCH_TOKENS: usize = 2048;
 
 /// Σ weight · x̂ x̂ᵀ and Σ weight · x x̂ᵀ over tokens, [H, H], x of the original and x̂ of the compressed model.
@@ -20,7 +20,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Of no tokens yet.
+    /// Sums over no tokens.
     pub fn new(hidden_size: usize) -> Self {
         let zeros = || Array2::zeros((hidden_size, hidden_size));
         Self { moment: zeros(), cross: zeros() }
@@ -37,20 +37,20 @@ impl Pair {
         }
     }
 
-    /// The map from what is seen to what is wanted: (1 − `own_share`) x + `own_share` x̂; for inputs with the root of what is
-    /// seen.
+    /// The map from x̂ to the target, (1 − `target_interpolation`) x + `target_interpolation` x̂; for inputs with the root of
+    /// the second moment of x̂.
     pub fn map(
         &self,
         backend: &dyn Backend,
-        blend: f64,
-        own_share: f64,
+        shrinkage: f64,
+        target_interpolation: f64,
         target: ShrinkageTarget<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), SvdError> {
         let wanted = Array2::from_shape_fn(self.cross.dim(), |(i, j)| {
             let own = self.moment[if j <= i { [i, j] } else { [j, i] }];
-            (1.0 - own_share) * self.cross[[i, j]] + own_share * own
+            (1.0 - target_interpolation) * self.cross[[i, j]] + target_interpolation * own
         });
-        ridge_map(backend, wanted.view(), self.moment.view(), blend, target)
+        ridge_map(backend, wanted.view(), self.moment.view(), shrinkage, target)
     }
 
     /// Whether every sum is finite.
@@ -95,8 +95,8 @@ mod tests {
     #[test]
     fn a_model_that_wants_only_its_own_needs_no_map() {
         let pair = pair(&rows(1.0), &rows(2.5), &[1.0; 5]);
-        let away = |own_share: f64| {
-            let (map, _) = pair.map(&Faer, 0.0, own_share, ShrinkageTarget::Identity).unwrap();
+        let away = |target_interpolation: f64| {
+            let (map, _) = pair.map(&Faer, 0.0, target_interpolation, ShrinkageTarget::Identity).unwrap();
             (map - Array2::<f64>::eye(3)).iter().fold(0.0_f64, |most, value| most.max(value.abs()))
         };
         assert!(away(1.0) < 1e-9 && away(0.0) > 0.1, "{} {}", away(1.0), away(0.0));

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Below this a divergence is rounding.
 const KL_LEAST: f64 = 1e-7;
-/// Bytes of inputs and outputs that walk through a mixture together.
+/// Bytes of inputs and outputs that pass through an MoE block together.
 pub const WALKING_BYTES: usize = 1 << 30;
 
 /// Spectra in the calibrated norm, and what their errors cost.
@@ -186,9 +186,9 @@ fn walk(
             halved.push(half);
             let mut weights = forward.expert(layer, expert)?;
             match projection {
-                Projection::Gate => weights.w1 = factors,
-                Projection::Down => weights.w2 = factors,
-                Projection::Up => weights.w3 = factors,
+                Projection::Gate => weights.gate = factors,
+                Projection::Down => weights.down = factors,
+                Projection::Up => weights.up = factors,
             }
             Ok(weights)
         };
@@ -215,10 +215,10 @@ fn walk(
 /// like the least of those that saw something.
 fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) {
     for projection in Projection::ALL {
-        let seen = halved
+        let errors = halved
             .iter()
             .filter(|half| half.id.projection == projection && !norms.is_unrouted(layer, half.id.expert));
-        let least = seen.map(|half| half.spectrum.energy()).fold(f64::INFINITY, f64::min);
+        let least = errors.map(|half| half.spectrum.energy()).fold(f64::INFINITY, f64::min);
         let unseen = halved
             .iter_mut()
             .filter(|half| half.id.projection == projection && norms.is_unrouted(layer, half.id.expert));

@@ -1,6 +1,6 @@
 //! Where moments lie until they are used: one file for the inputs and one for the outputs of each expert, of a cache.
 //!
-//! Moments are kept as f32, lower triangles only: 67 MB per expert of Mixtral-8x7B, 17 GB in all. What is used was always
+//! Moments are kept as f32, lower triangles only: 67 MB per expert of an 8x7B model, 17 GB in all. What is used was always
 //! read back, so a run that finds them in the cache gives the same bytes as the run that put them there.
 
 use crate::{CalibrateError, ExpertMoments};

@@ -10,7 +10,7 @@ fn main() {
     divan::main();
 }
 
-/// Short sides; long sides are 3.5 times as long, as in Mixtral-8x7B.
+/// Short sides; long sides are 3.5 times as long, as in an 8x7B model.
 const SHORT: [usize; 2] = [512, 1024];
 
 fn long(short: usize) -> usize {

@@ -100,7 +100,8 @@ impl ExpertSum for CpuExpertSum<'_> {
         observer: &mut dyn Observer,
     ) -> Result<(), ForwardError> {
         let wide = |stored: StoredMatrix| Linear::from(&stored);
-        let weights = ExpertWeights { w1: wide(weights.w1), w2: wide(weights.w2), w3: wide(weights.w3) };
+        let weights =
+            ExpertWeights { gate: wide(weights.gate), down: wide(weights.down), up: wide(weights.up) };
         for ((input, routing), output) in self.inputs.iter().zip(&self.routings).zip(&mut self.outputs) {
             weights.add_to(place, input, routing, output, &mut self.scratch, observer);
         }

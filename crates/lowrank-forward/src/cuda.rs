@@ -269,9 +269,9 @@ impl ExpertSum for CudaExpertSum<'_> {
     ) -> Result<(), ForwardError> {
         let engine = self.engine;
         let lane = &*engine.lane();
-        let w1 = engine.linear(lane, &weights.w1)?; // [F, H]
-        let w2 = engine.linear(lane, &weights.w2)?; // [H, F]
-        let w3 = engine.linear(lane, &weights.w3)?; // [F, H]
+        let w1 = engine.linear(lane, &weights.gate)?; // [F, H]
+        let w2 = engine.linear(lane, &weights.down)?; // [H, F]
+        let w3 = engine.linear(lane, &weights.up)?; // [F, H]
         drop(weights);
         for Stream { input, routing, output } in &mut self.streams {
             let (tokens, shares) = routing.routed_tokens(expert);

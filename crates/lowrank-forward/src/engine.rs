@@ -85,7 +85,7 @@ pub struct StoredAttention {
 pub struct StoredRouter {
     /// [E, H]
     pub weights: Tensor,
-    /// What is made of its logits.
+    /// How its logits become weights.
     pub rule: Router,
     /// k
     pub experts_per_token: usize,
@@ -95,24 +95,24 @@ pub struct StoredRouter {
 #[derive(Debug, Clone)]
 pub struct StoredExpert {
     /// gate, [F, H]
-    pub w1: StoredMatrix,
+    pub gate: StoredMatrix,
     /// down, [H, F]
-    pub w2: StoredMatrix,
+    pub down: StoredMatrix,
     /// up, [F, H]
-    pub w3: StoredMatrix,
+    pub up: StoredMatrix,
 }
 
 impl StoredExpert {
-    /// The same up to the activations; w2 gives zeros, at next to no cost.
+    /// The same expert with a down matrix of zeros: for callers that need activations and no outputs.
     pub fn without_outputs(self, config: &ModelConfig) -> Self {
         let zeros = |shape: Vec<usize>| {
             let values = vec![0.0; shape[0] * shape[1]];
             Tensor::from_f32(shape, Dtype::F32, &values).expect("as many as the shape says")
         };
-        let w2 = StoredMatrix::Factored {
+        let down = StoredMatrix::Factored {
             u: zeros(vec![config.hidden_size, 1]),
             v: zeros(vec![1, config.intermediate_size]),
         };
-        Self { w2, ..self }
+        Self { down, ..self }
     }
 }

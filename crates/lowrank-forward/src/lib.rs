@@ -27,7 +27,7 @@
 //! **Determinism.** Work is cut into pieces of fixed size, each piece is computed by one task in a fixed order, and no
 //! sum is shared between tasks: the bits are the same for any number of threads.
 //!
-//! The architecture: Jiang et al., *Mixtral of Experts* (2401.04088); Su et al., *RoFormer* (2104.09864); Zhang and
+//! The architecture: Jiang et al. (2401.04088); Su et al., *RoFormer* (2104.09864); Zhang and
 //! Sennrich, *RMSNorm* (1910.07467); Shazeer, *GLU variants* (2002.05202).
 
 pub mod attention;

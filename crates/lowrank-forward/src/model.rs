@@ -202,9 +202,9 @@ impl<'a> Forward<'a> {
     pub fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
         let read = |projection| self.checkpoint.read_matrix(MatrixId { layer, expert, projection });
         Ok(StoredExpert {
-            w1: read(Projection::Gate)?,
-            w2: read(Projection::Down)?,
-            w3: read(Projection::Up)?,
+            gate: read(Projection::Gate)?,
+            down: read(Projection::Down)?,
+            up: read(Projection::Up)?,
         })
     }
 

@@ -16,11 +16,11 @@ pub const BATCH_TOKENS: usize = 8 * TILE_TOKENS;
 #[derive(Debug)]
 pub struct ExpertWeights {
     /// gate, [F, H]
-    pub w1: Linear,
+    pub gate: Linear,
     /// down, [H, F]
-    pub w2: Linear,
+    pub down: Linear,
     /// up, [F, H]
-    pub w3: Linear,
+    pub up: Linear,
 }
 
 /// Buffers that one expert after another fills.
@@ -44,7 +44,7 @@ impl ExpertWeights {
         scratch: &mut Scratch,
         observer: &mut dyn Observer,
     ) {
-        let (h, f) = (self.w1.inputs(), self.w1.outputs());
+        let (h, f) = (self.gate.inputs(), self.gate.outputs());
         let (tokens, weights) = routing.routed_tokens(expert);
         for (tokens, weights) in tokens.chunks(BATCH_TOKENS).zip(weights.chunks(BATCH_TOKENS)) {
             let n = tokens.len();
@@ -67,11 +67,11 @@ impl ExpertWeights {
                     for (x, &token) in x.chunks_exact_mut(h).zip(tokens) {
                         x.copy_from_slice(&input[token * h..][..h]);
                     }
-                    self.w1.apply(x, gate);
-                    self.w3.apply(x, up);
+                    self.gate.apply(x, gate);
+                    self.up.apply(x, up);
                     activations.copy_from_slice(gate);
                     swiglu(activations, up);
-                    self.w2.apply(activations, y);
+                    self.down.apply(activations, y);
                 });
             scatter(output, h, tokens, weights, y);
             observer.expert(&ExpertBatch { layer, expert, tokens, weights, x, gate, up, activations, y });

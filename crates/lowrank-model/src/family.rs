@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 /// Every known family.
-pub const ALL: &[&dyn Family] = &[&mixtral::Mixtral];
+pub const ALL: &[&dyn Family] = &[mixtral::FAMILY];
 
 /// The family that a `config.json` names.
 fn of_config(config: &Value) -> Result<&'static dyn Family, ConfigError> {

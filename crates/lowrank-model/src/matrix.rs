@@ -5,7 +5,7 @@ use std::fmt;
 
 /// The three matrices of a gated expert: `down(act(gate x) ∘ up x)`.
 ///
-/// Mixtral calls them w1, w2 and w3. Their order is that of plans, reports and shards, whatever the family.
+/// The field also calls them w1, w2 and w3. Their order is that of plans, reports and shards, whatever the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Projection {

@@ -10,7 +10,7 @@ use crate::inspect::tell_left_out;
 use crate::memory::Demand;
 use crate::planning::{Subject, identity};
 use crate::scratch::Scratch;
-use crate::spectra::Course;
+use crate::spectra::RunState;
 use crate::workers;
 use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, planning};
 use lowrank_model::{Progress, RankPlan};
@@ -108,9 +108,9 @@ fn compress_in(
     context: JobContext<'_>,
 ) -> Result<Compressed, PipelineError> {
     let JobContext { pool, progress, .. } = context;
-    let course = Course { staging: Some(&staging), scratch, interrupt: request.interrupt };
+    let state = RunState { staging: Some(&staging), scratch, interrupt: request.interrupt };
     let planned = calibration.and_then(|calibration| {
-        let plan = planning::plan_through(checkpoint, &calibration, request.recipe, context, course)?;
+        let plan = planning::plan_through(checkpoint, &calibration, request.recipe, context, state)?;
         Ok((calibration, plan))
     });
     let (calibration, planned) = match planned {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The checkpoint is read twice: once for the singular values of every expert matrix, which cost 12.6 MB for
-//! Mixtral-8x7B and answer every budget, and once to factor each matrix at its planned rank. One matrix per worker is
+//! an 8x7B model and answer every budget, and once to factor each matrix at its planned rank. One matrix per worker is
 //! in memory; nothing grows with the checkpoint. No terminal code here: callers pass a [`lowrank_model::Progress`].
 
 pub mod base;

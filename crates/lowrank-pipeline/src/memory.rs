@@ -222,7 +222,7 @@ impl<'a> Model<'a> {
         ("matrices of the attention", weights * (self.e + F32))
     }
 
-    /// One window in the attention: x and the output, queries, heads and their mixture, keys and values, scores. A worker
+    /// One window in the attention: x and the output, queries, heads and their mean, keys and values, scores. A worker
     /// that waits for another may begin a second one.
     fn window(&self, window: usize) -> (&'static str, u128) {
         let heads = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
@@ -387,7 +387,7 @@ impl<'a> Model<'a> {
             Stage::new("fit: outputs of the experts", &with(&outputs), &[fits, strips]),
             Stage::new(
                 "fit: maps",
-                // With the two of the sums: what is wanted, what is blended in, the root in three parts, and products.
+                // With the two of the sums: what is wanted, what it is shrunk towards, the root in three parts, and products.
                 &with(&[("second moments of one expert and its map", self.quarters(4 * 10)), as_stored]),
                 &[fits, ("blocks of a matrix", self.blocks())],
             ),
@@ -405,7 +405,7 @@ impl<'a> Model<'a> {
         let (wide, factors) = (self.wide(), self.factors());
         let steps = if self.shape().short_side() > SHORT_SIDE_F64 {
             [
-                // The blended moment, the reduced matrix, eigenvectors and an orthonormal basis of them.
+                // The shrunk moment, the reduced matrix, eigenvectors and an orthonormal basis of them.
                 self.quarters(4 * 6),
                 // Factors in f32 twice, the map and Gram matrix of what they miss.
                 2 * wide + self.quarters(4 * 4),

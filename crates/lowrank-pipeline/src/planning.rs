@@ -3,7 +3,7 @@
 use crate::base::InputHashes;
 use crate::calibration::check_window;
 use crate::memory::Demand;
-use crate::spectra::{Course, spectra};
+use crate::spectra::{RunState, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::Sensitivities;
@@ -56,7 +56,7 @@ pub fn plan(
     let demand = Demand::plan(checkpoint.config(), workers::widest(checkpoint, None), &measured);
     let pool = &workers::pool(&demand, resources)?;
     let context = JobContext { resources, pool, progress, interrupt };
-    let course = Course { staging: None, scratch: None, interrupt };
+    let state = RunState { staging: None, scratch: None, interrupt };
     // Given ranks are checked without a look at the weights.
     let (text, base) = match recipe.goal.is_budget() {
         true => (
@@ -67,7 +67,7 @@ pub fn plan(
     };
     let inputs = InputHashes::known(base.files, progress);
     let calibration = CalibrationContext::new(checkpoint, &inputs, text, algebra, context)?;
-    let planned = plan_through(checkpoint, &calibration, recipe, context, course)?;
+    let planned = plan_through(checkpoint, &calibration, recipe, context, state)?;
     calibration.note_substituted(progress);
     Ok(planned)
 }
@@ -105,13 +105,13 @@ pub fn plan_through(
     calibration: &CalibrationContext<'_>,
     recipe: &Recipe,
     context: JobContext<'_>,
-    course: Course<'_>,
+    state: RunState<'_>,
 ) -> Result<Planned, PipelineError> {
     if !recipe.goal.is_budget() {
         let plan = given(checkpoint, recipe)?;
         return Ok(Planned { plan, spectra: BTreeMap::new(), calibration: None });
     }
-    let errors = errors(checkpoint, calibration, sensitivity(recipe), context, course)?;
+    let errors = errors(checkpoint, calibration, sensitivity(recipe), context, state)?;
     let plan = plan_from(&Subject::of(checkpoint), recipe, &errors)?;
     let calibration = calibration.report(plan.sensitivities.as_deref());
     Ok(Planned { plan, spectra: errors.spectra, calibration })
@@ -198,10 +198,10 @@ pub fn errors(
     calibration: &CalibrationContext<'_>,
     sensitivity: Sensitivity,
     context: JobContext<'_>,
-    course: Course<'_>,
+    state: RunState<'_>,
 ) -> Result<Errors, PipelineError> {
     if sensitivity != Sensitivity::Measured {
-        let spectra = spectra(checkpoint, calibration, context.pool, context.progress, course)?;
+        let spectra = spectra(checkpoint, calibration, context.pool, context.progress, state)?;
         return Ok(Errors { spectra, sensitivity, layers: None });
     }
     let measured = calibration.sensitivities(checkpoint, context)?;

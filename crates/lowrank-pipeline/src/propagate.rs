@@ -1,22 +1,22 @@
-//! Factors fitted to what the factors before them make of the activations: layers in order, one layer in memory.
+//! Error propagation: factors fitted to the activations of the compressed model, layer by layer, one layer in memory.
 //!
 //! Two streams of hidden states run through the calibration text, the original's h and the compressed model's ĥ, and
-//! within a layer each expert is made from w1 and w3 to w2 (AA-SVD, 2604.02119):
+//! each expert's gate (w1) and up (w3) are factored before its down (w2) (AA-SVD, 2604.02119):
 //!
-//! | Reach | x̂, inputs of w1 and w3 | ẑ, inputs of w2 |
+//! | Scope | x̂, inputs of w1 and w3 | ẑ, inputs of w2 |
 //! |---|---|---|
 //! | experts | x: ĥ is h, and w1 and w3 are fitted as without propagation | silu(ŵ1 x) ∘ ŵ3 x |
 //! | layers | norm(ĥ), the tokens that the router sends there | silu(ŵ1 x̂) ∘ ŵ3 x̂ |
 //!
-//! What is wanted of an expert is what the original one gives for the original's x, whether or not the original's router
-//! would have asked it. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
+//! The target of an expert is the original expert's output for the original's x, even for tokens that the original's
+//! router sends elsewhere. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
 //!
-//! Factors are those that are stored, rounded. All of it is a function of the model, the text and the ranks: a run that
-//! goes on runs the streams from the start, with the factors that an earlier run finished, and makes the same bytes.
+//! The streams use the factors as they are stored, rounded. The result depends on the model, the text and the ranks alone: a
+//! resumed run starts the streams again, with the factors that the earlier run finished, and writes the same bytes.
 
 use crate::calibration::Calibrated;
 use crate::memory::TOKENS_TOGETHER;
-use crate::stored::{self, Remade};
+use crate::stored::{self, FactoredMatrix};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
 use lowrank_calibrate::{CalibrateError, Pair, RowWeights};
@@ -33,11 +33,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
-type Make<'a> = dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<Remade, PipelineError> + Sync + 'a;
+type Make<'a> =
+    dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<FactoredMatrix, PipelineError> + Sync + 'a;
 /// A matrix that need not be made, as it is stored.
 type Finished<'a> = dyn Fn(MatrixId) -> Result<Option<StoredMatrix>, PipelineError> + Sync + 'a;
 /// Takes a matrix that was made, and whether it was so.
-type Take<'a> = dyn Fn(MatrixId, Remade, bool) -> Result<(), PipelineError> + Sync + 'a;
+type Take<'a> = dyn Fn(MatrixId, FactoredMatrix, bool) -> Result<(), PipelineError> + Sync + 'a;
 
 /// What to make, and what to do with it.
 pub(crate) struct Propagation<'a> {
@@ -61,26 +62,34 @@ impl Propagation<'_> {
             return Ok(());
         };
         let layers_too = calibrated.propagation().propagate == PropagationScope::Layers;
-        let mut own = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
-        let mut changed = layers_too.then(|| own.clone());
+        let mut original = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
+        let mut compressed = layers_too.then(|| original.clone());
         for layer in 0..=last {
-            for stream in std::iter::once(&mut own).chain(&mut changed) {
+            for stream in std::iter::once(&mut original).chain(&mut compressed) {
                 forward.attention(layer, stream).map_err(CalibrateError::from)?;
             }
-            let (goes_on, seen) = (layer < last, changed.as_ref());
-            let work = Layer { all: self, calibrated, forward: &forward, layer, goes_on, own: &own, seen };
+            let has_next = layer < last;
+            let work = Layer {
+                all: self,
+                calibrated,
+                forward: &forward,
+                layer,
+                has_next,
+                original: &original,
+                compressed: compressed.as_ref(),
+            };
             let (made, output) = work.make()?;
-            if !goes_on {
+            if !has_next {
                 break;
             }
-            forward.add(&mut own, &output);
+            forward.add(&mut original, &output);
             drop(output);
-            if let Some(changed) = &mut changed {
+            if let Some(compressed) = &mut compressed {
                 let expert_of = |expert| changed_expert(self.checkpoint, layer, expert, &made);
-                let input = forward.moe_input(layer, changed).map_err(CalibrateError::from)?;
+                let input = forward.moe_input(layer, compressed).map_err(CalibrateError::from)?;
                 let output = forward.moe_of(layer, &[&input], &mut (), expert_of)?.remove(0);
                 drop(input);
-                forward.add(changed, &output);
+                forward.add(compressed, &output);
             }
         }
         Ok(())
@@ -94,31 +103,32 @@ struct Layer<'a> {
     forward: &'a Forward<'a>,
     layer: usize,
     /// Whether layers come after it.
-    goes_on: bool,
+    has_next: bool,
     /// Hidden states of the original after the attention.
-    own: &'a Hidden,
+    original: &'a Hidden,
     /// Of the compressed model, where that is another.
-    seen: Option<&'a Hidden>,
+    compressed: Option<&'a Hidden>,
 }
 
-/// Tokens of one expert, rising.
+/// Tokens that a router sends to one expert, in rising order.
 #[derive(Clone)]
-struct Visitors {
+struct RoutedTokens {
     tokens: Vec<usize>,
-    /// Of the router, g.
+    /// The router's weights g.
     weights: Vec<f32>,
 }
 
-struct Visit {
+/// An expert with its routed tokens in both models.
+struct RoutedExpert {
     expert: usize,
-    /// Those that the factors are fitted to: the compressed model's.
-    seen: Visitors,
-    /// The original's.
-    own: Visitors,
+    /// In the compressed model: the factors are fitted to these.
+    compressed: RoutedTokens,
+    /// In the original.
+    original: RoutedTokens,
 }
 
-/// What w1 and w3 of an expert have in common.
-struct Seen {
+/// Statistics of an expert's inputs, which w1 and w3 share.
+struct InputStatistics {
     moment: Array2<f64>,
     map: Array2<f64>,
     root: Option<MomentRoot>,
@@ -129,13 +139,13 @@ enum Fit {
     /// As without propagation.
     Alone(lowrank_calibrate::Norm),
     Inputs {
-        seen: Arc<Seen>,
+        statistics: Arc<InputStatistics>,
         rows: Vec<f64>,
-        blend: f64,
+        shrinkage: f64,
     },
     Outputs {
         moment: Array2<f64>,
-        blend: f64,
+        shrinkage: f64,
         map: Array2<f64>,
     },
 }
@@ -144,13 +154,13 @@ impl Fit {
     fn metric(&self) -> Metric<'_> {
         match self {
             Self::Alone(norm) => norm.metric(),
-            Self::Inputs { seen, rows, blend } => {
-                let Seen { moment, map, root } = &**seen;
+            Self::Inputs { statistics, rows, shrinkage } => {
+                let InputStatistics { moment, map, root } = &**statistics;
                 let (map, root) = (Some(map), root.as_ref());
-                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *blend, map, root }
+                Metric::Inputs { second_moment: moment, row_weights: rows, shrinkage: *shrinkage, map, root }
             }
-            Self::Outputs { moment, blend, map } => {
-                Metric::Outputs { second_moment: moment, shrinkage: *blend, map: Some(map) }
+            Self::Outputs { moment, shrinkage, map } => {
+                Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: Some(map) }
             }
         }
     }
@@ -160,25 +170,25 @@ impl Layer<'_> {
     /// Makes what is to be made of this layer and hands it on; → that, where there are two streams, and the original's output
     /// [N, H], of use where the layer goes on.
     fn make(&self) -> Result<(BTreeMap<MatrixId, StoredMatrix>, Vec<f32>), PipelineError> {
-        let visits = self.visits()?;
+        let experts = self.experts()?;
         let mut made = BTreeMap::new();
-        let mut output = vec![0.0; self.own.states().len()];
+        let mut output = vec![0.0; self.original.states().len()];
         // As many at once as there are workers: each holds two moments.
-        for group in visits.chunks(rayon::current_num_threads()) {
+        for group in experts.chunks(rayon::current_num_threads()) {
             self.all.interrupt.check()?;
             let mut fits = Vec::new();
-            for visit in group {
-                made.extend(self.finished(visit.expert)?);
-                fits.extend(self.input_fits(visit, &made)?);
+            for routed in group {
+                made.extend(self.finished(routed.expert)?);
+                fits.extend(self.input_fits(routed, &made)?);
             }
             self.factor(fits, &mut made)?;
             let mut fits = Vec::new();
-            for visit in group {
+            for routed in group {
                 self.all.interrupt.check()?;
-                fits.extend(self.output_fit(visit, &made, &mut output)?);
+                fits.extend(self.output_fit(routed, &made, &mut output)?);
             }
             self.factor(fits, &mut made)?;
-            if self.seen.is_none() {
+            if self.compressed.is_none() {
                 // Nobody comes back to it.
                 made.clear();
             }
@@ -186,23 +196,27 @@ impl Layer<'_> {
         Ok((made, output))
     }
 
-    fn visits(&self) -> Result<Vec<Visit>, PipelineError> {
+    fn experts(&self) -> Result<Vec<RoutedExpert>, PipelineError> {
         let route = |states| {
             let input = self.forward.moe_input(self.layer, states)?;
             self.forward.route(self.layer, &input)
         };
         let route = |states| route(states).map_err(CalibrateError::from);
-        let own = route(self.own)?;
-        let seen = self.seen.map(route).transpose()?;
-        let visit = |expert| {
+        let original = route(self.original)?;
+        let compressed = self.compressed.map(route).transpose()?;
+        let routed = |expert| {
             let of = |routing: &Routing| {
                 let (tokens, weights) = routing.routed_tokens(expert);
-                Visitors { tokens, weights }
+                RoutedTokens { tokens, weights }
             };
-            let own = of(&own);
-            Visit { expert, seen: seen.as_ref().map_or_else(|| own.clone(), of), own }
+            let original = of(&original);
+            RoutedExpert {
+                expert,
+                compressed: compressed.as_ref().map_or_else(|| original.clone(), of),
+                original,
+            }
         };
-        Ok((0..self.forward.config().num_local_experts).map(visit).collect())
+        Ok((0..self.forward.config().num_local_experts).map(routed).collect())
     }
 
     fn id(&self, expert: usize, projection: Projection) -> MatrixId {
@@ -215,7 +229,7 @@ impl Layer<'_> {
             let id = self.id(expert, projection);
             self.all.ranks.contains_key(&id) && (self.all.wanted)(id)
         };
-        self.seen.is_some() || Projection::ALL.into_iter().any(wanted)
+        self.compressed.is_some() || Projection::ALL.into_iter().any(wanted)
     }
 
     fn ranked(&self, expert: usize, projections: &[Projection]) -> Vec<MatrixId> {
@@ -247,52 +261,52 @@ impl Layer<'_> {
     /// For w1 and w3.
     fn input_fits(
         &self,
-        visit: &Visit,
+        routed: &RoutedExpert,
         made: &BTreeMap<MatrixId, StoredMatrix>,
     ) -> Result<Vec<(MatrixId, Fit)>, PipelineError> {
-        let ids = self.to_make(visit.expert, &[Projection::Gate, Projection::Up], made);
+        let ids = self.to_make(routed.expert, &[Projection::Gate, Projection::Up], made);
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
-        let seen = match self.seen {
-            Some(seen) if !visit.seen.tokens.is_empty() => seen,
+        let compressed = match self.compressed {
+            Some(compressed) if !routed.compressed.tokens.is_empty() => compressed,
             _ => return ids.into_iter().map(alone).collect(),
         };
         let config = self.forward.config();
         let settings = self.calibrated.moments();
-        let weights = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
-        let energies = match &weights.w2 {
+        let weights = self.forward.expert(self.layer, routed.expert).map_err(CalibrateError::from)?;
+        let energies = match &weights.down {
             StoredMatrix::Dense(w2) => column_energies(w2),
             _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
         };
-        let Visitors { tokens, weights: router_weights } = &visit.seen;
+        let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
         let weights = weights.without_outputs(config);
         let mut row_weights = RowWeights::new(config.intermediate_size, settings.calibration_target);
         let mut pair = Pair::new(config.hidden_size);
         for (tokens, router_weights) in
             tokens.chunks(TOKENS_TOGETHER).zip(router_weights.chunks(TOKENS_TOGETHER))
         {
-            let rows = self.rows(seen, tokens)?;
-            let mut watch = Watch {
+            let rows = self.rows(compressed, tokens)?;
+            let mut observer = RowWeightObserver {
                 rows: &mut row_weights,
                 counted: Vec::with_capacity(tokens.len()),
                 router_weights,
                 column_energies: &energies,
                 settings,
             };
-            let run = self.forward.expert_on(self.layer, weights.clone(), &rows, &mut watch);
+            let run = self.forward.expert_on(self.layer, weights.clone(), &rows, &mut observer);
             run.map_err(CalibrateError::from)?;
-            pair.add(&self.rows(self.own, tokens)?, &rows, &watch.counted);
+            pair.add(&self.rows(self.original, tokens)?, &rows, &observer.counted);
         }
         drop(weights);
-        pair.check(self.layer, visit.expert)?;
-        let blend = self.calibrated.norms.blend_of(tokens.len() as f64);
-        let (map, root) = self.map(ids[0], &pair, blend, ShrinkageTarget::Identity)?;
-        let seen = Arc::new(Seen { moment: pair.moment, map, root });
+        pair.check(self.layer, routed.expert)?;
+        let shrinkage = self.calibrated.norms.shrinkage_of(tokens.len() as f64);
+        let (map, root) = self.map(ids[0], &pair, shrinkage, ShrinkageTarget::Identity)?;
+        let statistics = Arc::new(InputStatistics { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
             let rows = if id.projection == Projection::Gate { &row_weights.gate } else { &row_weights.up };
-            (id, Fit::Inputs { seen: Arc::clone(&seen), rows: rows.clone(), blend })
+            (id, Fit::Inputs { statistics: Arc::clone(&statistics), rows: rows.clone(), shrinkage })
         };
         Ok(ids.into_iter().map(fit).collect())
     }
@@ -300,73 +314,74 @@ impl Layer<'_> {
     /// For w2, if it has a rank; and adds what the original's expert gives to `output` [N, H].
     fn output_fit(
         &self,
-        visit: &Visit,
+        routed: &RoutedExpert,
         made: &BTreeMap<MatrixId, StoredMatrix>,
         output: &mut [f32],
     ) -> Result<Option<(MatrixId, Fit)>, PipelineError> {
         let h = self.forward.config().hidden_size;
-        let to_make = self.to_make(visit.expert, &[Projection::Down], made).pop();
-        if to_make.is_none() && !self.goes_on {
+        let to_make = self.to_make(routed.expert, &[Projection::Down], made).pop();
+        if to_make.is_none() && !self.has_next {
             return Ok(None);
         }
-        let original = self.forward.expert(self.layer, visit.expert).map_err(CalibrateError::from)?;
+        let weights = self.forward.expert(self.layer, routed.expert).map_err(CalibrateError::from)?;
         let run = |weights, rows: &[f32]| {
             self.forward.expert_on(self.layer, weights, rows, &mut ()).map_err(CalibrateError::from)
         };
-        // For the visitors of either stream, whatever is to be made: so that a run that goes on does the same.
+        // For the tokens of either stream, whatever is to be made, so that a resumed run adds the same numbers.
         let tokens: Vec<usize> =
-            BTreeSet::from_iter(visit.seen.tokens.iter().chain(&visit.own.tokens).copied())
+            BTreeSet::from_iter(routed.compressed.tokens.iter().chain(&routed.original.tokens).copied())
                 .into_iter()
                 .collect();
         let mut y = Vec::with_capacity(tokens.len() * h); // [n, H]
         for tokens in tokens.chunks(TOKENS_TOGETHER) {
-            y.extend(run(original.clone(), &self.rows(self.own, tokens)?)?);
+            y.extend(run(weights.clone(), &self.rows(self.original, tokens)?)?);
         }
         let y_of = |token: usize| {
-            let row = tokens.binary_search(&token).expect("a visitor");
+            let row = tokens.binary_search(&token).expect("routed to this expert");
             &y[row * h..][..h]
         };
-        for (&token, &g) in visit.own.tokens.iter().zip(&visit.own.weights) {
+        for (&token, &g) in routed.original.tokens.iter().zip(&routed.original.weights) {
             add_scaled(&mut output[token * h..][..h], g, y_of(token));
         }
         let Some(id) = to_make else { return Ok(None) };
-        let inputs = [Projection::Gate, Projection::Up].map(|projection| self.id(visit.expert, projection));
-        let is_changed = self.seen.is_some() || inputs.iter().any(|id| made.contains_key(id));
-        let Visitors { tokens: seen, weights: router_weights } = &visit.seen;
-        if seen.is_empty() || !is_changed {
+        let inputs = [Projection::Gate, Projection::Up].map(|projection| self.id(routed.expert, projection));
+        let is_changed = self.compressed.is_some() || inputs.iter().any(|id| made.contains_key(id));
+        let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
+        if tokens.is_empty() || !is_changed {
             return Ok(Some((id, Fit::Alone(self.calibrated.norms.of(id)?))));
         }
-        let [w1, w3] = [(&inputs[0], original.w1), (&inputs[1], original.w3)]
+        let [gate, up] = [(&inputs[0], weights.gate), (&inputs[1], weights.up)]
             .map(|(id, original)| made.get(id).cloned().unwrap_or(original));
-        let changed = StoredExpert { w1, w2: original.w2, w3 };
+        let changed = StoredExpert { gate, down: weights.down, up };
         let shares = self.calibrated.moments().gate_weight.of_all(router_weights);
         let mut pair = Pair::new(h);
-        for (tokens, shares) in seen.chunks(TOKENS_TOGETHER).zip(shares.chunks(TOKENS_TOGETHER)) {
-            let given = run(changed.clone(), &self.rows(self.seen.unwrap_or(self.own), tokens)?)?; // [n, H]
+        for (tokens, shares) in tokens.chunks(TOKENS_TOGETHER).zip(shares.chunks(TOKENS_TOGETHER)) {
+            let given = run(changed.clone(), &self.rows(self.compressed.unwrap_or(self.original), tokens)?)?; // [n, H]
             let wanted: Vec<f32> = tokens.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
             pair.add(&wanted, &given, shares);
         }
         drop(y);
-        let StoredExpert { w2: StoredMatrix::Dense(w2), .. } = changed else {
+        let StoredExpert { down: StoredMatrix::Dense(w2), .. } = changed else {
             return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
         };
-        pair.check(self.layer, visit.expert)?;
-        let blend = self.calibrated.norms.blend_of(seen.len() as f64);
-        let (map, _) = self.map(id, &pair, blend, ShrinkageTarget::GramOf(&w2))?;
-        Ok(Some((id, Fit::Outputs { moment: pair.moment, blend, map })))
+        pair.check(self.layer, routed.expert)?;
+        let shrinkage = self.calibrated.norms.shrinkage_of(tokens.len() as f64);
+        let (map, _) = self.map(id, &pair, shrinkage, ShrinkageTarget::GramOf(&w2))?;
+        Ok(Some((id, Fit::Outputs { moment: pair.moment, shrinkage, map })))
     }
 
-    /// From what is seen to what is wanted, for a matrix.
+    /// From what is given to what is wanted, for a matrix.
     fn map(
         &self,
         id: MatrixId,
         pair: &Pair,
-        blend: f64,
+        shrinkage: f64,
         target: ShrinkageTarget<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), PipelineError> {
-        let own_share = self.calibrated.propagation().target_interpolation;
+        let target_interpolation = self.calibrated.propagation().target_interpolation;
         let shape = self.forward.config().matrix_shape(id.projection);
-        let (map, _) = self.all.algebra.run(shape, |backend| pair.map(backend, blend, own_share, target));
+        let (map, _) =
+            self.all.algebra.run(shape, |backend| pair.map(backend, shrinkage, target_interpolation, target));
         map.map_err(|source| PipelineError::Svd { name: id, source })
     }
 
@@ -385,11 +400,11 @@ impl Layer<'_> {
                 };
                 self.all.checkpoint.check_matrix_finite(id, &matrix)?;
                 let is_alone = matches!(fit, Fit::Alone(_));
-                let remade = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
+                let factored = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
                 let shape = self.forward.config().matrix_shape(id.projection);
-                let matrix = stored::stored(&remade.pieces, shape);
+                let matrix = stored::stored(&factored.pieces, shape);
                 if (self.all.wanted)(id) {
-                    (self.all.take)(id, remade, is_alone)?;
+                    (self.all.take)(id, factored, is_alone)?;
                 }
                 Ok((id, matrix))
             })
@@ -422,14 +437,14 @@ fn changed_expert(
         made.get(&id).map_or_else(|| checkpoint.read_matrix(id), |matrix| Ok(matrix.clone()))
     };
     Ok(StoredExpert {
-        w1: matrix(Projection::Gate)?,
-        w2: matrix(Projection::Down)?,
-        w3: matrix(Projection::Up)?,
+        gate: matrix(Projection::Gate)?,
+        down: matrix(Projection::Down)?,
+        up: matrix(Projection::Up)?,
     })
 }
 
 /// Takes the weights of one expert's rows from tokens that all were brought to it.
-struct Watch<'a> {
+struct RowWeightObserver<'a> {
     rows: &'a mut RowWeights,
     counted: Vec<f64>,
     router_weights: &'a [f32],
@@ -437,7 +452,7 @@ struct Watch<'a> {
     settings: MomentSettings,
 }
 
-impl Observer for Watch<'_> {
+impl Observer for RowWeightObserver<'_> {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
         let weights = &self.router_weights[batch.tokens[0]..][..batch.tokens.len()];
         let batch = ExpertBatch { weights, ..*batch };

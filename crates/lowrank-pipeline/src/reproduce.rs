@@ -12,7 +12,7 @@ use crate::compress::{self, Request};
 use crate::memory::Demand;
 use crate::planning::Subject;
 use crate::propagate::Propagation as Propagated;
-use crate::stored::{Form, Piece, Remade, pieces_of, svd_options};
+use crate::stored::{FactorFormat, FactoredMatrix, Piece, pieces_of, svd_options};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use compare::{Gap, compare, tensor_gap};
@@ -114,10 +114,10 @@ pub fn reproduce(
             let inputs = InputHashes::known(given.files, progress);
             let context = JobContext { resources, pool: &pool, progress, interrupt: job.interrupt };
             let calibration = CalibrationContext::new(base, &inputs, text, algebra, context)?;
-            let (remade, differing) =
+            let (factored, differing) =
                 Sampled { base, recipe, job, calibration: &calibration }.run(sample, context)?;
             differences.extend(differing);
-            (found.files.len(), remade)
+            (found.files.len(), factored)
         }
         None => {
             let again = Again::new(job.out);
@@ -282,13 +282,13 @@ impl Sampled<'_> {
         let JobContext { pool, progress, .. } = context;
         let out = Checkpoint::open(job.out)?;
         let Recipe { factor, goal, .. } = Subject::of(base).resolve(recipe);
-        let form = Form {
+        let format = FactorFormat {
             config: out.config(),
             storage: factor.storage.unwrap_or_default(),
             dtype: factor.dtype.unwrap_or(Dtype::F32),
         };
         let ids = draw(out.config(), out.ranks().keys().copied(), sample);
-        let compared = |id: MatrixId, again: Remade| -> Result<Vec<Difference>, PipelineError> {
+        let compared = |id: MatrixId, again: FactoredMatrix| -> Result<Vec<Difference>, PipelineError> {
             let was = pieces_of(out.config(), id, out.read_matrix(id)?);
             let pairs = was.into_iter().zip(again.pieces);
             let file = job.out.display().to_string();
@@ -310,7 +310,7 @@ impl Sampled<'_> {
                 .transpose()
                 .map_err(|source| PipelineError::Svd { name: id, source })?;
             let options = svd_options(&factor, metric, spectrum.as_ref(), None);
-            form.remake(calibration.algebra(), matrix, id, out.ranks()[&id], options)
+            format.factor(calibration.algebra(), matrix, id, out.ranks()[&id], options)
         };
         progress.start("make again", ids.len() as u64, "matrices");
         if let Some(calibrated) = calibration.propagating() {

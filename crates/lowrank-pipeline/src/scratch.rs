@@ -1,6 +1,6 @@
 //! Reductions on their way from the spectra to the factors: a file without a name, gone when the run is.
 //!
-//! About half a matrix of the short side each, 34 MB in f32 for Mixtral-8x7B: too much for memory, little for the disk that
+//! About half a matrix of the short side each, 34 MB in f32 for an 8x7B model: too much for memory, little for the disk that
 //! takes the output. What does not fit is computed again. No byte of the output depends on it.
 
 use lowrank_model::MatrixId;

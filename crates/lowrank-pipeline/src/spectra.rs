@@ -10,9 +10,9 @@ use lowrank_writer::StagingDir;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Where finished work lies, and whether to stop.
+/// Where a run keeps finished work, and whether it must stop.
 #[derive(Debug, Clone, Copy)]
-pub struct Course<'a> {
+pub struct RunState<'a> {
     /// Spectra of an earlier run, and the place for this run's.
     pub staging: Option<&'a StagingDir>,
     /// Where the factors will look for what the spectra leave behind; absent where no factors follow.
@@ -22,13 +22,13 @@ pub struct Course<'a> {
 }
 
 /// Spectra of all expert matrices through a calibration: from the cache, from an earlier run's staging directory, or computed and
-/// left in both. 12.6 MB of singular values for Mixtral-8x7B.
+/// left in both. 12.6 MB of singular values for an 8x7B model.
 pub fn spectra(
     checkpoint: &Checkpoint,
     calibration: &CalibrationContext<'_>,
     pool: &rayon::ThreadPool,
     progress: &dyn Progress,
-    course: Course<'_>,
+    state: RunState<'_>,
 ) -> Result<BTreeMap<MatrixId, Spectrum>, PipelineError> {
     if !checkpoint.ranks().is_empty() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
@@ -43,11 +43,11 @@ pub fn spectra(
             .with_max_len(1)
             .map(|&id| {
                 let note = format!("spectrum of {id}");
-                if let Some(spectrum) = course.staging.and_then(|staging| known(staging, &note)) {
+                if let Some(spectrum) = state.staging.and_then(|staging| known(staging, &note)) {
                     progress.advance(1);
                     return Ok((id, spectrum));
                 }
-                course.interrupt.check()?;
+                state.interrupt.check()?;
                 let StoredMatrix::Dense(matrix) = checkpoint.read_matrix(id)? else {
                     return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
                 };
@@ -60,10 +60,10 @@ pub fn spectra(
                 let (spectrum, reduction) =
                     reduced.map_err(|source| PipelineError::Svd { name: id, source })?;
                 drop(matrix);
-                if let (Some(scratch), Some(reduction)) = (course.scratch, reduction) {
+                if let (Some(scratch), Some(reduction)) = (state.scratch, reduction) {
                     scratch.keep(id, reduction);
                 }
-                if let Some(staging) = course.staging {
+                if let Some(staging) = state.staging {
                     let text = serde_json::to_string(&spectrum).expect("finite numbers serialise");
                     staging.note(&note, text)?;
                 }

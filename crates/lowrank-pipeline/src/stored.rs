@@ -11,7 +11,8 @@ use lowrank_model::{
     StoredMatrix, Tensor,
 };
 use lowrank_svd::residual::relative_error;
-use lowrank_svd::{Factored, Factors, Metric, Reduction, Route, SvdError, SvdOptions, expanded};
+use lowrank_svd::{Factored, Factors, Metric, Reduction, SvdError, SvdOptions, expanded};
+use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor};
 
 /// One tensor of a factored matrix.
@@ -33,20 +34,11 @@ impl Piece {
 }
 
 /// A factored matrix, and how it came about.
-pub(crate) struct Remade {
-    /// By name, in the order of [`Form::output_tensors`].
+pub(crate) struct FactoredMatrix {
+    /// By name, in the order of [`FactorFormat::output_tensors`].
     pub(crate) pieces: Vec<(String, Piece)>,
-    pub(crate) route: Route,
-    /// What computed the numbers that are stored.
-    pub(crate) processor: Processor,
-    /// Of the factors before rounding; calibrated, of what is stored.
-    pub(crate) relative_error: f64,
-    /// In the norm of the calibration, if there was one.
-    pub(crate) calibrated_error: Option<f64>,
-    /// max |T| of a pivoted matrix.
-    pub(crate) largest_coefficient: Option<f64>,
-    /// What rounding the pieces of a pivoted matrix cost.
-    pub(crate) round_trip_error: Option<f64>,
+    /// Without the excess over the optimum, which depends on the spectrum.
+    pub(crate) outcome: MatrixOutcome,
 }
 
 /// A matrix' pieces as a reader would find them.
@@ -64,17 +56,17 @@ pub(crate) fn stored(pieces: &[(String, Piece)], shape: MatrixShape) -> StoredMa
     }
 }
 
-/// How a matrix is to be stored.
+/// How factored matrices are stored.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Form<'a> {
-    /// Whose matrices they are.
+pub(crate) struct FactorFormat<'a> {
+    /// The model of the matrices.
     pub(crate) config: &'a ModelConfig,
     pub(crate) storage: Storage,
     pub(crate) dtype: Dtype,
 }
 
-impl Form<'_> {
-    /// What is written for a matrix of rank `r`.
+impl FactorFormat<'_> {
+    /// The tensors of a matrix of rank `r`.
     pub(crate) fn output_tensors(self, id: MatrixId, shape: MatrixShape, r: usize) -> Vec<OutputTensor> {
         let dtype = ElementType::from(self.dtype);
         match self.storage {
@@ -97,7 +89,7 @@ impl Form<'_> {
         }
     }
 
-    /// What lies where this matrix was written.
+    /// The matrix as an earlier run wrote it.
     pub(crate) fn written(
         self,
         writer: &CheckpointWriter,
@@ -127,14 +119,14 @@ impl Form<'_> {
     }
 
     /// Factors one matrix, with the options of [`svd_options`].
-    pub(crate) fn remake(
+    pub(crate) fn factor(
         self,
         algebra: &Algebra,
         matrix: Tensor,
         id: MatrixId,
         rank: usize,
         options: SvdOptions<'_>,
-    ) -> Result<Remade, PipelineError> {
+    ) -> Result<FactoredMatrix, PipelineError> {
         let options = options.for_matrix(id);
         let failed = |source| PipelineError::Svd { name: id, source };
         let shape = matrix_shape(&matrix);
@@ -175,15 +167,18 @@ impl Form<'_> {
         };
         let names = planned.into_iter().map(|tensor| tensor.name);
         let pieces = names.zip(pieces).collect();
-        Ok(Remade {
-            pieces,
-            route,
-            processor,
+        let outcome = MatrixOutcome {
             relative_error,
             calibrated_error,
+            excess_over_optimum: None,
+            route: match processor {
+                Processor::Cpu => route.to_string(),
+                Processor::Cuda => format!("{route}, {processor}"),
+            },
             largest_coefficient,
             round_trip_error,
-        })
+        };
+        Ok(FactoredMatrix { pieces, outcome })
     }
 }
 
@@ -217,7 +212,7 @@ fn stored_error(
     relative_error(backend, matrix, &stored)
 }
 
-/// The pieces of a matrix that was read, under the names and in the order of [`Form::output_tensors`]; none if it is dense.
+/// The pieces of a matrix that was read, under the names and in the order of [`FactorFormat::output_tensors`]; none if it is dense.
 pub(crate) fn pieces_of(config: &ModelConfig, id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
     match matrix {
         StoredMatrix::Dense(_) => Vec::new(),

@@ -91,7 +91,7 @@ pub enum SvdError {
         value: f64,
     },
     /// A share that is none.
-    #[error("the blend is {value}: it must lie in 0..=1")]
+    #[error("the shrinkage is {value}: it must lie in 0..=1")]
     Blend {
         /// Given.
         value: f64,

@@ -44,7 +44,7 @@ pub(crate) struct SquaredErrors {
 
 /// A norm, checked against its matrix and brought to a scale of about 1.
 pub(crate) trait ErrorNorm: InPrecision<f32> + InPrecision<f64> {
-    /// From where W is seen: the eigenproblem has the size of this side.
+    /// The side of the norm's moment: the eigenproblem has the size of this side.
     fn side(&self) -> Side;
 
     /// What was divided out of a squared error.

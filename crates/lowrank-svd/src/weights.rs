@@ -21,7 +21,7 @@ use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2, s};
 use rand_chacha::ChaCha8Rng;
 
-/// ‖W − Ŵ‖², seen from the short side.
+/// ‖W − Ŵ‖², by the Gram matrix of the short side.
 pub(crate) struct Weights {
     side: Side,
     energy: f64,

@@ -64,6 +64,6 @@ pub struct Thresholds {
     pub max_perplexity_increase: Option<f64>,
     /// Share of positions where both models rank the same token first.
     pub min_top1: Option<f64>,
-    /// Largest local error of any layer's mixture.
+    /// Largest local error of any layer's MoE block.
     pub max_layer_error: Option<f64>,
 }

@@ -1,6 +1,6 @@
 //! Both models on the same tokens, layer by layer, side by side.
 //!
-//! One layer of each is in memory at a time. The compressed mixture runs twice: on the original's inputs (how wrong is
+//! One layer of each is in memory at a time. The compressed MoE block runs twice: on the original's inputs (how wrong is
 //! this layer alone) and on its own (how wrong has it all become); each expert is read once for both.
 
 use crate::error::VerifyError;
@@ -34,9 +34,9 @@ pub fn run(
     let layers = ours.config().num_hidden_layers;
     progress.start("running both models", layers as u64, "layers");
     for layer in 0..layers {
-        let (row, visits) = run_layer(layer, (&ours, &mut h_ours), (&theirs, &mut h_theirs))?;
+        let (row, routed) = run_layer(layer, (&ours, &mut h_ours), (&theirs, &mut h_theirs))?;
         outcome.layers.push(row);
-        outcome.tokens_per_expert.push(visits);
+        outcome.tokens_per_expert.push(routed);
         progress.advance(1);
         let broken = [("original", &h_ours), ("compressed", &h_theirs)]
             .into_iter()
@@ -52,7 +52,7 @@ pub fn run(
             return Ok((outcome, findings));
         }
         if row.local.is_none() || row.propagated.is_none() {
-            let detail = "the error of the mixture or of the hidden state is not finite".to_owned();
+            let detail = "the error of the MoE block or of the hidden state is not finite".to_owned();
             findings.push(Finding {
                 kind: FindingKind::NonFinite,
                 name: Some(format!("layer {layer}")),
@@ -75,8 +75,8 @@ fn run_layer(
 ) -> Result<(LayerError, Vec<u64>), VerifyError> {
     ours.attention(layer, h_ours)?;
     let input = ours.moe_input(layer, h_ours)?; // [N, H]
-    let mut visits = vec![0; ours.config().num_local_experts];
-    ours.route(layer, &input)?.experts.iter().for_each(|&expert| visits[expert] += 1);
+    let mut routed = vec![0; ours.config().num_local_experts];
+    ours.route(layer, &input)?.experts.iter().for_each(|&expert| routed[expert] += 1);
     let output = ours.moe(layer, &[&input], &mut ())?.remove(0); // [N, H]
 
     theirs.attention(layer, h_theirs)?;
@@ -88,14 +88,14 @@ fn run_layer(
     ours.add(h_ours, &output);
     theirs.add(h_theirs, &own_output);
     let propagated = distance(h_ours.states(), h_theirs.states());
-    Ok((LayerError { layer, local, propagated }, visits))
+    Ok((LayerError { layer, local, propagated }, routed))
 }
 
-/// See [`ModelComparison::routing_distance`]. Absent where the visits are not those of the same experts, or there are none.
+/// See [`ModelComparison::routing_distance`]. Absent if the numbers of experts differ, or no token is routed.
 pub fn routing_distance(here: &[Vec<u64>], there: &[Vec<u64>]) -> Option<f64> {
-    let shares = |visits: &[u64]| -> Option<Vec<f64>> {
-        let total: u64 = visits.iter().sum();
-        (total > 0).then(|| visits.iter().map(|&visits| visits as f64 / total as f64).collect())
+    let shares = |routed: &[u64]| -> Option<Vec<f64>> {
+        let total: u64 = routed.iter().sum();
+        (total > 0).then(|| routed.iter().map(|&routed| routed as f64 / total as f64).collect())
     };
     if here.is_empty() || here.len() != there.len() {
         return None;
@@ -214,10 +214,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_distance_is_the_share_of_visits_elsewhere() {
+    fn the_distance_is_the_share_of_tokens_routed_elsewhere() {
         let here = [vec![3, 1, 0], vec![0, 0, 8]];
         assert_eq!(routing_distance(&here, &here), Some(0.0));
-        // A quarter of the first layer's visits, all of the second's.
+        // A quarter of the first layer's routed, all of the second's.
         let there = [vec![50, 50, 0], vec![1, 1, 0]];
         assert_eq!(routing_distance(&here, &there), Some((0.25 + 1.0) / 2.0));
         assert_eq!(routing_distance(&here, &here[..1]), None);

@@ -135,8 +135,8 @@ pub struct ModelComparison {
     /// Visits of the original model's experts on this text, by layer and expert.
     #[serde(default)]
     pub tokens_per_expert: Vec<Vec<u64>>,
-    /// How unlike this text is to the one that was calibrated on: the share of visits that go to other experts, ½ Σ |p − q|
-    /// over the experts of a layer, p and q their shares of the visits on either text, mean over layers. 0: asked alike; 1:
+    /// How unlike this text is to the one that was calibrated on: the share of routed tokens that go to other experts, ½ Σ |p − q|
+    /// over the experts of a layer, p and q their shares of the routed tokens on either text, mean over layers. 0: asked alike; 1:
     /// no expert is asked on both. Absent without calibration.
     #[serde(default)]
     pub routing_distance: Option<f64>,
@@ -291,9 +291,12 @@ impl fmt::Display for ModelComparison {
         writeln!(f, "run on: {}", self.engine)?;
         if let Some(distance) = self.routing_distance {
             let percent = 100.0 * distance;
-            writeln!(f, "unlike the calibration text: {percent:.1} % of the visits go to other experts")?;
+            writeln!(
+                f,
+                "unlike the calibration text: {percent:.1} % of the routed tokens go to other experts"
+            )?;
         }
-        writeln!(f, "{:>6}{:>18}{:>18}", "layer", "mixture, local", "hidden, so far")?;
+        writeln!(f, "{:>6}{:>18}{:>18}", "layer", "MoE block, local", "hidden, so far")?;
         let number = |value: Option<f64>| value.map_or("not finite".into(), |value| format!("{value:.5}"));
         for row in &self.layers {
             writeln!(f, "{:>6}{:>18}{:>18}", row.layer, number(row.local), number(row.propagated))?;

@@ -16,7 +16,7 @@
 //! | `matrices` | whole matrices, host to host, by every route on several lanes |
 //! | `speed` | one decoder layer |
 //!
-//! Sizes are Mixtral-8x7B's; `--small`: tiny ones, to try the program itself.
+//! Sizes are an 8x7B model's; `--small`: tiny ones, to try the program itself.
 
 use lowrank_compute::cuda::measure::{self, Measurement};
 use lowrank_compute::cuda::{Cuda, WeightProducts};
@@ -43,7 +43,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 const LOGITS_TOLERANCE: f64 = 1e-3;
 /// Largest excess of the factors' error over the optimum.
 const EXCESS_TOLERANCE: f64 = 1e-5;
-/// Matrices of Mixtral-8x7B.
+/// Expert matrices of an 8x7B model.
 const MIXTRAL_MATRICES: f64 = 768.0;
 /// No further route is timed when a part has taken this long.
 const TIMING_MAX: Duration = Duration::from_secs(120);
@@ -78,7 +78,7 @@ fn sizes(small: bool) -> Sizes {
     }))
     .expect("the dimensions of a real model");
     if !small {
-        // Rank 2479: what 10 B of Mixtral-8x7B comes to.
+        // Rank 2479: what removing 10 B of an 8x7B model's parameters comes to.
         return Sizes {
             matrix: (14336, 4096),
             rank: 2479,
@@ -337,7 +337,7 @@ fn rows(all: &Map<String, Value>) -> Vec<(&'static str, Option<String>)> {
         ),
         ("min for 768 matrices, 8 at a time", routes(8, "minutes_768")),
         (
-            "tokens/s of one decoder layer in Mixtral-8x7B's dimensions, f32, bf16",
+            "tokens/s of one decoder layer in an 8x7B model's dimensions, f32, bf16",
             joined(
                 list("speed", "layer")
                     .iter()
@@ -547,9 +547,9 @@ fn layer(config: &ModelConfig) -> Layer {
         },
         experts: (0..config.num_local_experts as u64)
             .map(|e| StoredExpert {
-                w1: dense(f, h, 10 + 3 * e),
-                w2: dense(h, f, 11 + 3 * e),
-                w3: dense(f, h, 12 + 3 * e),
+                gate: dense(f, h, 10 + 3 * e),
+                down: dense(h, f, 11 + 3 * e),
+                up: dense(f, h, 12 + 3 * e),
             })
             .collect(),
     }
@@ -561,7 +561,7 @@ fn states(config: &ModelConfig, tokens: usize, window: usize) -> Hidden {
     Hidden::new(values, &vec![window; tokens / window], config.hidden_size)
 }
 
-/// Seconds of attention and of the mixture, and the mixture's output.
+/// Seconds of attention and of the MoE block, and its output.
 fn run_layer(
     engine: &dyn Engine,
     config: &ModelConfig,
@@ -574,11 +574,11 @@ fn run_layer(
     let start = Instant::now();
     let input = engine.norm(hidden.states(), &vec![1.0; config.hidden_size], config.rms_norm_eps as f32)?;
     let inputs = [input.as_slice()];
-    let mut mixture = engine.moe(&inputs, &layer.router)?;
+    let mut moe = engine.moe(&inputs, &layer.router)?;
     for (expert, weights) in layer.experts.into_iter().enumerate() {
-        mixture.expert((0, expert), weights, &mut ())?;
+        moe.expert((0, expert), weights, &mut ())?;
     }
-    let output = mixture.outputs()?.remove(0);
+    let output = moe.outputs()?.remove(0);
     Ok(([attention_s, start.elapsed().as_secs_f64()], output))
 }
 
@@ -731,7 +731,7 @@ fn moment(size: usize) -> Array2<f64> {
 fn layer_speed(_: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -> Result<(), Failure> {
     let config = &sizes.config;
     results.line(format!(
-        "## One decoder layer, {} tokens in windows of {}, weights from host memory\n\n| products | attention, s | mixture, s | tokens/s |\n|---|---|---|---|",
+        "## One decoder layer, {} tokens in windows of {}, weights from host memory\n\n| products | attention, s | MoE block, s | tokens/s |\n|---|---|---|---|",
         sizes.tokens, sizes.window
     ));
     let mut rows = Vec::new();
@@ -746,7 +746,7 @@ fn layer_speed(_: &Cuda, _: &Path, sizes: &Sizes, results: &mut Results) -> Resu
         let speed = sizes.tokens as f64 / (best[0] + best[1]);
         results.line(format!("| {name} | {:.3} | {:.3} | {speed:.0} |", best[0], best[1]));
         rows.push(
-            json!({ "products": name, "attention_s": best[0], "mixture_s": best[1], "tokens_per_s": speed }),
+            json!({ "products": name, "attention_s": best[0], "moe_block_s": best[1], "tokens_per_s": speed }),
         );
     }
     results.set("layer", rows)

@@ -2,7 +2,7 @@
 //!
 //! `prune_experts MODEL OUT SHARE CALIBRATION TOKENS EVALUATION_TOKENS TEXT...`: in every layer the share of experts (to the
 //! nearest whole number) with the smallest mean g·‖y‖ goes, the criterion of REAP (Lasby et al., 2510.13999), g the router's
-//! weight and y the expert's output for the tokens routed to it. OUT becomes an ordinary Mixtral of fewer experts, whose
+//! weight and y the expert's output for the tokens routed to it. OUT becomes an ordinary checkpoint of fewer experts, whose
 //! router's softmax is over those that are left. Prints what it lost on each text, by the functions of `verify`.
 //! CALIBRATION is a file or `bundled`.
 

@@ -1,4 +1,4 @@
-//! Times 1,000 plans of Mixtral-8x7B from generated spectra, without weights: `cargo xtask bench sweep [--jobs N]`.
+//! Times 1,000 plans of an 8x7B model from generated spectra, without weights: `cargo xtask bench sweep [--jobs N]`.
 //!
 //! 768 spectra of 4096 values, a noise floor with a power-law head as trained experts have it, from a seed. The grid: 25
 //! budgets × 2 layouts × 4 rank multiples × 5 sets of matrices kept dense.

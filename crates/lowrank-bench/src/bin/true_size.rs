@@ -1,4 +1,4 @@
-//! Times every route on one generated matrix of Mixtral's size and prints its excess error over the optimum:
+//! Times every route on one generated matrix of an 8x7B model's size and prints its excess error over the optimum:
 //! `cargo run --release -p lowrank-bench --bin true_size [rows cols rank]`.
 //!
 //! The matrix is what trained experts look like: a noise floor with a power-law head, rounded to bf16.

@@ -8,8 +8,10 @@ use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
 use serde_json::{Value, json};
 
 /// The family.
+pub(super) const FAMILY: &dyn Family = &Mixtral;
+
 #[derive(Debug)]
-pub(super) struct Mixtral;
+struct Mixtral;
 
 const SPELLING: Spelling = Spelling {
     moe: "block_sparse_moe",

@@ -4,9 +4,8 @@ use super::request::Request;
 use crate::calibration::Calibrated;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
-use crate::stored::{Form, Remade, svd_options};
+use crate::stored::{FactorFormat, FactoredMatrix, svd_options};
 use crate::{CalibrationContext, PipelineError};
-use lowrank_compute::Processor;
 use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{Dtype, MatrixId, Progress, RankPlan, Spectrum, StoredMatrix};
@@ -36,8 +35,12 @@ impl Work<'_> {
         self.request.recipe.factor.dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
     }
 
-    fn form(&self) -> Form<'_> {
-        Form { config: self.checkpoint.config(), storage: self.plan.cost.storage, dtype: self.factor_dtype() }
+    fn format(&self) -> FactorFormat<'_> {
+        FactorFormat {
+            config: self.checkpoint.config(),
+            storage: self.plan.cost.storage,
+            dtype: self.factor_dtype(),
+        }
     }
 
     fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
@@ -61,7 +64,7 @@ impl Work<'_> {
             match self.rank_of(spec) {
                 Some((id, r)) => {
                     let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    output.extend(self.form().output_tensors(id, shape, r));
+                    output.extend(self.format().output_tensors(id, shape, r));
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
@@ -139,17 +142,17 @@ impl Work<'_> {
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
                 true => Ok(None),
-                false => self.form().written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
+                false => self.format().written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
             },
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
                 let (algebra, rank) = (self.calibration.algebra(), self.ranks[&id]);
                 let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
-                self.form().remake(algebra, matrix, id, rank, options)
+                self.format().factor(algebra, matrix, id, rank, options)
             },
-            take: &|id, remade, is_alone| {
+            take: &|id, factored, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
-                let outcome = self.keep(writer, units[&id], remade, optimum)?;
+                let outcome = self.keep(writer, units[&id], factored, optimum)?;
                 outcomes.lock().expect("nobody panics").insert(id, outcome);
                 progress.advance(1);
                 Ok(())
@@ -183,8 +186,8 @@ impl Work<'_> {
         let algebra = self.calibration.algebra();
         let kept = self.scratch.and_then(|scratch| scratch.take(id));
         let options = svd_options(&self.request.recipe.factor, &metric, spectrum, kept.as_ref());
-        let remade = self.form().remake(algebra, matrix, id, rank, options)?;
-        self.keep(writer, &spec.name, remade, self.optimum[&id])
+        let factored = self.format().factor(algebra, matrix, id, rank, options)?;
+        self.keep(writer, &spec.name, factored, self.optimum[&id])
     }
 
     /// Writes a factored matrix; `optimum` is the error of the best of its rank in the norm that it was fitted to.
@@ -192,29 +195,12 @@ impl Work<'_> {
         &self,
         writer: &CheckpointWriter,
         unit: &str,
-        remade: Remade,
+        factored: FactoredMatrix,
         optimum: Option<f64>,
     ) -> Result<MatrixOutcome, PipelineError> {
-        let Remade {
-            pieces,
-            route,
-            processor,
-            relative_error,
-            calibrated_error,
-            largest_coefficient,
-            round_trip_error,
-        } = remade;
-        let outcome = MatrixOutcome {
-            relative_error,
-            calibrated_error,
-            excess_over_optimum: excess(calibrated_error.unwrap_or(relative_error), optimum),
-            route: match processor {
-                Processor::Cpu => route.to_string(),
-                Processor::Cuda => format!("{route}, {processor}"),
-            },
-            largest_coefficient,
-            round_trip_error,
-        };
+        let FactoredMatrix { pieces, mut outcome } = factored;
+        let error = outcome.calibrated_error.unwrap_or(outcome.relative_error);
+        outcome.excess_over_optimum = excess(error, optimum);
         let contents: Vec<(&str, Content<'_>)> =
             pieces.iter().map(|(name, piece)| (name.as_str(), piece.content())).collect();
         let note = serde_json::to_string(&outcome).expect("plain numbers and text serialise");

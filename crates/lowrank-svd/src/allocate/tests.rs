@@ -1,4 +1,4 @@
-//! Properties of every plan, and the true shape of Mixtral-8x7B.
+//! Properties of every plan, and the true shape of an 8x7B model.
 
 use super::*;
 use lowrank_model::plan::Sensitivity;

@@ -177,10 +177,10 @@ fn a_large_matrix_is_projected_and_measured_in_f32() {
     assert!((factored.metric_error.unwrap() / optimum - 1.0).abs() < 1e-6, "for {optimum}");
     let (u, v) = wide::<f64>(&factored.factors);
     let product = u.dot(&v);
-    let blended = &moment * (0.9 * n as f64 / moment.diag().sum()) + 0.1 * Array2::<f64>::eye(n);
+    let shrunk = &moment * (0.9 * n as f64 / moment.diag().sum()) + 0.1 * Array2::<f64>::eye(n);
     let energy_in_metric = |matrix: Array2<f64>| {
         let matrix = case.weighted(matrix);
-        (&matrix * &matrix.dot(&blended)).sum()
+        (&matrix * &matrix.dot(&shrunk)).sum()
     };
     let wanted = case.wide.dot(&map);
     let expected = (energy_in_metric(&wanted - &product) / energy_in_metric(wanted)).sqrt();

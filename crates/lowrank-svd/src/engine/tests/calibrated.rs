@@ -299,7 +299,7 @@ fn zero_weights_and_single_directions_have_finite_factors() {
 }
 
 #[test]
-fn a_direction_counts_only_through_the_blend() {
+fn a_direction_counts_only_through_the_shrinkage() {
     // Only the first input is ever nonzero; rank 1 keeps its column exactly and drops the rest.
     let w = Tensor::from_f32(vec![3, 3], Dtype::F32, &[1.0, 9.0, 5.0, 2.0, 8.0, 6.0, 3.0, 7.0, 4.0]).unwrap();
     let moment = Array2::from_shape_fn((3, 3), |place| if place == (0, 0) { 6.0 } else { 0.0 });
@@ -401,7 +401,7 @@ fn moments_that_do_not_fit_are_refused() {
         refusal(inputs(&three, &[1.0, -2.0], 0.1)),
         "row weight 1 is -2: it must be finite and not negative"
     );
-    assert_eq!(refusal(inputs(&three, &[1.0; 2], 1.5)), "the blend is 1.5: it must lie in 0..=1");
+    assert_eq!(refusal(inputs(&three, &[1.0; 2], 1.5)), "the shrinkage is 1.5: it must lie in 0..=1");
     three[[2, 1]] = f64::NAN;
     assert_eq!(
         refusal(inputs(&three, &[1.0; 2], 0.1)),
