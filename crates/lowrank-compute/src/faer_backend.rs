@@ -19,6 +19,7 @@ use faer::linalg::qr::no_pivoting::factor::{qr_in_place, qr_in_place_scratch, re
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::linalg::temp_mat_scratch;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
 use faer::traits::RealField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder};
@@ -243,6 +244,16 @@ impl<T: Real + RealField> Kernels<T> for Faer {
             Array2::from_shape_fn((size, cols), |(i, j)| if i <= j { reflectors[(i, j)] } else { T::zero() });
         Ok(PivotedQr { r, permutation })
     }
+}
+
+/// B ← R⁻¹ B for R [r, r] upper triangular and B [r, n], in standard layout or its transpose.
+///
+/// # Panics
+/// If B is in neither layout.
+pub fn solve_upper<T: Real + RealField>(r: ArrayView2<'_, T>, b: &mut Array2<T>) {
+    let mut b = b.view_mut();
+    let b = mat_mut(&mut b).expect("an array without gaps");
+    solve_upper_triangular_in_place(mat(&dense(r)), b, Par::Seq);
 }
 
 /// Some columns of the square Q of Y = QR.

@@ -44,7 +44,7 @@ mod tridiagonal;
 pub use algebra::{Algebra, NoDevice, Processor, Substituted};
 pub use blocks::Side;
 pub use error::ComputeError;
-pub use faer_backend::Faer;
+pub use faer_backend::{Faer, solve_upper};
 pub use kernels::{Accumulate, Backend, Cholesky, Eigen, Kernels, PivotedQr, mirror_lower};
 #[cfg(feature = "lapack")]
 pub use lapack_backend::Lapack;

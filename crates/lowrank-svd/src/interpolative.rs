@@ -18,7 +18,7 @@
 use crate::error::SvdError;
 use crate::factors::Factors;
 use crate::linalg::product;
-use lowrank_compute::{Accumulate, Backend, Kernels, PivotedQr};
+use lowrank_compute::{Backend, Kernels, PivotedQr, solve_upper};
 use lowrank_model::{MatrixShape, PivotOrder, PivotSide, Storage, Tensor, pivots::factor_shapes};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::fmt;
@@ -29,8 +29,6 @@ pub const COEFFICIENT_MAX: f64 = 1.5;
 const EXCHANGES_PER_INDEX: usize = 8;
 /// Rows that are multiplied at once. A constant, for the order of summation.
 const BLOCK_ROWS: usize = 1024;
-/// Rows of the triangular solve that are done one by one.
-const SOLVE_ROWS: usize = 64;
 
 /// Ŵ as an interpolative decomposition, before rounding to the stored dtype. Row-major, in the shapes of
 /// [`lowrank_model::pivots::factor_shapes`].
@@ -218,7 +216,7 @@ fn interpolate(kernels: &dyn Kernels<f64>, near: Array2<f64>) -> Result<Interpol
     let PivotedQr { r, permutation } = kernels.qr_pivoted(space.reversed_axes())?;
     let (mut pivots, mut others) = (permutation[..found].to_vec(), permutation[found..].to_vec());
     let mut t = r.slice(s![.., found..]).as_standard_layout().into_owned();
-    solve_upper(kernels, r.slice(s![.., ..found]), &mut t);
+    solve_upper(r.slice(s![.., ..found]), &mut t);
     drop(r);
     if by_complement {
         std::mem::swap(&mut pivots, &mut others);
@@ -244,29 +242,6 @@ fn interpolate(kernels: &dyn Kernels<f64>, near: Array2<f64>) -> Result<Interpol
     };
     let coefficients = t.select(Axis(0), &rising(&pivots)).select(Axis(1), &rising(&others));
     Ok(Interpolation { order, coefficients, exchanges })
-}
-
-/// T ← R⁻¹ T, R [r, r] upper triangular: a block of rows at a time, from below.
-fn solve_upper(kernels: &dyn Kernels<f64>, r: ArrayView2<'_, f64>, t: &mut Array2<f64>) {
-    let rank = r.nrows();
-    for first in (0..rank).step_by(SOLVE_ROWS).rev() {
-        let end = rank.min(first + SOLVE_ROWS);
-        let (head, below) = t.view_mut().split_at(Axis(0), end);
-        let (_, mut block) = head.split_at(Axis(0), first);
-        let negated = r.slice(s![first..end, end..]).mapv(|value| -value);
-        if end < rank {
-            kernels.gemm(negated.view(), below.view(), block.view_mut(), Accumulate::Add);
-        }
-        for i in (0..end - first).rev() {
-            let (mut above, done) = block.view_mut().split_at(Axis(0), i + 1);
-            let mut row = above.row_mut(i);
-            for (k, known) in done.rows().into_iter().enumerate() {
-                row.scaled_add(-r[[first + i, first + i + 1 + k]], &known);
-            }
-            let diagonal = r[[first + i, first + i]];
-            row.mapv_inplace(|value| value / diagonal);
-        }
-    }
 }
 
 /// Place of the largest entry in size; the first of equals.
@@ -445,7 +420,7 @@ mod tests {
             kernels.qr_pivoted(kahan.slice(s![..rank, ..]).to_owned()).unwrap()
         };
         let mut alone = r.slice(s![.., rank..]).to_owned();
-        solve_upper(&Faer, r.slice(s![.., ..rank]), &mut alone);
+        solve_upper(r.slice(s![.., ..rank]), &mut alone);
         let found = interpolate(&Faer, kahan.slice(s![..rank, ..]).t().to_owned()).unwrap();
         let (i, j) = largest(&alone);
         assert!(alone[[i, j]].abs() > COEFFICIENT_MAX, "{}", alone[[i, j]]);
