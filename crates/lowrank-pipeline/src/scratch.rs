@@ -116,6 +116,12 @@ mod tests {
                 factor(&Faer, &w, 17, &SvdOptions { spectrum, reduction, ..options }).unwrap()
             });
             assert_eq!(with, without);
+            // The reduction is used: that of another matrix gives other factors.
+            let reversed: Vec<f32> = values.iter().rev().copied().collect();
+            let other = Tensor::from_f32(vec![90, 40], Dtype::Bf16, &reversed).unwrap();
+            let (_, reduction) = lowrank_svd::spectrum(&Faer, &other, &options).unwrap();
+            let options = SvdOptions { spectrum: Some(&spectrum), reduction: reduction.as_ref(), ..options };
+            assert_ne!(factor(&Faer, &w, 17, &options).unwrap(), without);
         }
     }
 
