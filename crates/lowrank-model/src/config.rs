@@ -4,6 +4,8 @@
 //! `ModelConfig::checked`, so that no other crate meets a zero, a huge value or a missing key.
 
 use crate::block::Block;
+use crate::display::clip;
+use crate::family::allowed::Keys;
 use crate::names::{Role, Spelling};
 use crate::{ErrorKind, MatrixId, MatrixShape, Projection};
 use serde_json::Value;
@@ -16,10 +18,12 @@ pub enum ConfigError {
     #[error("is not a JSON object: {0}")]
     NotJson(String),
     /// `model_type` names something this tool does not know.
-    #[error("unknown family: `model_type` is `{found}`; known: {known}")]
+    #[error("unknown family: `model_type` is `{found}`{}; known: {known}", shown(architecture))]
     UnknownFamily {
         /// In the file.
         found: String,
+        /// The class that the file names, if any.
+        architecture: Option<String>,
         /// Every known `model_type`.
         known: String,
     },
@@ -30,27 +34,97 @@ pub enum ConfigError {
     #[error("`{key}` is {value}, expected {expected}")]
     Bad {
         /// The key.
-        key: &'static str,
+        key: String,
         /// What was found.
         value: String,
         /// What would have been accepted.
         expected: &'static str,
     },
-    /// Weights are quantised.
+    /// A value that is right elsewhere, and that nothing here computes.
+    #[error("`{key}` is {value}, which this program does not support; it supports {supported}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// What was found.
+        value: String,
+        /// What would have been accepted.
+        supported: String,
+    },
+    /// Keys that may change what the model computes, for all that is known here.
     #[error(
-        "the checkpoint is quantised (`quantization_config`: {0}); give the original f32, f16 or bf16 weights"
+        "{0}: unknown to this program, which cannot tell whether the model computes something else with it; remove what changes nothing"
     )]
+    UnknownKeys(String),
+    /// Makers' own description of a model without experts.
+    #[error("describes a dense model: there is no `moe`, so no experts to compress")]
+    NoExperts,
+    /// Weights are quantised.
+    #[error("the checkpoint is quantised ({0}); give the original f32, f16 or bf16 weights")]
     Quantised(String),
 }
 
 impl ConfigError {
+    /// A value of the wrong type, or out of range.
+    pub(crate) fn bad(key: &str, value: &Value, expected: &'static str) -> Self {
+        Self::Bad { key: key.into(), value: value.to_string(), expected }
+    }
+
+    /// A value that is right elsewhere.
+    pub(crate) fn unsupported(key: &str, value: &Value, supported: &str) -> Self {
+        Self::Unsupported { key: key.into(), value: value.to_string(), supported: supported.into() }
+    }
+
+    /// The same, with its keys inside an object.
+    pub(crate) fn inside(self, object: &str) -> Self {
+        match self {
+            Self::Bad { key, value, expected } => {
+                Self::Bad { key: format!("{object}.{key}"), value, expected }
+            }
+            Self::Unsupported { key, value, supported } => {
+                Self::Unsupported { key: format!("{object}.{key}"), value, supported }
+            }
+            Self::UnknownKeys(keys) => Self::UnknownKeys(format!("{keys} in `{object}`")),
+            other => other,
+        }
+    }
+
+    /// The same, with every text that a file brought on one short line.
+    #[must_use]
+    pub fn printable(self) -> Self {
+        match self {
+            Self::NotJson(text) => Self::NotJson(clip(&text)),
+            Self::UnknownFamily { found, architecture, known } => Self::UnknownFamily {
+                found: clip(&found),
+                architecture: architecture.map(|class| clip(&class)),
+                known,
+            },
+            Self::Bad { key, value, expected } => {
+                Self::Bad { key: clip(&key), value: clip(&value), expected }
+            }
+            Self::Unsupported { key, value, supported } => {
+                Self::Unsupported { key: clip(&key), value: clip(&value), supported }
+            }
+            Self::UnknownKeys(keys) => Self::UnknownKeys(clip(&keys)),
+            Self::Quantised(method) => Self::Quantised(clip(&method)),
+            Self::Missing(_) | Self::NoExperts => self,
+        }
+    }
+
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::UnknownFamily { .. } | Self::Quantised(_) => ErrorKind::Unsupported,
+            Self::UnknownFamily { .. }
+            | Self::Unsupported { .. }
+            | Self::UnknownKeys(_)
+            | Self::NoExperts
+            | Self::Quantised(_) => ErrorKind::Unsupported,
             Self::NotJson(_) | Self::Missing(_) | Self::Bad { .. } => ErrorKind::BrokenCheckpoint,
         }
     }
+}
+
+fn shown(architecture: &Option<String>) -> String {
+    architecture.as_ref().map_or_else(String::new, |class| format!(" (`{class}`)"))
 }
 
 /// A family of models: everything that is known of it by name. One file a family, below `family/`.
@@ -72,6 +146,14 @@ pub trait Family: fmt::Debug + Sync {
     /// Whether a `config.json` is of this family though its `model_type` is nobody's.
     fn claims(&self, _config: &Value) -> bool {
         false
+    }
+
+    /// Every key that its `config.json` may have.
+    fn config_keys(&self) -> Vec<Keys>;
+
+    /// Every key that its makers' own `params.json` may have; none if they publish no such file.
+    fn params_keys(&self) -> Vec<Keys> {
+        Vec::new()
     }
 
     /// Reads `config.json`. The caller has checked `model_type`.
@@ -199,14 +281,14 @@ impl ModelConfig {
     pub(crate) fn checked(self) -> Result<Self, ConfigError> {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(ConfigError::Bad {
-                key: "num_key_value_heads",
+                key: "num_key_value_heads".into(),
                 value: self.num_key_value_heads.to_string(),
                 expected: "a divisor of `num_attention_heads`",
             });
         }
         if self.num_experts_per_tok > self.num_local_experts {
             return Err(ConfigError::Bad {
-                key: "num_experts_per_tok",
+                key: "num_experts_per_tok".into(),
                 value: self.num_experts_per_tok.to_string(),
                 expected: "at most `num_local_experts`",
             });
@@ -223,19 +305,19 @@ impl ModelConfig {
         ] {
             if width * self.hidden_size as u128 > ELEMENTS_MAX {
                 let (value, expected) = (width.to_string(), "a weight of at most 2^40 elements");
-                return Err(ConfigError::Bad { key, value, expected });
+                return Err(ConfigError::Bad { key: key.into(), value, expected });
             }
         }
         if self.num_hidden_layers as u128 * self.num_local_experts as u128 > EXPERTS_MAX {
             return Err(ConfigError::Bad {
-                key: "num_local_experts",
+                key: "num_local_experts".into(),
                 value: format!("{} in {} layers", self.num_local_experts, self.num_hidden_layers),
                 expected: "at most 65536 experts in all",
             });
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::Bad {
-                key: "head_dim",
+                key: "head_dim".into(),
                 value: self.head_dim.to_string(),
                 expected: "an even number (rotary embedding pairs its halves)",
             });

@@ -16,8 +16,13 @@ pub fn grouped(count: u64) -> String {
 /// Foreign text for a one-line message: escaped, and not longer than a line.
 pub fn clip(text: &str) -> String {
     const CHARS_MAX: usize = 200;
-    let mut clipped: String = text.escape_debug().take(CHARS_MAX).collect();
-    if text.escape_debug().nth(CHARS_MAX).is_some() {
+    let mut escaped = text.chars().flat_map(|c| {
+        // Quotes break no line.
+        let plain = matches!(c, '"' | '\'').then_some(c);
+        plain.into_iter().chain(c.escape_debug().filter(move |_| plain.is_none()))
+    });
+    let mut clipped: String = escaped.by_ref().take(CHARS_MAX).collect();
+    if escaped.next().is_some() {
         clipped.push('…');
     }
     clipped
@@ -46,6 +51,7 @@ mod tests {
     #[test]
     fn foreign_text_stays_on_a_short_line() {
         assert_eq!(clip("a\nb"), "a\\nb");
+        assert_eq!(clip("\"it's\"\\"), "\"it's\"\\\\");
         assert_eq!(clip(&"ä".repeat(201)), "ä".repeat(200) + "…");
         assert_eq!(abridge("`a`, \u{1b}[31m at line 1"), "`a`, \\u{1b}[31m at line 1");
         let long = abridge(&format!("begin {}\n at line 7", "é".repeat(1000)));

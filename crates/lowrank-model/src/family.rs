@@ -3,6 +3,7 @@
 //! `model_type` of `config.json` decides, or the keys of `params.json`; never a file's or a model's name. To add a
 //! family, write its file below `family/` and list it in [`ALL`]: `docs/architecture.md`, "A family".
 
+pub mod allowed;
 mod keys;
 mod mixtral;
 
@@ -24,7 +25,12 @@ fn of_config(config: &Value) -> Result<&'static dyn Family, ConfigError> {
     family.copied().ok_or_else(|| {
         let known: Vec<&str> =
             ALL.iter().flat_map(|family| [family.model_type(), family.output().model_type]).collect();
-        ConfigError::UnknownFamily { found: found.into(), known: known.join(", ") }
+        let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+        ConfigError::UnknownFamily {
+            found: found.into(),
+            architecture: class.map(Into::into),
+            known: known.join(", "),
+        }
     })
 }
 
@@ -44,7 +50,7 @@ impl ModelConfig {
         }
         // Of all known models published so, what a mixture of experts has and others have not.
         let read = ALL.iter().find_map(|family| family.read_params(params));
-        read.unwrap_or(Err(ConfigError::Missing("moe")))?.checked()
+        read.unwrap_or(Err(ConfigError::NoExperts))?.checked()
     }
 }
 

@@ -144,6 +144,22 @@ pub enum ReadError {
         /// Where and why.
         source: serde_json::Error,
     },
+    /// A text that begins with a byte order mark, at which transformers stops.
+    #[error("{}: begins with a byte order mark, which transformers refuses; save the file as UTF-8 without one", path.display())]
+    ByteOrderMark {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A number that is no JSON, though Python writes it.
+    #[error("{}: `{key}` is {constant}, which is no JSON number; write a number, or remove the key if it has a default", path.display())]
+    PythonConstant {
+        /// Which file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it says.
+        constant: &'static str,
+    },
     /// A model that cannot be, or is not supported.
     #[error("{}", path.display())]
     Config {
@@ -610,6 +626,8 @@ impl ReadError {
             | Self::LeavesFolder { .. }
             | Self::LfsPointer { .. }
             | Self::Json { .. }
+            | Self::ByteOrderMark { .. }
+            | Self::PythonConstant { .. }
             | Self::NoRankMap { .. }
             | Self::RankOfUnknownMatrix { .. }
             | Self::BadRank { .. }

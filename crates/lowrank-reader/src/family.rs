@@ -3,7 +3,7 @@
 
 use crate::error::{ReadError, clip};
 use crate::folder::Folder;
-use lowrank_model::config::ConfigError;
+use crate::json::parse;
 use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, format};
 use serde::Deserialize;
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub(crate) fn read(folder: &Folder) -> Result<Description, ReadError> {
 /// Reads `params.json`; `path` serves the messages.
 pub fn from_params(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
     let config = ModelConfig::from_params_json(&parse(path, json)?)
-        .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
+        .map_err(|source| ReadError::Config { path: path.into(), source: source.printable() })?;
     let layout = DescribedLayout::Known(Layout::Consolidated);
     Ok(Description { config, config_json: None, layout, ranks: BTreeMap::new(), storage: Storage::Uv })
 }
@@ -62,7 +62,7 @@ pub fn from_params(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
 pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
     let json = parse(path, json)?;
     let config = ModelConfig::from_hf_json(&json)
-        .map_err(|source| ReadError::Config { path: path.into(), source: printable(source) })?;
+        .map_err(|source| ReadError::Config { path: path.into(), source: source.printable() })?;
     let model_type = json.get("model_type").and_then(Value::as_str);
     let (layout, ranks, storage) = if model_type == Some(config.family.output().model_type) {
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
@@ -124,20 +124,4 @@ fn read_ranks(
         };
     }
     Ok(ranks)
-}
-
-fn parse(path: &Path, json: &[u8]) -> Result<Value, ReadError> {
-    serde_json::from_slice(json).map_err(|source| ReadError::Json { path: path.into(), source })
-}
-
-/// Values quoted from a foreign file stay on one line.
-fn printable(error: ConfigError) -> ConfigError {
-    match error {
-        ConfigError::UnknownFamily { found, known } => {
-            ConfigError::UnknownFamily { found: clip(&found), known }
-        }
-        ConfigError::Bad { key, value, expected } => ConfigError::Bad { key, value: clip(&value), expected },
-        ConfigError::Quantised(method) => ConfigError::Quantised(clip(&method)),
-        other => other,
-    }
 }

@@ -15,8 +15,6 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// UTF-8's byte order mark.
-const MARK: &[u8] = "\u{feff}".as_bytes();
 /// A file that huggingface_hub puts into the folder of blobs that all repositories of a cache share.
 const SHARED_BLOBS_MARKER: &str = ".huggingface-shared-blobs";
 
@@ -108,15 +106,10 @@ impl Folder {
         }
     }
 
-    /// Reads a text file that has an upper limit, without UTF-8's byte order mark; `None` when there is nothing of that
-    /// name.
+    /// Reads a text file that has an upper limit; `None` when there is nothing of that name.
     pub(crate) fn read(&self, name: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, ReadError> {
         let Some(file) = self.open_file(name)? else { return Ok(None) };
-        let mut bytes = read_open(&self.path(name), file, limit_bytes)?;
-        if bytes.starts_with(MARK) {
-            bytes.drain(..MARK.len());
-        }
-        Ok(Some(bytes))
+        read_open(&self.path(name), file, limit_bytes).map(Some)
     }
 
     /// Names of everything in the folder, sorted; names that are not UTF-8 belong to no model and are left out.

@@ -4,6 +4,7 @@
 
 use crate::error::{ReadError, clip};
 use crate::header::{TENSORS_MAX, is_printable};
+use crate::json;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +23,7 @@ pub struct Index {
 impl Index {
     /// Reads and checks an index; `path` serves the messages.
     pub fn parse(path: &Path, json: &[u8]) -> Result<Self, ReadError> {
+        json::refuse_mark(path, json)?;
         let RawIndex { weight_map: Pairs(pairs) } =
             serde_json::from_slice(json).map_err(|source| ReadError::Json { path: path.into(), source })?;
         if pairs.len() > TENSORS_MAX {

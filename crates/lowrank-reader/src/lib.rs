@@ -12,6 +12,7 @@
 //! | [`error`] | every way in which a checkpoint lies |
 //! | [`family`] | what `config.json` or `params.json` says: family, dimensions, layout, ranks |
 //! | `shards` | which files hold the weights: from the index, never from a glob |
+//! | `json` | JSON as loaders read it: byte order marks, `NaN` |
 //! | `folder` | which files may be read, and where links may lead |
 //! | `cache` | `org/name` in the local Hugging Face cache |
 //! | [`companions`] | which other files an output needs, and which are left out |
@@ -28,6 +29,7 @@ pub mod family;
 mod folder;
 pub mod header;
 pub mod index;
+mod json;
 mod rows;
 mod shards;
 

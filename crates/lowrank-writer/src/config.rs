@@ -1,6 +1,7 @@
 //! `config.json` of factored and of dense output, made from the base's.
 //!
-//! Unknown keys of the base are kept, in their order. What changes is what loaders dispatch on.
+//! Every key of the base is kept, in its order: the reader refused those that nobody here knows. What changes is what
+//! loaders dispatch on.
 
 use crate::WriteError;
 use lowrank_model::config::{ConfigError, Output};
@@ -93,7 +94,7 @@ pub(crate) mod tests {
             "architectures": ["MixtralForCausalLM"],
             "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_local_experts": 2,
             "num_experts_per_tok": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
-            "model_type": "mixtral", "dtype": "bfloat16", "something_new": [1, 2],
+            "model_type": "mixtral", "dtype": "bfloat16", "task_specific_params": [1, 2],
             "rope_parameters": { "rope_theta": 5e5, "rope_type": "default" },
         })
     }
@@ -110,7 +111,7 @@ pub(crate) mod tests {
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
         let config = factored(&base(), &model(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
-        assert_eq!(config["something_new"], json!([1, 2]));
+        assert_eq!(config["task_specific_params"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
         assert_eq!(config["rope_theta"], 5e5);
         assert_eq!(

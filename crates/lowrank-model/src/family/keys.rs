@@ -1,7 +1,8 @@
 //! Reading one key of a model's description, checked.
 
 use crate::block::Activation;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Output};
+use crate::family::allowed;
 use serde_json::Value;
 
 /// No dimension of a real model comes near this; a larger one is a lie or a mistake.
@@ -12,10 +13,13 @@ pub(super) fn dimension(object: &Value, key: &'static str) -> Result<usize, Conf
     let value = object.get(key).ok_or(ConfigError::Missing(key))?;
     match value.as_u64() {
         Some(number @ 1..=DIMENSION_MAX) => Ok(number as usize),
-        _ => {
-            Err(ConfigError::Bad { key, value: value.to_string(), expected: "an integer from 1 to 16777216" })
-        }
+        _ => Err(ConfigError::bad(key, value, "an integer from 1 to 16777216")),
     }
+}
+
+/// The same, with a default where the key is absent. Null is no dimension.
+pub(super) fn dimension_or(object: &Value, key: &'static str, default: usize) -> Result<usize, ConfigError> {
+    if object.get(key).is_some() { dimension(object, key) } else { Ok(default) }
 }
 
 /// The same, `None` where the key is absent or null.
@@ -26,55 +30,160 @@ pub(super) fn optional_dimension(object: &Value, key: &'static str) -> Result<Op
     }
 }
 
-/// A positive number, `None` where the key is absent or null.
+/// A positive number, `None` where the key is absent. Null is no number.
 pub(super) fn positive(object: &Value, key: &'static str) -> Result<Option<f64>, ConfigError> {
-    match object.get(key).filter(|value| !value.is_null()) {
-        None => Ok(None),
-        Some(value) => match value.as_f64() {
-            Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
-            _ => Err(ConfigError::Bad { key, value: value.to_string(), expected: "a positive number" }),
-        },
+    let Some(value) = object.get(key) else { return Ok(None) };
+    match value.as_f64() {
+        Some(number) if number > 0.0 && number.is_finite() => Ok(Some(number)),
+        _ => Err(ConfigError::bad(key, value, "a positive number")),
     }
 }
 
-/// True or false; false where the key is absent or no truth value.
-pub(super) fn flag(object: &Value, key: &str) -> bool {
-    object.get(key).and_then(Value::as_bool).unwrap_or(false)
+/// True or false; false where the key is absent or null.
+pub(super) fn flag(object: &Value, key: &str) -> Result<bool, ConfigError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(other) => Err(ConfigError::bad(key, other, "`true` or `false`")),
+    }
 }
 
-/// The non-linearity of the experts, `hidden_act`.
+/// The non-linearity of the experts, `hidden_act`. `swish` is transformers' other name of SiLU.
 pub(super) fn activation(config: &Value) -> Result<Activation, ConfigError> {
-    match config.get("hidden_act").and_then(Value::as_str) {
-        None | Some("silu") => Ok(Activation::Silu),
-        Some(other) => {
-            Err(ConfigError::Bad { key: "hidden_act", value: format!("`{other}`"), expected: "`silu`" })
+    match config.get("hidden_act") {
+        None => Ok(Activation::Silu),
+        Some(Value::String(name)) if ["silu", "swish"].contains(&name.as_str()) => Ok(Activation::Silu),
+        Some(value @ Value::String(_)) => {
+            Err(ConfigError::unsupported("hidden_act", value, "`silu` and `swish`, which is the same"))
         }
+        Some(other) => Err(ConfigError::bad("hidden_act", other, "`silu`")),
     }
 }
 
 /// Refuses quantised weights.
 pub(super) fn refuse_quantised(config: &Value) -> Result<(), ConfigError> {
-    match config.get("quantization_config").filter(|value| !value.is_null()) {
-        None => Ok(()),
-        Some(quantization) => {
+    for key in ["quantization_config", "compression_config", "quantization"] {
+        if let Some(quantization) = config.get(key).filter(|value| !value.is_null()) {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown method");
-            Err(ConfigError::Quantised(method.into()))
+            return Err(ConfigError::Quantised(format!("`{key}`: {method}")));
         }
+    }
+    Ok(())
+}
+
+/// Refuses models that are no causal language models of the family, and Python code that may compute something else.
+pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigError> {
+    if let Some(value) = config.get("architectures").filter(|value| !value.is_null()) {
+        let Some(classes) = value.as_array() else {
+            return Err(ConfigError::bad("architectures", value, "a list of classes"));
+        };
+        let known = [output.dense_architecture, output.architecture];
+        if let Some(other) =
+            classes.iter().find(|class| !class.as_str().is_some_and(|it| known.contains(&it)))
+        {
+            let supported = format!("`{}`", output.dense_architecture);
+            return Err(ConfigError::unsupported("architectures", other, &supported));
+        }
+    }
+    let Some(value) = config.get("auto_map").filter(|value| !value.is_null()) else { return Ok(()) };
+    let Some(classes) = value.as_object() else {
+        return Err(ConfigError::bad("auto_map", value, "an object"));
+    };
+    let own = |class: &Value| output.auto_map.iter().any(|(_, own)| class.as_str() == Some(own));
+    match classes.iter().find(|(auto, class)| auto.starts_with("AutoModel") && !own(class)) {
+        None => Ok(()),
+        Some((_, code)) => Err(ConfigError::unsupported(
+            "auto_map",
+            code,
+            "transformers' own code of the model; remove the key if that code computes the same",
+        )),
     }
 }
 
-/// `rope_theta` inside `rope_parameters` (transformers v5) or at the top (v4); only the default rotation is known.
-pub(super) fn rope_theta(config: &Value) -> Result<Option<f64>, ConfigError> {
-    for key in ["rope_parameters", "rope_scaling"] {
-        let Some(parameters) = config.get(key).filter(|value| !value.is_null()) else { continue };
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
-        if !matches!(kind, None | Some("default")) {
-            let (value, expected) = (parameters.to_string(), "`rope_type` `default`");
-            return Err(ConfigError::Bad { key, value, expected });
-        }
-        if let Some(theta) = positive(parameters, "rope_theta")? {
-            return Ok(Some(theta));
+/// Values on which transformers fails when it loads the model.
+pub(super) fn check_loadable(config: &Value, vocab_size: usize) -> Result<(), ConfigError> {
+    const DTYPES: [&str; 7] = ["float32", "float16", "bfloat16", "float64", "float", "half", "double"];
+    for key in ["dtype", "torch_dtype"] {
+        match config.get(key) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(name)) if DTYPES.contains(&name.as_str()) => {}
+            Some(other) => return Err(ConfigError::bad(key, other, "`float32`, `float16` or `bfloat16`")),
         }
     }
-    positive(config, "rope_theta")
+    if let Some(value) = config.get("pad_token_id").filter(|value| !value.is_null()) {
+        // Python counts negative ones from the end.
+        let rows = vocab_size as i64;
+        if !value.as_i64().is_some_and(|id| (-rows..rows).contains(&id)) {
+            let expected = "null or a token id below `vocab_size`, without which transformers does not load";
+            return Err(ConfigError::bad("pad_token_id", value, expected));
+        }
+    }
+    let labels = |key: &str, numbered: bool| match config.get(key) {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(map)) if !numbered || map.keys().all(|key| key.parse::<u32>().is_ok()) => Ok(()),
+        Some(other) => Err(ConfigError::bad(key, other, "an object of labels")),
+    };
+    labels("id2label", true)?;
+    labels("label2id", false)?;
+    if let Some(value) = config.get("num_labels").filter(|value| !value.is_null() && !value.is_u64()) {
+        return Err(ConfigError::bad("num_labels", value, "a count"));
+    }
+    // One label is a regression.
+    let classes = ["regression", "single_label_classification", "multi_label_classification"];
+    let single = config.get("num_labels").and_then(Value::as_u64) == Some(1)
+        || config.get("id2label").and_then(Value::as_object).is_some_and(|labels| labels.len() == 1);
+    match config.get("problem_type") {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::String(name))
+            if classes.contains(&name.as_str()) && !(single && name.starts_with("single")) =>
+        {
+            Ok(())
+        }
+        Some(other) => Err(ConfigError::bad("problem_type", other, "null")),
+    }
+}
+
+/// Base of the rotary angles: the one value of `rope_theta` that is said in `rope_scaling`, in `rope_parameters` or beside
+/// them. transformers 5 reads them in this order; transformers 4.57 knows only the last, so they must not differ.
+/// Other rotations than the default one are refused.
+pub(super) fn rope_theta(config: &Value) -> Result<Option<f64>, ConfigError> {
+    let mut said: Option<(&str, f64)> = None;
+    for key in ["rope_scaling", "rope_parameters", ""] {
+        let object = match config.get(key) {
+            _ if key.is_empty() => config,
+            None | Some(Value::Null) => continue,
+            Some(object @ Value::Object(_)) => {
+                check_rotation(key, object)?;
+                object
+            }
+            Some(other) => return Err(ConfigError::bad(key, other, "an object or null")),
+        };
+        let Some(theta) = positive(object, "rope_theta")? else { continue };
+        match said {
+            Some((place, other)) if other != theta => {
+                return Err(ConfigError::Unsupported {
+                    key: "rope_theta".into(),
+                    value: format!("{other} in `{place}` and {theta} elsewhere"),
+                    supported: "one value, because versions of transformers read different ones".into(),
+                });
+            }
+            _ => said = Some((key, theta)),
+        }
+    }
+    Ok(said.map(|(_, theta)| theta))
+}
+
+/// `rope_type` was `type` before.
+fn check_rotation(key: &str, rotation: &Value) -> Result<(), ConfigError> {
+    for kind in ["rope_type", "type"] {
+        match rotation.get(kind) {
+            None => {}
+            Some(Value::String(name)) if name == "default" => {}
+            Some(Value::String(_)) => {
+                return Err(ConfigError::unsupported(key, rotation, "the rotation `default`"));
+            }
+            Some(other) => return Err(ConfigError::bad(&format!("{key}.{kind}"), other, "`default`")),
+        }
+    }
+    allowed::check(rotation, &[allowed::ROPE]).map_err(|error| error.inside(key))
 }

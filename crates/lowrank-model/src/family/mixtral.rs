@@ -1,6 +1,7 @@
 //! Mixtral (Jiang et al., *Mixtral of Experts*, 2401.04088): `MixtralForCausalLM`, Mistral's own files, and minixtral's
 //! factors.
 
+use super::allowed::{self, Keys, Kind, Neutral, Rule};
 use super::keys;
 use crate::block::{Activation, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
@@ -34,6 +35,72 @@ const OUTPUT: Output = Output {
     ],
     dense_architecture: "MixtralForCausalLM",
 };
+
+/// What `MixtralConfig` of transformers has beside the keys of every model.
+const CONFIG_KEYS: &[Keys] = &[(
+    Rule::Read,
+    &[
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_experts",
+        "num_experts_per_tok",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "num_local_experts",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "sliding_window",
+        "tie_word_embeddings",
+        "use_sliding_window",
+        "vocab_size",
+    ],
+)];
+
+const ABSENT: Rule = Rule::Only(&[Neutral::Null]);
+const OFF: Rule = Rule::Only(&[Neutral::Null, Neutral::False]);
+
+/// `TransformerArgs` of mistral-inference, and what vLLM reads in the same file.
+const PARAMS_KEYS: &[Keys] = &[
+    (
+        Rule::Read,
+        &[
+            "_sliding_window",
+            "dim",
+            "head_dim",
+            "hidden_dim",
+            "max_position_embeddings",
+            "moe",
+            "n_heads",
+            "n_kv_heads",
+            "n_layers",
+            "norm_eps",
+            "quantization",
+            "rope_theta",
+            "sliding_window",
+            "tied_embeddings",
+            "vocab_size",
+        ],
+    ),
+    (Rule::Harmless(Kind::Number), &["max_batch_size", "max_seq_len"]),
+    (Rule::Only(&[Neutral::Text("transformer")]), &["model_type"]),
+    (Rule::Only(&[Neutral::Null, Neutral::True]), &["causal"]),
+    (ABSENT, &["llama_4_scaling", "lora", "softmax_scale", "vision_encoder", "yarn"]),
+    (OFF, &["qk_norm", "use_biases"]),
+];
+
+/// Inside `moe` of the same file.
+const MOE_KEYS: &[Keys] = &[
+    (Rule::Read, &["num_experts", "num_experts_per_tok"]),
+    (Rule::Only(&[Neutral::Null, Neutral::Number(0)]), &["first_k_dense_replace", "num_shared_experts"]),
+    (Rule::Only(&[Neutral::Null, Neutral::Number(1)]), &["routed_scale", "route_every_n"]),
+    (ABSENT, &["expert_hidden_dim"]),
+];
 
 fn block(activation: Activation) -> Block {
     Block {
@@ -89,41 +156,93 @@ impl Family for Mixtral {
         config.get("ranks").is_some() && config.get("num_local_experts").is_some()
     }
 
+    fn config_keys(&self) -> Vec<Keys> {
+        [allowed::HUGGING_FACE, allowed::OTHER_FAMILIES, CONFIG_KEYS].concat()
+    }
+
+    fn params_keys(&self) -> Vec<Keys> {
+        PARAMS_KEYS.to_vec()
+    }
+
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
         keys::refuse_quantised(config)?;
-        let activation = keys::activation(config)?;
-        let hidden_size = keys::dimension(config, "hidden_size")?;
-        let num_attention_heads = keys::dimension(config, "num_attention_heads")?;
+        keys::check_class(config, &OUTPUT)?;
+        allowed::check(config, &[&self.config_keys()])?;
+        // Defaults and their exceptions are those of transformers' `MixtralConfig`.
+        let hidden_size = keys::dimension_or(config, "hidden_size", 4096)?;
+        let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 32)?;
+        let num_local_experts = keys::dimension_or(config, "num_local_experts", 8)?;
+        let num_key_value_heads = match config.get("num_key_value_heads") {
+            Some(Value::Null) => num_attention_heads,
+            _ => keys::dimension_or(config, "num_key_value_heads", 8)?,
+        };
+        // transformers 5 takes it for `num_local_experts`, transformers 4.57 does not.
+        if let Some(value) = config.get("num_experts")
+            && value.as_u64() != Some(num_local_experts as u64)
+        {
+            let supported =
+                format!("{num_local_experts}, which is `num_local_experts`; write this key alone");
+            return Err(ConfigError::unsupported("num_experts", value, &supported));
+        }
+        let sliding_window = keys::optional_dimension(config, "sliding_window")?;
+        if let Some(value) = config.get("use_sliding_window").filter(|value| !value.is_null())
+            && value.as_bool() != Some(sliding_window.is_some())
+        {
+            let supported = format!("{}, as `sliding_window` says", sliding_window.is_some());
+            return Err(ConfigError::unsupported("use_sliding_window", value, &supported));
+        }
+        let vocab_size = keys::dimension_or(config, "vocab_size", 32_000)?;
+        keys::check_loadable(config, vocab_size)?;
         Ok(ModelConfig {
             family: self,
-            block: block(activation),
+            block: block(keys::activation(config)?),
             hidden_size,
-            intermediate_size: keys::dimension(config, "intermediate_size")?,
-            num_hidden_layers: keys::dimension(config, "num_hidden_layers")?,
-            num_local_experts: keys::dimension(config, "num_local_experts")?,
-            num_experts_per_tok: keys::dimension(config, "num_experts_per_tok")?,
+            intermediate_size: keys::dimension_or(config, "intermediate_size", 14_336)?,
+            num_hidden_layers: keys::dimension_or(config, "num_hidden_layers", 32)?,
+            num_local_experts,
+            num_experts_per_tok: keys::dimension_or(config, "num_experts_per_tok", 2)?,
             num_attention_heads,
-            num_key_value_heads: keys::dimension(config, "num_key_value_heads")?,
+            num_key_value_heads,
             head_dim: keys::optional_dimension(config, "head_dim")?
                 .unwrap_or(hidden_size / num_attention_heads),
-            vocab_size: keys::dimension(config, "vocab_size")?,
+            vocab_size,
             max_position_embeddings: keys::optional_dimension(config, "max_position_embeddings")?
-                .unwrap_or(32_768),
+                .unwrap_or(4096 * 32),
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
             rope_theta: keys::rope_theta(config)?.unwrap_or(1e6),
-            sliding_window: keys::optional_dimension(config, "sliding_window")?,
-            tie_word_embeddings: keys::flag(config, "tie_word_embeddings"),
+            sliding_window,
+            tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
         })
     }
 
     fn read_params(&'static self, params: &Value) -> Option<Result<ModelConfig, ConfigError>> {
         let moe = params.get("moe").filter(|value| value.is_object())?;
         let read = || {
-            if params.get("quantization").is_some_and(|value| !value.is_null()) {
-                return Err(ConfigError::Quantised("params.json".into()));
-            }
+            keys::refuse_quantised(params)?;
+            allowed::check(params, &[PARAMS_KEYS])?;
+            allowed::check(moe, &[MOE_KEYS]).map_err(|error| error.inside("moe"))?;
             let hidden_size = keys::dimension(params, "dim")?;
             let num_attention_heads = keys::dimension(params, "n_heads")?;
+            // mistral-inference reads whichever of the two is not null, and refuses both.
+            let [window, underscored] =
+                ["sliding_window", "_sliding_window"].map(|key| match params.get(key) {
+                    Some(list @ Value::Array(_)) => {
+                        Err(ConfigError::unsupported(key, list, "one window for all layers"))
+                    }
+                    _ => keys::optional_dimension(params, key),
+                });
+            let (window, underscored) = (window?, underscored?);
+            if window.is_some()
+                && let Some(other) = underscored
+            {
+                let expected = "null beside `sliding_window`";
+                return Err(ConfigError::bad("_sliding_window", &other.into(), expected));
+            }
+            // mistral-inference takes null and zero for its default.
+            let theta = match params.get("rope_theta") {
+                None | Some(Value::Null) => None,
+                Some(_) => keys::positive(params, "rope_theta")?,
+            };
             Ok(ModelConfig {
                 family: self,
                 block: block(Activation::Silu),
@@ -137,11 +256,12 @@ impl Family for Mixtral {
                 head_dim: keys::optional_dimension(params, "head_dim")?
                     .unwrap_or(hidden_size / num_attention_heads),
                 vocab_size: keys::dimension(params, "vocab_size")?,
-                max_position_embeddings: 32_768,
-                rms_norm_eps: keys::positive(params, "norm_eps")?.unwrap_or(1e-5),
-                rope_theta: keys::positive(params, "rope_theta")?.unwrap_or(1e6),
-                sliding_window: None,
-                tie_word_embeddings: keys::flag(params, "tied_embeddings"),
+                max_position_embeddings: keys::optional_dimension(params, "max_position_embeddings")?
+                    .unwrap_or(32_768),
+                rms_norm_eps: keys::positive(params, "norm_eps")?.ok_or(ConfigError::Missing("norm_eps"))?,
+                rope_theta: theta.unwrap_or(1e6),
+                sliding_window: window.or(underscored),
+                tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
             })
         };
         Some(read())
@@ -184,7 +304,7 @@ impl Family for Mixtral {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Layout, MatrixId, MatrixShape, Projection};
+    use crate::{ErrorKind, Layout, MatrixId, MatrixShape, Projection};
 
     fn mixtral() -> Value {
         json!({
@@ -214,26 +334,141 @@ mod tests {
     }
 
     #[test]
-    fn a_lying_config_is_refused() {
-        for (key, value) in [
-            ("hidden_size", json!(0)),
-            ("hidden_size", json!(-1)),
-            ("hidden_size", json!(null)),
-            ("vocab_size", json!(u64::MAX)),
-            ("num_key_value_heads", json!(5)),
-            ("num_experts_per_tok", json!(9)),
-            ("hidden_act", json!("gelu")),
-            ("quantization_config", json!({"quant_method": "gptq"})),
-            ("model_type", json!("llama")),
-            ("head_dim", json!(3)),
-            ("head_dim", json!(1 << 24)),
-            ("intermediate_size", json!((1 << 24) + 1)),
-            ("num_hidden_layers", json!(1 << 20)),
-            ("num_local_experts", json!(1 << 20)),
-        ] {
+    fn keys_that_are_absent_or_null_mean_what_transformers_takes() {
+        let bare = ModelConfig::from_hf_json(&json!({"model_type": "mixtral"})).unwrap();
+        let full = ModelConfig::from_hf_json(&mixtral()).unwrap();
+        assert_eq!(bare, ModelConfig { max_position_embeddings: 131_072, ..full.clone() });
+        let read = |key: &str, value: Value| {
             let mut config = mixtral();
             config[key] = value;
-            assert!(ModelConfig::from_hf_json(&config).is_err(), "{key} was accepted");
+            ModelConfig::from_hf_json(&config).unwrap()
+        };
+        assert_eq!(read("num_key_value_heads", json!(null)).num_key_value_heads, 32);
+        for (key, value) in [
+            ("head_dim", json!(null)),
+            ("hidden_act", json!("swish")),
+            ("num_experts", json!(8)),
+            ("rope_scaling", json!({})),
+            ("rope_scaling", json!({"type": "default", "rope_theta": 1e6})),
+            ("use_sliding_window", json!(false)),
+            ("tie_word_embeddings", json!(null)),
+            ("auto_map", json!({"AutoTokenizer": ["tokenization_own.OwnTokenizer", null]})),
+            ("a_key_of_tomorrow", json!(null)),
+        ] {
+            assert_eq!(read(key, value.clone()), full, "{key}: {value}");
+        }
+    }
+
+    #[test]
+    fn one_theta_wherever_it_is_said() {
+        let theta = |keys: Value| {
+            let mut config = mixtral();
+            config.as_object_mut().unwrap().remove("rope_theta");
+            config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+            ModelConfig::from_hf_json(&config).map(|config| config.rope_theta)
+        };
+        assert_eq!(theta(json!({})), Ok(1e6));
+        assert_eq!(theta(json!({"rope_parameters": {"rope_theta": 5e5}})), Ok(5e5));
+        assert_eq!(theta(json!({"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 5e5})), Ok(5e5));
+        for refused in [
+            json!({"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e6}),
+            json!({"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"rope_theta": 1e4}}),
+            json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+            json!({"rope_parameters": {"rope_type": "yarn"}}),
+            json!({"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3]}}),
+            json!({"rope_scaling": {"rope_type": "default", "factor": 2.0}}),
+            json!({"partial_rotary_factor": 0.5}),
+        ] {
+            assert_eq!(theta(refused.clone()).unwrap_err().kind(), ErrorKind::Unsupported, "{refused}");
+        }
+        for broken in [
+            json!({"rope_theta": null}),
+            json!({"rope_theta": "1e6"}),
+            json!({"rope_scaling": "linear"}),
+            json!({"rope_parameters": {"rope_type": null}}),
+        ] {
+            assert_eq!(theta(broken.clone()).unwrap_err().kind(), ErrorKind::BrokenCheckpoint, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_lying_config_is_refused() {
+        use ErrorKind::{BrokenCheckpoint, Unsupported};
+        for (kind, key, value) in [
+            (BrokenCheckpoint, "hidden_size", json!(0)),
+            (BrokenCheckpoint, "hidden_size", json!(-1)),
+            (BrokenCheckpoint, "hidden_size", json!(null)),
+            (BrokenCheckpoint, "hidden_size", json!(4096.0)),
+            (BrokenCheckpoint, "vocab_size", json!(u64::MAX)),
+            (BrokenCheckpoint, "num_key_value_heads", json!(5)),
+            (BrokenCheckpoint, "num_experts_per_tok", json!(9)),
+            (BrokenCheckpoint, "rms_norm_eps", json!(null)),
+            (BrokenCheckpoint, "hidden_act", json!(null)),
+            (BrokenCheckpoint, "tie_word_embeddings", json!("false")),
+            (BrokenCheckpoint, "pad_token_id", json!(32_000)),
+            (BrokenCheckpoint, "torch_dtype", json!("torch.bfloat16")),
+            (BrokenCheckpoint, "head_dim", json!(3)),
+            (BrokenCheckpoint, "head_dim", json!(1 << 24)),
+            (BrokenCheckpoint, "intermediate_size", json!((1 << 24) + 1)),
+            (BrokenCheckpoint, "num_hidden_layers", json!(1 << 20)),
+            (BrokenCheckpoint, "num_local_experts", json!(1 << 20)),
+            (Unsupported, "hidden_act", json!("gelu")),
+            (Unsupported, "num_experts", json!(16)),
+            (Unsupported, "use_sliding_window", json!(true)),
+            (Unsupported, "attention_bias", json!(true)),
+            (Unsupported, "is_causal", json!(false)),
+            (Unsupported, "final_logit_softcapping", json!(30.0)),
+            (Unsupported, "n_shared_experts", json!(2)),
+            (Unsupported, "a_key_of_tomorrow", json!(1)),
+            (Unsupported, "architectures", json!(["MixtralForSequenceClassification"])),
+            (Unsupported, "auto_map", json!({"AutoModelForCausalLM": "modeling_own.OwnMixtral"})),
+            (Unsupported, "quantization_config", json!({"quant_method": "gptq"})),
+            (Unsupported, "quantization", json!({"group_size": 64, "bits": 4})),
+            (Unsupported, "model_type", json!("llama")),
+        ] {
+            let mut config = mixtral();
+            config[key] = value.clone();
+            let refused = ModelConfig::from_hf_json(&config).expect_err(key);
+            assert_eq!(refused.kind(), kind, "{key}: {value}: {refused}");
+            assert!(kind == BrokenCheckpoint || refused.to_string().contains(key), "{refused}");
+        }
+    }
+
+    #[test]
+    fn params_are_read_as_their_makers_do() {
+        let params = || {
+            json!({
+                "dim": 4096, "n_layers": 32, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
+                "norm_eps": 1e-5, "vocab_size": 32000, "moe": {"num_experts_per_tok": 2, "num_experts": 8},
+            })
+        };
+        let mut windowed = params();
+        windowed["_sliding_window"] = json!(4096);
+        assert_eq!(ModelConfig::from_params_json(&windowed).unwrap().sliding_window, Some(4096));
+        assert_eq!(ModelConfig::from_params_json(&params()).unwrap().rope_theta, 1e6);
+        for (key, value) in [
+            ("lora", json!({"rank": 8})),
+            ("sliding_window", json!([1024, null])),
+            ("yarn", json!({"factor": 4})),
+            ("model_type", json!("mamba")),
+            ("moe", json!({"num_experts_per_tok": 2, "num_experts": 8, "num_shared_experts": 1})),
+            ("moe", json!(null)),
+        ] {
+            let mut params = params();
+            params[key] = value;
+            let refused = ModelConfig::from_params_json(&params).expect_err(key);
+            assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        }
+    }
+
+    #[test]
+    fn every_key_has_one_rule() {
+        for keys in [Mixtral.config_keys(), Mixtral.params_keys()] {
+            let mut names: Vec<&str> = keys.iter().flat_map(|(_, names)| *names).copied().collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count);
         }
     }
 

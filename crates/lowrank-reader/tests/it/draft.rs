@@ -348,6 +348,7 @@ fn params_json(config: &ModelConfig) -> Value {
         "hidden_dim": config.intermediate_size, "n_heads": config.num_attention_heads,
         "n_kv_heads": config.num_key_value_heads, "norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta, "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
         "moe": {"num_experts_per_tok": config.num_experts_per_tok, "num_experts": config.num_local_experts},
     })
 }

@@ -30,6 +30,25 @@ fn a_config_that_is_not_an_object() {
 }
 
 #[test]
+fn a_byte_order_mark_that_loaders_refuse() {
+    for name in ["config.json", "model.safetensors.index.json"] {
+        let folder = Draft::of(Layout::HfPerExpert).write();
+        let path = folder.path().join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(path, format!("\u{feff}{text}")).unwrap();
+        assert_refused!(in folder.path(), ReadError::ByteOrderMark { .. }, name, "byte order mark");
+    }
+}
+
+#[test]
+fn a_number_that_only_python_reads() {
+    let mut draft = Draft::of(Layout::HfPerExpert);
+    let text = draft.texts["config.json"].replacen('{', "{\"router_jitter_noise\": NaN, ", 1);
+    draft.texts.insert("config.json".into(), text);
+    assert_refused!(draft, ReadError::PythonConstant { .. }, "config.json", "router_jitter_noise", "NaN");
+}
+
+#[test]
 fn a_config_nested_a_hundred_thousand_deep() {
     for bracket in ["[", "{\"a\":"] {
         let mut draft = Draft::of(Layout::HfPerExpert);
@@ -93,7 +112,7 @@ fn dimensions_too_large_to_be_true() {
 fn params_that_describe_no_mixture() {
     let mut draft = Draft::of(Layout::Consolidated);
     draft.edit_config(|params| params["moe"] = json!(null));
-    assert_refused!(draft, ReadError::Config { source: ConfigError::Missing("moe"), .. }, "params.json");
+    assert_refused!(draft, ReadError::Config { source: ConfigError::NoExperts, .. }, "params.json");
 }
 
 #[test]

@@ -270,13 +270,12 @@ fn quantised_weights_under_an_innocent_config() {
 
 #[test]
 fn a_tied_head_that_differs_from_the_embedding() {
-    for layout in [Layout::HfPerExpert, Layout::Consolidated] {
+    for (layout, key, name) in [
+        (Layout::HfPerExpert, "tie_word_embeddings", "lm_head.weight"),
+        (Layout::Consolidated, "tied_embeddings", "output.weight"),
+    ] {
         let mut draft = Draft::of(layout);
-        draft.edit_config(|config| {
-            config["tie_word_embeddings"] = json!(true);
-            config["tied_embeddings"] = json!(true);
-        });
-        let name = if layout == Layout::HfPerExpert { "lm_head.weight" } else { "output.weight" };
+        draft.edit_config(|config| config[key] = json!(true));
         assert_refused!(draft, ReadError::TiedHeadDiffers { .. }, name);
     }
 }

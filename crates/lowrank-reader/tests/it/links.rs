@@ -123,17 +123,6 @@ fn links_of_files_that_are_not_the_models_stop_nothing() {
 }
 
 #[test]
-fn a_byte_order_mark_before_json_is_skipped() {
-    let folder = Draft::of(Layout::HfPerExpert).write();
-    for name in ["config.json", INDEX] {
-        let path = folder.path().join(name);
-        let text = fs::read_to_string(&path).unwrap();
-        fs::write(path, format!("\u{feff}{text}")).unwrap();
-    }
-    Checkpoint::open(folder.path()).unwrap();
-}
-
-#[test]
 fn links_within_the_folder_are_followed() {
     let folder = Draft::of(Layout::HfPerExpert).write();
     fs::create_dir(folder.path().join("store")).unwrap();
