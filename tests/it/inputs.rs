@@ -268,3 +268,111 @@ fn a_revision_in_the_cache_is_recorded_and_is_no_part_of_the_name() {
     let base = &report(&out)["base_model"];
     assert_eq!((&base["id"], &base["revision"]), (&json!("org/tiny"), &json!(commit)));
 }
+
+/// `inspect` of a copy of the bundled model that `change` broke.
+fn inspected(change: impl FnOnce(&Path)) -> Outcome {
+    let folder = tempdir().unwrap();
+    let model = copy_of_model(&folder);
+    change(&model);
+    words(&["inspect".as_ref(), &model, "--quiet".as_ref()])
+}
+
+#[test]
+fn keys_that_change_the_forward_pass_are_refused_by_name_and_never_dropped() {
+    let edited = |key: &str, value: Value| {
+        inspected(|model| edit_json(&model.join("config.json"), |config| config[key] = value))
+    };
+    // Beside `rope_parameters`, which the bundled model has.
+    edited("rope_scaling", json!({"type": "linear", "factor": 4.0}))
+        .refused(4, &["`rope_scaling`", "linear"]);
+    edited("rope_theta", json!(1e4)).refused(4, &["`rope_theta`", "10000", "1000000"]);
+    edited("attention_bias", json!(true)).refused(4, &["`attention_bias` is true"]);
+    edited("is_causal", json!(false)).refused(4, &["`is_causal`"]);
+    edited("num_experts", json!(16)).refused(4, &["`num_experts` is 16", "num_local_experts"]);
+    edited("residual_scale", json!(0.5)).refused(4, &["config.json", "`residual_scale`"]);
+    edited("hidden_act", json!("gelu")).refused(4, &["`hidden_act`", "gelu"]);
+    edited("tie_word_embeddings", json!("yes")).refused(5, &["`tie_word_embeddings`"]);
+    for (key, value) in [
+        ("hidden_act", json!("swish")),
+        ("rope_scaling", json!(null)),
+        ("attention_bias", json!(false)),
+        ("num_experts", json!(8)),
+        ("id2label", json!({"0": "LABEL_0", "1": "LABEL_1"})),
+        ("repetition_penalty", json!(1.1)),
+        ("unsloth_fixed", json!(true)),
+        ("nothing_said", json!(null)),
+    ] {
+        edited(key, value).ok();
+    }
+}
+
+#[test]
+fn defaults_of_transformers_stand_for_keys_that_are_absent() {
+    inspected(|model| {
+        edit_json(&model.join("config.json"), |config| {
+            let keys = config.as_object_mut().unwrap();
+            for key in ["num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act", "head_dim"]
+            {
+                keys.remove(key);
+            }
+        });
+    })
+    .ok();
+    // Four layers of weights, and a default of 32.
+    let removed = |model: &Path| {
+        edit_json(&model.join("config.json"), |config| {
+            config.as_object_mut().unwrap().remove("num_hidden_layers");
+        });
+    };
+    inspected(removed).refused(5, &["model.layers.4."]);
+}
+
+#[test]
+fn what_is_recognised_and_not_supported_is_named() {
+    let lone = |name: &'static str| {
+        move |model: &Path| {
+            for entry in fs::read_dir(model).unwrap() {
+                let path = entry.unwrap().path();
+                if path.to_string_lossy().contains("safetensors") {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+            fs::write(model.join(name), "x").unwrap();
+        }
+    };
+    for (name, word) in
+        [("pytorch_model.bin", "pickle"), ("consolidated.00.pth", "pickle"), ("m.gguf", "llama.cpp")]
+    {
+        inspected(lone(name)).refused(4, &[name, word, "only safetensors"]);
+    }
+    let edited = |edit: fn(&mut Value)| inspected(|model| edit_json(&model.join("config.json"), edit));
+    edited(|config| config["architectures"] = json!(["MixtralForTokenClassification"]))
+        .refused(4, &["MixtralForTokenClassification", "MixtralForCausalLM"]);
+    edited(|config| {
+        config["model_type"] = json!("olmoe");
+        config["architectures"] = json!(["OlmoeForCausalLM"]);
+    })
+    .refused(4, &["`olmoe`", "`OlmoeForCausalLM`"]);
+    edited(|config| config["auto_map"] = json!({"AutoModelForCausalLM": "modeling_own.Own"}))
+        .refused(4, &["auto_map", "modeling_own.Own"]);
+}
+
+#[test]
+fn what_is_broken_says_where_and_what_to_do() {
+    let index = "model.safetensors.index.json";
+    let write = |name: &'static str, text: &'static str| {
+        inspected(move |model| fs::write(model.join(name), text).unwrap())
+    };
+    write(index, r#"{"metadata": {}, "weight_map": null}"#).refused(5, &[index, "weight_map", "again"]);
+    write("config.json", "\u{feff}{}").refused(5, &["config.json", "byte order mark"]);
+    write("config.json", r#"{"model_type": "mixtral", "attention_dropout": NaN}"#)
+        .refused(5, &["`attention_dropout` is NaN"]);
+    write("model-00003-of-00004.safetensors.aria2", "").refused(5, &["not finished", ".aria2"]);
+    inspected(|model| {
+        for number in 2..5 {
+            fs::remove_file(model.join(format!("model-{number:05}-of-00004.safetensors"))).unwrap();
+        }
+    })
+    .refused(5, &["model-00002-of-00004.safetensors", "2 others", "model-00004-of-00004.safetensors"]);
+    inspected(|model| fs::rename(model, model.with_extension("moved")).unwrap()).refused(3, &["model"]);
+}

@@ -204,9 +204,17 @@ impl Spelling {
     }
 }
 
-/// Buffers that old exports stored beside the weights.
-pub fn is_rotary_buffer(tensor: &str) -> bool {
-    tensor.ends_with(".rotary_emb.inv_freq") || tensor == "rope.freqs"
+/// Why a tensor that old exports stored beside the weights can be left out; `None` if it may be a weight.
+pub fn known_buffer(tensor: &str) -> Option<&'static str> {
+    const ROTARY: [&str; 4] = ["inv_freq", "original_inv_freq", "cos_cached", "sin_cached"];
+    let (module, name) = tensor.rsplit_once('.').unwrap_or(("", tensor));
+    if tensor == "rope.freqs"
+        || tensor == "freqs_cis"
+        || (ROTARY.contains(&name) && module.rsplit('.').next() == Some("rotary_emb"))
+    {
+        return Some("rotary frequencies follow from the config");
+    }
+    (["masked_bias", "position_ids"].contains(&name)).then_some("a buffer that holds no weight")
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
+use crate::others;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
-use lowrank_model::names::{Role, is_rotary_buffer};
+use lowrank_model::names::{Role, known_buffer};
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
 use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
@@ -114,7 +115,7 @@ impl Checkpoint {
         };
 
         let specs = config.tensors();
-        let mut claims = Claims { catalog: &catalog, claimed: BTreeSet::new() };
+        let mut claims = Claims { catalog: &catalog, config: &config, layout, claimed: BTreeSet::new() };
         let mut dense = BTreeMap::new();
         let mut factored = BTreeMap::new();
         let mut orders = BTreeMap::new();
@@ -142,7 +143,7 @@ impl Checkpoint {
                 }
             }
         }
-        let ignored = claims.account_for_the_rest(layout, &config)?;
+        let ignored = claims.account_for_the_rest()?;
 
         let all = || dense.values().chain(factored.values().flat_map(|(u, v)| [u, v]));
         let size = Size {
@@ -435,6 +436,8 @@ struct Catalog<'a> {
     shards: &'a [Shard],
     entries: BTreeMap<String, (usize, HeaderEntry)>,
     listing: PathBuf,
+    /// Buffers that the index names and no shard has.
+    only_in_index: Vec<IgnoredTensor>,
 }
 
 impl<'a> Catalog<'a> {
@@ -460,27 +463,35 @@ impl<'a> Catalog<'a> {
                 entries.insert(tensor, (shard, entry));
             }
         }
-        let catalog = Self { shards, entries, listing };
+        let mut catalog = Self { shards, entries, listing, only_in_index: Vec::new() };
         if let Some(index) = index {
             catalog.agrees_with(index)?;
         }
         Ok(catalog)
     }
 
-    fn agrees_with(&self, index: &Index) -> Result<(), ReadError> {
+    /// Buffers may lie anywhere or nowhere: the model computes them itself.
+    fn agrees_with(&mut self, index: &Index) -> Result<(), ReadError> {
         for (tensor, named) in &index.weight_map {
             let found = self.entries.get(tensor).map(|(shard, _)| &self.shards[*shard].name);
             if found == Some(named) {
                 continue;
             }
-            let path = self.listing.with_file_name(named);
             let tensor = tensor.clone();
+            if let Some(why) = known_buffer(&tensor) {
+                if found.is_none() {
+                    self.only_in_index.push(IgnoredTensor { shard: named.clone(), tensor, why });
+                }
+                continue;
+            }
+            let path = self.listing.with_file_name(named);
             return Err(match found {
                 None => ReadError::IndexedTensorAbsent { path, tensor },
                 Some(found) => ReadError::TensorInOtherShard { path, tensor, found_in: found.clone() },
             });
         }
-        match self.entries.iter().find(|(tensor, _)| !index.weight_map.contains_key(*tensor)) {
+        let unnamed = |tensor: &str| !index.weight_map.contains_key(tensor) && known_buffer(tensor).is_none();
+        match self.entries.iter().find(|(tensor, _)| unnamed(tensor)) {
             Some((tensor, (shard, _))) => Err(ReadError::TensorNotIndexed {
                 path: self.shards[*shard].path.clone(),
                 tensor: tensor.clone(),
@@ -498,6 +509,8 @@ impl<'a> Catalog<'a> {
 /// Which stored tensors the model has asked for.
 struct Claims<'a> {
     catalog: &'a Catalog<'a>,
+    config: &'a ModelConfig,
+    layout: Layout,
     claimed: BTreeSet<String>,
 }
 
@@ -562,39 +575,42 @@ impl Claims<'_> {
         })
     }
 
-    /// A missing weight beside a quantised one is a quantised checkpoint, which is the more helpful thing to say.
+    /// What is there in place of a missing weight is the more helpful thing to say.
     fn missing(&self, tensor: &str) -> ReadError {
-        let quantised = self.catalog.entries.iter().find(|(name, _)| is_quantised_name(name));
-        match quantised {
-            Some((name, (shard, _))) => {
-                ReadError::Quantised { path: self.catalog.shards[*shard].path.clone(), tensor: name.clone() }
-            }
+        let entries = &self.catalog.entries;
+        let path = |name: &String| self.catalog.shards[entries[name].0].path.clone();
+        if let Some(name) = entries.keys().find(|name| is_quantised_name(name)) {
+            return ReadError::Quantised { path: path(name), tensor: name.clone() };
+        }
+        let other = entries.keys().find_map(|name| Some((name, others::what_is(name, self.config)?)));
+        let renamed = || others::what_renames(tensor, entries.keys(), self.layout, self.config);
+        match other.or_else(renamed) {
+            Some((name, what)) => ReadError::OtherTensor { path: path(name), tensor: name.clone(), what },
             None => ReadError::MissingTensor { path: self.catalog.listing.clone(), tensor: tensor.into() },
         }
     }
 
     /// What the model did not ask for must be known to be harmless.
-    fn account_for_the_rest(
-        &self,
-        layout: Layout,
-        config: &ModelConfig,
-    ) -> Result<Vec<IgnoredTensor>, ReadError> {
-        let head = config.locate(layout, Role::Head);
-        let mut ignored = Vec::new();
+    fn account_for_the_rest(&self) -> Result<Vec<IgnoredTensor>, ReadError> {
+        let config = self.config;
+        let head = config.locate(self.layout, Role::Head);
+        let mut ignored = self.catalog.only_in_index.clone();
         for (name, (shard, entry)) in &self.catalog.entries {
             if self.claimed.contains(name) {
                 continue;
             }
             let (path, tensor) = (|| self.catalog.shards[*shard].path.clone(), || name.clone());
-            let why = if is_rotary_buffer(name) {
-                "rotary frequencies follow from the config"
+            let why = if let Some(why) = known_buffer(name) {
+                why
             } else if config.tie_word_embeddings && *name == head.tensor {
-                if !self.is_copy_of_embedding(layout, config, *shard, name, entry)? {
+                if !self.is_copy_of_embedding(*shard, name, entry)? {
                     return Err(ReadError::TiedHeadDiffers { path: path(), tensor: tensor() });
                 }
                 "a copy of the embedding, to which the config ties it"
             } else if is_quantised_name(name) {
                 return Err(ReadError::Quantised { path: path(), tensor: tensor() });
+            } else if let Some(what) = others::what_is(name, config) {
+                return Err(ReadError::OtherTensor { path: path(), tensor: tensor(), what });
             } else {
                 return Err(ReadError::ExtraTensor { path: path(), tensor: tensor() });
             };
@@ -607,14 +623,12 @@ impl Claims<'_> {
     /// The one comparison of weights at opening: which of two differing matrices is meant could not be told later.
     fn is_copy_of_embedding(
         &self,
-        layout: Layout,
-        config: &ModelConfig,
         shard: usize,
         head_name: &str,
         head: &HeaderEntry,
     ) -> Result<bool, ReadError> {
         const BLOCK_BYTES: u64 = 1 << 20;
-        let name = config.locate(layout, Role::Embedding).tensor;
+        let name = self.config.locate(self.layout, Role::Embedding).tensor;
         let Some((embedding_shard, embedding)) = self.catalog.entries.get(&name) else { return Ok(false) };
         if (embedding.dtype, &embedding.shape) != (head.dtype, &head.shape) {
             return Ok(false);

@@ -70,10 +70,36 @@ pub enum ReadError {
         source: std::io::Error,
     },
     /// Neither `config.json` nor `params.json`.
-    #[error("{}: there is neither config.json (Hugging Face) nor params.json (Mistral)", dir.display())]
+    #[error("{}: there is neither config.json (Hugging Face) nor params.json (Mistral){found}", dir.display())]
     NoConfig {
         /// The folder.
         dir: PathBuf,
+        /// What is there instead, and what to do.
+        found: String,
+    },
+    /// Weights in a format that this program does not read.
+    #[error("{}: {what}; only safetensors are read: {advice}", path.display())]
+    OtherFormat {
+        /// Which file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// How its weights become safetensors.
+        advice: &'static str,
+    },
+    /// What a server sent in place of the weights.
+    #[error("{}: is a web page or the message of a server, not weights; download it again", path.display())]
+    WebPage {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A shard that a downloader has not finished.
+    #[error("{}: the download of `{shard}` is not finished; finish it, or remove this file if it is", path.display())]
+    Unfinished {
+        /// What the downloader left.
+        path: PathBuf,
+        /// The shard.
+        shard: String,
     },
     /// A LoRA adapter without the model that it adapts.
     #[error(
@@ -225,20 +251,24 @@ pub enum ReadError {
 
     // ── shards and index ─────────────────────────────────────────────────────────────────────────────────────────
     /// No safetensors weights.
-    #[error("{}: there are no weights: expected {expected}", dir.display())]
+    #[error("{}: there are no weights: expected {expected}{found}", dir.display())]
     NoWeights {
         /// The folder.
         dir: PathBuf,
         /// What was looked for.
         expected: &'static str,
+        /// What is there instead, and what to do.
+        found: String,
     },
     /// A shard that should be there is not.
-    #[error("{}: the shard is missing; {named_by}", path.display())]
+    #[error("{}: the shard is missing; {named_by}{}; download the model again", path.display(), also(others))]
     MissingShard {
         /// The absent file.
         path: PathBuf,
         /// Why it is expected.
         named_by: String,
+        /// Names of the other shards that are missing.
+        others: Vec<String>,
     },
     /// A shard that nobody names: which weights are meant is unclear.
     #[error("{}: {why}; remove it or repair the index", path.display())]
@@ -248,11 +278,19 @@ pub enum ReadError {
         /// Why it is surplus.
         why: String,
     },
-    /// The index is empty or not an index.
-    #[error("{}: `weight_map` names no tensor", path.display())]
+    /// The index is empty.
+    #[error("{}: `weight_map` is absent, null or empty, so no shard is named; download the index again", path.display())]
     EmptyIndex {
         /// The index.
         path: PathBuf,
+    },
+    /// JSON of another form than an index.
+    #[error("{}: is no index of shards", path.display())]
+    NoIndex {
+        /// The index.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
     },
     /// The index names a path, not a file of the folder.
     #[error("{}: `{tensor}` lies in `{shard}`, which is not a plain file name", path.display())]
@@ -273,7 +311,7 @@ pub enum ReadError {
         tensor: String,
     },
     /// The index names a tensor that no shard has.
-    #[error("{}: the index says `{tensor}` lies here, but no shard has it", path.display())]
+    #[error("{}: the index says `{tensor}` lies here, but no shard has it; index and shards are of different exports", path.display())]
     IndexedTensorAbsent {
         /// The shard that the index names.
         path: PathBuf,
@@ -291,7 +329,7 @@ pub enum ReadError {
         found_in: String,
     },
     /// A shard holds a tensor that the index does not name.
-    #[error("{}: holds `{tensor}`, which the index does not name", path.display())]
+    #[error("{}: holds `{tensor}`, which the index does not name; index and shards are of different exports", path.display())]
     TensorNotIndexed {
         /// The shard.
         path: PathBuf,
@@ -470,6 +508,16 @@ pub enum ReadError {
         /// Name in the checkpoint.
         tensor: String,
     },
+    /// A tensor of a known kind that no model of the family has, or under a name that it has elsewhere.
+    #[error("{}: `{tensor}` {what}", path.display())]
+    OtherTensor {
+        /// The shard.
+        path: PathBuf,
+        /// Name in the checkpoint.
+        tensor: String,
+        /// What it is, and what to do.
+        what: String,
+    },
     /// A tensor the model does not have.
     #[error("{}: `{tensor}` is not part of the model that the config describes", path.display())]
     ExtraTensor {
@@ -619,6 +667,8 @@ impl ReadError {
             | Self::UnknownStorage { .. }
             | Self::UnknownDtype { .. }
             | Self::WrongDtype { .. }
+            | Self::OtherFormat { .. }
+            | Self::OtherTensor { .. }
             | Self::Quantised { .. } => ErrorKind::Unsupported,
             Self::FileTooLarge { .. }
             | Self::NotAFile { .. }
@@ -632,6 +682,9 @@ impl ReadError {
             | Self::RankOfUnknownMatrix { .. }
             | Self::BadRank { .. }
             | Self::NoWeights { .. }
+            | Self::WebPage { .. }
+            | Self::Unfinished { .. }
+            | Self::NoIndex { .. }
             | Self::MissingShard { .. }
             | Self::ExtraShard { .. }
             | Self::EmptyIndex { .. }
@@ -666,6 +719,14 @@ impl ReadError {
             Self::Io { .. } | Self::TensorIo { .. } | Self::Shrank { .. } => ErrorKind::InputOutput,
             Self::IsFactored { .. } | Self::UnknownTensor { .. } => ErrorKind::Bug,
         }
+    }
+}
+
+fn also(others: &[String]) -> String {
+    match others {
+        [] => String::new(),
+        [one] => format!(", and so is {one}"),
+        [first, .., last] => format!(", and so are {} others, {first} to {last}", others.len()),
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::error::{ReadError, clip};
 use crate::folder::Folder;
 use crate::json::parse;
+use crate::others;
 use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, format};
 use serde::Deserialize;
 use serde_json::Value;
@@ -47,7 +48,7 @@ pub(crate) fn read(folder: &Folder) -> Result<Description, ReadError> {
             return parse(&folder.path(name), &json);
         }
     }
-    Err(ReadError::NoConfig { dir: folder.dir().into() })
+    Err(others::instead_of_config(folder))
 }
 
 /// Reads `params.json`; `path` serves the messages.

@@ -13,6 +13,7 @@
 //! | [`family`] | what `config.json` or `params.json` says: family, dimensions, layout, ranks |
 //! | `shards` | which files hold the weights: from the index, never from a glob |
 //! | `json` | JSON as loaders read it: byte order marks, `NaN` |
+//! | `others` | what is recognised and not read: other formats, heads, adapters, wrappers |
 //! | `folder` | which files may be read, and where links may lead |
 //! | `cache` | `org/name` in the local Hugging Face cache |
 //! | [`companions`] | which other files an output needs, and which are left out |
@@ -30,6 +31,7 @@ mod folder;
 pub mod header;
 pub mod index;
 mod json;
+mod others;
 mod rows;
 mod shards;
 

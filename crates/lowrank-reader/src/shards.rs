@@ -7,6 +7,7 @@ use crate::error::ReadError;
 use crate::folder::Folder;
 use crate::header::{self, Header};
 use crate::index::{INDEX_BYTES_MAX, Index};
+use crate::others;
 use lowrank_model::format::{INDEX_FILE, SINGLE_FILE};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -55,12 +56,18 @@ impl Shard {
 /// Finds the shards, opens them and reads their headers.
 pub(crate) fn open(folder: &Folder, naming: Naming) -> Result<Shards, ReadError> {
     let (names, index, listing) = find(folder, naming)?;
+    let present = folder.names()?;
     let mut shards = Vec::with_capacity(names.len());
     let mut headers = Vec::with_capacity(names.len());
-    for (name, named_by) in names {
-        let Some(file) = folder.open_file(&name)? else {
-            return Err(ReadError::MissingShard { path: folder.path(&name), named_by });
+    for (at, (name, named_by)) in names.iter().enumerate() {
+        others::refuse_unfinished(folder, &present, name)?;
+        let Some(file) = folder.open_file(name)? else {
+            let absent = names[at + 1..].iter().filter(|(other, _)| !present.contains(other));
+            let others = absent.map(|(other, _)| other.clone()).collect();
+            let (path, named_by) = (folder.path(name), named_by.clone());
+            return Err(ReadError::MissingShard { path, named_by, others });
         };
+        let name = name.clone();
         let path = folder.path(&name);
         let metadata = file.metadata().map_err(|source| ReadError::Io { path: path.clone(), source })?;
         let shard = Shard { name, path, len_bytes: metadata.len(), file };
@@ -79,10 +86,14 @@ fn read_header(shard: &Shard) -> Result<Header, ReadError> {
     }
     let mut length_field = [0; 8];
     shard.read_exact(0, &mut length_field, "the header")?;
-    if &length_field == b"version " {
-        return Err(ReadError::LfsPointer { path: path.clone() });
-    }
-    let mut json = vec![0; header::json_len(path, length_field, actual_bytes)? as usize];
+    let json_bytes = match header::json_len(path, length_field, actual_bytes) {
+        Err(too_large @ ReadError::HeaderTooLarge { .. }) => {
+            others::refuse_magic(path, length_field)?;
+            return Err(too_large);
+        }
+        other => other?,
+    };
+    let mut json = vec![0; json_bytes as usize];
     shard.read_exact(header::LENGTH_BYTES, &mut json, "the header")?;
     header::parse(path, &json, actual_bytes)
 }
@@ -100,6 +111,9 @@ fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
         let listing = folder.path(index_file);
         let index = Index::parse(&listing, &json)?;
         let named = index.shards();
+        for shard in &named {
+            others::refuse_format(folder, shard)?;
+        }
         // A loader that prefers the single file, or an index from another export, would read other weights.
         if let Some(extra) = present.iter().find(|name| {
             !named.contains(name.as_str()) && (*name == single_file || shard_number(naming, name).is_some())
@@ -125,16 +139,16 @@ fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
     match (naming, numbered.first()) {
         (Naming::HuggingFace, Some(_)) => {
             let named_by = "there are numbered shards, which need their index".to_owned();
-            Err(ReadError::MissingShard { path: folder.path(index_file), named_by })
+            Err(ReadError::MissingShard { path: folder.path(index_file), named_by, others: Vec::new() })
         }
         (Naming::HuggingFace, None) => {
             let expected = "model.safetensors.index.json or model.safetensors";
-            Err(ReadError::NoWeights { dir: folder.dir().into(), expected })
+            Err(others::instead_of_weights(folder, &present, expected))
         }
         (Naming::Consolidated, None) => {
             let expected =
                 "consolidated.safetensors or consolidated-00001-of-….safetensors beside params.json";
-            Err(ReadError::NoWeights { dir: folder.dir().into(), expected })
+            Err(others::instead_of_weights(folder, &present, expected))
         }
         (Naming::Consolidated, Some(&(first, (_, total)))) => {
             if let Some((extra, (k, n))) =
@@ -149,7 +163,8 @@ fn find(folder: &Folder, naming: Naming) -> Result<Found, ReadError> {
                 let name = format!("consolidated-{k:05}-of-{total:05}.safetensors");
                 if !numbered.iter().any(|(present, _)| **present == name) {
                     let named_by = format!("{first} says that there are {total}");
-                    return Err(ReadError::MissingShard { path: folder.path(&name), named_by });
+                    let others = Vec::new();
+                    return Err(ReadError::MissingShard { path: folder.path(&name), named_by, others });
                 }
                 names.push((name, String::new()));
             }

@@ -115,7 +115,7 @@ fn a_git_lfs_pointer_in_place_of_a_shard() {
 fn an_index_that_is_no_index() {
     let folder = honest().write();
     fs::write(folder.path().join(INDEX), "{\"weight_map\": 3}").unwrap();
-    assert_refused!(in folder.path(), ReadError::Json { .. }, INDEX);
+    assert_refused!(in folder.path(), ReadError::NoIndex { .. }, INDEX);
     fs::write(folder.path().join(INDEX), " ".repeat(33 << 20)).unwrap();
     assert_refused!(in folder.path(), ReadError::FileTooLarge { .. }, INDEX);
 }

@@ -7,3 +7,4 @@ mod lies_in_configs;
 mod lies_in_headers;
 mod lies_in_shards;
 mod links;
+mod what_people_bring;
