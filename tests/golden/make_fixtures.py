@@ -15,7 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM,
+    Qwen3MoeConfig, Qwen3MoeForCausalLM,
+)
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 GOLDEN = FIXTURES / "golden"
@@ -188,8 +191,53 @@ def passage(model, windows=16, window=256):
     print(f"passage: {len(ids)} tokens, perplexity of the first {windows * window} {loss.exp():.4f}")
 
 
+# Other families: small models with a tokenizer, so that a whole compression runs on them.
+FAMILY = dict(
+    vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts_per_tok=3,
+    max_position_embeddings=256, initializer_range=0.25, bos_token_id=1, eos_token_id=2, pad_token_id=None, rope_theta=10000.0,
+)
+FAMILIES = {
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig(
+        **FAMILY, intermediate_size=48, moe_intermediate_size=24, num_experts=8, norm_topk_prob=True, head_dim=12)),
+    # Experts in the second and fourth layer alone.
+    "dense-layers": (Qwen3MoeForCausalLM, Qwen3MoeConfig(
+        **FAMILY | dict(num_hidden_layers=4), intermediate_size=40, moe_intermediate_size=24, num_experts=6, head_dim=8,
+        decoder_sparse_step=2, mlp_only_layers=[2], tie_word_embeddings=True, attention_bias=True)),
+    "qwen2-moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig(
+        **FAMILY, intermediate_size=48, moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=8)),
+    "olmoe": (OlmoeForCausalLM, OlmoeConfig(**FAMILY, intermediate_size=24, num_experts=8, clip_qkv=2.0)),
+}
+
+
+def family(name, seed):
+    model_class, config = FAMILIES[name]
+    torch.manual_seed(seed)
+    model = model_class(config).eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "norm" in key:
+                parameter.uniform_(0.5, 1.5)
+            elif key.endswith("bias"):
+                parameter.normal_(std=0.3)
+            parameter.copy_(parameter.to(torch.bfloat16).float())
+    generator = torch.Generator().manual_seed(seed)
+    golden(name, model, [torch.randint(0, config.vocab_size, (length,), generator=generator) for length in (14, 5)])
+    path = directory(name)
+    model.to(torch.bfloat16).save_pretrained(path)
+    settings = json.loads((path / "config.json").read_text())
+    # Where transformers 4 looks for them.
+    settings |= {"rope_theta": 10000.0, "num_experts": config.num_experts}
+    settings.pop("transformers_version", None)
+    (path / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURES / "tiny-mixtral" / file, path / file)
+    (path / "model.safetensors").chmod(0o644)
+
+
 def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(FAMILIES, start=21):
+        family(name, seed)
     features = {
         "tied": dict(tie_word_embeddings=True),
         "sliding-window": dict(sliding_window=7),

@@ -349,10 +349,10 @@ fn what_is_recognised_and_not_supported_is_named() {
     edited(|config| config["architectures"] = json!(["MixtralForTokenClassification"]))
         .refused(4, &["MixtralForTokenClassification", "MixtralForCausalLM"]);
     edited(|config| {
-        config["model_type"] = json!("olmoe");
-        config["architectures"] = json!(["OlmoeForCausalLM"]);
+        config["model_type"] = json!("gpt_oss");
+        config["architectures"] = json!(["GptOssForCausalLM"]);
     })
-    .refused(4, &["`olmoe`", "`OlmoeForCausalLM`"]);
+    .refused(4, &["`gpt_oss`", "`GptOssForCausalLM`"]);
     edited(|config| config["auto_map"] = json!({"AutoModelForCausalLM": "modeling_own.Own"}))
         .refused(4, &["auto_map", "modeling_own.Own"]);
 }

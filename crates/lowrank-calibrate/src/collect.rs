@@ -19,8 +19,7 @@ pub fn collect(
     stop: &dyn Fn() -> bool,
 ) -> Result<(), CalibrateError> {
     let config = forward.config();
-    let experts = config.num_local_experts;
-    let there = |layer: usize| (0..experts).all(|expert| store.has(layer, expert));
+    let there = |layer: usize| (0..config.experts_in(layer)).all(|expert| store.has(layer, expert));
     let Some(last) = (0..config.num_hidden_layers).rev().find(|&layer| !there(layer)) else { return Ok(()) };
     progress.start("calibrate", last as u64 + 1, "layers");
     let mut hidden = forward.embed(windows)?;
@@ -55,7 +54,7 @@ pub fn collect(
                 Ok(weights)
             };
             let output = forward.moe_of(layer, &[&input], &mut Watch(&sums), expert_of)?.remove(0);
-            keep(experts - 1)?;
+            keep(config.num_local_experts - 1)?;
             output
         };
         forward.add(&mut hidden, &output);

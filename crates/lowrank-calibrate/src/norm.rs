@@ -78,7 +78,7 @@ impl Norms {
         tokens: usize,
     ) -> Result<Self, CalibrateError> {
         let of_layer =
-            |layer| (0..config.num_local_experts).map(|expert| store.tokens(layer, expert)).collect();
+            |layer| (0..config.experts_in(layer)).map(|expert| store.tokens(layer, expert)).collect();
         let tokens_per_expert = (0..config.num_hidden_layers).map(of_layer).collect::<Result<_, _>>()?;
         Ok(Self { store, target, shrinkage, tokens, hidden_size: config.hidden_size, tokens_per_expert })
     }

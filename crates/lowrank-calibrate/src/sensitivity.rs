@@ -64,32 +64,36 @@ pub fn measure(
     let config = forward.config();
     progress.start("spectra and sensitivities", config.num_hidden_layers as u64, "layers");
     let mut spectra = BTreeMap::new();
-    let mut errors: Vec<[f64; 3]> = Vec::new();
+    let mut errors: Vec<(usize, [f64; 3])> = Vec::new();
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
         let halves = Halves { checkpoint, norms, algebra, config, layer, stop };
         let (walked, mut halved) = walk(forward, states, &halves)?;
         states = walked;
+        progress.advance(1);
+        if halved.is_empty() {
+            continue;
+        }
         scale_unrouted(norms, layer, &mut halved);
-        errors.push(Projection::ALL.map(|projection| {
+        let of_groups = Projection::ALL.map(|projection| {
             let group = halved.iter().filter(|half| half.id.projection == projection);
             group.map(|half| half.spectrum.tail_energies()[half.rank]).sum()
-        }));
+        });
+        errors.push((layer, of_groups));
         spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
-        progress.advance(1);
     }
     progress.finish();
-    let kls = divergences(forward, &states, progress)?;
-    let layers = errors
-        .iter()
-        .zip(kls.chunks_exact(3))
-        .map(|(errors, kls)| {
-            let kl = [kls[0], kls[1], kls[2]];
-            let sensitivity = [0, 1, 2].map(|group| kl[group].max(KL_LEAST) / errors[group]);
-            LayerSensitivity { kl, sensitivity }
-        })
-        .collect();
+    let measured: Vec<usize> = errors.iter().map(|&(layer, _)| layer).collect();
+    let kls = divergences(forward, &states, &measured, progress)?;
+    // A layer without experts has nothing to lose: its entry keeps the others at their places.
+    let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3] };
+    let mut layers = vec![nothing; config.num_hidden_layers];
+    for ((layer, errors), kls) in errors.into_iter().zip(kls.chunks_exact(3)) {
+        let kl = [kls[0], kls[1], kls[2]];
+        let sensitivity = [0, 1, 2].map(|group| kl[group].max(KL_LEAST) / errors[group]);
+        layers[layer] = LayerSensitivity { kl, sensitivity };
+    }
     Ok(Sensitivities { spectra, layers: finite(layers) })
 }
 
@@ -125,7 +129,7 @@ struct Halves<'a> {
 impl Halves<'_> {
     /// All matrices of the layer: w1 of every expert, then w2, then w3.
     fn ids(&self) -> Vec<MatrixId> {
-        let (layer, experts) = (self.layer, self.config.num_local_experts);
+        let (layer, experts) = (self.layer, self.config.experts_in(self.layer));
         let ids = Projection::ALL
             .into_iter()
             .flat_map(|projection| (0..experts).map(move |expert| MatrixId { layer, expert, projection }));
@@ -176,7 +180,8 @@ fn walk(
     let (ids, mut halved) = (halves.ids(), Vec::new());
     let mut groups = ids.chunks(rayon::current_num_threads());
     let mut ready = VecDeque::new();
-    for projection in Projection::ALL {
+    let projections = if ids.is_empty() { &[][..] } else { &Projection::ALL };
+    for &projection in projections {
         let expert_of = |expert| -> Result<_, CalibrateError> {
             if ready.is_empty() {
                 ready.extend(halves.make(groups.next().expect("a group for every matrix"))?);
@@ -233,10 +238,11 @@ fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) {
     }
 }
 
-/// Mean KL(own ‖ group) of the logits of every group.
+/// Mean KL(own ‖ group) of the logits of every group: three for each of `layers`.
 fn divergences(
     forward: &Forward<'_>,
     states: &[Hidden],
+    layers: &[usize],
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, CalibrateError> {
     let head = forward.head()?;
@@ -258,7 +264,7 @@ fn divergences(
                 .collect();
             let sum: f64 = kls.iter().sum();
             if !sum.is_finite() {
-                let spoilt = Some((group / 3, Projection::ALL[group % 3]));
+                let spoilt = Some((layers[group / 3], Projection::ALL[group % 3]));
                 return Err(CalibrateError::LogitsNotFinite { spoilt });
             }
             sums[group] += sum;

@@ -25,6 +25,10 @@ pub struct AttentionWeights {
     pub value: Linear,
     /// [H, A·D]
     pub output: Linear,
+    /// What is added to the products for query, key, value and output; empty where nothing is.
+    pub biases: [Vec<f32>; 4],
+    /// RMSNorm of queries and keys: of each head, or of all together where the weights are as long; empty without a norm.
+    pub norms: [Vec<f32>; 2],
 }
 
 impl AttentionWeights {
@@ -49,6 +53,17 @@ impl AttentionWeights {
         self.query.apply(&x, &mut q);
         self.key.apply(&x, &mut k);
         self.value.apply(&x, &mut v);
+        let [query_bias, key_bias, value_bias, output_bias] = &self.biases;
+        add_bias(&mut q, query_bias);
+        add_bias(&mut k, key_bias);
+        add_bias(&mut v, value_bias);
+        let [query_norm, key_norm] = &self.norms;
+        norm_in_place(&mut q, query_norm, config.rms_norm_eps as f32);
+        norm_in_place(&mut k, key_norm, config.rms_norm_eps as f32);
+        if let Some(limit) = config.clip_qkv {
+            let limit = limit as f32;
+            [&mut q, &mut k, &mut v].into_iter().flatten().for_each(|value| *value = clip(*value, limit));
+        }
         rope.turn(&mut q, heads);
         rope.turn(&mut k, kv_heads);
 
@@ -71,7 +86,38 @@ impl AttentionWeights {
             }
         }
         self.output.apply(&mixed, &mut x);
+        add_bias(&mut x, output_bias);
         add_scaled(h, 1.0, &x);
+    }
+}
+
+/// Adds a bias to every row, if there is one.
+fn add_bias(rows: &mut [f32], bias: &[f32]) {
+    if !bias.is_empty() {
+        rows.chunks_exact_mut(bias.len()).for_each(|row| add_scaled(row, 1.0, bias));
+    }
+}
+
+/// RMSNorm of every run of as many values as there are weights, if there are any.
+fn norm_in_place(values: &mut [f32], weights: &[f32], epsilon: f32) {
+    if weights.is_empty() {
+        return;
+    }
+    let mut before = vec![0.0; weights.len()];
+    for run in values.chunks_exact_mut(weights.len()) {
+        before.copy_from_slice(run);
+        rms_norm(run, &before, weights, epsilon);
+    }
+}
+
+/// To [−limit, limit]; NaN stays NaN.
+fn clip(value: f32, limit: f32) -> f32 {
+    if value > limit {
+        limit
+    } else if value < -limit {
+        -limit
+    } else {
+        value
     }
 }
 

@@ -38,6 +38,8 @@ impl Engine for Cpu {
             key: wide(weights.key),
             value: wide(weights.value),
             output: wide(weights.output),
+            biases: weights.biases.map(|bias| bias.map_or_else(Vec::new, |bias| bias.to_f32())),
+            norms: weights.norms.map_or_else(Default::default, |norms| norms.map(|norm| norm.to_f32())),
         };
         let rope = Rope::new(config.rope_theta, config.head_dim, hidden.longest());
         weights.run(config, &rope, hidden);

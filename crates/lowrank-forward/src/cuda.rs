@@ -152,6 +152,10 @@ impl Engine for CudaEngine {
         weights: StoredAttention,
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError> {
+        // Norms, biases and clipping have no kernels: such attention runs on the CPU.
+        if !weights.is_plain() || config.clip_qkv.is_some() {
+            return crate::Cpu.attention(config, weights, hidden);
+        }
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let width = config.hidden_size;
         let lane = &*self.lane();

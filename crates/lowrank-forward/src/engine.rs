@@ -78,6 +78,17 @@ pub struct StoredAttention {
     pub value: Tensor,
     /// [H, A·D]
     pub output: Tensor,
+    /// What is added to the four products, in their order.
+    pub biases: [Option<Tensor>; 4],
+    /// Norms of queries and keys.
+    pub norms: Option<[Tensor; 2]>,
+}
+
+impl StoredAttention {
+    /// Whether there is nothing but four products.
+    pub fn is_plain(&self) -> bool {
+        self.norms.is_none() && self.biases.iter().all(Option::is_none)
+    }
 }
 
 /// The router of one layer, as stored.

@@ -40,6 +40,12 @@ pub fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// σ(x) = 1 / (1 + e⁻ˣ).
+#[inline]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// gate ← silu(gate) ∘ up.
 pub fn swiglu(gate: &mut [f32], up: &[f32]) {
     for (gate, &up) in gate.iter_mut().zip(up) {
@@ -52,6 +58,15 @@ pub fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
+}
+
+/// Σ aᵢ bᵢ over [`LANES`] partial sums.
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; LANES];
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        sums[i % LANES] += a * b;
+    }
+    sums.iter().sum()
 }
 
 /// Σ f(xᵢ) over [`LANES`] partial sums.

@@ -5,13 +5,13 @@ use crate::engine::{Engine, StoredAttention, StoredExpert, StoredRouter};
 use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
-use crate::math::add_scaled;
+use crate::math::{add_scaled, dot, sigmoid};
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
-use lowrank_model::block::{Activation, AttentionBias, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use lowrank_model::block::{Activation, QueryKeyNorm, Router, SharedExperts};
 use lowrank_model::names::{AttentionPart, NormPlace, Role};
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, Tensor};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use rayon::prelude::*;
 
@@ -86,15 +86,29 @@ impl<'a> Forward<'a> {
 
     /// First half of a layer: h += attention(norm(h)).
     pub fn attention(&self, layer: usize, hidden: &mut Hidden) -> Result<(), ForwardError> {
-        let (QueryKeyNorm::None, AttentionBias::None) =
-            (self.config.block.query_key_norm, self.config.block.attention_bias);
+        let block = self.config.block;
         let part = |part| self.tensor(Role::Attention { layer, part });
+        let norms = match block.query_key_norm {
+            QueryKeyNorm::None => None,
+            QueryKeyNorm::PerHead | QueryKeyNorm::AllHeads => Some([
+                self.tensor(Role::Norm(NormPlace::Query { layer }))?,
+                self.tensor(Role::Norm(NormPlace::Key { layer }))?,
+            ]),
+        };
+        let mut biases = [const { None }; 4];
+        for (bias, part) in biases.iter_mut().zip(AttentionPart::ALL) {
+            if block.attention_bias.has(part) {
+                *bias = Some(self.tensor(Role::AttentionBias { layer, part })?);
+            }
+        }
         let weights = StoredAttention {
             norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
             query: part(AttentionPart::Query)?,
             key: part(AttentionPart::Key)?,
             value: part(AttentionPart::Value)?,
             output: part(AttentionPart::Output)?,
+            biases,
+            norms,
         };
         self.engine.attention(self.config, weights, hidden)
     }
@@ -110,7 +124,8 @@ impl<'a> Forward<'a> {
         self.engine.norm(rows, &norm, self.config.rms_norm_eps as f32)
     }
 
-    /// The MoE block of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H].
+    /// The MoE block of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H]. In a layer
+    /// without experts, the one block that it has.
     /// The observer sees the experts' batches of every input.
     pub fn moe(
         &self,
@@ -129,13 +144,59 @@ impl<'a> Forward<'a> {
         observer: &mut dyn Observer,
         mut expert_of: impl FnMut(usize) -> Result<StoredExpert, E>,
     ) -> Result<Vec<Vec<f32>>, E> {
-        let (MoeLayers::All, SharedExperts::None, Activation::Silu) =
-            (self.config.block.moe_layers, self.config.block.shared_experts, self.config.block.activation);
+        let Activation::Silu = self.config.block.activation;
+        if self.config.experts_in(layer) == 0 {
+            let run = |input: &&[f32]| self.expert_on(layer, self.dense_block(layer)?, input, &mut ());
+            return Ok(inputs.iter().map(run).collect::<Result<_, _>>()?);
+        }
         let mut sum = self.engine.moe(inputs, &self.router(layer)?)?;
         for expert in 0..self.config.num_local_experts {
             sum.expert((layer, expert), expert_of(expert)?, observer)?;
         }
-        Ok(sum.outputs()?)
+        let mut outputs = sum.outputs()?;
+        for (input, output) in inputs.iter().zip(&mut outputs) {
+            match self.config.block.shared_experts {
+                SharedExperts::None => {}
+                SharedExperts::Gated { .. } => self.add_gated(layer, input, output)?,
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// Adds the output of a layer's shared expert, if it has one, to the sum [N, H] of the others'.
+    pub fn add_shared(&self, layer: usize, hidden: &Hidden, output: &mut [f32]) -> Result<(), ForwardError> {
+        match self.config.block.shared_experts {
+            SharedExperts::None => Ok(()),
+            SharedExperts::Gated { .. } => self.add_gated(layer, &self.moe_input(layer, hidden)?, output),
+        }
+    }
+
+    /// The block of a layer without experts.
+    fn dense_block(&self, layer: usize) -> Result<StoredExpert, ForwardError> {
+        self.dense_expert(|projection| Role::DenseBlock { layer, projection })
+    }
+
+    /// Three matrices that no router chooses.
+    fn dense_expert(&self, role: impl Fn(Projection) -> Role) -> Result<StoredExpert, ForwardError> {
+        let read = |projection| Ok::<_, ForwardError>(StoredMatrix::Dense(self.tensor(role(projection))?));
+        Ok(StoredExpert {
+            gate: read(Projection::Gate)?,
+            down: read(Projection::Down)?,
+            up: read(Projection::Up)?,
+        })
+    }
+
+    /// output += σ(g·x) · expert(x) for every row x of an input [N, H].
+    fn add_gated(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
+        let h = self.config.hidden_size;
+        let weights = self.dense_expert(|projection| Role::SharedExpert { layer, projection })?;
+        let gate = self.tensor(Role::SharedExpertGate { layer })?.to_f32(); // [H]
+        let y = self.expert_on(layer, weights, input, &mut ())?; // [N, H]
+        let rows = output.par_chunks_exact_mut(h).with_min_len(TILE_TOKENS);
+        rows.zip(input.par_chunks_exact(h)).zip(y.par_chunks_exact(h)).for_each(|((output, x), y)| {
+            add_scaled(output, sigmoid(dot(&gate, x)), y);
+        });
+        Ok(())
     }
 
     /// y = w2 (silu(w1 x) ∘ w3 x) for every row x of `rows` [n, H], whichever expert a router would choose; → [n, H].
@@ -163,7 +224,11 @@ impl<'a> Forward<'a> {
     }
 
     /// The experts that the router chooses for every token of an input [N, H].
+    /// None in a layer without experts.
     pub fn route(&self, layer: usize, input: &[f32]) -> Result<Routing, ForwardError> {
+        if self.config.experts_in(layer) == 0 {
+            return Ok(Routing::default());
+        }
         self.engine.route(input, &self.router(layer)?)
     }
 

@@ -7,7 +7,7 @@ use lowrank_reader::{Checkpoint, ReadError};
 use std::collections::BTreeMap;
 
 /// The choice of every token.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Routing {
     /// [N, k], best first.
     pub experts: Vec<usize>,

@@ -89,6 +89,10 @@ goldens! {
     fused_experts_equal_transformers: "golden/fused";
     mistrals_own_layout_equals_transformers: "golden/consolidated";
     factored_experts_equal_transformers: "golden/lowrank";
+    qwen3_moe_equals_transformers: "golden/qwen3-moe";
+    layers_without_experts_equal_transformers: "golden/dense-layers";
+    qwen2_moe_equals_transformers: "golden/qwen2-moe";
+    olmoe_equals_transformers: "golden/olmoe";
     the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 

@@ -164,8 +164,15 @@ pub trait Family: fmt::Debug + Sync {
         None
     }
 
-    /// The `config.json` of a model, for inputs that have none.
-    fn write_config(&self, config: &ModelConfig) -> Value;
+    /// The `config.json` of a model, for inputs that have none: those with a `params.json` alone.
+    fn write_config(&self, _config: &ModelConfig) -> Value {
+        Value::Null
+    }
+
+    /// Keys that an output's `config.json` has beside the base's, for versions of transformers that read others.
+    fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
 
     /// How its output is written.
     fn output(&self) -> &'static Output;
@@ -177,20 +184,38 @@ impl PartialEq for dyn Family {
     }
 }
 
-/// What an output's `config.json` names, and the code beside it.
+/// What an output's `config.json` names, and what its Python code has to know.
 #[derive(Debug)]
 pub struct Output {
     /// `model_type` of a factored checkpoint. Not the family's own: a loader without our code must fail, not fill the
     /// experts with random numbers.
     pub model_type: &'static str,
-    /// `architectures[0]` of a factored checkpoint.
-    pub architecture: &'static str,
-    /// `auto_map` of a factored checkpoint, in the order of the file.
-    pub auto_map: &'static [(&'static str, &'static str)],
-    /// Python files of a factored checkpoint: name and text.
-    pub code: &'static [(&'static str, &'static str)],
+    /// How the names of transformers' classes begin: `Mixtral` of `MixtralForCausalLM`.
+    pub class: &'static str,
+    /// The key of `config.json` that says how wide an expert is inside.
+    pub width_key: &'static str,
+}
+
+impl Output {
     /// `architectures[0]` of a dense checkpoint.
-    pub dense_architecture: &'static str,
+    pub fn dense_architecture(&self) -> String {
+        format!("{}ForCausalLM", self.class)
+    }
+
+    /// `architectures[0]` of a factored checkpoint.
+    pub fn architecture(&self) -> String {
+        format!("LowRank{}ForCausalLM", self.class)
+    }
+
+    /// `auto_map` of a factored checkpoint. In this order: vLLM asks for `AutoModel`.
+    pub fn auto_map(&self) -> [(&'static str, String); 3] {
+        let Self { model_type, class, .. } = self;
+        [
+            ("AutoConfig", format!("configuration_{model_type}.LowRank{class}Config")),
+            ("AutoModel", format!("modeling_{model_type}.LowRank{class}Model")),
+            ("AutoModelForCausalLM", format!("modeling_{model_type}.LowRank{class}ForCausalLM")),
+        ]
+    }
 }
 
 /// Dimensions and constants of a model. Shapes: `H` hidden_size, `F` intermediate_size, `E` num_local_experts.
@@ -228,6 +253,8 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// lm_head is the embedding matrix.
     pub tie_word_embeddings: bool,
+    /// Largest size of a number in queries, keys and values, before their rotation; larger ones are cut to it.
+    pub clip_qkv: Option<f64>,
 }
 
 impl ModelConfig {
@@ -245,6 +272,16 @@ impl ModelConfig {
                 Projection::ALL.into_iter().map(move |projection| MatrixId { layer, expert, projection })
             })
         })
+    }
+
+    /// The first expert matrix: every model that is read has one.
+    pub fn first_matrix(&self) -> MatrixId {
+        self.matrices().next().expect("a family refuses models without experts")
+    }
+
+    /// Experts of one layer: E, or 0.
+    pub fn experts_in(&self, layer: usize) -> usize {
+        if self.block.moe_layers.contains(layer) { self.num_local_experts } else { 0 }
     }
 
     /// Whether the model has this expert matrix.

@@ -6,6 +6,9 @@
 pub mod allowed;
 mod keys;
 mod mixtral;
+mod olmoe;
+mod qwen2_moe;
+mod qwen3_moe;
 
 use crate::config::ConfigError;
 use crate::display::clip;
@@ -15,7 +18,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 /// Every known family.
-pub const ALL: &[&dyn Family] = &[mixtral::FAMILY];
+pub const ALL: &[&dyn Family] = &[mixtral::FAMILY, qwen3_moe::FAMILY, qwen2_moe::FAMILY, olmoe::FAMILY];
 
 /// The family that a `config.json` names.
 fn of_config(config: &Value) -> Result<&'static dyn Family, ConfigError> {

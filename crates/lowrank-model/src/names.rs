@@ -48,7 +48,14 @@ pub enum Role {
         /// Which projection.
         part: AttentionPart,
     },
-    /// RMSNorm weights, `[H]`.
+    /// The bias of such a projection, as long as its output.
+    AttentionBias {
+        /// Decoder layer.
+        layer: usize,
+        /// Which projection.
+        part: AttentionPart,
+    },
+    /// RMSNorm weights, `[H]` unless the place says otherwise.
     Norm(NormPlace),
     /// The router of a layer, [E, H].
     Router {
@@ -57,6 +64,25 @@ pub enum Role {
     },
     /// An expert matrix.
     Expert(MatrixId),
+    /// A matrix of the expert that every token takes.
+    SharedExpert {
+        /// Decoder layer.
+        layer: usize,
+        /// Which matrix.
+        projection: Projection,
+    },
+    /// A matrix of the one block of a layer without experts.
+    DenseBlock {
+        /// Decoder layer.
+        layer: usize,
+        /// Which matrix.
+        projection: Projection,
+    },
+    /// What weights the shared expert's output, [1, H].
+    SharedExpertGate {
+        /// Decoder layer.
+        layer: usize,
+    },
     /// Output head, [V, H]; absent when tied to the embedding.
     Head,
 }
@@ -94,6 +120,16 @@ pub enum NormPlace {
     },
     /// Before the output head.
     Head,
+    /// Of a layer's queries: `[D]`, or [A·D] if all heads are taken together.
+    Query {
+        /// Decoder layer.
+        layer: usize,
+    },
+    /// Of a layer's keys: `[D]`, or [G·D] if all heads are taken together.
+    Key {
+        /// Decoder layer.
+        layer: usize,
+    },
 }
 
 impl Role {
@@ -101,10 +137,12 @@ impl Role {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Embedding => "embedding",
-            Self::Attention { .. } => "attention",
+            Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
             Self::Norm(_) => "norms",
             Self::Router { .. } => "routers",
             Self::Expert(_) => "experts",
+            Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
+            Self::DenseBlock { .. } => "dense blocks",
             Self::Head => "lm_head",
         }
     }
@@ -117,6 +155,8 @@ pub struct Spelling {
     pub moe: &'static str,
     /// An expert's matrices, in the order of [`Projection::ALL`].
     pub projections: [&'static str; 3],
+    /// The module of the shared expert, within `moe`; its gate is the same with `_gate`.
+    pub shared_expert: &'static str,
     /// How experts are spelled where a layer's experts share two tensors.
     pub fused: FusedSpelling,
 }
@@ -158,25 +198,46 @@ impl FusedSpelling {
 }
 
 impl Spelling {
+    /// Of Qwen2-MoE, and of some twenty families that took its names.
+    pub const QWEN2_MOE: Self = Self {
+        moe: "mlp",
+        projections: ["gate_proj", "down_proj", "up_proj"],
+        shared_expert: "shared_expert",
+        fused: FusedSpelling::TRANSFORMERS_5,
+    };
+
     /// Canonical name of a tensor.
     pub fn tensor(&self, role: Role) -> String {
         let of_layer = |layer: usize, module: &str| format!("model.layers.{layer}.{module}.weight");
+        let attention = |part| match part {
+            AttentionPart::Query => "self_attn.q_proj",
+            AttentionPart::Key => "self_attn.k_proj",
+            AttentionPart::Value => "self_attn.v_proj",
+            AttentionPart::Output => "self_attn.o_proj",
+        };
         match role {
             Role::Embedding => "model.embed_tokens.weight".into(),
-            Role::Attention { layer, part } => of_layer(
-                layer,
-                match part {
-                    AttentionPart::Query => "self_attn.q_proj",
-                    AttentionPart::Key => "self_attn.k_proj",
-                    AttentionPart::Value => "self_attn.v_proj",
-                    AttentionPart::Output => "self_attn.o_proj",
-                },
-            ),
+            Role::Attention { layer, part } => of_layer(layer, attention(part)),
+            Role::AttentionBias { layer, part } => {
+                format!("model.layers.{layer}.{}.bias", attention(part))
+            }
             Role::Norm(NormPlace::Attention { layer }) => of_layer(layer, "input_layernorm"),
             Role::Norm(NormPlace::Experts { layer }) => of_layer(layer, "post_attention_layernorm"),
             Role::Norm(NormPlace::Head) => "model.norm.weight".into(),
+            Role::Norm(NormPlace::Query { layer }) => of_layer(layer, "self_attn.q_norm"),
+            Role::Norm(NormPlace::Key { layer }) => of_layer(layer, "self_attn.k_norm"),
             Role::Router { layer } => of_layer(layer, &format!("{}.gate", self.moe)),
             Role::Expert(id) => format!("{}.weight", self.module(id)),
+            Role::SharedExpert { layer, projection } => {
+                let projection = self.projections[projection.index()];
+                of_layer(layer, &format!("{}.{}.{projection}", self.moe, self.shared_expert))
+            }
+            Role::DenseBlock { layer, projection } => {
+                of_layer(layer, &format!("{}.{}", self.moe, self.projections[projection.index()]))
+            }
+            Role::SharedExpertGate { layer } => {
+                of_layer(layer, &format!("{}.{}_gate", self.moe, self.shared_expert))
+            }
             Role::Head => "lm_head.weight".into(),
         }
     }
@@ -221,11 +282,7 @@ pub fn known_buffer(tensor: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    const OTHER: Spelling = Spelling {
-        moe: "mlp",
-        projections: ["gate_proj", "down_proj", "up_proj"],
-        fused: FusedSpelling::TRANSFORMERS_5,
-    };
+    const OTHER: Spelling = Spelling::QWEN2_MOE;
 
     #[test]
     fn module_names_read_back_and_only_in_their_canonical_spelling() {

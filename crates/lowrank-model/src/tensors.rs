@@ -1,5 +1,6 @@
 //! The tensors of a model, and where each lies in a checkpoint of a given layout.
 
+use crate::block::{MoeLayers, QueryKeyNorm, SharedExperts};
 use crate::names::{AttentionPart, Layout, NormPlace, Role};
 use crate::pivots::factor_shapes;
 use crate::{MatrixId, MatrixShape, ModelConfig, Projection, Storage};
@@ -87,9 +88,21 @@ impl ModelConfig {
         for layer in 0..self.num_hidden_layers {
             roles.push(Role::Norm(NormPlace::Attention { layer }));
             roles.extend(AttentionPart::ALL.map(|part| Role::Attention { layer, part }));
+            let biased = AttentionPart::ALL.into_iter().filter(|&part| self.block.attention_bias.has(part));
+            roles.extend(biased.map(|part| Role::AttentionBias { layer, part }));
+            if self.block.query_key_norm != QueryKeyNorm::None {
+                let places = [NormPlace::Query { layer }, NormPlace::Key { layer }];
+                roles.extend(places.map(Role::Norm));
+            }
             roles.push(Role::Norm(NormPlace::Experts { layer }));
             if self.block.moe_layers.contains(layer) {
                 roles.push(Role::Router { layer });
+                if self.block.shared_experts != SharedExperts::None {
+                    roles.push(Role::SharedExpertGate { layer });
+                    roles.extend(Projection::ALL.map(|projection| Role::SharedExpert { layer, projection }));
+                }
+            } else {
+                roles.extend(Projection::ALL.map(|projection| Role::DenseBlock { layer, projection }));
             }
             while let Some(id) = matrices.next_if(|id| id.layer == layer) {
                 roles.push(Role::Expert(id));
@@ -106,19 +119,46 @@ impl ModelConfig {
     pub fn tensor(&self, role: Role) -> TensorSpec {
         let (h, d) = (self.hidden_size, self.head_dim);
         let (query, key) = (self.num_attention_heads * d, self.num_key_value_heads * d);
+        let block = |projection, width| match projection {
+            Projection::Gate | Projection::Up => vec![width, h],
+            Projection::Down => vec![h, width],
+        };
         let shape = match role {
             Role::Embedding | Role::Head => vec![self.vocab_size, h],
             Role::Attention { part: AttentionPart::Query, .. } => vec![query, h],
             Role::Attention { part: AttentionPart::Key | AttentionPart::Value, .. } => vec![key, h],
             Role::Attention { part: AttentionPart::Output, .. } => vec![h, query],
+            Role::AttentionBias { part: AttentionPart::Query, .. } => vec![query],
+            Role::AttentionBias { part: AttentionPart::Key | AttentionPart::Value, .. } => vec![key],
+            Role::AttentionBias { part: AttentionPart::Output, .. } => vec![h],
+            Role::Norm(NormPlace::Query { .. }) => vec![self.norm_width(query)],
+            Role::Norm(NormPlace::Key { .. }) => vec![self.norm_width(key)],
             Role::Norm(_) => vec![h],
             Role::Router { .. } => vec![self.num_local_experts, h],
             Role::Expert(id) => {
                 let MatrixShape { rows, cols } = self.matrix_shape(id.projection);
                 vec![rows, cols]
             }
+            Role::SharedExpert { projection, .. } => match self.block.shared_experts {
+                SharedExperts::None => Vec::new(),
+                SharedExperts::Gated { intermediate_size } => block(projection, intermediate_size),
+            },
+            Role::DenseBlock { projection, .. } => match self.block.moe_layers {
+                MoeLayers::All => Vec::new(),
+                MoeLayers::Except { intermediate_size, .. } => block(projection, intermediate_size),
+            },
+            Role::SharedExpertGate { .. } => vec![1, h],
         };
         TensorSpec { name: self.family.spelling().tensor(role), shape, role }
+    }
+
+    /// Weights of a norm of queries or keys, whose heads are `width` wide together.
+    fn norm_width(&self, width: usize) -> usize {
+        match self.block.query_key_norm {
+            QueryKeyNorm::None => 0,
+            QueryKeyNorm::PerHead => self.head_dim,
+            QueryKeyNorm::AllHeads => width,
+        }
     }
 
     /// Where a tensor lies in a checkpoint of this layout. Expert matrices are taken as dense here.

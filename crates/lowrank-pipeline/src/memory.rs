@@ -13,6 +13,7 @@ use lowrank_calibrate::pair;
 use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
+use lowrank_model::block::{MoeLayers, SharedExperts};
 use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
 use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
@@ -197,9 +198,19 @@ impl<'a> Model<'a> {
         product(&[2, BLOCK_ROWS as u128, self.h.max(self.shape().short_side() as u128), F64])
     }
 
-    /// An expert that runs: its matrices in f32, one of them still as it is stored.
-    fn expert(&self) -> (&'static str, u128) {
-        ("matrices of one expert", 3 * self.wide() + self.stored())
+    /// An expert that runs: its matrices in f32, one of them still as it is stored; a shared expert's or a dense block's, if
+    /// they are larger. The outputs of a shared expert are held beside those of the others.
+    fn expert(&self, tokens: usize) -> (&'static str, u128) {
+        let (shared, states) = match self.config.block.shared_experts {
+            SharedExperts::None => (0, 0),
+            SharedExperts::Gated { intermediate_size } => (intermediate_size, self.states(tokens)),
+        };
+        let dense = match self.config.block.moe_layers {
+            MoeLayers::All => 0,
+            MoeLayers::Except { intermediate_size, .. } => intermediate_size,
+        };
+        let width = self.f.max(shared.max(dense) as u128);
+        ("matrices of one expert", product(&[self.h, width, 3 * F32 + self.e]) + states)
     }
 
     /// What flows through it: x, gate, up, activations, y of one batch.
@@ -274,7 +285,7 @@ impl<'a> Model<'a> {
                     hidden,
                     block,
                     self.routing(tokens),
-                    self.expert(),
+                    self.expert(tokens),
                     self.activations(tokens),
                     ("second moments of one expert", 2 * self.moment()),
                     rows,
@@ -339,14 +350,14 @@ impl<'a> Model<'a> {
             ),
             Stage::new(
                 "sensitivities: one projection at half its size",
-                &shared(&[block, self.routing(tokens), self.expert(), self.activations(tokens)]),
+                &shared(&[block, self.routing(tokens), self.expert(tokens), self.activations(tokens)]),
                 &[halved],
             ),
             Stage::new(
                 "sensitivities: states through a layer",
                 &shared(&[
                     ("inputs and outputs of the MoE block, several at once", together),
-                    self.expert(),
+                    self.expert(tokens),
                     self.activations(tokens),
                 ]),
                 &[],
@@ -376,7 +387,7 @@ impl<'a> Model<'a> {
         let pair = ("second moments of one expert", 2 * self.moment());
         let fits = ("second moments, maps and roots of an expert", self.quarters(4 * 4));
         let [rows, strips] = self.summing(tokens);
-        let run = [together, as_stored, self.expert(), self.activations(tokens), pair, rows];
+        let run = [together, as_stored, self.expert(tokens), self.activations(tokens), pair, rows];
         let moe = ("inputs and outputs of the MoE block", 2 * states);
         let mut outputs = run.to_vec();
         outputs.push(("outputs of one expert", states));
@@ -394,7 +405,16 @@ impl<'a> Model<'a> {
             self.factor(&layer),
             Stage::new(
                 "fit: the compressed model's layer",
-                &[hidden, moe, made, spectra, routing, as_stored, self.expert(), self.activations(tokens)],
+                &[
+                    hidden,
+                    moe,
+                    made,
+                    spectra,
+                    routing,
+                    as_stored,
+                    self.expert(tokens),
+                    self.activations(tokens),
+                ],
                 &[],
             ),
         ]

@@ -309,11 +309,10 @@ pub struct Subject {
 impl Subject {
     /// As its headers say.
     pub fn of(checkpoint: &Checkpoint) -> Self {
-        let first = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
         Self {
             config: checkpoint.config().clone(),
             before: checkpoint.size(),
-            dtype: checkpoint.matrix_dtype(first),
+            dtype: checkpoint.matrix_dtype(checkpoint.config().first_matrix()),
         }
     }
 

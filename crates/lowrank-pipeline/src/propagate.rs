@@ -78,10 +78,20 @@ impl Propagation<'_> {
                 original: &original,
                 compressed: compressed.as_ref(),
             };
-            let (made, output) = work.make()?;
+            let (made, mut output) = work.make()?;
             if !has_next {
                 break;
             }
+            if forward.config().experts_in(layer) == 0 {
+                for stream in std::iter::once(&mut original).chain(&mut compressed) {
+                    let input = forward.moe_input(layer, stream).map_err(CalibrateError::from)?;
+                    let output =
+                        forward.moe(layer, &[&input], &mut ()).map_err(CalibrateError::from)?.remove(0);
+                    forward.add(stream, &output);
+                }
+                continue;
+            }
+            forward.add_shared(layer, &original, &mut output).map_err(CalibrateError::from)?;
             forward.add(&mut original, &output);
             drop(output);
             if let Some(compressed) = &mut compressed {
@@ -216,7 +226,7 @@ impl Layer<'_> {
                 original,
             }
         };
-        Ok((0..self.forward.config().num_local_experts).map(routed).collect())
+        Ok((0..self.forward.config().experts_in(self.layer)).map(routed).collect())
     }
 
     fn id(&self, expert: usize, projection: Projection) -> MatrixId {

@@ -5,7 +5,7 @@ use crate::memory::Demand;
 use lowrank_cache::Cache;
 use lowrank_calibrate::CalibrateError;
 use lowrank_compute::{Algebra, NoDevice};
-use lowrank_model::{AlgebraChoice, Device, Dtype, MatrixId, Projection};
+use lowrank_model::{AlgebraChoice, Device, Dtype};
 use lowrank_reader::Checkpoint;
 use std::path::PathBuf;
 
@@ -81,9 +81,8 @@ pub fn pool(demand: &Demand, resources: &Resources) -> Result<rayon::ThreadPool,
 
 /// The widest dtype of the weights of a checkpoint, and of factors to come.
 pub fn widest(checkpoint: &Checkpoint, factors: Option<Dtype>) -> Dtype {
-    let first = MatrixId { layer: 0, expert: 0, projection: Projection::Gate };
     let others = checkpoint.specs().iter().filter_map(|spec| checkpoint.dtype(&spec.name));
-    let all = others.chain([checkpoint.matrix_dtype(first)]).chain(factors);
+    let all = others.chain([checkpoint.matrix_dtype(checkpoint.config().first_matrix())]).chain(factors);
     all.max_by_key(|dtype| dtype.size_bytes()).expect("the first matrix has a dtype")
 }
 

@@ -214,7 +214,8 @@ fn is_licence(name: &str) -> bool {
 fn is_written_anew(name: &str) -> bool {
     [CONFIG_FILE, PARAMS_FILE, "README.md"].contains(&name)
         || name.starts_with("lowrank_")
-        || ["configuration_lowrank_mixtral.py", "modeling_lowrank_mixtral.py"].contains(&name)
+        || name.starts_with("configuration_lowrank_")
+        || name.starts_with("modeling_lowrank_")
 }
 
 /// Python files that the configs of tokenizer and processors name, and those that these import from beside them.

@@ -143,7 +143,7 @@ pub(crate) fn refuse_unfinished(folder: &Folder, names: &[String], shard: &str) 
 
 /// What a tensor is that no language model of the family has.
 pub(crate) fn what_is(tensor: &str, config: &ModelConfig) -> Option<String> {
-    let class = config.family.output().dense_architecture;
+    let class = config.family.output().dense_architecture();
     let begins = |begins: &[&str]| {
         begins.iter().any(|begin| {
             tensor
@@ -212,7 +212,7 @@ pub(crate) fn what_renames<'a>(
         missing.strip_suffix(name.as_str()).is_some_and(|before| !before.is_empty() && is_whole(before))
     });
     if let Some(name) = bare {
-        let class = config.family.output().dense_architecture;
+        let class = config.family.output().dense_architecture();
         let what = format!(
             "lacks `{}` before its name, as a model without its head is saved; save the whole `{class}`",
             missing.strip_suffix(name.as_str()).unwrap_or_default()

@@ -75,7 +75,7 @@ fn run_layer(
 ) -> Result<(LayerError, Vec<u64>), VerifyError> {
     ours.attention(layer, h_ours)?;
     let input = ours.moe_input(layer, h_ours)?; // [N, H]
-    let mut routed = vec![0; ours.config().num_local_experts];
+    let mut routed = vec![0; ours.config().experts_in(layer)];
     ours.route(layer, &input)?.experts.iter().for_each(|&expert| routed[expert] += 1);
     let output = ours.moe(layer, &[&input], &mut ())?.remove(0); // [N, H]
 
@@ -100,15 +100,18 @@ pub fn routing_distance(here: &[Vec<u64>], there: &[Vec<u64>]) -> Option<f64> {
     if here.is_empty() || here.len() != there.len() {
         return None;
     }
-    let mut sum = 0.0;
-    for (here, there) in here.iter().zip(there) {
+    let (mut sum, mut layers) = (0.0, 0);
+    // A layer without experts routes nothing.
+    for (here, there) in here.iter().zip(there).filter(|(here, there)| !(here.is_empty() && there.is_empty()))
+    {
         let (p, q) = (shares(here)?, shares(there)?);
         if p.len() != q.len() {
             return None;
         }
         sum += p.iter().zip(&q).map(|(p, q)| (p - q).abs()).sum::<f64>() / 2.0;
+        layers += 1;
     }
-    Some(sum / here.len() as f64)
+    (layers > 0).then(|| sum / f64::from(layers))
 }
 
 /// ‖y − x‖ / ‖x‖ in f64; 0 for equal vectors, absent when not finite.

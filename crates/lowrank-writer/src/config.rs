@@ -4,7 +4,7 @@
 //! loaders dispatch on.
 
 use crate::WriteError;
-use lowrank_model::config::{ConfigError, Output};
+use lowrank_model::config::ConfigError;
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -33,10 +33,11 @@ pub fn factored(
     storage: Storage,
     dtype: Dtype,
 ) -> Result<Value, WriteError> {
-    let Output { model_type, architecture, auto_map, .. } = model.family.output();
+    let output = model.family.output();
     let auto_map: Map<String, Value> =
-        auto_map.iter().map(|&(key, class)| (key.to_owned(), Value::from(class))).collect();
-    let head = json!({ "architectures": [architecture], "model_type": model_type, "auto_map": auto_map });
+        output.auto_map().map(|(key, class)| (key.to_owned(), Value::from(class))).into_iter().collect();
+    let (architectures, model_type) = ([output.architecture()], output.model_type);
+    let head = json!({ "architectures": architectures, "model_type": model_type, "auto_map": auto_map });
     let mut config = carry_over(base, model, head, dtype)?;
     let ranks: Map<String, Value> =
         ranks.iter().map(|(id, &rank)| (model.module_name(*id), Value::from(rank))).collect();
@@ -55,7 +56,7 @@ pub fn factored(
 /// The config of a dense model of the family: any trace of factors is gone.
 pub fn dense(base: &Value, model: &ModelConfig, dtype: Dtype) -> Result<Value, WriteError> {
     let head = json!({
-        "architectures": [model.family.output().dense_architecture],
+        "architectures": [model.family.output().dense_architecture()],
         "model_type": model.family.model_type(),
     });
     Ok(carry_over(base, model, head, dtype)?.into())
@@ -72,6 +73,9 @@ fn carry_over(
     };
     for (key, value) in base.iter().filter(|(key, _)| !REPLACED.contains(&key.as_str())) {
         config.insert(key.clone(), value.clone());
+    }
+    for (key, value) in model.family.also_written(model) {
+        config.insert(key.into(), value);
     }
     // transformers v4 reads `torch_dtype` and `rope_theta`, v5 reads `dtype` and `rope_parameters`; a version that finds
     // only the other's key silently takes a default.

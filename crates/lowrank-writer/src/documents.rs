@@ -1,7 +1,7 @@
 //! All files except shards and index: config, code, report, card, and files copied unchanged from the base.
 
 use crate::figures::{self, Figure};
-use crate::{Card, CompressionReport, WriteError, config, staging::StagingDir};
+use crate::{Card, CompressionReport, WriteError, code, config, staging::StagingDir};
 use lowrank_model::{Dtype, MatrixId, ModelConfig, SpectrumCurves, Storage, format, plan::Size};
 use serde::Serialize;
 use serde_json::Value;
@@ -46,7 +46,7 @@ impl Documents {
         for Figure { file, svg, .. } in figures {
             documents = documents.with_file(file, svg)?;
         }
-        for &(name, text) in model.family.output().code {
+        for (name, text) in code::files(model.family) {
             documents = documents.with_file(name, text)?;
         }
         documents

@@ -31,6 +31,7 @@
 
 pub mod card;
 pub mod checkpoint;
+pub mod code;
 pub mod config;
 pub mod documents;
 pub mod error;

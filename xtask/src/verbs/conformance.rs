@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 /// Budgets and storages, with default calibration: mixed ranks with some dense matrices, and a large budget.
 const CASES: [(&str, &str); 3] = [("21.412%", "uv"), ("21.412%", "pivoted"), ("45%", "pivoted")];
 
+/// A small model of every other family: `tests/golden/make_fixtures.py`.
+const FAMILIES: [&str; 4] = ["qwen3-moe", "dense-layers", "qwen2-moe", "olmoe"];
+/// Tokens to calibrate them on.
+const FAMILY_TOKENS: &str = "4096";
+
 /// Runs this verb.
 pub(crate) fn run() -> Result<()> {
     let tool = lowrank_compress()?;
@@ -21,10 +26,23 @@ pub(crate) fn run() -> Result<()> {
         ["tied", "sliding-window", "head-dim"].map(|name| root().join("tests/fixtures/golden").join(name));
     let mut live = vec![super::demo::bundled_model()];
     live.extend(features);
-    for (budget, storage) in CASES {
-        let name = format!("cut-{}-{storage}", budget.trim_end_matches('%').replace('.', "-"));
+    let bundled = super::demo::bundled_model();
+    let cases = CASES.map(|(budget, storage)| {
+        (
+            format!("cut-{}-{storage}", budget.trim_end_matches('%').replace('.', "-")),
+            budget,
+            storage,
+            bundled.clone(),
+        )
+    });
+    let families = FAMILIES.iter().enumerate().map(|(i, family)| {
+        let base = root().join("tests/fixtures/golden").join(family);
+        (format!("family-{family}"), "20%", ["uv", "pivoted"][i % 2], base)
+    });
+    let mut outputs = Vec::new();
+    for (name, budget, storage, base) in cases.into_iter().chain(families) {
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
-        compress(&tool, budget, storage, &factored)?;
+        compress(&tool, (budget, storage), &base, &factored)?;
         sh(command(&tool)
             .args(["densify", "--quiet", "--dtype", "f32", "--model"])
             .arg(&factored)
@@ -36,10 +54,14 @@ pub(crate) fn run() -> Result<()> {
             check.arg("tests/conformance/check_checkpoint.py").arg("--compressed").arg(&factored);
             sh(check.arg("--dense").arg(&dense))?;
         }
-        live.push(factored);
+        if base != bundled {
+            live.push(base);
+        }
+        outputs.push(factored);
     }
+    live.extend_from_slice(&outputs);
     tokenizers_are_kept(&tool, &folder)?;
-    pivoted_keeps_bf16(&tool, &live[live.len() - CASES.len()])?;
+    pivoted_keeps_bf16(&tool, &outputs[0])?;
     forward_agrees(&live)
 }
 
@@ -119,11 +141,14 @@ fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn compress(tool: &Path, budget: &str, storage: &str, out: &Path) -> Result<()> {
+fn compress(tool: &Path, (budget, storage): (&str, &str), base: &Path, out: &Path) -> Result<()> {
     let mut job = command(tool);
     job.args(["--quiet", "--budget", budget, "--storage", storage, "--model"])
-        .arg(super::demo::bundled_model())
+        .arg(base)
         .arg("--out")
         .arg(out);
+    if *base != super::demo::bundled_model() {
+        job.args(["--calibration-tokens", FAMILY_TOKENS, "--cache", "none"]);
+    }
     sh(&mut job)
 }

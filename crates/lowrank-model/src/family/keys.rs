@@ -1,6 +1,6 @@
 //! Reading one key of a model's description, checked.
 
-use crate::block::Activation;
+use crate::block::{Activation, LayerSet, MoeLayers};
 use crate::config::{ConfigError, Output};
 use crate::family::allowed;
 use serde_json::Value;
@@ -39,10 +39,21 @@ pub(super) fn positive(object: &Value, key: &'static str) -> Result<Option<f64>,
     }
 }
 
+/// The same, `None` where the key is null, too.
+pub(super) fn optional_positive(object: &Value, key: &'static str) -> Result<Option<f64>, ConfigError> {
+    if object.get(key).is_some_and(Value::is_null) { Ok(None) } else { positive(object, key) }
+}
+
 /// True or false; false where the key is absent or null.
 pub(super) fn flag(object: &Value, key: &str) -> Result<bool, ConfigError> {
+    flag_or(object, key, false)
+}
+
+/// True or false, with a value for an absent key. Null is false.
+pub(super) fn flag_or(object: &Value, key: &str, default: bool) -> Result<bool, ConfigError> {
     match object.get(key) {
-        None | Some(Value::Null) => Ok(false),
+        None => Ok(default),
+        Some(Value::Null) => Ok(false),
         Some(Value::Bool(value)) => Ok(*value),
         Some(other) => Err(ConfigError::bad(key, other, "`true` or `false`")),
     }
@@ -77,11 +88,11 @@ pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigE
         let Some(classes) = value.as_array() else {
             return Err(ConfigError::bad("architectures", value, "a list of classes"));
         };
-        let known = [output.dense_architecture, output.architecture];
-        if let Some(other) =
-            classes.iter().find(|class| !class.as_str().is_some_and(|it| known.contains(&it)))
-        {
-            let supported = format!("`{}`", output.dense_architecture);
+        let known = [output.dense_architecture(), output.architecture()];
+        let is_known =
+            |class: &&Value| class.as_str().is_some_and(|class| known.iter().any(|it| it == class));
+        if let Some(other) = classes.iter().find(|class| !is_known(class)) {
+            let supported = format!("`{}`", output.dense_architecture());
             return Err(ConfigError::unsupported("architectures", other, &supported));
         }
     }
@@ -89,7 +100,7 @@ pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigE
     let Some(classes) = value.as_object() else {
         return Err(ConfigError::bad("auto_map", value, "an object"));
     };
-    let own = |class: &Value| output.auto_map.iter().any(|(_, own)| class.as_str() == Some(own));
+    let own = |class: &Value| output.auto_map().iter().any(|(_, own)| class.as_str() == Some(own));
     match classes.iter().find(|(auto, class)| auto.starts_with("AutoModel") && !own(class)) {
         None => Ok(()),
         Some((_, code)) => Err(ConfigError::unsupported(
@@ -186,4 +197,73 @@ fn check_rotation(key: &str, rotation: &Value) -> Result<(), ConfigError> {
         }
     }
     allowed::check(rotation, &[allowed::ROPE]).map_err(|error| error.inside(key))
+}
+
+/// Experts of a layer: `num_experts` (transformers 4.57, and 5 for most families) or `num_local_experts`, which must agree.
+pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, ConfigError> {
+    let local = optional_dimension(config, "num_local_experts")?;
+    let experts = dimension_or(config, "num_experts", local.unwrap_or(default))?;
+    match local {
+        Some(local) if local != experts => {
+            let supported = format!("{experts}, as `num_experts` says");
+            Err(ConfigError::unsupported("num_local_experts", &local.into(), &supported))
+        }
+        _ => Ok(experts),
+    }
+}
+
+/// Refuses attention with a window, or of another kind in some layers.
+pub(super) fn refuse_windows(config: &Value) -> Result<(), ConfigError> {
+    if flag(config, "use_sliding_window")? {
+        return Err(ConfigError::unsupported("use_sliding_window", &Value::Bool(true), "`false`"));
+    }
+    match config.get("layer_types").filter(|value| !value.is_null()) {
+        None => Ok(()),
+        Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "full_attention") => Ok(()),
+        Some(other) => {
+            Err(ConfigError::unsupported("layer_types", other, "`full_attention` for every layer"))
+        }
+    }
+}
+
+/// Layers with experts: those that `mlp_only_layers` does not list, and of these every `decoder_sparse_step`th.
+pub(super) fn moe_layers(
+    config: &Value,
+    layers: usize,
+    dense_width: usize,
+) -> Result<MoeLayers, ConfigError> {
+    let step = dimension_or(config, "decoder_sparse_step", 1)?;
+    let mut dense = LayerSet::default();
+    let mut add = |layer: usize, key: &str| {
+        let fits = dense.insert(layer);
+        let expected = "layers below 1024";
+        if fits { Ok(()) } else { Err(ConfigError::bad(key, &layer.into(), expected)) }
+    };
+    for layer in (0..layers).filter(|layer| !(layer + 1).is_multiple_of(step)) {
+        add(layer, "decoder_sparse_step")?;
+    }
+    match config.get("mlp_only_layers").filter(|value| !value.is_null()) {
+        None => {}
+        Some(Value::Array(listed)) => {
+            for layer in listed {
+                let Some(layer) = layer.as_u64() else {
+                    return Err(ConfigError::bad("mlp_only_layers", layer, "numbers of layers"));
+                };
+                // transformers ignores layers that the model does not have.
+                if layer < layers as u64 {
+                    add(layer as usize, "mlp_only_layers")?;
+                }
+            }
+        }
+        Some(other) => return Err(ConfigError::bad("mlp_only_layers", other, "a list of layers")),
+    }
+    if (0..layers).all(|layer| dense.contains(layer)) {
+        let value = config.get("mlp_only_layers").cloned().unwrap_or_default();
+        return Err(ConfigError::unsupported("mlp_only_layers", &value, "models with experts in some layer"));
+    }
+    Ok(if dense.is_empty() {
+        MoeLayers::All
+    } else {
+        MoeLayers::Except { dense, intermediate_size: dense_width }
+    })
 }

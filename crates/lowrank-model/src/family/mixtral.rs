@@ -17,24 +17,12 @@ struct Mixtral;
 const SPELLING: Spelling = Spelling {
     moe: "block_sparse_moe",
     projections: ["w1", "w2", "w3"],
+    shared_expert: "shared_expert",
     fused: FusedSpelling::TRANSFORMERS_5,
 };
 
-const OUTPUT: Output = Output {
-    model_type: "lowrank_mixtral",
-    architecture: "LowRankMixtralForCausalLM",
-    // In this order: vLLM asks for AutoModel.
-    auto_map: &[
-        ("AutoConfig", "configuration_lowrank_mixtral.LowRankMixtralConfig"),
-        ("AutoModel", "modeling_lowrank_mixtral.LowRankMixtralModel"),
-        ("AutoModelForCausalLM", "modeling_lowrank_mixtral.LowRankMixtralForCausalLM"),
-    ],
-    code: &[
-        ("configuration_lowrank_mixtral.py", include_str!("../../assets/configuration_lowrank_mixtral.py")),
-        ("modeling_lowrank_mixtral.py", include_str!("../../assets/modeling_lowrank_mixtral.py")),
-    ],
-    dense_architecture: "MixtralForCausalLM",
-};
+const OUTPUT: Output =
+    Output { model_type: "lowrank_mixtral", class: "Mixtral", width_key: "intermediate_size" };
 
 /// What `MixtralConfig` of transformers has beside the keys of every model.
 const CONFIG_KEYS: &[Keys] = &[(
@@ -142,6 +130,11 @@ impl Family for Mixtral {
             Role::Norm(NormPlace::Attention { layer }) => of_layer(layer, "attention_norm"),
             Role::Norm(NormPlace::Experts { layer }) => of_layer(layer, "ffn_norm"),
             Role::Norm(NormPlace::Head) => "norm.weight".into(),
+            Role::AttentionBias { .. }
+            | Role::Norm(NormPlace::Query { .. } | NormPlace::Key { .. })
+            | Role::SharedExpert { .. }
+            | Role::DenseBlock { .. }
+            | Role::SharedExpertGate { .. } => return None,
             Role::Router { layer } => of_layer(layer, "feed_forward.gate"),
             Role::Expert(id) => {
                 let projection = SPELLING.projections[id.projection.index()];
@@ -212,6 +205,7 @@ impl Family for Mixtral {
             rope_theta: keys::rope_theta(config)?.unwrap_or(1e6),
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
+            clip_qkv: None,
         })
     }
 
@@ -262,6 +256,7 @@ impl Family for Mixtral {
                 rope_theta: theta.unwrap_or(1e6),
                 sliding_window: window.or(underscored),
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
+                clip_qkv: None,
             })
         };
         Some(read())
@@ -269,7 +264,7 @@ impl Family for Mixtral {
 
     fn write_config(&self, config: &ModelConfig) -> Value {
         json!({
-            "architectures": [OUTPUT.dense_architecture],
+            "architectures": [OUTPUT.dense_architecture()],
             "attention_dropout": 0.0,
             "bos_token_id": 1,
             "eos_token_id": 2,

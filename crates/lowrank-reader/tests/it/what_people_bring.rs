@@ -247,7 +247,7 @@ fn an_index_as_windows_and_others_write_it() {
 fn other_models_are_named_by_their_class() {
     for (model_type, class) in [
         (json!("mistral"), "MistralForCausalLM"),
-        (json!("qwen3_moe"), "Qwen3MoeForCausalLM"),
+        (json!("minimax_m2"), "MiniMaxM2ForCausalLM"),
         (json!("mixtral"), "MixtralForSequenceClassification"),
         (json!("mixtral"), "MixtralModel"),
     ] {

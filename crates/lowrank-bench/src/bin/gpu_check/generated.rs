@@ -106,6 +106,8 @@ pub(crate) fn layer(config: &ModelConfig) -> Layer {
             key: weights(kv, h, 3),
             value: weights(kv, h, 4),
             output: weights(h, q, 5),
+            biases: [const { None }; 4],
+            norms: None,
         },
         router: StoredRouter {
             weights: weights(config.num_local_experts, h, 6),

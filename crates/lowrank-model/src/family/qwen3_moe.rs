@@ -1,0 +1,188 @@
+//! Qwen3-MoE (Qwen3 technical report, 2505.09388): `Qwen3MoeForCausalLM`. Norms of queries and keys, head by head.
+
+use super::allowed::{self, Keys, Kind, Rule};
+use super::keys;
+use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
+use crate::config::{ConfigError, Family, ModelConfig, Output};
+use crate::names::Spelling;
+use serde_json::Value;
+
+/// The family.
+pub(super) const FAMILY: &dyn Family = &Qwen3Moe;
+
+#[derive(Debug)]
+struct Qwen3Moe;
+
+const OUTPUT: Output =
+    Output { model_type: "lowrank_qwen3_moe", class: "Qwen3Moe", width_key: "moe_intermediate_size" };
+
+/// What `Qwen3MoeConfig` of transformers has beside the keys of every model.
+const CONFIG_KEYS: &[Keys] = &[
+    (
+        Rule::Read,
+        &[
+            "attention_bias",
+            "decoder_sparse_step",
+            "head_dim",
+            "hidden_act",
+            "hidden_size",
+            "intermediate_size",
+            "layer_types",
+            "max_position_embeddings",
+            "mlp_only_layers",
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            "num_attention_heads",
+            "num_experts",
+            "num_experts_per_tok",
+            "num_hidden_layers",
+            "num_key_value_heads",
+            "num_local_experts",
+            "rms_norm_eps",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+            "tie_word_embeddings",
+            "use_sliding_window",
+            "vocab_size",
+        ],
+    ),
+    // Read where there is a window, which is refused.
+    (Rule::Harmless(Kind::Any), &["max_window_layers", "sliding_window"]),
+];
+
+impl Family for Qwen3Moe {
+    fn model_type(&self) -> &'static str {
+        "qwen3_moe"
+    }
+
+    fn title(&self) -> &'static str {
+        "Qwen3-MoE"
+    }
+
+    fn spelling(&self) -> &'static Spelling {
+        &Spelling::QWEN2_MOE
+    }
+
+    fn config_keys(&self) -> Vec<Keys> {
+        [allowed::HUGGING_FACE, CONFIG_KEYS, allowed::OTHER_FAMILIES].concat()
+    }
+
+    /// Defaults and their exceptions are those of transformers' `Qwen3MoeConfig`.
+    fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
+        keys::refuse_quantised(config)?;
+        keys::check_class(config, &OUTPUT)?;
+        allowed::check(config, &[&self.config_keys()])?;
+        keys::refuse_windows(config)?;
+        let hidden_size = keys::dimension_or(config, "hidden_size", 2048)?;
+        let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 32)?;
+        let vocab_size = keys::dimension_or(config, "vocab_size", 151936)?;
+        keys::check_loadable(config, vocab_size)?;
+        let num_hidden_layers = keys::dimension_or(config, "num_hidden_layers", 24)?;
+        let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
+        Ok(ModelConfig {
+            family: self,
+            block: Block {
+                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                activation: keys::activation(config)?,
+                shared_experts: SharedExperts::None,
+                moe_layers: keys::moe_layers(config, num_hidden_layers, dense_width)?,
+                query_key_norm: QueryKeyNorm::PerHead,
+                attention_bias: if keys::flag(config, "attention_bias")? {
+                    AttentionBias::All
+                } else {
+                    AttentionBias::None
+                },
+            },
+            hidden_size,
+            intermediate_size: keys::dimension_or(config, "moe_intermediate_size", 768)?,
+            num_hidden_layers,
+            num_local_experts: keys::num_experts(config, 128)?,
+            num_experts_per_tok: keys::dimension_or(config, "num_experts_per_tok", 8)?,
+            num_attention_heads,
+            num_key_value_heads: keys::dimension_or(config, "num_key_value_heads", 4)?,
+            head_dim: keys::dimension_or(config, "head_dim", hidden_size / num_attention_heads)?,
+            vocab_size,
+            max_position_embeddings: keys::dimension_or(config, "max_position_embeddings", 32768)?,
+            rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta: keys::rope_theta(config)?.unwrap_or(10_000.0),
+            sliding_window: None,
+            tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
+            clip_qkv: None,
+        })
+    }
+
+    /// transformers 5 saves `num_local_experts`; 4.57 reads `num_experts` alone.
+    fn also_written(&self, config: &ModelConfig) -> Vec<(&'static str, Value)> {
+        vec![("num_experts", config.num_local_experts.into())]
+    }
+
+    fn output(&self) -> &'static Output {
+        &OUTPUT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use serde_json::json;
+
+    fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
+        let mut config = json!({"model_type": "qwen3_moe", "num_hidden_layers": 4});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        ModelConfig::from_hf_json(&config)
+    }
+
+    #[test]
+    fn an_empty_config_is_transformers_default() {
+        let config = read(json!({})).unwrap();
+        assert_eq!((config.hidden_size, config.intermediate_size, config.head_dim), (2048, 768, 64));
+        assert_eq!((config.num_local_experts, config.num_experts_per_tok), (128, 8));
+        assert_eq!(config.block.router, Router::SoftmaxTopK { renormalise: false });
+        assert_eq!(config.matrices().count(), 4 * 128 * 3);
+    }
+
+    #[test]
+    fn layers_without_experts_follow_both_keys() {
+        let dense = |changes: Value| {
+            let config = read(changes).unwrap();
+            (0..4).filter(|&layer| config.experts_in(layer) == 0).collect::<Vec<_>>()
+        };
+        assert_eq!(dense(json!({"mlp_only_layers": [0, 9]})), [0]);
+        assert_eq!(dense(json!({"mlp_only_layers": null, "decoder_sparse_step": 2})), [0, 2]);
+        assert_eq!(dense(json!({"mlp_only_layers": [1], "decoder_sparse_step": 2})), [0, 1, 2]);
+        for (kind, changes) in [
+            (Unsupported, json!({"mlp_only_layers": [0, 1, 2, 3]})),
+            (Unsupported, json!({"decoder_sparse_step": 5})),
+            (BrokenCheckpoint, json!({"decoder_sparse_step": 0})),
+            (BrokenCheckpoint, json!({"mlp_only_layers": [-1]})),
+            (BrokenCheckpoint, json!({"mlp_only_layers": "all"})),
+        ] {
+            assert_eq!(read(changes.clone()).unwrap_err().kind(), kind, "{changes}");
+        }
+    }
+
+    #[test]
+    fn experts_are_counted_by_either_key() {
+        assert_eq!(read(json!({"num_local_experts": 16})).unwrap().num_local_experts, 16);
+        assert_eq!(read(json!({"num_local_experts": 16, "num_experts": 16})).unwrap().num_local_experts, 16);
+        assert!(read(json!({"num_local_experts": 16, "num_experts": 8})).is_err());
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused_by_name() {
+        for (key, value) in [
+            ("use_sliding_window", json!(true)),
+            ("layer_types", json!(["sliding_attention"])),
+            ("hidden_act", json!("gelu")),
+            ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
+            ("scoring_func", json!("sigmoid")),
+            ("n_shared_experts", json!(1)),
+        ] {
+            let error = read(json!({ key: value })).unwrap_err();
+            assert_eq!(error.kind(), Unsupported, "{key}");
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}

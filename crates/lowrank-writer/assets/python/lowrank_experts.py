@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Experts with low-rank matrices, W [out, in] ~= u [out, r] @ v [r, in] or the same by pivots, for every family of models.
+
+Attention, norms, router, shared experts, embedding and head are transformers' own: `factor_experts` replaces the experts
+inside each MoE block and nothing else. Modules have the names of the checkpoint, `....experts.E.PROJECTION.{u,v}.weight`
+(`{basis,coefficients}.weight` and `order` if pivoted), so no conversion of weights takes place. Two generations of
+transformers call the experts differently, and both are served:
+
+    v4   the block's forward indexes `self.experts[e]` and calls one expert on its tokens
+    v5   the block's forward calls `self.experts(hidden_states, top_k_index, top_k_weights)`
+
+`config.lowrank_config` holds the format, its version, how factors are stored, and the rank of every factored matrix:
+
+    {"format": "lowrank-compress", "format_version": 1, "storage": "uv",
+     "ranks": {"model.layers.0.mlp.experts.0.gate_proj": 464, ...}}
+
+`storage` is "uv" (two factors u @ v) or "pivoted" (some of the matrix's own columns or rows, and coefficients that make
+the others of them). A matrix without a rank is dense.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+FORMAT = "lowrank-compress"
+FORMAT_VERSIONS = (1,)
+STORAGES = ("uv", "pivoted")
+
+
+def checked_ranks(config):
+    """The rank map, or a ValueError when this code does not know how the checkpoint is stored."""
+    lowrank = getattr(config, "lowrank_config", None)
+    if not lowrank or lowrank.get("format") != FORMAT:
+        raise ValueError("config.json has no `lowrank_config` of lowrank-compress: these are not low-rank factors")
+    version, storage = lowrank.get("format_version"), lowrank.get("storage", "uv")
+    if version not in FORMAT_VERSIONS:
+        raise ValueError(f"`lowrank_config.format_version` is {version!r}, this code knows {FORMAT_VERSIONS}")
+    if storage not in STORAGES:
+        raise ValueError(f"`lowrank_config.storage` is {storage!r}, this code knows {STORAGES}")
+    return lowrank["ranks"]
+
+
+def storage_of(config):
+    """How factors are stored, of a config that `checked_ranks` accepts."""
+    return config.lowrank_config.get("storage", "uv")
+
+
+def without_experts(plan):
+    """A sharding plan without the entries of the experts."""
+    return {name: how for name, how in (plan or {}).items() if ".mlp." not in name}
+
+
+class LowRankLinear(nn.Module):
+    """x [.., in] -> u (v x) [.., out]."""
+
+    def __init__(self, in_features, out_features, rank):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.v = nn.Linear(in_features, rank, bias=False)
+        self.u = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, x):
+        return self.u(self.v(x))
+
+
+class PivotedLinear(nn.Module):
+    """A matrix of rank r as r of its own columns (rows) and the coefficients T that make the others of them.
+
+    The pivots lie on the short side. `order` holds every index of that side once, pivots first:
+
+        in <= out    x -> basis (x_pivots + T x_others)                     basis [out, r], T [r, in - r]
+        in > out     y_pivots = basis x, y_others = T y_pivots              basis [r, in],  T [out - r, r]
+    """
+
+    def __init__(self, in_features, out_features, rank):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.pivots_on_inputs = in_features <= out_features
+        if self.pivots_on_inputs:
+            self.coefficients = nn.Linear(in_features - rank, rank, bias=False)
+            self.basis = nn.Linear(rank, out_features, bias=False)
+        else:
+            self.basis = nn.Linear(in_features, rank, bias=False)
+            self.coefficients = nn.Linear(rank, out_features - rank, bias=False)
+        # A buffer of integers: it is saved, moved and never rounded, and it is no parameter.
+        self.register_buffer("order", torch.arange(min(in_features, out_features)))
+
+    def forward(self, x):
+        if self.pivots_on_inputs:
+            x = x.index_select(-1, self.order)
+            return self.basis(x[..., : self.rank] + self.coefficients(x[..., self.rank :]))
+        at_pivots = self.basis(x)
+        y = torch.cat((at_pivots, self.coefficients(at_pivots)), dim=-1)
+        return torch.empty_like(y).index_copy(-1, self.order, y)
+
+
+LINEARS = {"uv": LowRankLinear, "pivoted": PivotedLinear}
+
+
+def make_linear(in_features, out_features, rank, storage):
+    """Factors for a rank; without one the matrix is dense and its tensor has the base model's name."""
+    if rank is None:
+        return nn.Linear(in_features, out_features, bias=False)
+    return LINEARS[storage](in_features, out_features, rank)
+
+
+class LowRankExpert(nn.Module):
+    """SwiGLU: down(act(gate x) * up x), each matrix factored or dense on its own."""
+
+    def __init__(self, config, ranks, path, names):
+        super().__init__()
+        hidden, inner = config.hidden_size, getattr(config, names["width"])
+        self.names = gate, down, up = names["projections"]
+        for name, inputs, outputs in ((gate, hidden, inner), (down, inner, hidden), (up, hidden, inner)):
+            setattr(self, name, make_linear(inputs, outputs, ranks.get(f"{path}.{name}"), storage_of(config)))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x):
+        gate, down, up = (getattr(self, name) for name in self.names)
+        # vLLM's Transformers backend traces one instance of a class, fuses sibling nn.Linear that share an argument,
+        # or `act(gate(x)) * up(x)`, and applies that to all instances. Here some are factored and some dense:
+        # `contiguous` (a no-op) and `torch.mul` keep the pattern from matching.
+        x = x.contiguous()
+        return down(torch.mul(self.act_fn(gate(x)), up(x)))
+
+
+class LowRankExperts(nn.Module):
+    """The experts of a layer as children named 0 .. E-1.
+
+    Not an nn.ModuleList on purpose: vLLM and SGLang swap any ModuleList (or 3-D parameter) called `experts` for a fused
+    kernel that knows no factors.
+    """
+
+    def __init__(self, config, ranks, path, names, num_experts):
+        super().__init__()
+        self.num_experts = num_experts
+        for e in range(num_experts):
+            self.add_module(str(e), LowRankExpert(config, ranks, f"{path}.{e}", names))
+
+    def __len__(self):
+        return self.num_experts
+
+    def __getitem__(self, e):
+        return getattr(self, str(int(e)))
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        """hidden_states [tokens, hidden]; index and weights [tokens, k] -> [tokens, hidden]."""
+        out = torch.zeros_like(hidden_states)
+        for e in top_k_index.unique().tolist():
+            token, slot = torch.where(top_k_index == e)
+            y = self[e](hidden_states[token]) * top_k_weights[token, slot, None]
+            out.index_add_(0, token, y.to(out.dtype))
+        return out
+
+
+@contextmanager
+def narrow_experts(config, names):
+    """While the native class builds itself, its dense experts are one row wide: they are replaced right after, and at
+    full width would need the memory that factoring saves."""
+    width = getattr(config, names["width"])
+    setattr(config, names["width"], 1)
+    try:
+        yield
+    finally:
+        setattr(config, names["width"], width)
+
+
+def factor_experts(layers, config, names):
+    """Replaces the experts of every layer that has some, keeping router and shared experts."""
+    ranks, moe = checked_ranks(config), names["moe"]
+    for index, layer in enumerate(layers):
+        block = getattr(layer, moe, None)
+        if block is None:
+            block = layer.mlp
+            if hasattr(block, "experts"):
+                # v5 calls every block `mlp`. As a plain attribute it stays out of the module tree, so that each tensor
+                # has one name, the checkpoint's.
+                del layer.mlp
+                layer.__dict__["mlp"] = block
+                setattr(layer, moe, block)
+        if hasattr(block, "experts"):
+            path = f"model.layers.{index}.{moe}.experts"
+            num_experts = config.num_local_experts if hasattr(config, "num_local_experts") else config.num_experts
+            block.experts = LowRankExperts(config, ranks, path, names, num_experts)
