@@ -5,8 +5,8 @@
 
 use crate::block::Block;
 use crate::display::clip;
-use crate::family::allowed::Keys;
 use crate::names::{Role, Spelling};
+use crate::rules::Keys;
 use crate::{ErrorKind, MatrixId, MatrixShape, Projection};
 use serde_json::Value;
 use std::fmt;

@@ -3,7 +3,7 @@
 //! `model_type` of `config.json` decides, or the keys of `params.json`; never a file's or a model's name. To add a
 //! family, write its file below `family/` and list it in [`ALL`]: `docs/architecture.md`, "A family".
 
-pub mod allowed;
+mod allowed;
 mod keys;
 mod mixtral;
 mod olmoe;

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`matrix`] | which expert matrix is meant, and its shape |
 //! | [`config`] | what a model is: dimensions, block, and the seam to its family |
+//! | [`rules`] | what a key of a config may say |
 //! | [`block`] | a decoder layer as data |
 //! | [`family`] | the known families, one file each, and which one a checkpoint is of |
 //! | [`names`] | what a tensor is for, and how transformers spells it |
@@ -46,6 +47,7 @@ pub mod plan;
 pub mod progress;
 pub mod ranks;
 pub mod recipe;
+pub mod rules;
 pub mod spectrum;
 pub mod stored;
 pub mod tensor;

@@ -1,5 +1,5 @@
 //! `cargo xtask conformance` checks that an old and a new Hugging Face transformers open our checkpoints, that a checkpoint
-//! gives the same logits as its dense export, and that our forward pass agrees with theirs.
+//! gives the same logits as its dense export, that our forward pass agrees with theirs, and that we read configs as they do.
 
 use crate::python::{Transformers, python};
 use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
@@ -62,7 +62,8 @@ pub(crate) fn run() -> Result<()> {
     live.extend_from_slice(&outputs);
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
-    forward_agrees(&live)
+    forward_agrees(&live)?;
+    configs_agree(&tool)
 }
 
 /// Checks bases with chat templates in every place where transformers looks for them, compressed and multiplied back:
@@ -137,6 +138,23 @@ fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
         eprintln!("-- forward pass, {}", transformers.label());
         let mut check = python(transformers)?;
         sh(check.arg("tests/golden/check_live.py").arg("--logits-program").arg(&program).args(checkpoints))?;
+    }
+    Ok(())
+}
+
+/// Checks every key of a config with every value that we accept, and random edits: refused, or the same logits as theirs.
+fn configs_agree(tool: &Path) -> Result<()> {
+    const EDITS: &str = "200";
+    sh(&mut cargo(&["build", "--release", "--package", "lowrank-bench", "--bin", "config_logits"]))?;
+    let program = target().join("release/config_logits");
+    for transformers in Transformers::ALL {
+        let check = || -> Result<_> {
+            let mut check = python(transformers)?;
+            check.arg("tests/conformance/check_configs.py").arg("--program").arg(&program);
+            Ok(check)
+        };
+        sh(check()?.arg("--compress").arg(tool))?;
+        sh(check()?.args(["--edits", EDITS]))?;
     }
     Ok(())
 }

@@ -6,55 +6,8 @@
 
 use crate::config::ConfigError;
 use crate::display::clip;
+use crate::rules::{Keys, Neutral, Rule, ValueKind};
 use serde_json::Value;
-
-/// What the value of a known key may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// The family reads or checks it.
-    Read,
-    /// No logit of an inference pass depends on it. Null is as good as absent.
-    Harmless(Kind),
-    /// It would change the forward pass, except with one of these values.
-    Only(&'static [Neutral]),
-}
-
-/// The type of a harmless value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// True or false.
-    Flag,
-    /// A number.
-    Number,
-    /// A text.
-    Text,
-    /// A token id, or a list of them.
-    TokenIds,
-    /// Anything.
-    Any,
-}
-
-/// A value with which a key changes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Neutral {
-    /// `null`
-    Null,
-    /// `false`
-    False,
-    /// `true`
-    True,
-    /// This number.
-    Number(u8),
-    /// This text.
-    Text(&'static str),
-    /// `[]`
-    EmptyList,
-    /// `{}`
-    EmptyObject,
-}
-
-/// Keys with the same rule.
-pub type Keys = (Rule, &'static [&'static str]);
 
 const OFF: Rule = Rule::Only(&[Neutral::Null, Neutral::False]);
 const NULL: Rule = Rule::Only(&[Neutral::Null]);
@@ -71,14 +24,12 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     (Rule::Read, &[crate::format::CONFIG_KEY, "ranks"]),
     // What a loader keeps and returns.
     (
-        Rule::Harmless(Kind::Flag),
+        Rule::Harmless(ValueKind::Flag),
         &[
             "use_cache",
             "output_hidden_states",
             "output_attentions",
             "output_router_logits",
-            "return_dict",
-            "use_return_dict",
             "torchscript",
             "tie_last_hidden_states",
             "is_decoder",
@@ -93,7 +44,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     ),
     // Training: dropout, losses, noise, and how weights began.
     (
-        Rule::Harmless(Kind::Number),
+        Rule::Harmless(ValueKind::Number),
         &[
             "attention_dropout",
             "attention_probs_dropout_prob",
@@ -113,7 +64,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     ),
     // Lengths that tokenizers and servers look at.
     (
-        Rule::Harmless(Kind::Number),
+        Rule::Harmless(ValueKind::Number),
         &[
             "max_seq_len",
             "max_sequence_length",
@@ -124,7 +75,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     ),
     // Who made it, with what.
     (
-        Rule::Harmless(Kind::Text),
+        Rule::Harmless(ValueKind::Text),
         &[
             "_commit_hash",
             "_name_or_path",
@@ -138,7 +89,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
         ],
     ),
     (
-        Rule::Harmless(Kind::Any),
+        Rule::Harmless(ValueKind::Any),
         &[
             "_attn_implementation",
             "_attn_implementation_internal",
@@ -150,7 +101,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
         ],
     ),
     (
-        Rule::Harmless(Kind::TokenIds),
+        Rule::Harmless(ValueKind::TokenIds),
         &[
             "bos_token_id",
             "cls_token_id",
@@ -165,7 +116,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     ),
     // Of generation, which older versions kept here.
     (
-        Rule::Harmless(Kind::Any),
+        Rule::Harmless(ValueKind::Any),
         &[
             "assistant_confidence_threshold",
             "assistant_lookbehind",
@@ -203,8 +154,10 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     ),
     (OFF, &["is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"]),
     (NULL, &["cross_attention_hidden_size", "attention_chunk_size", "text_config"]),
-    (EMPTY, &["pruned_heads", "per_layer_config"]),
+    (Rule::Only(&[Neutral::Null, Neutral::EmptyObject]), &["pruned_heads", "per_layer_config"]),
     (ONE, &["pretraining_tp"]),
+    // Without it transformers gives itself tuples that it cannot read.
+    (Rule::Only(&[Neutral::Null, Neutral::True]), &["return_dict"]),
     // transformers 5 takes null for false here.
     (Rule::Only(&[Neutral::True]), &["is_causal"]),
 ];
@@ -251,7 +204,7 @@ pub(super) const OTHER_FAMILIES: &[Keys] = &[
 /// Keys inside `rope_parameters` and `rope_scaling`.
 pub(super) const ROPE: &[Keys] = &[
     (Rule::Read, &["rope_theta", "rope_type", "type"]),
-    (Rule::Harmless(Kind::Number), &["original_max_position_embeddings"]),
+    (Rule::Harmless(ValueKind::Number), &["original_max_position_embeddings"]),
     (ONE, &["factor"]),
     (Rule::Only(&[Neutral::Number(1)]), &["partial_rotary_factor"]),
 ];
@@ -270,7 +223,8 @@ pub(super) fn check(object: &Value, lists: &[&[Keys]]) -> Result<(), ConfigError
         };
         match rule {
             Rule::Read => {}
-            Rule::Harmless(kind) => kind.check(name, value)?,
+            Rule::Harmless(kind) if value.is_null() || kind.fits(value) => {}
+            Rule::Harmless(kind) => return Err(ConfigError::bad(name, value, kind.expected())),
             Rule::Only(neutral) => {
                 if !neutral.iter().any(|neutral| neutral.is(value)) {
                     let only: Vec<String> = neutral.iter().map(|neutral| format!("`{neutral}`")).collect();
@@ -284,54 +238,6 @@ pub(super) fn check(object: &Value, lists: &[&[Keys]]) -> Result<(), ConfigError
         }
     }
     if unknown.is_empty() { Ok(()) } else { Err(ConfigError::UnknownKeys(unknown.join(", "))) }
-}
-
-impl Kind {
-    fn check(self, key: &str, value: &Value) -> Result<(), ConfigError> {
-        let is_id = |value: &Value| value.is_i64() || value.is_u64();
-        let (good, expected) = match self {
-            Self::Flag => (value.is_boolean(), "`true` or `false`"),
-            Self::Number => (value.is_number(), "a number"),
-            Self::Text => (value.is_string(), "a text"),
-            Self::TokenIds => {
-                let list = value.as_array().is_some_and(|ids| ids.iter().all(is_id));
-                (is_id(value) || list, "a token id or a list of them")
-            }
-            Self::Any => (true, ""),
-        };
-        if good || value.is_null() {
-            return Ok(());
-        }
-        Err(ConfigError::bad(key, value, expected))
-    }
-}
-
-impl Neutral {
-    fn is(self, value: &Value) -> bool {
-        match self {
-            Self::Null => value.is_null(),
-            Self::False => value == &Value::Bool(false),
-            Self::True => value == &Value::Bool(true),
-            Self::Number(number) => value.as_f64() == Some(number.into()),
-            Self::Text(text) => value.as_str() == Some(text),
-            Self::EmptyList => value.as_array().is_some_and(Vec::is_empty),
-            Self::EmptyObject => value.as_object().is_some_and(serde_json::Map::is_empty),
-        }
-    }
-}
-
-impl std::fmt::Display for Neutral {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Null => f.write_str("null"),
-            Self::False => f.write_str("false"),
-            Self::True => f.write_str("true"),
-            Self::Number(number) => write!(f, "{number}"),
-            Self::Text(text) => write!(f, "\"{text}\""),
-            Self::EmptyList => f.write_str("[]"),
-            Self::EmptyObject => f.write_str("{}"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigE
             return Err(ConfigError::unsupported("architectures", other, &supported));
         }
     }
-    let Some(value) = config.get("auto_map").filter(|value| !value.is_null()) else { return Ok(()) };
+    // transformers does not load a model whose `auto_map` is null.
+    let Some(value) = config.get("auto_map") else { return Ok(()) };
     let Some(classes) = value.as_object() else {
         return Err(ConfigError::bad("auto_map", value, "an object"));
     };
@@ -136,7 +137,7 @@ pub(super) fn check_loadable(config: &Value, vocab_size: usize) -> Result<(), Co
     };
     labels("id2label", true)?;
     labels("label2id", false)?;
-    if let Some(value) = config.get("num_labels").filter(|value| !value.is_null() && !value.is_u64()) {
+    if let Some(value) = config.get("num_labels").filter(|value| !value.is_u64()) {
         return Err(ConfigError::bad("num_labels", value, "a count"));
     }
     // One label is a regression.

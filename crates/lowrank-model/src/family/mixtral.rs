@@ -1,11 +1,11 @@
 //! Mixtral (Jiang et al., *Mixtral of Experts*, 2401.04088): `MixtralForCausalLM`, Mistral's own files, and minixtral's
 //! factors.
 
-use super::allowed::{self, Keys, Kind, Neutral, Rule};
-use super::keys;
+use super::{allowed, keys};
 use crate::block::{Activation, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
+use crate::rules::{Keys, Neutral, Rule, ValueKind};
 use serde_json::{Value, json};
 
 /// The family.
@@ -75,7 +75,7 @@ const PARAMS_KEYS: &[Keys] = &[
             "vocab_size",
         ],
     ),
-    (Rule::Harmless(Kind::Number), &["max_batch_size", "max_seq_len"]),
+    (Rule::Harmless(ValueKind::Number), &["max_batch_size", "max_seq_len"]),
     (Rule::Only(&[Neutral::Text("transformer")]), &["model_type"]),
     (Rule::Only(&[Neutral::Null, Neutral::True]), &["causal"]),
     (ABSENT, &["llama_4_scaling", "lora", "softmax_scale", "vision_encoder", "yarn"]),

@@ -1,10 +1,10 @@
 //! OLMoE (Muennighoff et al., 2409.02060): `OlmoeForCausalLM`. Norms of queries and keys over all heads, and a limit on their size.
 
-use super::allowed::{self, Keys, Rule};
-use super::keys;
+use super::{allowed, keys};
 use crate::block::{AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
+use crate::rules::{Keys, Rule};
 use serde_json::Value;
 
 /// The family.

@@ -1,10 +1,10 @@
 //! Qwen2-MoE and Qwen1.5-MoE (2407.10671): `Qwen2MoeForCausalLM`. A shared expert with a gate, biases of queries, keys and values.
 
-use super::allowed::{self, Keys, Kind, Rule};
-use super::keys;
+use super::{allowed, keys};
 use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
+use crate::rules::{Keys, Rule, ValueKind};
 use serde_json::Value;
 
 /// The family.
@@ -49,7 +49,7 @@ const CONFIG_KEYS: &[Keys] = &[
         ],
     ),
     // Read where there is a window, which is refused.
-    (Rule::Harmless(Kind::Any), &["max_window_layers", "sliding_window"]),
+    (Rule::Harmless(ValueKind::Any), &["max_window_layers", "sliding_window"]),
 ];
 
 impl Family for Qwen2Moe {

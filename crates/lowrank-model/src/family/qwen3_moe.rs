@@ -1,10 +1,10 @@
 //! Qwen3-MoE (Qwen3 technical report, 2505.09388): `Qwen3MoeForCausalLM`. Norms of queries and keys, head by head.
 
-use super::allowed::{self, Keys, Kind, Rule};
-use super::keys;
+use super::{allowed, keys};
 use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
+use crate::rules::{Keys, Rule, ValueKind};
 use serde_json::Value;
 
 /// The family.
@@ -48,7 +48,7 @@ const CONFIG_KEYS: &[Keys] = &[
         ],
     ),
     // Read where there is a window, which is refused.
-    (Rule::Harmless(Kind::Any), &["max_window_layers", "sliding_window"]),
+    (Rule::Harmless(ValueKind::Any), &["max_window_layers", "sliding_window"]),
 ];
 
 impl Family for Qwen3Moe {
