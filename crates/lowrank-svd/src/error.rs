@@ -96,6 +96,26 @@ pub enum SvdError {
         /// Given.
         value: f64,
     },
+    /// A ridge that is none.
+    #[error("the ridge is {value}: it must be finite and not negative")]
+    Ridge {
+        /// Given.
+        value: f64,
+    },
+    /// No such number of channels.
+    #[error("width {width} is outside 1..={width_max}")]
+    Width {
+        /// Asked for.
+        width: usize,
+        /// The expert's channels.
+        width_max: usize,
+    },
+    /// A second moment without a Cholesky factor.
+    #[error("a second moment [{size}, {size}] of activations is not positive definite, even with its ridge")]
+    Indefinite {
+        /// Channels.
+        size: usize,
+    },
     /// Singular values beyond the largest f32.
     #[error("the singular values exceed f32: the largest weight is {largest_weight:e}")]
     Overflow {
@@ -111,8 +131,11 @@ impl SvdError {
     /// What kind of failure it is.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFinite { .. } | Self::Overflow { .. } | Self::Negative { .. } => ErrorKind::BadNumbers,
-            Self::Rank { .. } | Self::Blend { .. } => ErrorKind::Usage,
+            Self::NotFinite { .. }
+            | Self::Overflow { .. }
+            | Self::Negative { .. }
+            | Self::Indefinite { .. } => ErrorKind::BadNumbers,
+            Self::Rank { .. } | Self::Width { .. } | Self::Blend { .. } | Self::Ridge { .. } => ErrorKind::Usage,
             Self::NotAMatrix { .. }
             | Self::OtherSpectrum { .. }
             | Self::MetricShape { .. }

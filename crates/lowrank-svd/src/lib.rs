@@ -17,6 +17,7 @@
 //! | `weights`, `inputs`, `outputs` | the three norms |
 //! | `moment`, `root` | second moments, and their roots |
 //! | [`ridge`] | what to approximate when the inputs are those of a compressed model |
+//! | [`mod@channels`] | which channels of an expert to keep, and w2 fitted to them |
 //! | [`factors`] | balancing u and v |
 //! | [`residual`] | errors of factors |
 //! | [`mod@interpolative`] | u·v as an interpolative decomposition: fewer numbers for the same matrix |
@@ -28,6 +29,7 @@
 //! No threads: callers run one matrix per thread, and the bits do not depend on how many.
 
 pub mod allocate;
+pub mod channels;
 pub mod engine;
 mod error;
 mod error_norm;
@@ -51,6 +53,7 @@ mod test_support;
 mod weights;
 
 pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
+pub use channels::Channels;
 pub use engine::{Factored, Route, decompose, factor, spectrum};
 pub use error::SvdError;
 pub use factors::Factors;

@@ -38,6 +38,10 @@ pub(crate) fn check_shrinkage(shrinkage: f64) -> Result<(), SvdError> {
     if (0.0..=1.0).contains(&shrinkage) { Ok(()) } else { Err(SvdError::Blend { value: shrinkage }) }
 }
 
+pub(crate) fn check_ridge(ridge: f64) -> Result<(), SvdError> {
+    if ridge.is_finite() && ridge >= 0.0 { Ok(()) } else { Err(SvdError::Ridge { value: ridge }) }
+}
+
 /// Refuses what is not square, of another size or not finite.
 pub(crate) fn check_square(
     what: &'static str,
