@@ -60,7 +60,8 @@ impl Channels {
         let size = shape.cols;
         let moment = UnitMoment::new(second_moment, size, shape)?;
         let has_moment = moment.is_some();
-        let (mut moment, mean) = moment.map_or_else(|| (Array2::eye(size), 1.0), |unit| (unit.matrix, unit.mean));
+        let (mut moment, mean) =
+            moment.map_or_else(|| (Array2::eye(size), 1.0), |unit| (unit.matrix, unit.mean));
         let floor = (size * size) as f64 * f64::EPSILON;
         moment.diag_mut().mapv_inplace(|value| value + ridge.max(floor));
         let mut w2_wide = Array2::zeros((shape.rows, size));

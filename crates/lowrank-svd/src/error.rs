@@ -135,7 +135,9 @@ impl SvdError {
             | Self::Overflow { .. }
             | Self::Negative { .. }
             | Self::Indefinite { .. } => ErrorKind::BadNumbers,
-            Self::Rank { .. } | Self::Width { .. } | Self::Blend { .. } | Self::Ridge { .. } => ErrorKind::Usage,
+            Self::Rank { .. } | Self::Width { .. } | Self::Blend { .. } | Self::Ridge { .. } => {
+                ErrorKind::Usage
+            }
             Self::NotAMatrix { .. }
             | Self::OtherSpectrum { .. }
             | Self::MetricShape { .. }

@@ -45,9 +45,13 @@ class Settings:
     """half: KL at half the parameters; iterated: then twice more by layer, at the sizes that the plan gives it."""
     width_factor: float = 1.0
     """Multiplies the sensitivity of widths."""
+    spectra: str = "exact"
+    """shared: errors of ranks at all widths from one eigenbasis of the full width."""
     base: int = 0
     vocabulary: float = 0.0
     """Share of calibration windows that are replaced by shuffled tokens of the vocabulary."""
+    rare: int = 0
+    """Whether tokens of the vocabulary are drawn with a probability of 1 / (1 + their number in the text)."""
     mixed: float = 0.0
     """Share of tokens in the calibration windows that are replaced by random tokens of the vocabulary."""
     strange: int = 0
@@ -55,7 +59,7 @@ class Settings:
 
     def text(self):
         """What second moments depend on."""
-        return self.noise, self.cap, self.vocabulary, self.mixed
+        return self.noise, self.cap, self.vocabulary, self.rare, self.mixed
 
     @classmethod
     def parse(cls, text):
@@ -78,6 +82,9 @@ class Study:
             n, t = round(s.vocabulary * len(ids)), ids.shape[1]
             rounds = [torch.randperm(vocabulary, generator=generator) for _ in range(n * t // vocabulary + 1)]
             strange = torch.cat(rounds)[: n * t].view(n, t)
+            if s.rare:
+                chances = 1 / (1.0 + torch.bincount(ids.flatten(), minlength=vocabulary))
+                strange = torch.multinomial(chances, n * t, replacement=True, generator=generator).view(n, t)
             kept = ids[[i * len(ids) // (len(ids) - n) for i in range(len(ids) - n)]]
             ids = torch.cat([kept, strange])
         if s.mixed:
@@ -97,7 +104,7 @@ class Study:
                 h = self.model.block(layer, h, self.model.experts[layer])
             return states, torch.log_softmax(self.model.logits(h), -1)
 
-        return self.cached(("own", (s.vocabulary, s.mixed) if s.strange else None), make)
+        return self.cached(("own", s.text() if s.strange else None), make)
 
     def cached(self, key, make):
         if key not in self.cache:
@@ -153,10 +160,10 @@ class Study:
         if s.structures == "rank+width":
             widths = sorted({max(1, f * i // s.grid) for i in range(1, s.grid + 1)})
         make = lambda: [
-            [Curves(x, c, m, widths, s.shrinkage, tokens, base) for x, c, m in zip(experts, cs, ms)]
+            [Curves(x, c, m, widths, s.shrinkage, tokens, base, s.spectra) for x, c, m in zip(experts, cs, ms)]
             for experts, cs, ms, base in zip(self.model.experts, channels, plain, bases)
         ]
-        key = ("curves", str(widths), *s.text(), s.ridge, s.order, s.shrinkage, s.base)
+        key = ("curves", str(widths), *s.text(), s.ridge, s.order, s.shrinkage, s.base, s.spectra)
         return self.cached(key, make)
 
     def made(self, s, layer, e, choice):

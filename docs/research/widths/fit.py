@@ -146,6 +146,25 @@ def curves(expert, channels, m, width, b, tokens, base=None):
     return [tails(v[: min(width, len(v))]) / tokens for v in found]
 
 
+def shared_curves(expert, channels, m, widths, b, tokens):
+    """The same at all widths from the eigenvectors of the full width alone: an upper bound, since the best subspace of a
+    narrowed matrix is another one. The row weights are those of the original w2."""
+    norm, w2, order = Inputs(expert, m, b), channels.w2, channels.order
+    energies = []  # [F, H]: of every channel along every eigenvector, falling
+    for i, w in enumerate((expert.w1, expert.w3)):
+        rows = norm.rows(i, order, w2[:, order])
+        a = w[order].double() @ norm.map @ norm.root
+        v = torch.linalg.eigh(a.T @ (a * rows[:, None]))[1].flip(1)
+        energies.append((a @ v) ** 2 * rows[:, None])
+    o = shrunk_outputs(channels.outputs(len(order)), w2, shrinkage(b, m.tokens, m.x.shape[0]))
+    u = torch.linalg.eigh(o)[1].flip(1)
+    energies.append((u.T @ channels.columns).T ** 2)
+    found = {}
+    for k in widths:
+        found[k] = [tails(e[:k].sum(0)) / tokens for e in energies]
+    return found
+
+
 def narrow(expert, channels, choice, norm, b, few, outputs=None, refit="full", base=None):
     """An expert as chosen. `outputs(w1, w3)` gives Σ g² z zᵀ [k, k] and Σ g² y zᵀ [H, k] of the compressed activations;
     without it w2 is fitted to the original's."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fit import Choice, curves
+from fit import Choice, curves, shared_curves
 
 NAMES = ("w1", "w3", "w2")
 
@@ -18,13 +18,16 @@ def cost_of_ranks(rows, cols):
 class Curves:
     """One expert: the error of every width, and at some widths of every rank."""
 
-    def __init__(self, expert, channels, moments, widths, b, tokens, base=None):
+    def __init__(self, expert, channels, moments, widths, b, tokens, base=None, spectra="exact"):
         f, self.hidden = len(channels.order), moments.x.shape[0]
         self.widths = widths
         self.width_error = channels.errors / tokens
         self.ranks = {}
         if widths is None:
             self.every = torch.arange(1, f + 1)
+            return
+        if spectra == "shared":
+            self.ranks = shared_curves(expert, channels, moments, widths, b, tokens)
             return
         for k in widths:
             self.ranks[k] = curves(expert, channels, moments, k, b, tokens, base)
