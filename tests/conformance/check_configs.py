@@ -17,6 +17,7 @@ Ends with `N passed, N failed`; the exit status is 1 if any failed.
 
 import argparse
 import collections
+import functools
 import json
 import os
 import random
@@ -41,36 +42,56 @@ TOLERANCE = 1e-4
 MAJOR = int(transformers.__version__.split(".")[0])
 ABSENT = object()
 PARAMETERS_MAX = 30_000_000
+THETA = 500000.0  # no default
 
 # What transformers refuses to load and we read, and why that is right.
 RECORDED = [
     (5, r"expected (float|int|bool|str|list|None|.*\|)", "transformers 5 checks the type of a key that changes no logit; 4.57 loads it"),
     (5, r"strides should be multiple of 16 bytes", "the grouped products of transformers 5 need widths of whole 16 bytes; 4.57 runs it"),
     (4, r"'NoneType' object has no attribute 'to_dict'", "4.57 fails where `quantization_config` is null; 5 takes it for absent"),
-    (4, r"KeyError: None", "4.57 needs `rope_type` in `rope_scaling`; 5 takes the default rotation"),
+    (4, r"KeyError: None|'rope_type'='None'", "4.57 needs `rope_type` in `rope_scaling`; 5 takes the default rotation"),
 ]
 
-SIZES = dict(
+# Dimensions of the families, and what their layers have that others have not.
+MIXTRAL = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     num_local_experts=4, num_experts_per_tok=2, vocab_size=64,
 )
-# As transformers 5 saves it, and as 4.57 does.
-BASES = [
-    dict(
-        SIZES, architectures=["MixtralForCausalLM"], attention_dropout=0.0, bos_token_id=1, dtype="float32", eos_token_id=2,
-        hidden_act="silu", initializer_range=0.02, max_position_embeddings=128, model_type="mixtral",
-        output_router_logits=False, pad_token_id=None, rms_norm_eps=1e-5,
-        rope_parameters={"rope_theta": 1000000.0, "rope_type": "default"}, router_aux_loss_coef=0.02,
-        router_jitter_noise=0.0, sliding_window=None, tie_word_embeddings=False, transformers_version="5.23.0",
-        use_cache=True,
-    ),
-    dict(
-        SIZES, architectures=["MixtralForCausalLM"], attention_dropout=0.0, bos_token_id=1, eos_token_id=2,
-        hidden_act="silu", initializer_range=0.02, max_position_embeddings=128, model_type="mixtral",
-        output_router_logits=False, rms_norm_eps=1e-5, rope_theta=10000.0, router_aux_loss_coef=0.02, sliding_window=7,
-        tie_word_embeddings=False, torch_dtype="float32", transformers_version="4.57.6", use_cache=True,
-    ),
-]
+OLMOE = dict(
+    hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=4,
+    num_experts_per_tok=2, vocab_size=64, norm_topk_prob=False, clip_qkv=None, attention_bias=False,
+)
+QWEN2 = dict(
+    hidden_size=32, intermediate_size=40, moe_intermediate_size=24, shared_expert_intermediate_size=36, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, vocab_size=64, norm_topk_prob=False,
+    decoder_sparse_step=1, mlp_only_layers=[],
+)
+QWEN3 = dict(
+    hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, vocab_size=64, norm_topk_prob=True,
+    decoder_sparse_step=1, mlp_only_layers=[], attention_bias=False,
+)
+
+
+def bases_of(model_type, sizes, window):
+    """As transformers 5 saves it, and as 4.57 does."""
+    common = dict(
+        sizes, model_type=model_type, attention_dropout=0.0, bos_token_id=1, eos_token_id=2, hidden_act="silu",
+        initializer_range=0.02, max_position_embeddings=128, output_router_logits=False, rms_norm_eps=1e-5,
+        router_aux_loss_coef=0.02, tie_word_embeddings=False, use_cache=True,
+        architectures=[{"mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe"}[model_type] + "ForCausalLM"],
+    )
+    five = dict(common, dtype="float32", pad_token_id=None, rope_parameters={"rope_theta": THETA, "rope_type": "default"},
+                transformers_version="5.23.0")
+    if MAJOR == 4:  # which knows no other place
+        five["rope_theta"] = THETA
+    four = dict(common, rope_theta=10000.0, torch_dtype="float32", transformers_version="4.57.6")
+    if model_type == "mixtral":
+        five.update(router_jitter_noise=0.0, sliding_window=None)
+        four.update(sliding_window=window)
+    return [five, four]
+
+
 PARAMS = dict(
     dim=32, n_layers=2, head_dim=8, hidden_dim=48, n_heads=4, n_kv_heads=2, norm_eps=1e-5, vocab_size=64,
     rope_theta=10000.0, moe={"num_experts": 4, "num_experts_per_tok": 2},
@@ -78,9 +99,8 @@ PARAMS = dict(
 
 # Values of the keys that a family reads. A key without an entry here fails the table.
 DEFAULT = {"rope_type": "default"}
-CONFIG_VALUES = {
-    "model_type": ["mixtral"],
-    "architectures": [ABSENT, None, [], ["MixtralForCausalLM"]],
+COMMON_VALUES = {
+    "architectures": [ABSENT, None, []],
     "auto_map": [{}, {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}],
     "dtype": [ABSENT, None, "float32", "bfloat16", "float16"],
     "torch_dtype": [None, "float32", "bfloat16"],
@@ -93,27 +113,56 @@ CONFIG_VALUES = {
     "intermediate_size": [8, 52, ABSENT],
     "num_hidden_layers": [1, 3, ABSENT],
     "num_attention_heads": [2, 8, ABSENT],
-    "num_key_value_heads": [1, 4, None],
-    "head_dim": [4, 16, None, ABSENT],
-    "num_local_experts": [2, 5, ABSENT],
-    "num_experts": [4],
-    "num_experts_per_tok": [1, 3, 4, ABSENT],
+    "num_key_value_heads": [1, 4],
+    "num_experts_per_tok": [1, 3, 4],
     "vocab_size": [64, 100, ABSENT],
-    "max_position_embeddings": [16, 4096, None, ABSENT],
+    "max_position_embeddings": [16, 4096, ABSENT],
     "rms_norm_eps": [1e-6, 1e-2, ABSENT],
     "hidden_act": ["silu", "swish", ABSENT],
-    "sliding_window": [1, 4, 100, None, ABSENT],
     "use_sliding_window": [None, False],
     "tie_word_embeddings": [True, False, None, ABSENT],
-    "rope_theta": [1000000, 1e6],
-    "rope_parameters": [None, ABSENT, {}, DEFAULT, {"rope_theta": 5e5}, {**DEFAULT, "rope_theta": 10000},
-                        {"type": "default", "rope_theta": 1e6}, {**DEFAULT, "partial_rotary_factor": 1.0},
+    "rope_theta": [500000, 5e5],
+    "rope_parameters": [None, ABSENT, {}, DEFAULT, {"rope_theta": 5e5}, {**DEFAULT, "rope_theta": 500000},
+                        {"type": "default", "rope_theta": 5e5}, {**DEFAULT, "partial_rotary_factor": 1.0},
                         {**DEFAULT, "original_max_position_embeddings": 64}, {**DEFAULT, "factor": 1.0}],
-    "rope_scaling": [None, {}, DEFAULT, {"type": "default"}, {**DEFAULT, "rope_theta": 1e6}, {"rope_theta": 1e6},
-                     {**DEFAULT, "partial_rotary_factor": 1, "factor": 1.0}],
+    "rope_scaling": [None, {}, {**DEFAULT, "rope_theta": 5e5}, {"rope_theta": 5e5}, {"type": "default", "rope_theta": 500000}],
     "quantization_config": [ABSENT], "compression_config": [None], "quantization": [None],
     "ranks": [None], "lowrank_config": [None],
 }
+MIXTRAL_VALUES = {
+    "model_type": ["mixtral"], "architectures": [["MixtralForCausalLM"], ABSENT, None, []], "max_position_embeddings": [16, 4096, None, ABSENT],
+    "num_key_value_heads": [1, 4, None], "head_dim": [4, 16, None, ABSENT], "num_local_experts": [2, 5, ABSENT],
+    "num_experts": [4], "num_experts_per_tok": [1, 3, 4, ABSENT], "sliding_window": [1, 4, 100, None, ABSENT],
+}
+OLMOE_VALUES = {
+    "model_type": ["olmoe"], "num_experts": [2, 5, ABSENT], "num_local_experts": [4], "num_key_value_heads": [1, 4, None, ABSENT],
+    "attention_bias": [True, False, ABSENT], "clip_qkv": [0.5, 8.0, None, ABSENT], "norm_topk_prob": [True, False, ABSENT],
+}
+QWEN_VALUES = {
+    "num_experts": [2, 5, ABSENT], "num_local_experts": [4], "norm_topk_prob": [True, False, ABSENT],
+    "decoder_sparse_step": [1, 2, ABSENT], "mlp_only_layers": [[], [0], [1], [7], None, ABSENT],
+    "moe_intermediate_size": [8, 52, ABSENT], "layer_types": [None, ["full_attention"] * 2, ABSENT],
+}
+QWEN2_VALUES = QWEN_VALUES | {
+    "model_type": ["qwen2_moe"], "head_dim": [8], "qkv_bias": [True, False, ABSENT],
+    "shared_expert_intermediate_size": [8, 52, ABSENT],
+}
+QWEN3_VALUES = QWEN_VALUES | {
+    "model_type": ["qwen3_moe"], "head_dim": [4, 16, ABSENT], "attention_bias": [True, False, ABSENT],
+}
+ROPE_TOGETHER = [
+    {"rope_parameters": ABSENT, "rope_scaling": DEFAULT},
+    {"rope_parameters": None, "rope_scaling": {"type": "default"}},
+    {"rope_parameters": ABSENT, "rope_scaling": {**DEFAULT, "partial_rotary_factor": 1, "factor": 1.0}, "rope_theta": 25000.0},
+    {"rope_parameters": {**DEFAULT, "rope_theta": 10000}, "rope_theta": 10000.0},
+    {"rope_parameters": ABSENT, "rope_theta": 10000.0},
+]
+QWEN_TOGETHER = [
+    {"mlp_only_layers": [1], "decoder_sparse_step": 2, "num_hidden_layers": 4, "rope_parameters": ABSENT},
+    {"num_key_value_heads": ABSENT, "num_attention_heads": ABSENT},
+    {"num_experts": ABSENT, "num_experts_per_tok": ABSENT},
+    {"rope_parameters": ABSENT, "rope_theta": 25000.0, "tie_word_embeddings": True},
+]
 # Values that only go together with others.
 CONFIG_TOGETHER = [
     {"num_key_value_heads": ABSENT, "num_attention_heads": 8, "head_dim": 4},
@@ -122,7 +171,6 @@ CONFIG_TOGETHER = [
     {"num_experts": 8, "num_local_experts": ABSENT},
     {"sliding_window": 4, "use_sliding_window": True},
     {"head_dim": None, "hidden_size": 40, "num_attention_heads": 6},
-    {"rope_parameters": ABSENT, "rope_theta": 10000.0},
     {"rope_parameters": {"rope_theta": 25000.0}, "rope_theta": 25000.0},
     {"rope_parameters": {**DEFAULT, "rope_theta": 25000.0}, "rope_scaling": {**DEFAULT, "rope_theta": 25000.0}, "rope_theta": 25000.0},
     {"rope_parameters": ABSENT, "rope_theta": 10000.0, "rope_scaling": {"type": "default"}, "sliding_window": 6, "tie_word_embeddings": True},
@@ -133,7 +181,7 @@ HARMLESS = {
 }
 HARMLESS_OF = {
     "_attn_implementation": ["eager", "sdpa"], "attn_implementation": ["eager", "sdpa"], "_attn_implementation_internal": ["sdpa"],
-    "task_specific_params": [{"x": {"max_length": 5}}],
+    "task_specific_params": [{"x": {"max_length": 5}}], "max_window_layers": [28, 1, None], "sliding_window": [None, 4096, 0],
 }
 PARAMS_VALUES = {
     "dim": [16, 48], "n_layers": [1, 3], "head_dim": [4, 16], "hidden_dim": [8, 52], "n_heads": [2, 8], "n_kv_heads": [1, 4],
@@ -145,44 +193,94 @@ PARAMS_VALUES = {
 }
 
 
+# Family: bases, values of its own keys, values that go together, default of `rope_theta`.
+FAMILIES = {
+    "mixtral": (bases_of("mixtral", MIXTRAL, 7), COMMON_VALUES | MIXTRAL_VALUES, CONFIG_TOGETHER, 1e6),
+    "olmoe": (bases_of("olmoe", OLMOE, None), COMMON_VALUES | OLMOE_VALUES, QWEN_TOGETHER[2:], 1e4),
+    "qwen2_moe": (bases_of("qwen2_moe", QWEN2, None), COMMON_VALUES | QWEN2_VALUES, QWEN_TOGETHER, 1e4),
+    "qwen3_moe": (bases_of("qwen3_moe", QWEN3, None), COMMON_VALUES | QWEN3_VALUES, QWEN_TOGETHER, 1e4),
+}
+BASES = FAMILIES["mixtral"][0]
+
+
 class Theirs(Exception):
     """transformers, or mistral-inference's rules, do not take this model as it is."""
 
 
+Sizes = collections.namedtuple(
+    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases", defaults=[(), 0, 0, ""]
+)
+
+
 def sizes_of(config):
     """Dimensions as the library sees them."""
-    heads = config.num_attention_heads
-    return (
-        config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads, config.num_key_value_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // heads, config.num_local_experts, config.vocab_size,
+    kind, heads, layers = config.model_type, config.num_attention_heads, config.num_hidden_layers
+    get = lambda name, default=None: getattr(config, name, default)
+    experts = get("num_local_experts") if kind == "mixtral" else get("num_experts")
+    sizes = Sizes(
+        kind, config.hidden_size, get("moe_intermediate_size") or config.intermediate_size, layers, heads,
+        config.num_key_value_heads, get("head_dim") or config.hidden_size // heads, experts, config.vocab_size,
         bool(config.tie_word_embeddings),
+    )
+    if kind == "olmoe":
+        sizes = sizes._replace(d=config.hidden_size // heads, f=config.intermediate_size)
+    if kind in ("olmoe", "qwen3_moe") and config.attention_bias:
+        sizes = sizes._replace(biases="qkvo")
+    if kind == "mixtral":
+        sizes = sizes._replace(f=config.intermediate_size)
+    if kind.startswith("qwen"):
+        dense = tuple(i for i in range(layers) if i in config.mlp_only_layers or (i + 1) % config.decoder_sparse_step)
+        sizes = sizes._replace(dense_layers=dense, dense_width=config.intermediate_size)
+    if kind == "qwen2_moe":
+        sizes = sizes._replace(shared=config.shared_expert_intermediate_size, biases="qkv" if get("qkv_bias", True) else "")
+    return sizes
+
+
+def parameters_of(s):
+    attention = s.h * s.d * (2 * s.heads + 2 * s.kv)
+    return (1 if s.tied else 2) * s.vocab * s.h + s.layers * (
+        attention + s.experts * s.h * (1 + 3 * s.f) + 3 * s.h * (s.shared + s.dense_width)
     )
 
 
-def parameters_of(h, f, layers, heads, kv, d, experts, vocab, tied):
-    return (1 if tied else 2) * vocab * h + layers * (h * d * (2 * heads + 2 * kv) + experts * h * (1 + 3 * f) + 2 * h) + h
-
-
-def weights_of(h, f, layers, heads, kv, d, experts, vocab, tied):
+def weights_of(s):
     """Random weights that give logits of order one, and attention that is not flat."""
     g = torch.Generator().manual_seed(5)
     r = lambda *shape: torch.randn(*shape, generator=g) * (1.5 / shape[-1] ** 0.5)
-    sharp = 2 if layers < 8 else 1  # in a deep model, rounding grows with it
+    sharp = 2 if s.layers < 8 else 1  # in a deep model, rounding grows with it
     ones = lambda n: 0.5 + torch.rand(n, generator=g)
-    t = {"model.embed_tokens.weight": r(vocab, h) * 4, "model.norm.weight": ones(h)}
-    if not tied:
-        t["lm_head.weight"] = r(vocab, h)
-    for layer in range(layers):
+    t = {"model.embed_tokens.weight": r(s.vocab, s.h) * 4, "model.norm.weight": ones(s.h)}
+    if not s.tied:
+        t["lm_head.weight"] = r(s.vocab, s.h)
+    moe, names = ("block_sparse_moe", ("w1", "w2", "w3")) if s.kind == "mixtral" else ("mlp", ("gate_proj", "down_proj", "up_proj"))
+
+    def mlp(module, width, names):
+        gate, down, up = (f"{module}.{name}.weight" for name in names)
+        return {gate: r(width, s.h), down: r(s.h, width) / s.layers**0.5, up: r(width, s.h)}
+
+    for layer in range(s.layers):
         p = f"model.layers.{layer}."
+        a = p + "self_attn."
         t |= {
-            p + "input_layernorm.weight": ones(h), p + "post_attention_layernorm.weight": ones(h),
-            p + "self_attn.q_proj.weight": r(heads * d, h) * sharp, p + "self_attn.k_proj.weight": r(kv * d, h) * sharp,
-            p + "self_attn.v_proj.weight": r(kv * d, h), p + "self_attn.o_proj.weight": r(h, heads * d) / layers**0.5,
-            p + "block_sparse_moe.gate.weight": r(experts, h),
+            p + "input_layernorm.weight": ones(s.h), p + "post_attention_layernorm.weight": ones(s.h),
+            a + "q_proj.weight": r(s.heads * s.d, s.h) * sharp, a + "k_proj.weight": r(s.kv * s.d, s.h) * sharp,
+            a + "v_proj.weight": r(s.kv * s.d, s.h), a + "o_proj.weight": r(s.h, s.heads * s.d) / s.layers**0.5,
         }
-        for x in range(experts):
-            q = p + f"block_sparse_moe.experts.{x}."
-            t |= {q + "w1.weight": r(f, h), q + "w2.weight": r(h, f) / layers**0.5, q + "w3.weight": r(f, h)}
+        widths = {"q": s.heads * s.d, "k": s.kv * s.d, "v": s.kv * s.d, "o": s.h}
+        t |= {f"{a}{part}_proj.bias": r(widths[part]) for part in s.biases}
+        if s.kind == "qwen3_moe":
+            t |= {a + "q_norm.weight": ones(s.d), a + "k_norm.weight": ones(s.d)}
+        if s.kind == "olmoe":
+            t |= {a + "q_norm.weight": ones(s.heads * s.d), a + "k_norm.weight": ones(s.kv * s.d)}
+        if layer in s.dense_layers:
+            t |= mlp(p + "mlp", s.dense_width, names)
+            continue
+        t[p + moe + ".gate.weight"] = r(s.experts, s.h)
+        for x in range(s.experts):
+            t |= mlp(f"{p}{moe}.experts.{x}", s.f, names)
+        if s.shared:
+            t |= mlp(p + "mlp.shared_expert", s.shared, names)
+            t[p + "mlp.shared_expert_gate.weight"] = r(1, s.h)
     return t
 
 
@@ -259,16 +357,21 @@ class Run:
     def __init__(self, program, scratch):
         self.scratch, self.cache, self.at = Path(scratch), {}, 0
         g = random.Random(11)
-        self.ids = [[g.randrange(SIZES["vocab_size"]) for _ in range(n)] for n in (24, 9)]
+        self.ids = [[g.randrange(MIXTRAL["vocab_size"]) for _ in range(n)] for n in (24, 9)]
         self.program = subprocess.Popen([program, "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.counts, self.failures, self.worst = collections.Counter(), [], 0.0
         self.stricter = collections.Counter()
+
+    @functools.cache
+    def base_sizes(self, kind):
+        base = {key: value for key, value in FAMILIES[kind][0][0].items() if key != "model_type"}
+        return sizes_of(AutoConfig.for_model(kind, **base))
 
     def weights(self, sizes):
         if sizes not in self.cache:
             if len(self.cache) > 40:
                 self.cache.clear()
-            self.cache[sizes] = weights_of(*sizes)
+            self.cache[sizes] = weights_of(sizes)
         return self.cache[sizes]
 
     def folder(self, name, json_name, config, weights):
@@ -302,7 +405,7 @@ class Run:
             (folder / "config.json").write_text(json.dumps(hf))
             hf = config if json_name == "config.json" else hf
             sizes = sizes_of(AutoConfig.from_pretrained(folder))
-            good = all(type(n) is int and n > 0 for n in sizes[:-1]) and parameters_of(*sizes) <= PARAMETERS_MAX
+            good = all(type(n) is int and n > 0 for n in sizes[1:9]) and parameters_of(sizes) <= PARAMETERS_MAX
             return hf, sizes if good else None
         except Theirs as error:
             return error, None
@@ -317,9 +420,11 @@ class Run:
                 file.unlink()
             old.rmdir()
         hf, sizes = self.effective(config, json_name)
-        base = sizes_of(AutoConfig.for_model("mixtral", **{k: v for k, v in SIZES.items()}))
+        kind = config.get("model_type")
+        kind = kind if isinstance(kind, str) and kind in FAMILIES else "mixtral"
+        base = self.base_sizes(kind)
         weights = self.weights(sizes if sizes and fitting else base)
-        *_, d, _, vocab, _ = sizes if sizes and fitting else base
+        d, vocab = (sizes if sizes and fitting else base).d, (sizes if sizes and fitting else base).vocab
         ids = [[token % vocab for token in row] for row in self.ids]
         if json_name == "params.json":
             if d % 2:
@@ -359,8 +464,8 @@ class Run:
             self.counts[f"recorded: {reason}"] += 1
             return None
         outcome = "equal"
-        if MAJOR == 4 and json_name == "config.json" and differs_in_theta(config):
-            self.counts["recorded: 4.57 does not know `rope_theta` inside `rope_parameters`, and takes its default"] += 1
+        if MAJOR == 4 and json_name == "config.json" and (known := differs_in_4(config)):
+            self.counts[f"recorded: {known}"] += 1
             pairs, outcome = [], None
         try:
             pairs.append(("the carried config", their_logits(carried, ids)))
@@ -382,13 +487,16 @@ class Run:
         print(f"FAILED  {json.dumps(what)}: {why}", flush=True)
 
 
-def differs_in_theta(config):
-    """Whether only 5 finds the value of `rope_theta`."""
+def differs_in_4(config):
+    """What 4.57 reads otherwise than 5, by which configs of 5 are meant."""
     inside = [
         config[key]["rope_theta"] for key in ("rope_scaling", "rope_parameters")
         if isinstance(config.get(key), dict) and "rope_theta" in config[key]
     ]
-    return bool(inside) and inside[0] != config.get("rope_theta", 1e6)
+    default = FAMILIES[config["model_type"]][3]
+    if inside and inside[0] != config.get("rope_theta", default):
+        return "4.57 does not know `rope_theta` inside `rope_parameters`, and takes its default"
+    return None
 
 
 def changed(config, edits):
@@ -410,6 +518,8 @@ def values_of(keys, read):
     out = {}
     for entry in keys:
         for name in entry["names"]:
+            if name in out:  # a family's own list comes before those of all
+                continue
             if entry["rule"] == "read":
                 out[name] = read[name]
             elif entry["rule"] == "only":
@@ -419,19 +529,22 @@ def values_of(keys, read):
     return out
 
 
-def table(run, keys):
-    tables = [
-        ("config.json", BASES, values_of(keys["config"], CONFIG_VALUES), CONFIG_TOGETHER),
-        ("params.json", [PARAMS], values_of(keys["params"], PARAMS_VALUES), [{"sliding_window": 3, "rope_theta": None}]),
-    ]
-    for json_name, bases, values, together in tables:
-        cases = [{key: value} for key, all_of_it in values.items() for value in all_of_it] + together
-        for at, edits in enumerate(cases):
+def table(run, keys, everywhere):
+    """Keys that all families share are checked on the first, or on each with `everywhere`."""
+    for family, (bases, read, together, _) in FAMILIES.items():
+        values = values_of(keys[family]["config"], read)
+        if family != "mixtral" and not everywhere:
+            values = {key: values[key] for key in values if key in read and key not in COMMON_VALUES or key.startswith("rope")}
+        for at, edits in enumerate([{key: value} for key, all_of_it in values.items() for value in all_of_it] + together + ROPE_TOGETHER):
             # Keys of the rotation go with the base of transformers 5; the others with both in turn.
             base = bases[0] if any("rope" in key for key in edits) else bases[at % len(bases)]
-            if "sliding" in " ".join(edits):
+            if "sliding" in " ".join(edits) and family == "mixtral":
                 base = {**base, "sliding_window": None}
-            run.check({json_name: shown(edits)}, changed(base, edits), json_name, must_accept=True)
+            run.check({family: shown(edits)}, changed(base, edits), must_accept=True)
+    values = values_of(keys["mixtral"]["params"], PARAMS_VALUES)
+    cases = [{key: value} for key, all_of_it in values.items() for value in all_of_it]
+    for edits in cases + [{"sliding_window": 3, "rope_theta": None}]:
+        run.check({"params.json": shown(edits)}, changed(PARAMS, edits), "params.json", must_accept=True)
 
 
 # One of each way in which a config says its shapes.
@@ -454,7 +567,7 @@ def compressed(run, tool):
         _, sizes = run.effective(config, json_name)
         weights = run.weights(sizes)
         if json_name == "params.json":
-            weights = as_mistral(weights, sizes[5])
+            weights = as_mistral(weights, sizes.d)
         model, out = run.folder("base", json_name, config, weights), run.scratch / f"class-{at}"
         words = ["--budget", "20%", "--calibrate", "none", "--cache", "none", "--quiet"]
         subprocess.run([tool, "--model", model, "--out", out, *words], check=True)
@@ -475,7 +588,7 @@ ANY = [None, True, False, 0, 1, 2, 3, 4, 8, 16, 64, -1, 0.0, 0.5, 1.0, 2.0, 1e-6
        "gelu", "default", "float32", [], [1], ["x"], {}, {"a": 1}]
 UNKNOWN = ["made_up", "router_scale", "layer_norm_eps", "query_scale", "rope_base", "_private", "n_head", "act_fn", "text_config"]
 ROPE = ["rope_theta", "rope_type", "type", "factor", "partial_rotary_factor", "original_max_position_embeddings", "mrope_section"]
-ROPE_VALUES = ["default", "linear", 1.0, 1, 2.0, 1e4, 1e6, 1000000, None, 64, 0.5, "x", [2, 2]]
+ROPE_VALUES = ["default", "default", "linear", 1.0, 1, 2.0, 1e4, 5e5, 500000, None, 64, 0.5, "x", [2, 2]]
 
 
 def edit(rng, config, accepted):
@@ -521,30 +634,33 @@ def edit(rng, config, accepted):
 
 def edits(run, keys, count, seed, stricter):
     rng = random.Random(seed)
-    accepted = values_of(keys["config"], CONFIG_VALUES)
-    of_params = values_of(keys["params"], PARAMS_VALUES)
+    accepted = {family: values_of(keys[family]["config"], FAMILIES[family][1]) for family in FAMILIES}
+    of_params = values_of(keys["mixtral"]["params"], PARAMS_VALUES)
     for _ in range(count):
         is_params = rng.random() < 0.15
-        config = json.loads(json.dumps(PARAMS if is_params else rng.choice(BASES)))
-        done = [edit(rng, config, of_params if is_params else accepted) for _ in range(rng.choice([1, 1, 1, 2, 3, 4]))]
+        family = rng.choice(["mixtral", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
+        config = json.loads(json.dumps(PARAMS if is_params else rng.choice(FAMILIES[family][0])))
+        done = [edit(rng, config, of_params if is_params else accepted[family]) for _ in range(rng.choice([1, 1, 1, 2, 3, 4]))]
         name = "params.json" if is_params else "config.json"
-        run.check({name: done}, config, name, fitting=rng.random() < 0.8, stricter=stricter)
+        run.check({name if is_params else family: done}, config, name, fitting=rng.random() < 0.8, stricter=stricter)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", required=True)
     parser.add_argument("--compress", help="the tool, to compress one checkpoint of each shape class")
+    parser.add_argument("--everywhere", action="store_true", help="keys that all families share on each of them")
     parser.add_argument("--edits", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stricter", action="store_true")
     arguments = parser.parse_args()
-    keys = json.loads(subprocess.run([arguments.program, "keys"], check=True, capture_output=True, text=True).stdout)["mixtral"]
+    keys = json.loads(subprocess.run([arguments.program, "keys"], check=True, capture_output=True, text=True).stdout)
+    assert set(keys) == set(FAMILIES), f"families without a table: {set(keys) ^ set(FAMILIES)}"
     # transformers 4 guesses a missing `model_type` from the folder's name, so the name holds no family.
     with tempfile.TemporaryDirectory(prefix="configs-") as scratch:
         run = Run(arguments.program, scratch)
         if arguments.edits is None:
-            table(run, keys)
+            table(run, keys, arguments.everywhere)
             if arguments.compress:
                 compressed(run, arguments.compress)
         else:

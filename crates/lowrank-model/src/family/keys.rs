@@ -155,34 +155,32 @@ pub(super) fn check_loadable(config: &Value, vocab_size: usize) -> Result<(), Co
     }
 }
 
-/// Base of the rotary angles: the one value of `rope_theta` that is said in `rope_scaling`, in `rope_parameters` or beside
-/// them. transformers 5 reads them in this order; transformers 4.57 knows only the last, so they must not differ.
-/// Other rotations than the default one are refused.
-pub(super) fn rope_theta(config: &Value) -> Result<Option<f64>, ConfigError> {
-    let mut said: Option<(&str, f64)> = None;
-    for key in ["rope_scaling", "rope_parameters", ""] {
-        let object = match config.get(key) {
-            _ if key.is_empty() => config,
-            None | Some(Value::Null) => continue,
-            Some(object @ Value::Object(_)) => {
-                check_rotation(key, object)?;
-                object
-            }
-            Some(other) => return Err(ConfigError::bad(key, other, "an object or null")),
-        };
-        let Some(theta) = positive(object, "rope_theta")? else { continue };
-        match said {
-            Some((place, other)) if other != theta => {
-                return Err(ConfigError::Unsupported {
-                    key: "rope_theta".into(),
-                    value: format!("{other} in `{place}` and {theta} elsewhere"),
-                    supported: "one value, because versions of transformers read different ones".into(),
-                });
-            }
-            _ => said = Some((key, theta)),
+/// Base of the rotary angles. transformers 5 reads `rope_scaling` if it says anything, else `rope_parameters`; where the one
+/// that it reads has no `rope_theta`, the one beside them, and then its default. transformers 4.57 knows only the last two. So
+/// no two values may be said. Other rotations than the default one are refused.
+pub(super) fn rope_theta(config: &Value, default: f64) -> Result<f64, ConfigError> {
+    let object = |key: &str| match config.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(object @ Value::Object(keys)) => {
+            check_rotation(key, object)?;
+            Ok(Some(object).filter(|_| !keys.is_empty()))
+        }
+        Some(other) => Err(ConfigError::bad(key, other, "an object or null")),
+    };
+    let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
+    let theta = |object: Option<&Value>| object.map_or(Ok(None), |object| positive(object, "rope_theta"));
+    let beside = positive(config, "rope_theta")?;
+    let read = theta(scaling.or(parameters))?.or(beside).unwrap_or(default);
+    for (place, said) in [("`rope_parameters`", theta(parameters)?), ("the config itself", beside)] {
+        if let Some(said) = said.filter(|said| *said != read) {
+            return Err(ConfigError::Unsupported {
+                key: "rope_theta".into(),
+                value: format!("{said} in {place}, where transformers 5 takes {read}"),
+                supported: "one value, because versions of transformers read different ones".into(),
+            });
         }
     }
-    Ok(said.map(|(_, theta)| theta))
+    Ok(read)
 }
 
 /// `rope_type` was `type` before.

@@ -202,7 +202,7 @@ impl Family for Mixtral {
             max_position_embeddings: keys::optional_dimension(config, "max_position_embeddings")?
                 .unwrap_or(4096 * 32),
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
-            rope_theta: keys::rope_theta(config)?.unwrap_or(1e6),
+            rope_theta: keys::rope_theta(config, 1e6)?,
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
@@ -368,6 +368,8 @@ mod tests {
         for refused in [
             json!({"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e6}),
             json!({"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"rope_theta": 1e4}}),
+            // transformers 5 reads `rope_scaling` alone, and takes its default.
+            json!({"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"type": "default"}}),
             json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}}),
             json!({"rope_parameters": {"rope_type": "yarn"}}),
             json!({"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3]}}),

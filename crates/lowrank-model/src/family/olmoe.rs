@@ -93,7 +93,7 @@ impl Family for Olmoe {
             vocab_size,
             max_position_embeddings: keys::dimension_or(config, "max_position_embeddings", 4096)?,
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
-            rope_theta: keys::rope_theta(config)?.unwrap_or(10_000.0),
+            rope_theta: keys::rope_theta(config, 10_000.0)?,
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: keys::optional_positive(config, "clip_qkv")?,
