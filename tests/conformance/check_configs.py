@@ -405,7 +405,7 @@ class Run:
             (folder / "config.json").write_text(json.dumps(hf))
             hf = config if json_name == "config.json" else hf
             sizes = sizes_of(AutoConfig.from_pretrained(folder))
-            good = all(type(n) is int and n > 0 for n in sizes[1:9]) and parameters_of(sizes) <= PARAMETERS_MAX
+            good = all(type(n) is int and n > 0 for n in sizes[1:9]) and all(type(n) is int and n >= 0 for n in sizes[11:13]) and parameters_of(sizes) <= PARAMETERS_MAX
             return hf, sizes if good else None
         except Theirs as error:
             return error, None

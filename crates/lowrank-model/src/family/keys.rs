@@ -155,6 +155,16 @@ pub(super) fn check_loadable(config: &Value, vocab_size: usize) -> Result<(), Co
     }
 }
 
+/// `rope_theta` of an object, `None` where the key is absent. Below 1 the angles grow with the dimension, beyond what f32 holds.
+pub(super) fn base_of_angles(object: &Value) -> Result<Option<f64>, ConfigError> {
+    match positive(object, "rope_theta")? {
+        Some(theta) if theta < 1.0 => {
+            Err(ConfigError::bad("rope_theta", &object["rope_theta"], "a number of at least 1"))
+        }
+        theta => Ok(theta),
+    }
+}
+
 /// Base of the rotary angles. transformers 5 reads `rope_scaling` if it says anything, else `rope_parameters`; where the one
 /// that it reads has no `rope_theta`, the one beside them, and then its default. transformers 4.57 knows only the last two. So
 /// no two values may be said. Other rotations than the default one are refused.
@@ -168,8 +178,8 @@ pub(super) fn rope_theta(config: &Value, default: f64) -> Result<f64, ConfigErro
         Some(other) => Err(ConfigError::bad(key, other, "an object or null")),
     };
     let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
-    let theta = |object: Option<&Value>| object.map_or(Ok(None), |object| positive(object, "rope_theta"));
-    let beside = positive(config, "rope_theta")?;
+    let theta = |object: Option<&Value>| object.map_or(Ok(None), base_of_angles);
+    let beside = base_of_angles(config)?;
     let read = theta(scaling.or(parameters))?.or(beside).unwrap_or(default);
     for (place, said) in [("`rope_parameters`", theta(parameters)?), ("the config itself", beside)] {
         if let Some(said) = said.filter(|said| *said != read) {
@@ -200,7 +210,9 @@ fn check_rotation(key: &str, rotation: &Value) -> Result<(), ConfigError> {
 
 /// Experts of a layer: `num_experts` (transformers 4.57, and 5 for most families) or `num_local_experts`, which must agree.
 pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, ConfigError> {
-    let local = optional_dimension(config, "num_local_experts")?;
+    // Null stands for no count there.
+    let local =
+        config.get("num_local_experts").map(|_| dimension(config, "num_local_experts")).transpose()?;
     let experts = dimension_or(config, "num_experts", local.unwrap_or(default))?;
     match local {
         Some(local) if local != experts => {

@@ -215,8 +215,6 @@ impl Family for Mixtral {
             keys::refuse_quantised(params)?;
             allowed::check(params, &[PARAMS_KEYS])?;
             allowed::check(moe, &[MOE_KEYS]).map_err(|error| error.inside("moe"))?;
-            let hidden_size = keys::dimension(params, "dim")?;
-            let num_attention_heads = keys::dimension(params, "n_heads")?;
             // mistral-inference reads whichever of the two is not null, and refuses both.
             let [window, underscored] =
                 ["sliding_window", "_sliding_window"].map(|key| match params.get(key) {
@@ -235,20 +233,19 @@ impl Family for Mixtral {
             // mistral-inference takes null and zero for its default.
             let theta = match params.get("rope_theta") {
                 None | Some(Value::Null) => None,
-                Some(_) => keys::positive(params, "rope_theta")?,
+                Some(_) => keys::base_of_angles(params)?,
             };
             Ok(ModelConfig {
                 family: self,
                 block: block(Activation::Silu),
-                hidden_size,
+                hidden_size: keys::dimension(params, "dim")?,
                 intermediate_size: keys::dimension(params, "hidden_dim")?,
                 num_hidden_layers: keys::dimension(params, "n_layers")?,
                 num_local_experts: keys::dimension(moe, "num_experts")?,
                 num_experts_per_tok: keys::dimension(moe, "num_experts_per_tok")?,
-                num_attention_heads,
+                num_attention_heads: keys::dimension(params, "n_heads")?,
                 num_key_value_heads: keys::dimension(params, "n_kv_heads")?,
-                head_dim: keys::optional_dimension(params, "head_dim")?
-                    .unwrap_or(hidden_size / num_attention_heads),
+                head_dim: keys::dimension(params, "head_dim")?,
                 vocab_size: keys::dimension(params, "vocab_size")?,
                 max_position_embeddings: keys::optional_dimension(params, "max_position_embeddings")?
                     .unwrap_or(32_768),
