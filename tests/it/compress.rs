@@ -132,6 +132,17 @@ fn inspect_counts_parameters_by_kind() {
     assert_eq!((&experts["params"], &experts["tensors"]), (&5_505_024.into(), &96.into()));
     let text = run(["inspect".as_ref(), tiny_mixtral().as_os_str()]).ok().stdout;
     assert!(text.contains("5,969,024") && text.contains("BF16"), "{text}");
+    // What `inspect` says can be removed is what a budget can ask for.
+    assert!(text.contains("can remove at most 5,449,824 parameters"), "{text}");
+    let folder = tempdir().unwrap();
+    let job = ["--calibrate", "none", "--dry-run", "--quiet", "--plan-out"];
+    let plan = folder.path().join("plan.json");
+    let asking = |budget| {
+        let words = [&["--budget", budget], &job[..], &[plan.to_str().unwrap()]].concat();
+        compress(&tiny_mixtral(), &folder.path().join("out"), &words)
+    };
+    asking("5449824").ok();
+    asking("5449825").refused(7, &["the most that can be removed is 5449824"]);
 }
 
 #[test]

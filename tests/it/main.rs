@@ -7,6 +7,8 @@ mod support;
 mod calibration;
 /// The main job: what it removes, what it writes, and repeatable bytes.
 mod compress;
+/// Weights of several dtypes, and of none that is supported.
+mod dtypes;
 /// Unusual numbers and absurd values on the default path.
 mod hostile;
 /// Models, texts and words as people have them.

@@ -13,6 +13,7 @@ use lowrank_compute::Algebra;
 use lowrank_forward::distribution::compare;
 use lowrank_forward::{Forward, Hidden};
 use lowrank_model::plan::LayerSensitivity;
+use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{
     Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, StoredMatrix, Tensor,
     params::stored_params,
@@ -75,7 +76,7 @@ pub fn measure(
         if halved.is_empty() {
             continue;
         }
-        scale_unrouted(norms, layer, &mut halved);
+        scale_unrouted(norms, layer, &mut halved)?;
         let of_groups = Projection::ALL.map(|projection| {
             let group = halved.iter().filter(|half| half.id.projection == projection);
             group.map(|half| half.spectrum.tail_energies()[half.rank]).sum()
@@ -218,7 +219,7 @@ fn walk(
 
 /// An expert that saw nothing has a spectrum of its weights, on another scale than its neighbours': as a whole it counts
 /// like the least of those that saw something.
-fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) {
+fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) -> Result<(), CalibrateError> {
     for projection in Projection::ALL {
         let errors = halved
             .iter()
@@ -232,10 +233,13 @@ fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) {
             if energy > 0.0 && least.is_finite() {
                 let scale = (least / energy).sqrt();
                 let sigma = half.spectrum.sigma().iter().map(|sigma| sigma * scale).collect();
-                half.spectrum = Spectrum::new(sigma).expect("scaled values fall as before");
+                let failed =
+                    |source: SpectrumError| CalibrateError::Svd { name: half.id, source: source.into() };
+                half.spectrum = Spectrum::new(sigma).map_err(failed)?;
             }
         }
     }
+    Ok(())
 }
 
 /// Mean KL(own ‖ group) of the logits of every group: three for each of `layers`.

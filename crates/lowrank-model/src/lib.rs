@@ -62,7 +62,7 @@ pub use failure::ErrorKind;
 pub use matrix::{MatrixId, MatrixShape, Projection};
 pub use named::NamedMatrix;
 pub use names::Layout;
-pub use params::{CostModel, Storage};
+pub use params::{CostModel, ElementBytes, Storage};
 pub use pivots::{PivotOrder, PivotSide};
 pub use plan::RankPlan;
 pub use progress::Progress;

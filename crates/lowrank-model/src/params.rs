@@ -74,7 +74,28 @@ pub struct CostModel {
     pub factor_element_bytes: u64,
 }
 
+/// Element sizes of one matrix, in a checkpoint whose matrices have several dtypes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ElementBytes {
+    /// Of the matrix left dense.
+    pub dense: u64,
+    /// Of its factors.
+    pub factor: u64,
+}
+
 impl CostModel {
+    /// The element sizes that it counts with.
+    pub const fn element_bytes(&self) -> ElementBytes {
+        ElementBytes { dense: self.dense_element_bytes, factor: self.factor_element_bytes }
+    }
+
+    /// The cost model of a matrix that has element sizes of its own.
+    #[must_use]
+    pub fn with(self, own: Option<ElementBytes>) -> Self {
+        let ElementBytes { dense, factor } = own.unwrap_or(self.element_bytes());
+        Self { dense_element_bytes: dense, factor_element_bytes: factor, ..self }
+    }
+
     /// Cost of a matrix at a rank, or dense.
     pub fn cost(&self, shape: MatrixShape, rank: Option<usize>) -> u64 {
         let params = stored_params(shape, self.storage, rank);

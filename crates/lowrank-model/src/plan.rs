@@ -2,7 +2,8 @@
 
 use crate::display::{abridge, clip};
 use crate::{
-    CostModel, MatrixId, MatrixShape, ModelConfig, NamedMatrix, Projection, SpectrumCurves, Target, Unit,
+    CostModel, ElementBytes, MatrixId, MatrixShape, ModelConfig, NamedMatrix, Projection, SpectrumCurves,
+    Target, Unit,
 };
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,9 @@ pub struct PlannedMatrix {
     pub rank: Option<usize>,
     /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding, in the norm that errors were counted in; absent when ranks were given and no spectrum was taken.
     pub relative_error: Option<f64>,
+    /// Its element sizes where they are not those of [`RankPlan::cost`]: matrices may have several dtypes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub element_bytes: Option<ElementBytes>,
 }
 
 /// What the allocation proves about itself. Errors are s·‖W − Ŵ‖², summed over matrices.
@@ -75,8 +79,8 @@ pub struct Optimality {
     pub objective: f64,
     /// No plan within the budget can be below this.
     pub lower_bound: f64,
-    /// (objective − lower_bound) / lower_bound; 0 when both are 0.
-    pub duality_gap: f64,
+    /// (objective − lower_bound) / lower_bound; 0 when both are 0, absent when only the bound is: it then bounds no ratio.
+    pub duality_gap: Option<f64>,
 }
 
 /// Size of a checkpoint.
@@ -95,7 +99,7 @@ pub struct RankPlan {
     pub plan_version: u32,
     /// What was asked for; absent when the ranks were given.
     pub target: Option<Target>,
-    /// How cost is counted.
+    /// How cost is counted. Its element sizes hold for every row that has none of its own.
     pub cost: CostModel,
     /// Ranks are multiples of this.
     pub rank_multiple: usize,
@@ -149,6 +153,20 @@ pub enum PlanError {
         value: u64,
         /// What can be.
         expected: &'static str,
+    },
+    /// Element sizes that no dtype has.
+    #[error("{name}: `element_bytes` is {} dense and {} factored, expected 2 or 4", .found.dense, .found.factor)]
+    ElementBytes {
+        /// Which matrix.
+        name: MatrixId,
+        /// In the plan.
+        found: ElementBytes,
+    },
+    /// Matrices that cannot be a part of the checkpoint.
+    #[error("the dense matrices are larger than the whole checkpoint of {} parameters and {} bytes", .before.params, .before.bytes)]
+    LargerThanCheckpoint {
+        /// The whole checkpoint.
+        before: Size,
     },
     /// A predicted error that no matrix can have.
     #[error("{name}: `relative_error` is {value}, expected a number from 0 to 1")]
@@ -227,10 +245,7 @@ pub enum PlanError {
 }
 
 impl RankPlan {
-    /// Assembles a plan from chosen ranks and proves its arithmetic.
-    ///
-    /// # Panics
-    /// If the matrices are larger than the checkpoint.
+    /// Assembles a plan from chosen ranks and proves its arithmetic. Refuses matrices that are larger than the checkpoint.
     pub fn new(
         target: Option<Target>,
         cost: CostModel,
@@ -238,9 +253,9 @@ impl RankPlan {
         before: Size,
         optimality: Option<Optimality>,
         matrices: Vec<PlannedMatrix>,
-    ) -> Self {
-        let after = size_after(&cost, before, &matrices).expect("matrices are a part of their checkpoint");
-        Self {
+    ) -> Result<Self, PlanError> {
+        let after = size_after(&cost, before, &matrices)?;
+        Ok(Self {
             plan_version: PLAN_VERSION,
             target,
             cost,
@@ -255,7 +270,7 @@ impl RankPlan {
             optimality,
             matrices,
             spectra: None,
-        }
+        })
     }
 
     /// Records the constraints under which the ranks were chosen.
@@ -277,7 +292,7 @@ impl RankPlan {
 
     /// Parameters removed.
     pub fn removed_params(&self) -> u64 {
-        self.before.params - self.after.params
+        self.before.params.saturating_sub(self.after.params)
     }
 
     /// Bytes of weights removed.
@@ -288,7 +303,7 @@ impl RankPlan {
     /// How much more was removed than asked, in the target's unit.
     pub fn overshoot(&self) -> Option<u64> {
         let target = self.target?;
-        Some(self.removed(target.unit) - target.remove_at_least)
+        Some(self.removed(target.unit).saturating_sub(target.remove_at_least))
     }
 
     /// Reads a plan; what it says is for [`RankPlan::validate`] to check.
@@ -318,6 +333,10 @@ impl RankPlan {
                     return Err(PlanError::Rank { name: id, shape, rank, rank_max });
                 }
             }
+            let is_size = |bytes| matches!(bytes, 2 | 4);
+            if let Some(found) = row.element_bytes.filter(|own| !is_size(own.dense) || !is_size(own.factor)) {
+                return Err(PlanError::ElementBytes { name: id, found });
+            }
             if let Some(value) =
                 row.relative_error.filter(|value| !(0.0..=RELATIVE_ERROR_MAX).contains(value))
             {
@@ -339,11 +358,7 @@ impl RankPlan {
                 return Err(PlanError::OtherCheckpoint { what, planned, actual });
             }
         }
-        let after = size_after(&self.cost, before, &self.matrices).ok_or_else(|| {
-            let value = self.cost.dense_element_bytes;
-            let expected = "that of the checkpoint: its matrices alone would be larger than all of it";
-            PlanError::Setting { key: "dense_element_bytes", value, expected }
-        })?;
+        let after = size_after(&self.cost, before, &self.matrices)?;
         for (what, planned, actual) in
             [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
         {
@@ -425,19 +440,24 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     deserializer.deserialize_seq(PatternsVisitor)
 }
 
-/// `None`: the dense matrices are more than there is.
-fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Option<Size> {
-    let (in_params, in_bytes) =
-        (CostModel { unit: Unit::Params, ..*cost }, CostModel { unit: Unit::Bytes, ..*cost });
-    let mut after = before;
-    for row in matrices {
-        let replace = |size: u64, cost: CostModel| {
-            Some(size.checked_sub(cost.cost(row.shape, None))? + cost.cost(row.shape, row.rank))
+/// The checkpoint without the dense matrices and with what is stored in their place.
+fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Result<Size, PlanError> {
+    let total = |unit: Unit, whole: u64| {
+        let of = |row: &PlannedMatrix| {
+            let cost = CostModel { unit, ..*cost }.with(row.element_bytes);
+            (cost.cost(row.shape, None), cost.cost(row.shape, row.rank))
         };
-        after.params = replace(after.params, in_params)?;
-        after.bytes = replace(after.bytes, in_bytes)?;
-    }
-    Some(after)
+        let add = |(dense, stored): (u64, u64), row| {
+            let (one_dense, one_stored) = of(row);
+            Some((dense.checked_add(one_dense)?, stored.checked_add(one_stored)?))
+        };
+        let (dense, stored) = matrices.iter().try_fold((0, 0), add)?;
+        whole.checked_sub(dense)?.checked_add(stored)
+    };
+    let size = || {
+        Some(Size { params: total(Unit::Params, before.params)?, bytes: total(Unit::Bytes, before.bytes)? })
+    };
+    size().ok_or(PlanError::LargerThanCheckpoint { before })
 }
 
 #[cfg(test)]
@@ -461,6 +481,7 @@ mod tests {
             shape: MatrixShape { rows: 448, cols: 128 },
             rank,
             relative_error: None,
+            element_bytes: None,
         }
     }
 
@@ -475,17 +496,41 @@ mod tests {
     fn sizes_follow_from_the_rows() {
         let before = Size { params: 100_000, bytes: 200_000 };
         let target = Some(Target { unit: Unit::Params, remove_at_least: 20_000 });
-        let plan = RankPlan::new(target, COST, 1, before, None, vec![row(Some(64))]);
+        let plan = RankPlan::new(target, COST, 1, before, None, vec![row(Some(64))]).unwrap();
         assert_eq!(plan.removed_params(), 448 * 128 - 64 * 576);
         assert_eq!(plan.after.bytes, 2 * plan.after.params);
         assert_eq!(plan.overshoot(), Some(480));
-        assert_eq!(RankPlan::new(None, COST, 1, before, None, vec![row(None)]).removed_params(), 0);
+        let dense = RankPlan::new(None, COST, 1, before, None, vec![row(None)]).unwrap();
+        assert_eq!(dense.removed_params(), 0);
+        let larger = Size { params: 448 * 128 - 1, bytes: 1_000_000 };
+        assert_eq!(
+            RankPlan::new(None, COST, 1, larger, None, vec![row(None)]),
+            Err(PlanError::LargerThanCheckpoint { before: larger })
+        );
+    }
+
+    #[test]
+    fn a_row_may_have_element_sizes_of_its_own() {
+        let before = Size { params: 200_000, bytes: 600_000 };
+        let wide =
+            PlannedMatrix { element_bytes: Some(ElementBytes { dense: 4, factor: 2 }), ..row(Some(64)) };
+        let plan = RankPlan::new(None, COST, 1, before, None, vec![row(Some(64)), wide]).unwrap();
+        assert_eq!(plan.removed_params(), 2 * (448 * 128 - 64 * 576));
+        assert_eq!(plan.removed_bytes(), (2 + 4) * 448 * 128 - (2 + 2) * 64 * 576);
+        let json = serde_json::to_value(&plan).unwrap();
+        assert_eq!(
+            json["matrices"][0].get("element_bytes"),
+            None,
+            "rows like the plan's cost stay as they were"
+        );
+        assert_eq!(json["matrices"][1]["element_bytes"], serde_json::json!({ "dense": 4, "factor": 2 }));
+        assert_eq!(RankPlan::from_json(json.to_string().as_bytes()).unwrap(), plan);
     }
 
     #[test]
     fn a_plan_survives_json() {
         let before = Size { params: 100_000, bytes: 200_000 };
-        let mut plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]);
+        let mut plan = RankPlan::new(None, COST, 8, before, None, vec![row(Some(64))]).unwrap();
         let lines = serde_json::to_string_pretty(&plan).unwrap().lines().count();
         let spectrum = crate::Spectrum::new((1..=128).map(|i| 1.0 / f64::from(i)).collect()).unwrap();
         plan.spectra = SpectrumCurves::of([(plan.matrices[0].matrix.name.clone(), &spectrum)]);
@@ -504,7 +549,7 @@ mod tests {
         });
         let before = Size { params: 200_000, bytes: 400_000 };
         let target = Some(Target { unit: Unit::Params, remove_at_least: 60_000 });
-        let plan = RankPlan::new(target, COST, 1, before, None, rows.collect());
+        let plan = RankPlan::new(target, COST, 1, before, None, rows.collect()).unwrap();
         (config, plan)
     }
 
@@ -513,14 +558,21 @@ mod tests {
         let (config, good) = small();
         assert_eq!(good.validate(&config, good.before), Ok(()));
         type Lie = fn(&mut RankPlan);
-        let lies: [(Lie, &str); 9] = [
+        let lies: [(Lie, &str); 10] = [
             (
                 |plan| plan.cost.dense_element_bytes = u64::MAX,
                 "`dense_element_bytes` is 18446744073709551615",
             ),
             (|plan| plan.cost.factor_element_bytes = 0, "`factor_element_bytes` is 0"),
             // Twice the size of the whole checkpoint.
-            (|plan| plan.cost.dense_element_bytes = 4, "`dense_element_bytes` is 4"),
+            (
+                |plan| plan.cost.dense_element_bytes = 4,
+                "the dense matrices are larger than the whole checkpoint",
+            ),
+            (
+                |plan| plan.matrices[1].element_bytes = Some(ElementBytes { dense: 2, factor: 3 }),
+                "down: `element_bytes` is 2 dense and 3 factored",
+            ),
             (|plan| plan.rank_multiple = 0, "`rank_multiple` is 0"),
             (|plan| plan.rank_min = 0, "`rank_min` is 0"),
             (

@@ -7,17 +7,23 @@ use serde::{Deserialize, Serialize};
 
 /// Singular values of one matrix, largest first; as many as its short side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<f64>", into = "Vec<f64>")]
 pub struct Spectrum {
     sigma: Vec<f64>,
 }
 
 /// A spectrum that cannot be one.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("not a spectrum: value {index} is negative, not finite, or larger than the one before it")]
-pub struct SpectrumError {
-    /// The first offender.
-    pub index: usize,
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum SpectrumError {
+    /// A value that no matrix has at this place.
+    #[error("not a spectrum: value {index} is negative, not finite, or larger than the one before it")]
+    Value {
+        /// The first offender.
+        index: usize,
+    },
+    /// Errors are sums of squares.
+    #[error("the squares of the singular values have no finite sum")]
+    Energy,
 }
 
 impl Spectrum {
@@ -26,11 +32,12 @@ impl Spectrum {
         let mut previous = f64::INFINITY;
         for (index, &value) in sigma.iter().enumerate() {
             if !value.is_finite() || value < 0.0 || value > previous {
-                return Err(SpectrumError { index });
+                return Err(SpectrumError::Value { index });
             }
             previous = value;
         }
-        Ok(Self { sigma })
+        let spectrum = Self { sigma };
+        if spectrum.energy().is_finite() { Ok(spectrum) } else { Err(SpectrumError::Energy) }
     }
 
     /// σ, falling.
@@ -60,6 +67,20 @@ impl Spectrum {
     }
 }
 
+impl TryFrom<Vec<f64>> for Spectrum {
+    type Error = SpectrumError;
+
+    fn try_from(sigma: Vec<f64>) -> Result<Self, SpectrumError> {
+        Self::new(sigma)
+    }
+}
+
+impl From<Spectrum> for Vec<f64> {
+    fn from(spectrum: Spectrum) -> Self {
+        spectrum.sigma
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_is_no_spectrum_is_refused() {
-        for sigma in [vec![1.0, 2.0], vec![f64::NAN], vec![-1.0], vec![f64::INFINITY]] {
+        for sigma in [vec![1.0, 2.0], vec![f64::NAN], vec![-1.0], vec![f64::INFINITY], vec![1e200, 1.0]] {
+            assert!(serde_json::from_value::<Spectrum>(serde_json::json!(sigma)).is_err());
             assert!(Spectrum::new(sigma).is_err());
         }
         assert_eq!(Spectrum::new(vec![0.0, 0.0]).unwrap().relative_error(0), 0.0);

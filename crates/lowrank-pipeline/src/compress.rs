@@ -135,9 +135,17 @@ fn compress_in(
         request,
     };
     let partial = staging.resumable().map(Path::to_owned);
-    let mut writer = CheckpointWriter::grow(staging, work.layout()?)
-        .map_err(PipelineError::from)
-        .inspect_err(|error| {
+    let layout = match work.layout() {
+        Ok(layout) => layout,
+        Err(error) => {
+            if settle(&error, partial.as_deref(), progress) == Settled::Discard {
+                staging.discard();
+            }
+            return Err(error);
+        }
+    };
+    let mut writer =
+        CheckpointWriter::grow(staging, layout).map_err(PipelineError::from).inspect_err(|error| {
             settle(error, partial.as_deref(), progress);
         })?;
     let documents = work

@@ -4,12 +4,15 @@
 
 use crate::inspect::tell_left_out;
 use crate::memory::Demand;
+use crate::planning::Subject;
 use crate::{PipelineError, base::check_place, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::Role;
 use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_writer::{Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout};
+use lowrank_writer::{
+    Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout, StatedDtype,
+};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 use std::path::Path;
@@ -57,10 +60,10 @@ pub fn densify(
             shape: spec.shape.clone(),
         })
         .collect::<Vec<_>>();
-    let dtype_of_experts = settings.dtype.unwrap_or_else(|| {
-        let first = checkpoint.ranks().keys().next().expect("not empty, checked above");
-        checkpoint.matrix_dtype(*first)
-    });
+    let stated = match settings.dtype {
+        Some(asked) => StatedDtype::Asked(asked),
+        None => StatedDtype::OfBase(Subject::of(checkpoint).common_dtype()),
+    };
     let writer = CheckpointWriter::create(out, ShardLayout::new(output, settings.shard_bytes_max)?)?;
     progress.start("multiply", specs.len() as u64, "tensors");
     pool.install(|| {
@@ -77,7 +80,7 @@ pub fn densify(
     progress.finish();
     let chat_templates = ChatTemplate::find(checkpoint.companions(), |name| checkpoint.text(name));
     let card = Card { chat_templates: &chat_templates, ..Card::default() };
-    let documents = Documents::dense(checkpoint.config_json(), dtype_of_experts, &card)?
+    let documents = Documents::dense(checkpoint.config_json(), stated, &card)?
         .with_companions(checkpoint.dir(), checkpoint.companions())?;
     Ok(pool.install(|| writer.finish(documents))?)
 }

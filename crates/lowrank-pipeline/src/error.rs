@@ -55,10 +55,12 @@ pub enum PipelineError {
         planned: Storage,
     },
     /// A plan for numbers of another size.
-    #[error("the plan counts {planned} bytes for each number of a {what}, this run stores {actual}")]
+    #[error("the plan counts {planned} bytes for each number of {what}{name}, this run stores {actual}")]
     PlanDtype {
-        /// `matrix` or `factor`.
+        /// Empty for the dense matrix, or words that say that its factors are meant.
         what: &'static str,
+        /// Which matrix.
+        name: MatrixId,
         /// By the plan.
         planned: u64,
         /// By checkpoint and settings.

@@ -1,5 +1,6 @@
 //! `inspect`: what is in this checkpoint.
 
+use crate::planning::Subject;
 use lowrank_model::Progress;
 use lowrank_model::display::clip;
 use lowrank_model::names::Role;
@@ -52,7 +53,7 @@ pub struct Inspection {
     pub params: u64,
     /// Bytes of weights.
     pub bytes: u64,
-    /// The most parameters that factors could ever remove (every matrix at rank 1).
+    /// The most parameters that factors can remove with the default settings: every dense matrix at the smallest rank.
     pub params_removable: u64,
     /// By purpose.
     pub kinds: Vec<Kind>,
@@ -93,6 +94,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let mut dtypes: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut ranks = serde_json::Map::new();
     let mut params_removable = 0;
+    let subject = Subject::of(checkpoint);
     for spec in checkpoint.specs() {
         let mut index_bytes = 0;
         let (dtype, tensors, params) = match spec.role {
@@ -101,7 +103,9 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
                 let rank = checkpoint.rank(id);
                 let storage = checkpoint.storage();
                 let count = |rank| lowrank_model::params::stored_params(shape, storage, rank);
-                params_removable += count(rank).saturating_sub(count(Some(1)));
+                if rank.is_none() {
+                    params_removable += subject.most_removable(shape);
+                }
                 ranks.extend(rank.map(|rank| (config.module_name(id), rank.into())));
                 let tensors = match (rank, storage) {
                     (None, _) => 1,

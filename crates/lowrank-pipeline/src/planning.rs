@@ -7,14 +7,14 @@ use crate::spectra::{RunState, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::Sensitivities;
-use lowrank_model::params::rank_max_saving;
+use lowrank_model::params::{rank_max_saving, stored_params};
 use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
 use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, TextChoice,
 };
 use lowrank_model::{
-    CostModel, Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Recipe, Spectrum,
-    SpectrumCurves, Storage, Target, Unit,
+    CostModel, Dtype, ElementBytes, MatrixId, MatrixShape, ModelConfig, Progress, Projection, RankPlan,
+    Recipe, Spectrum, SpectrumCurves, Storage, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{AllocationRequest, Allocator, Candidate, Choices, check, plan_from_ranks};
@@ -83,7 +83,7 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
     match recipe.goal.target(subject.before) {
-        None => recorded(recipe, &given(checkpoint, recipe)?).map(|_| ()),
+        None => recorded(recipe, &plan_of_given(&subject, recipe)?).map(|_| ()),
         Some(target) => {
             let errors = subject.without_errors();
             subject.with_request(recipe, target?, &errors, |request| Ok(check(request)?))
@@ -108,7 +108,7 @@ pub fn plan_through(
     state: RunState<'_>,
 ) -> Result<Planned, PipelineError> {
     if !recipe.goal.is_budget() {
-        let plan = given(checkpoint, recipe)?;
+        let plan = plan_of_given(&Subject::of(checkpoint), recipe)?;
         return Ok(Planned { plan, spectra: BTreeMap::new(), calibration: None });
     }
     let errors = errors(checkpoint, calibration, sensitivity(recipe), context, state)?;
@@ -267,8 +267,10 @@ pub fn plans_from(
 }
 
 /// A plan or ranks that were given, held against the checkpoint.
-fn given(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<RankPlan, PipelineError> {
-    let subject = Subject::of(checkpoint);
+///
+/// # Panics
+/// If the goal is a budget.
+pub fn plan_of_given(subject: &Subject, recipe: &Recipe) -> Result<RankPlan, PipelineError> {
     let (config, before) = (&subject.config, subject.before);
     match &recipe.goal {
         Goal::Plan(plan) => {
@@ -276,20 +278,23 @@ fn given(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<RankPlan, PipelineE
                 return Err(PipelineError::PlanStorage { asked, planned: plan.cost.storage });
             }
             plan.validate(config, before)?;
-            let cost = subject.cost_model(recipe, plan.cost.unit);
-            for (what, planned, actual) in [
-                ("matrix", plan.cost.dense_element_bytes, cost.dense_element_bytes),
-                ("factor", plan.cost.factor_element_bytes, cost.factor_element_bytes),
-            ] {
-                if planned != actual {
-                    return Err(PipelineError::PlanDtype { what, planned, actual });
+            for row in &plan.matrices {
+                let name = row.matrix.id;
+                let planned = plan.cost.with(row.element_bytes).element_bytes();
+                let actual = subject.element_bytes_of(recipe, name);
+                for (what, planned, actual) in
+                    [("", planned.dense, actual.dense), ("the factors of ", planned.factor, actual.factor)]
+                {
+                    if planned != actual {
+                        return Err(PipelineError::PlanDtype { what, name, planned, actual });
+                    }
                 }
             }
             Ok((**plan).clone())
         }
         Goal::Ranks(ranks) => {
             let cost = subject.cost_model(recipe, Unit::Params);
-            Ok(plan_from_ranks(config, ranks, cost, before)?)
+            Ok(plan_from_ranks(config, ranks, cost, &subject.element_bytes(recipe), before)?)
         }
         _ => unreachable!("a budget gives no ranks"),
     }
@@ -302,18 +307,22 @@ pub struct Subject {
     pub config: ModelConfig,
     /// The whole checkpoint.
     pub before: Size,
-    /// Of the expert matrices, which share one.
-    pub dtype: Dtype,
+    /// Of every expert matrix.
+    pub dtypes: BTreeMap<MatrixId, Dtype>,
 }
 
 impl Subject {
     /// As its headers say.
     pub fn of(checkpoint: &Checkpoint) -> Self {
-        Self {
-            config: checkpoint.config().clone(),
-            before: checkpoint.size(),
-            dtype: checkpoint.matrix_dtype(checkpoint.config().first_matrix()),
-        }
+        let config = checkpoint.config().clone();
+        let dtypes = config.matrices().map(|id| (id, checkpoint.matrix_dtype(id))).collect();
+        Self { config, before: checkpoint.size(), dtypes }
+    }
+
+    /// The dtype of all expert matrices, if they share one.
+    pub fn common_dtype(&self) -> Option<Dtype> {
+        let first = *self.dtypes.values().next()?;
+        self.dtypes.values().all(|&dtype| dtype == first).then_some(first)
     }
 
     /// Multiples that ranks are of, unless the settings say.
@@ -323,8 +332,15 @@ impl Subject {
         settings.rank_multiple.unwrap_or(usual)
     }
 
+    /// The most parameters that the default settings can remove from one matrix.
+    pub(crate) fn most_removable(&self, shape: MatrixShape) -> u64 {
+        let (rank, storage) = (self.rank_multiple(&PlanSettings::default()), Storage::default());
+        let count = |rank| stored_params(shape, storage, rank);
+        if rank > rank_max_saving(shape, storage) { 0 } else { count(None) - count(Some(rank)) }
+    }
+
     /// The recipe with every default spelled out that this checkpoint decides, and the budget resolved. One that cannot be
-    /// met stays as it was asked for; planning says why.
+    /// met stays as it was asked for; planning says why. The dtype of factors stays absent where that of the matrices differs.
     pub fn resolve(&self, recipe: &Recipe) -> Recipe {
         let mut resolved = recipe.clone();
         if let Some(Ok(target)) = recipe.goal.target(self.before) {
@@ -333,7 +349,7 @@ impl Subject {
         resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
         resolved.plan.sensitivity = Some(sensitivity(recipe));
         resolved.factor.storage = Some(storage(recipe));
-        resolved.factor.dtype = Some(recipe.factor.dtype.unwrap_or(self.dtype));
+        resolved.factor.dtype = recipe.factor.dtype.or_else(|| self.common_dtype());
         match recipe.calibration() {
             Some(calibration) => {
                 let tokens = calibration.sensitivity_tokens(self.config.hidden_size);
@@ -366,7 +382,7 @@ impl Subject {
         errors: &Errors,
         act: impl FnOnce(&AllocationRequest<'_>) -> Result<R, PipelineError>,
     ) -> Result<R, PipelineError> {
-        let choices = self.choices(recipe)?;
+        let (choices, element_bytes) = (self.choices(recipe)?, self.element_bytes(recipe));
         let measured =
             |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
         let candidate = |(&name, spectrum)| Candidate {
@@ -375,6 +391,7 @@ impl Subject {
             spectrum,
             measured: measured(name),
             choices: choices.get(&name).copied().unwrap_or_default(),
+            element_bytes: element_bytes.get(&name).copied(),
         };
         let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
         act(&AllocationRequest {
@@ -389,14 +406,23 @@ impl Subject {
         })
     }
 
-    /// Bytes per element before and after.
+    /// How cost is counted, with the element sizes of the first matrix.
     fn cost_model(&self, recipe: &Recipe, unit: Unit) -> CostModel {
-        CostModel {
-            storage: storage(recipe),
-            unit,
-            dense_element_bytes: self.dtype.size_bytes(),
-            factor_element_bytes: recipe.factor.dtype.unwrap_or(self.dtype).size_bytes(),
-        }
+        let ElementBytes { dense, factor } = self.element_bytes_of(recipe, self.config.first_matrix());
+        CostModel { storage: storage(recipe), unit, dense_element_bytes: dense, factor_element_bytes: factor }
+    }
+
+    /// Element sizes of one matrix.
+    fn element_bytes_of(&self, recipe: &Recipe, id: MatrixId) -> ElementBytes {
+        let own = self.dtypes[&id];
+        ElementBytes { dense: own.size_bytes(), factor: recipe.factor.dtype.unwrap_or(own).size_bytes() }
+    }
+
+    /// Element sizes of the matrices where they are not those of the first one.
+    fn element_bytes(&self, recipe: &Recipe) -> BTreeMap<MatrixId, ElementBytes> {
+        let common = self.cost_model(recipe, Unit::Bytes).element_bytes();
+        let all = self.dtypes.keys().map(|&id| (id, self.element_bytes_of(recipe, id)));
+        all.filter(|(_, own)| *own != common).collect()
     }
 
     /// Matrices that patterns keep dense or give a rank, checked against each other and against what a rank may be. A

@@ -21,8 +21,7 @@ use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::{Cpu, Engine};
 use lowrank_model::recipe::TextChoice;
 use lowrank_model::{
-    AlgebraChoice, Device, Dtype, MatrixId, ModelConfig, Progress, Recipe, StoredMatrix, Tensor, failure,
-    format,
+    AlgebraChoice, Device, MatrixId, ModelConfig, Progress, Recipe, StoredMatrix, Tensor, failure, format,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, SvdOptions};
@@ -282,10 +281,10 @@ impl Sampled<'_> {
         let JobContext { pool, progress, .. } = context;
         let out = Checkpoint::open(job.out)?;
         let Recipe { factor, goal, .. } = Subject::of(base).resolve(recipe);
-        let format = FactorFormat {
+        let format = |id| FactorFormat {
             config: out.config(),
             storage: factor.storage.unwrap_or_default(),
-            dtype: factor.dtype.unwrap_or(Dtype::F32),
+            dtype: factor.dtype.unwrap_or_else(|| base.matrix_dtype(id)),
         };
         let ids = draw(out.config(), out.ranks().keys().copied(), sample);
         let compared = |id: MatrixId, again: FactoredMatrix| -> Result<Vec<Difference>, PipelineError> {
@@ -310,7 +309,7 @@ impl Sampled<'_> {
                 .transpose()
                 .map_err(|source| PipelineError::Svd { name: id, source })?;
             let options = svd_options(&factor, metric, spectrum.as_ref(), None);
-            format.factor(calibration.algebra(), matrix, id, out.ranks()[&id], options)
+            format(id).factor(calibration.algebra(), matrix, id, out.ranks()[&id], options)
         };
         progress.start("make again", ids.len() as u64, "matrices");
         if let Some(calibrated) = calibration.propagating() {

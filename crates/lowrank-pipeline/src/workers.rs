@@ -81,9 +81,8 @@ pub fn pool(demand: &Demand, resources: &Resources) -> Result<rayon::ThreadPool,
 
 /// The widest dtype of the weights of a checkpoint, and of factors to come.
 pub fn widest(checkpoint: &Checkpoint, factors: Option<Dtype>) -> Dtype {
-    let others = checkpoint.specs().iter().filter_map(|spec| checkpoint.dtype(&spec.name));
-    let all = others.chain([checkpoint.matrix_dtype(checkpoint.config().first_matrix())]).chain(factors);
-    all.max_by_key(|dtype| dtype.size_bytes()).expect("the first matrix has a dtype")
+    let stored = checkpoint.specs().iter().filter_map(|spec| checkpoint.dtype(&spec.name));
+    stored.chain(factors).max_by_key(|dtype| dtype.size_bytes()).unwrap_or(Dtype::F32)
 }
 
 /// `MemAvailable` of Linux; elsewhere unknown.

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use lowrank_model::names::Role;
 use lowrank_model::progress::Silent;
 use lowrank_model::recipe::{ByteSize, CalibrationSettings, Goal, OutputSettings, Removal, TextChoice};
-use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Recipe, Storage};
+use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Recipe, Storage, Unit};
 use lowrank_pipeline::compress::{Compressed, Request, compress};
 use lowrank_pipeline::workers::{CachePlace, Resources};
 use lowrank_pipeline::{Interrupt, PipelineError};
@@ -38,7 +38,8 @@ enum Kind {
 #[derive(Debug, Clone)]
 struct Model {
     config: ModelConfig,
-    dtype: Dtype,
+    /// Stored tensors take them in turn.
+    dtypes: Vec<Dtype>,
     layout: Layout,
     kind: Kind,
     seed: u64,
@@ -47,6 +48,7 @@ struct Model {
 fn model() -> impl Strategy<Value = Model> {
     let dimensions = (1_usize..3, 1_usize..4, 1_usize..21, 1_usize..3, 1_usize..4, any::<bool>());
     let dtype = prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)];
+    let dtypes = prop::collection::vec(dtype, 1..4);
     let layout = prop_oneof![Just(Layout::HfPerExpert), Just(Layout::HfFused)];
     let kind = prop_oneof![
         3 => Just(Kind::Full),
@@ -54,7 +56,7 @@ fn model() -> impl Strategy<Value = Model> {
         1 => Just(Kind::SomeZero),
         1 => Just(Kind::Denormal),
     ];
-    (dimensions, dtype, layout, kind, any::<u64>()).prop_map(|(dimensions, dtype, layout, kind, seed)| {
+    (dimensions, dtypes, layout, kind, any::<u64>()).prop_map(|(dimensions, dtypes, layout, kind, seed)| {
         let (heads, half_head, intermediate, layers, experts, tied) = dimensions;
         let json = json!({
             "model_type": "mixtral", "hidden_size": heads * half_head * 2, "intermediate_size": intermediate,
@@ -63,7 +65,7 @@ fn model() -> impl Strategy<Value = Model> {
             "rms_norm_eps": 1e-5, "tie_word_embeddings": tied,
         });
         let config = ModelConfig::from_hf_json(&json).unwrap();
-        Model { config, dtype, layout, kind, seed }
+        Model { config, dtypes, layout, kind, seed }
     })
 }
 
@@ -81,7 +83,7 @@ impl Model {
             }
             (Role::Expert(_), Kind::SomeZero) if at.is_multiple_of(3) => vec![0.0; count],
             (Role::Expert(_), Kind::Denormal) => {
-                let tiny = if self.dtype == Dtype::F16 { 1e-6 } else { 1e-39 };
+                let tiny = if self.dtypes.contains(&Dtype::F16) { 1e-6 } else { 1e-39 };
                 (0..count).map(|e| if e % 4 == 0 { one() * tiny } else { one() }).collect()
             }
             _ => (0..count).map(|_| one()).collect(),
@@ -90,30 +92,35 @@ impl Model {
 
     fn write(&self, dir: &Path) {
         std::fs::create_dir(dir).unwrap();
-        let mut stored: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+        let mut stored: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
         let mut chance = ChaCha8Rng::seed_from_u64(self.seed);
-        let element = self.dtype.size_bytes() as usize;
         for (at, spec) in self.config.tensors().into_iter().enumerate() {
             let slice = self.config.locate(self.layout, spec.role);
             let values = self.values(at, spec.role, &spec.shape, &mut chance);
-            let bytes: Vec<u8> = match self.dtype {
+            let next = self.dtypes[stored.len() % self.dtypes.len()];
+            let dtype = stored.get(&slice.tensor).map_or(next, |(dtype, ..)| *dtype);
+            let element = dtype.size_bytes() as usize;
+            let bytes: Vec<u8> = match dtype {
                 Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
                 Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
                 Dtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
             };
             let length = slice.tensor_shape.iter().product::<usize>() * element;
-            let whole = stored.entry(slice.tensor).or_insert_with(|| (slice.tensor_shape, vec![0; length]));
+            let whole =
+                stored.entry(slice.tensor).or_insert_with(|| (dtype, slice.tensor_shape, vec![0; length]));
             let begin = slice.first_element as usize * element;
-            whole.1[begin..begin + bytes.len()].copy_from_slice(&bytes);
+            whole.2[begin..begin + bytes.len()].copy_from_slice(&bytes);
         }
-        let dtype = match self.dtype {
+        let dtype = |dtype| match dtype {
             Dtype::F32 => safetensors::Dtype::F32,
             Dtype::F16 => safetensors::Dtype::F16,
             Dtype::Bf16 => safetensors::Dtype::BF16,
         };
         let views: Vec<(&String, TensorView<'_>)> = stored
             .iter()
-            .map(|(name, (shape, bytes))| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()))
+            .map(|(name, (own, shape, bytes))| {
+                (name, TensorView::new(dtype(*own), shape.clone(), bytes).unwrap())
+            })
             .collect();
         std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
         std::fs::write(dir.join("config.json"), self.config.to_hf_json().to_string()).unwrap();
@@ -124,8 +131,9 @@ impl Model {
 struct Job {
     storage: Storage,
     factor_dtype: Option<Dtype>,
-    /// Of all expert parameters.
+    /// Of all expert parameters, or of the bytes of all weights.
     share: f64,
+    unit: Unit,
     calibrated: bool,
     shard_bytes_max: u64,
     workers: usize,
@@ -134,11 +142,13 @@ struct Job {
 fn job() -> impl Strategy<Value = Job> {
     let storage = prop_oneof![Just(Storage::Uv), Just(Storage::Pivoted)];
     let dtype = prop_oneof![3 => Just(None), 1 => Just(Some(Dtype::F32)), 1 => Just(Some(Dtype::Bf16))];
-    (storage, dtype, 0.01..0.6_f64, any::<bool>(), 200_u64..20_000, 1_usize..3).prop_map(
-        |(storage, factor_dtype, share, calibrated, shard_bytes_max, workers)| Job {
+    let unit = prop_oneof![Just(Unit::Params), Just(Unit::Bytes)];
+    (storage, dtype, 0.01..0.6_f64, unit, any::<bool>(), 200_u64..20_000, 1_usize..3).prop_map(
+        |(storage, factor_dtype, share, unit, calibrated, shard_bytes_max, workers)| Job {
             storage,
             factor_dtype,
             share,
+            unit,
             calibrated,
             shard_bytes_max,
             workers,
@@ -157,8 +167,17 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
     let tokens: Vec<u32> = (0..96).map(|k| (k * 7 + k * k) % 40).collect();
     std::fs::write(&ids, json!(tokens).to_string()).unwrap();
     let checkpoint = Checkpoint::open(&base).unwrap();
-    let remove = ((expert_params(&model.config) as f64 * job.share) as u64).max(1);
-    let mut recipe = Recipe::new(Goal::Budget(Removal::Params(remove)));
+    let goal = match job.unit {
+        Unit::Params => {
+            let remove = ((expert_params(&model.config) as f64 * job.share) as u64).max(1);
+            Goal::Budget(Removal::Params(remove))
+        }
+        Unit::Bytes => {
+            let stay = checkpoint.size().bytes as f64 * (1.0 - job.share / 2.0);
+            Goal::TargetSize(ByteSize(stay as u64))
+        }
+    };
+    let mut recipe = Recipe::new(goal);
     recipe.calibration = match job.calibrated {
         true => CalibrationSettings {
             calibrate: vec![TextChoice::File(ids)],
@@ -200,7 +219,11 @@ proptest! {
             Err(error) => return Err(TestCaseError::fail(error.to_string())),
         };
         let asked = done.plan.target.unwrap().remove_at_least;
-        prop_assert!(done.plan.removed_params() >= asked);
+        let removed = match job.unit {
+            Unit::Params => done.plan.removed_params(),
+            Unit::Bytes => done.plan.removed_bytes(),
+        };
+        prop_assert!(removed >= asked);
 
         let read = Checkpoint::open(&out).unwrap();
         prop_assert_eq!(read.size(), done.plan.after);

@@ -16,7 +16,7 @@ use curve::{Curve, Segment};
 use fill::{fill, shave};
 use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Size};
 use lowrank_model::{
-    CostModel, MatrixId, ModelConfig, NamedMatrix, RankPlan, Target, params::rank_max_saving,
+    CostModel, ElementBytes, MatrixId, ModelConfig, NamedMatrix, RankPlan, Target, params::rank_max_saving,
 };
 use std::collections::BTreeMap;
 
@@ -66,7 +66,7 @@ impl<'a> Allocator<'a> {
             .map(|index| {
                 let (remove_at_least, allocation) = wishes[index];
                 let capacity = self.problem.capacity(&self.request, remove_at_least);
-                let plan = capacity.map(|capacity| {
+                let plan = capacity.and_then(|capacity| {
                     let relaxed = walk.up_to(capacity);
                     let chosen = match allocation {
                         Allocation::Global => self.problem.repaired(&relaxed),
@@ -88,11 +88,13 @@ impl<'a> Allocator<'a> {
     }
 }
 
-/// A plan of given ranks; matrices that are not named stay dense.
+/// A plan of given ranks; matrices that are not named stay dense. `element_bytes`: of matrices whose elements are not of the
+/// sizes in `cost`.
 pub fn plan_from_ranks(
     config: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
     cost: CostModel,
+    element_bytes: &BTreeMap<MatrixId, ElementBytes>,
     before: Size,
 ) -> Result<RankPlan, AllocateError> {
     let mut left: BTreeMap<MatrixId, usize> = ranks.clone();
@@ -107,12 +109,13 @@ pub fn plan_from_ranks(
             }
         }
         let relative_error = rank.is_none().then_some(0.0);
-        rows.push(PlannedMatrix { matrix: config.named(name), shape, rank, relative_error });
+        let element_bytes = element_bytes.get(&name).copied();
+        rows.push(PlannedMatrix { matrix: config.named(name), shape, rank, relative_error, element_bytes });
     }
     if let Some((name, _)) = left.first_key_value() {
         return Err(PlanError::UnknownMatrix(name.to_string()).into());
     }
-    Ok(RankPlan::new(None, cost, 1, before, None, rows))
+    Ok(RankPlan::new(None, cost, 1, before, None, rows)?)
 }
 
 /// The choices of every matrix, in the order of their names.
@@ -184,7 +187,7 @@ impl<'a> Walk<'a> {
 
 impl Problem {
     fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
-        let &AllocationRequest { target, rank_multiple, rank_min, sensitivity, .. } = request;
+        let &AllocationRequest { target, rank_multiple, sensitivity, .. } = request;
         if rank_multiple == 0 {
             return Err(AllocateError::RankMultiple);
         }
@@ -194,11 +197,20 @@ impl Problem {
         if let Some(pair) = matrices.windows(2).find(|pair| pair[0].name == pair[1].name) {
             return Err(AllocateError::Duplicate(pair[0].name));
         }
-        let dense = matrices.iter().map(|matrix| cost.cost(matrix.shape, None)).sum();
+        let dense =
+            matrices.iter().map(|matrix| cost.with(matrix.element_bytes).cost(matrix.shape, None)).sum();
         let curves = matrices
             .into_iter()
-            .map(|matrix| Curve::new(matrix, cost, rank_multiple, rank_min, sensitivity))
+            .map(|matrix| Curve::new(matrix, cost, rank_multiple, request.rank_floor(), sensitivity))
             .collect::<Result<Vec<_>, _>>()?;
+        // Every sum of errors below is at most this one.
+        let mut total = 0.0;
+        for curve in &curves {
+            total += curve.largest_error();
+            if !total.is_finite() {
+                return Err(AllocateError::NotFinite { name: curve.name });
+            }
+        }
         let least = curves.iter().map(|curve| curve.cost(0)).sum();
         Ok(Self { curves, dense, least })
     }
@@ -214,7 +226,7 @@ impl Problem {
                 asked,
                 most: self.dense.saturating_sub(self.least),
                 unit: request.target.unit,
-                rank_floor: request.rank_min.max(1).next_multiple_of(request.rank_multiple),
+                rank_floor: request.rank_floor(),
                 kept_dense: count(|choices| choices == Choices::Dense),
                 fixed: count(|choices| matches!(choices, Choices::Rank(_))),
                 matrices: request.matrices.len(),
@@ -280,25 +292,32 @@ impl Problem {
         at(fits)
     }
 
-    fn plan(&self, request: &AllocationRequest<'_>, chosen: &[usize], lower_bound: f64) -> RankPlan {
+    fn plan(
+        &self,
+        request: &AllocationRequest<'_>,
+        chosen: &[usize],
+        lower_bound: f64,
+    ) -> Result<RankPlan, AllocateError> {
         let objective = self.objective(chosen);
         // Rounding may put the bound of an exact optimum just above it.
         let lower_bound = lower_bound.min(objective);
-        let duality_gap = if objective > lower_bound { (objective - lower_bound) / lower_bound } else { 0.0 };
+        let gap = if objective > lower_bound { (objective - lower_bound) / lower_bound } else { 0.0 };
+        let duality_gap = gap.is_finite().then_some(gap);
         let rows = self.curves.iter().zip(chosen).map(|(curve, &choice)| PlannedMatrix {
             matrix: NamedMatrix { name: request.family.spelling().module(curve.name), id: curve.name },
             shape: curve.shape,
             rank: curve.rank(choice),
             relative_error: Some(curve.relative_error(choice)),
+            element_bytes: curve.element_bytes,
         });
-        RankPlan::new(
+        Ok(RankPlan::new(
             Some(request.target),
             CostModel { unit: request.target.unit, ..request.cost },
             request.rank_multiple,
             request.before,
             Some(Optimality { sensitivity: request.sensitivity, objective, lower_bound, duality_gap }),
             rows.collect(),
-        )
+        )?)
     }
 }
 

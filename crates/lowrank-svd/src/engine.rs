@@ -130,7 +130,7 @@ pub fn decompose(
         return Ok((spectrum, factors));
     }
     let truncated = engine.truncated(rank, engine.shape().short_side())?;
-    Ok((engine.scaled(truncated.sigma), truncated.balanced.factors))
+    Ok((engine.scaled(truncated.sigma)?, truncated.balanced.factors))
 }
 
 /// Everything but the precision.
@@ -198,7 +198,7 @@ impl<'a> Engine<'a> {
                 Precision::F32 => self.singular_values::<f32>(*backend, norm),
                 Precision::F64 => self.singular_values::<f64>(*backend, norm),
             })?;
-        Ok((self.scaled(sigma), reduction))
+        Ok((self.scaled(sigma)?, reduction))
     }
 
     /// With their condition.
@@ -392,10 +392,10 @@ impl<'a> Engine<'a> {
     }
 
     /// On the norm's own scale.
-    fn scaled(&self, sigma: Vec<f64>) -> Spectrum {
+    fn scaled(&self, sigma: Vec<f64>) -> Result<Spectrum, SvdError> {
         let scale = self.norm.scale().sqrt();
         let sigma = sigma.into_iter().map(|value| value * scale).collect();
-        Spectrum::new(sigma).expect("roots of falling eigenvalues fall")
+        Ok(Spectrum::new(sigma)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why a matrix could not be decomposed. The caller knows the matrix's name and adds it.
 
 use lowrank_compute::ComputeError;
+use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{ErrorKind, MatrixShape};
 
 /// Why there is no spectrum or no factors.
@@ -122,6 +123,9 @@ pub enum SvdError {
         /// max |w|
         largest_weight: f64,
     },
+    /// What was computed is no spectrum.
+    #[error(transparent)]
+    Spectrum(#[from] SpectrumError),
     /// The backend gave up.
     #[error(transparent)]
     Compute(#[from] ComputeError),
@@ -134,7 +138,8 @@ impl SvdError {
             Self::NotFinite { .. }
             | Self::Overflow { .. }
             | Self::Negative { .. }
-            | Self::Indefinite { .. } => ErrorKind::BadNumbers,
+            | Self::Indefinite { .. }
+            | Self::Spectrum(_) => ErrorKind::BadNumbers,
             Self::Rank { .. } | Self::Width { .. } | Self::Blend { .. } | Self::Ridge { .. } => {
                 ErrorKind::Usage
             }

@@ -12,6 +12,7 @@ use lowrank_model::{
 };
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, CompressionReport, Documents, OutputTensor, ShardLayout,
+    StatedDtype,
     report::{BaseModel, MatrixOutcome},
 };
 use std::{collections::BTreeMap, error::Error, fs, path::Path, path::PathBuf};
@@ -30,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let shape = config.matrix_shape(id.projection);
         let most = lowrank_model::params::rank_max_saving(shape, Storage::Uv);
         let rank = (at % 5 != 4).then_some(most * (4 + at % 7) / 12);
-        PlannedMatrix { matrix: config.named(id), shape, rank, relative_error: None }
+        PlannedMatrix { matrix: config.named(id), shape, rank, relative_error: None, element_bytes: None }
     });
     let cost = CostModel {
         storage: Storage::Uv,
@@ -38,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         dense_element_bytes: 2,
         factor_element_bytes: 2,
     };
-    let plan = RankPlan::new(None, cost, 1, before, None, rows.collect());
+    let plan = RankPlan::new(None, cost, 1, before, None, rows.collect())?;
 
     let (mut small, mut wide) = (BTreeMap::new(), BTreeMap::new());
     let mut outcomes = BTreeMap::new();
@@ -81,10 +82,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let report = CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
     let templates = ChatTemplate::find(&companions(base), |name| fs::read(base.join(name)).ok());
     let card = Card { base_model: Some("tiny-mixtral"), chat_templates: &templates, ..Card::default() };
-    let documents =
-        Documents::factored(&config_json, &plan.ranks(), Storage::Uv, Dtype::Bf16, &report, None, &card)?;
+    let documents = Documents::factored(
+        &config_json,
+        &plan.ranks(),
+        Storage::Uv,
+        StatedDtype::Asked(Dtype::Bf16),
+        &report,
+        None,
+        &card,
+    )?;
     write(factored, base, &small, documents)?;
-    write(dense, base, &wide, Documents::dense(&config_json, Dtype::F32, &card)?)
+    write(dense, base, &wide, Documents::dense(&config_json, StatedDtype::Asked(Dtype::F32), &card)?)
 }
 
 /// Files of the base that every output gets.

@@ -305,11 +305,11 @@ fn error_section(report: &CompressionReport) -> String {
         factored().map(|row| row.relative_error).fold(0.0, f64::max),
     );
     text.push_str(&excess_sentence(factored().map(|row| row.excess_over_optimum)));
-    if let Some(optimality) = report.optimality {
+    if let Some(gap) = report.optimality.and_then(|optimality| optimality.duality_gap) {
         write!(
             text,
             " The total squared error of these ranks is at most {:.3} % above the smallest that any ranks within the budget can have.",
-            100.0 * optimality.duality_gap
+            100.0 * gap
         )
         .expect("a String takes all");
     }

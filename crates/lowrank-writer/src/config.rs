@@ -25,13 +25,37 @@ const REPLACED: [&str; 11] = [
     format::CONFIG_KEY,
 ];
 
+/// The dtype that a config states. Loaders convert every weight to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatedDtype {
+    /// This one.
+    Asked(Dtype),
+    /// The base's own statement. A base that states none gets this one, if there is one.
+    OfBase(Option<Dtype>),
+}
+
+impl StatedDtype {
+    /// Both keys, each as the base has it. transformers v4 reads `torch_dtype`, v5 reads `dtype`, so one that the base lacks
+    /// gets the value of the other.
+    fn keys(self, base: &Map<String, Value>) -> Vec<(String, Value)> {
+        let named = |dtype: Dtype| Value::from(dtype.torch_name());
+        let of_base = |key: &str| base.get(key).filter(|value| !value.is_null()).cloned();
+        let value = |key: &str, other: &str| match self {
+            Self::Asked(dtype) => Some(named(dtype)),
+            Self::OfBase(silent) => of_base(key).or_else(|| of_base(other)).or(silent.map(named)),
+        };
+        let keys = [("torch_dtype", "dtype"), ("dtype", "torch_dtype")];
+        keys.into_iter().filter_map(|(key, other)| Some((key.to_owned(), value(key, other)?))).collect()
+    }
+}
+
 /// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks.
 pub fn factored(
     base: &Value,
     model: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
     storage: Storage,
-    dtype: Dtype,
+    dtype: StatedDtype,
 ) -> Result<Value, WriteError> {
     let output = model.family.output();
     let auto_map: Map<String, Value> =
@@ -54,7 +78,7 @@ pub fn factored(
 }
 
 /// The config of a dense model of the family: any trace of factors is gone.
-pub fn dense(base: &Value, model: &ModelConfig, dtype: Dtype) -> Result<Value, WriteError> {
+pub fn dense(base: &Value, model: &ModelConfig, dtype: StatedDtype) -> Result<Value, WriteError> {
     let head = json!({
         "architectures": [model.family.output().dense_architecture()],
         "model_type": model.family.model_type(),
@@ -66,7 +90,7 @@ fn carry_over(
     base: &Value,
     model: &ModelConfig,
     head: Value,
-    dtype: Dtype,
+    dtype: StatedDtype,
 ) -> Result<Map<String, Value>, WriteError> {
     let (Value::Object(mut config), Some(base)) = (head, base.as_object()) else {
         return Err(ConfigError::NotJson("top level".into()).into());
@@ -79,8 +103,7 @@ fn carry_over(
     }
     // transformers v4 reads `torch_dtype` and `rope_theta`, v5 reads `dtype` and `rope_parameters`; a version that finds
     // only the other's key silently takes a default.
-    config.insert("torch_dtype".into(), dtype.torch_name().into());
-    config.insert("dtype".into(), dtype.torch_name().into());
+    config.extend(dtype.keys(base));
     config.insert("rope_theta".into(), model.rope_theta.into());
     config
         .insert("rope_parameters".into(), json!({ "rope_theta": model.rope_theta, "rope_type": "default" }));
@@ -111,9 +134,29 @@ pub(crate) mod tests {
         BTreeMap::from([(MatrixId { layer: 0, expert: 1, projection: Projection::Down }, 3)])
     }
 
+    const BF16: StatedDtype = StatedDtype::Asked(Dtype::Bf16);
+
+    #[test]
+    fn the_dtype_is_the_one_of_the_base_unless_another_is_asked_for() {
+        let of = |torch_dtype: Value, dtype: Value, stated: StatedDtype| {
+            let mut base = base();
+            (base["torch_dtype"], base["dtype"]) = (torch_dtype, dtype);
+            let config = dense(&base, &model(), stated).unwrap();
+            [&config["torch_dtype"], &config["dtype"]].map(|value| value.as_str().map(str::to_owned))
+        };
+        let both = |one: &str, other: &str| [Some(one.to_owned()), Some(other.to_owned())];
+        let (none, f16) = (Value::Null, StatedDtype::OfBase(Some(Dtype::F16)));
+        assert_eq!(of("float32".into(), none.clone(), f16), both("float32", "float32"));
+        assert_eq!(of(none.clone(), "float32".into(), f16), both("float32", "float32"));
+        assert_eq!(of("float32".into(), "bfloat16".into(), f16), both("float32", "bfloat16"));
+        assert_eq!(of("float32".into(), "bfloat16".into(), BF16), both("bfloat16", "bfloat16"));
+        assert_eq!(of(none.clone(), none.clone(), f16), both("float16", "float16"));
+        assert_eq!(of(none.clone(), none, StatedDtype::OfBase(None)), [None, None]);
+    }
+
     #[test]
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
-        let config = factored(&base(), &model(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
+        let config = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
         assert_eq!(config["task_specific_params"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
@@ -133,9 +176,9 @@ pub(crate) mod tests {
 
     #[test]
     fn densifying_undoes_factoring() {
-        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, Dtype::Bf16).unwrap();
-        let undone = dense(&factored, &model(), Dtype::Bf16).unwrap();
-        assert_eq!(undone, dense(&base(), &model(), Dtype::Bf16).unwrap());
+        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
+        let undone = dense(&factored, &model(), BF16).unwrap();
+        assert_eq!(undone, dense(&base(), &model(), BF16).unwrap());
         assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));
         for key in ["lowrank_config", "auto_map", "ranks"] {
             assert!(undone.get(key).is_none(), "{key}");
@@ -144,6 +187,6 @@ pub(crate) mod tests {
 
     #[test]
     fn a_base_that_is_no_object_is_refused() {
-        assert!(dense(&json!([]), &model(), Dtype::F32).is_err());
+        assert!(dense(&json!([]), &model(), BF16).is_err());
     }
 }

@@ -1,8 +1,9 @@
 //! All files except shards and index: config, code, report, card, and files copied unchanged from the base.
 
+use crate::config::{self, StatedDtype};
 use crate::figures::{self, Figure};
-use crate::{Card, CompressionReport, WriteError, code, config, staging::StagingDir};
-use lowrank_model::{Dtype, MatrixId, ModelConfig, SpectrumCurves, Storage, format, plan::Size};
+use crate::{Card, CompressionReport, WriteError, code, staging::StagingDir};
+use lowrank_model::{MatrixId, ModelConfig, SpectrumCurves, Storage, format, plan::Size};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -30,7 +31,7 @@ impl Documents {
         base_config: &Value,
         ranks: &BTreeMap<MatrixId, usize>,
         storage: Storage,
-        dtype: Dtype,
+        dtype: StatedDtype,
         report: &CompressionReport,
         curves: Option<&SpectrumCurves>,
         card: &Card<'_>,
@@ -57,7 +58,7 @@ impl Documents {
     }
 
     /// The files of a dense checkpoint made from factors: the family's own config, and a card that names the base.
-    pub fn dense(base_config: &Value, dtype: Dtype, card: &Card<'_>) -> Result<Self, WriteError> {
+    pub fn dense(base_config: &Value, dtype: StatedDtype, card: &Card<'_>) -> Result<Self, WriteError> {
         let model = ModelConfig::from_hf_json(base_config)?;
         Self::default()
             .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, &model, dtype)?))?

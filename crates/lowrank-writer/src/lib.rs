@@ -46,6 +46,7 @@ pub mod template;
 
 pub use card::{Card, ChatTemplate};
 pub use checkpoint::{CheckpointWriter, Content, Published};
+pub use config::StatedDtype;
 pub use documents::Documents;
 pub use error::WriteError;
 pub use journal::JobKey;

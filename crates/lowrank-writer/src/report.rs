@@ -265,7 +265,13 @@ pub(crate) mod tests {
                     };
                     let rank = (position != 2).then_some(40 + 8 * layer + expert);
                     let matrix = model().named(id);
-                    matrices.push(PlannedMatrix { matrix, shape, rank, relative_error: Some(0.25) });
+                    matrices.push(PlannedMatrix {
+                        matrix,
+                        shape,
+                        rank,
+                        relative_error: Some(0.25),
+                        element_bytes: None,
+                    });
                     if rank.is_some() {
                         let outcome = MatrixOutcome {
                             relative_error: 0.25,
@@ -290,7 +296,7 @@ pub(crate) mod tests {
             sensitivity: Sensitivity::Absolute,
             objective: 2.0,
             lower_bound: 1.9,
-            duality_gap: 0.1 / 1.9,
+            duality_gap: Some(0.1 / 1.9),
         };
         let plan = RankPlan::new(
             Some(Target { unit: Unit::Params, remove_at_least: 250_000 }),
@@ -299,7 +305,8 @@ pub(crate) mod tests {
             Size { params: 1_000_000, bytes: 2_000_000 },
             Some(optimality),
             matrices,
-        );
+        )
+        .unwrap();
         let recipe = Recipe::new(Goal::Remove(Target { unit: Unit::Params, remove_at_least: 250_000 }));
         let base = BaseModel { id: Some("org/base".into()), ..BaseModel::default() };
         CompressionReport::new(&plan, &outcomes, base, recipe, "cpu".into(), None)

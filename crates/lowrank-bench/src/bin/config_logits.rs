@@ -77,7 +77,11 @@ fn answer(folder: &Path, sequences: &[Vec<u32>]) -> Value {
     if let Err(error) = std::fs::write(folder.join("logits.f32"), bytes) {
         return refused(ErrorKind::InputOutput, &error);
     }
-    match lowrank_writer::config::dense(checkpoint.config_json(), checkpoint.config(), Dtype::F32) {
+    match lowrank_writer::config::dense(
+        checkpoint.config_json(),
+        checkpoint.config(),
+        lowrank_writer::StatedDtype::Asked(Dtype::F32),
+    ) {
         Ok(config) => json!({ "config": config }),
         Err(error) => refused(error.kind(), &error),
     }

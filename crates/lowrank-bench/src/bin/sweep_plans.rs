@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let gaps = Mutex::new(Vec::new());
     let each = |_, PlannedPoint { plan, .. }: PlannedPoint| -> Result<(), PipelineError> {
         let gap = plan.expect("every budget can be met").optimality.expect("of a budget").duality_gap;
+        let gap = gap.unwrap_or(f64::INFINITY);
         gaps.lock().expect("nobody panics").push(gap);
         Ok(())
     };
@@ -57,7 +58,8 @@ fn mixtral() -> Result<Subject, Box<dyn Error>> {
         "vocab_size": 32000, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
     }))?;
     let params = 46_702_792_704;
-    Ok(Subject { config, before: Size { params, bytes: 2 * params }, dtype: Dtype::Bf16 })
+    let dtypes = config.matrices().map(|id| (id, Dtype::Bf16)).collect();
+    Ok(Subject { config, before: Size { params, bytes: 2 * params }, dtypes })
 }
 
 fn grid() -> Result<Vec<Recipe>, Box<dyn Error>> {

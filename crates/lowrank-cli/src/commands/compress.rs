@@ -127,14 +127,17 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
     }
     if let Some(optimality) = plan.optimality {
         println!(
-            "Predicted {} = {:.6e}; no plan can be below {:.6e} (duality gap {:.2e}).",
+            "Predicted {} = {:.6e}; no plan can be below {:.6e} ({}).",
             match optimality.sensitivity {
                 Sensitivity::Measured => "KL Σ s·err, nats per token,",
                 Sensitivity::Absolute | Sensitivity::Relative => "error Σ s·‖W−Ŵ‖²",
             },
             optimality.objective,
             optimality.lower_bound,
-            optimality.duality_gap
+            match optimality.duality_gap {
+                Some(gap) => format!("duality gap {gap:.2e}"),
+                None => "no duality gap, as the bound is zero".into(),
+            }
         );
     }
 }

@@ -54,7 +54,10 @@ fn print(found: &Inspection, verbose: bool) {
         println!("{dtype}: {} parameters", grouped(*elements));
     }
     if found.ranks.is_empty() {
-        println!("Low-rank factors can remove at most {} parameters.", grouped(found.params_removable));
+        println!(
+            "Low-rank factors can remove at most {} parameters, stored as they are by default.",
+            grouped(found.params_removable)
+        );
     } else {
         let ranks = || found.ranks.values().filter_map(serde_json::Value::as_u64);
         let (low, high) = (ranks().min(), ranks().max());

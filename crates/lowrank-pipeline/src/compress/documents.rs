@@ -1,10 +1,11 @@
 //! What stands beside the weights: config, report, card and the base's own files.
 
 use super::tensors::Work;
-use crate::{PipelineError, base, planning};
+use crate::planning::{self, Subject};
+use crate::{PipelineError, base};
 use lowrank_model::MatrixId;
 use lowrank_writer::report::{BaseModel, InputFile, MatrixOutcome};
-use lowrank_writer::{Card, ChatTemplate, CompressionReport, Documents};
+use lowrank_writer::{Card, ChatTemplate, CompressionReport, Documents, StatedDtype};
 use std::collections::BTreeMap;
 
 impl Work<'_> {
@@ -15,6 +16,15 @@ impl Work<'_> {
                 BaseModel { id: id.clone(), revision: revision.clone(), ..named }
             }
             None => named,
+        }
+    }
+
+    /// What the config of the output states: the base's dtype, unless factors were converted to another one.
+    fn stated_dtype(&self) -> StatedDtype {
+        let subject = Subject::of(self.checkpoint);
+        match self.request.recipe.factor.dtype {
+            Some(asked) if subject.dtypes.values().any(|&own| own != asked) => StatedDtype::Asked(asked),
+            _ => StatedDtype::OfBase(subject.common_dtype()),
         }
     }
 
@@ -40,7 +50,7 @@ impl Work<'_> {
             checkpoint.config_json(),
             &self.ranks,
             self.plan.cost.storage,
-            self.factor_dtype(),
+            self.stated_dtype(),
             &report,
             self.plan.spectra.as_ref(),
             &card,

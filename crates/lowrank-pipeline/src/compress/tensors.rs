@@ -30,16 +30,12 @@ pub(super) struct Work<'a> {
 }
 
 impl Work<'_> {
-    pub(super) fn factor_dtype(&self) -> Dtype {
-        let first = self.plan.matrices[0].matrix.id;
-        self.request.recipe.factor.dtype.unwrap_or_else(|| self.checkpoint.matrix_dtype(first))
-    }
-
-    fn format(&self) -> FactorFormat<'_> {
+    fn format(&self, id: MatrixId) -> FactorFormat<'_> {
+        let own = || self.checkpoint.matrix_dtype(id);
         FactorFormat {
             config: self.checkpoint.config(),
             storage: self.plan.cost.storage,
-            dtype: self.factor_dtype(),
+            dtype: self.request.recipe.factor.dtype.unwrap_or_else(own),
         }
     }
 
@@ -64,7 +60,7 @@ impl Work<'_> {
             match self.rank_of(spec) {
                 Some((id, r)) => {
                     let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    output.extend(self.format().output_tensors(id, shape, r));
+                    output.extend(self.format(id).output_tensors(id, shape, r));
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
@@ -142,13 +138,13 @@ impl Work<'_> {
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
                 true => Ok(None),
-                false => self.format().written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
+                false => self.format(id).written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
             },
             make: &|id, matrix, metric, is_alone| {
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
                 let (algebra, rank) = (self.calibration.algebra(), self.ranks[&id]);
                 let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
-                self.format().factor(algebra, matrix, id, rank, options)
+                self.format(id).factor(algebra, matrix, id, rank, options)
             },
             take: &|id, factored, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
@@ -186,7 +182,7 @@ impl Work<'_> {
         let algebra = self.calibration.algebra();
         let kept = self.scratch.and_then(|scratch| scratch.take(id));
         let options = svd_options(&self.request.recipe.factor, &metric, spectrum, kept.as_ref());
-        let factored = self.format().factor(algebra, matrix, id, rank, options)?;
+        let factored = self.format(id).factor(algebra, matrix, id, rank, options)?;
         self.keep(writer, &spec.name, factored, self.optimum[&id])
     }
 

@@ -2,13 +2,15 @@
 
 use super::request::{AllocateError, Candidate, Choices};
 use lowrank_model::plan::{PlanError, Sensitivity};
-use lowrank_model::{CostModel, MatrixId, MatrixShape, params::rank_max_saving};
+use lowrank_model::{CostModel, ElementBytes, MatrixId, MatrixShape, params::rank_max_saving};
 
 /// Choices by rising cost: permitted ranks that are cheaper than the dense matrix, then dense; or a given rank alone.
 /// Errors do not rise.
 pub(super) struct Curve {
     pub(super) name: MatrixId,
     pub(super) shape: MatrixShape,
+    /// Where they are not those of the request.
+    pub(super) element_bytes: Option<ElementBytes>,
     cost: CostModel,
     /// s
     weight: f64,
@@ -38,10 +40,11 @@ impl Curve {
         matrix: Candidate<'_>,
         cost: CostModel,
         rank_multiple: usize,
-        rank_min: usize,
+        rank_floor: usize,
         sensitivity: Sensitivity,
     ) -> Result<Self, AllocateError> {
-        let Candidate { name, shape, spectrum, measured, choices } = matrix;
+        let Candidate { name, shape, spectrum, measured, choices, element_bytes } = matrix;
+        let cost = cost.with(element_bytes);
         if spectrum.sigma().len() != shape.short_side() {
             return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
         }
@@ -57,7 +60,7 @@ impl Curve {
                 return Err(PlanError::Rank { name, shape, rank, rank_max }.into());
             }
             Choices::Rank(rank) => rank,
-            Choices::Any | Choices::Dense => rank_min.max(1).next_multiple_of(rank_multiple),
+            Choices::Any | Choices::Dense => rank_floor,
         };
         // Costs rise with the rank, so the permitted ranks are the first ones.
         let permitted = (rank_first..=rank_max).step_by(rank_multiple);
@@ -70,6 +73,7 @@ impl Curve {
         let mut curve = Self {
             name,
             shape,
+            element_bytes,
             cost,
             weight,
             tails,
@@ -104,6 +108,11 @@ impl Curve {
     /// s · ‖W − Ŵ‖²
     pub(super) fn error(&self, choice: usize) -> f64 {
         self.rank(choice).map_or(0.0, |rank| self.weight * self.tails[rank])
+    }
+
+    /// s · ‖W‖²
+    pub(super) fn largest_error(&self) -> f64 {
+        self.weight * self.tails[0]
     }
 
     /// ‖W − Ŵ‖ / ‖W‖

@@ -1,7 +1,9 @@
 //! What an allocation is asked for, and why there may be none.
 
 use lowrank_model::plan::{PlanError, Sensitivity, Size};
-use lowrank_model::{CostModel, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit};
+use lowrank_model::{
+    CostModel, ElementBytes, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit,
+};
 
 /// One matrix that may be factored.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +18,8 @@ pub struct Candidate<'a> {
     pub measured: f64,
     /// What it may become.
     pub choices: Choices,
+    /// Its element sizes where they are not those of [`AllocationRequest::cost`].
+    pub element_bytes: Option<ElementBytes>,
 }
 
 /// What a matrix may become.
@@ -39,7 +43,7 @@ pub struct AllocationRequest<'a> {
     pub matrices: &'a [Candidate<'a>],
     /// How much must go.
     pub target: Target,
-    /// How cost is counted. Its unit is replaced by the target's.
+    /// How cost is counted, for matrices without element sizes of their own. Its unit is replaced by the target's.
     pub cost: CostModel,
     /// Ranks are multiples of this.
     pub rank_multiple: usize,
@@ -49,6 +53,13 @@ pub struct AllocationRequest<'a> {
     pub sensitivity: Sensitivity,
     /// The whole checkpoint; contains the matrices.
     pub before: Size,
+}
+
+impl AllocationRequest<'_> {
+    /// The smallest permitted rank: a multiple, from [`AllocationRequest::rank_min`] on. `usize::MAX` where no number is one.
+    pub(super) fn rank_floor(&self) -> usize {
+        self.rank_min.max(1).checked_next_multiple_of(self.rank_multiple).unwrap_or(usize::MAX)
+    }
 }
 
 /// Why there is no plan.
@@ -100,6 +111,12 @@ pub enum AllocateError {
         /// Its value, as text: NaN equals nothing.
         value: String,
     },
+    /// An error that is too large to add up.
+    #[error("the weighted errors of the ranks of {name} have no finite sum")]
+    NotFinite {
+        /// The first matrix at which they have none.
+        name: MatrixId,
+    },
     /// Given ranks do not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -111,7 +128,7 @@ impl AllocateError {
         match self {
             Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
             Self::RankMultiple | Self::Plan(_) => ErrorKind::Usage,
-            Self::Measured { .. } => ErrorKind::BadNumbers,
+            Self::Measured { .. } | Self::NotFinite { .. } => ErrorKind::BadNumbers,
             Self::Duplicate(_) | Self::Spectrum { .. } => ErrorKind::Bug,
         }
     }

@@ -20,7 +20,7 @@ pub(super) fn planned(row: Row, plan: &RankPlan, scale: &str, took: Duration) ->
         scale: Some(scale.to_owned()),
         predicted_error: plan.optimality.map(|optimality| optimality.objective),
         lower_bound: plan.optimality.map(|optimality| optimality.lower_bound),
-        duality_gap: plan.optimality.map(|optimality| optimality.duality_gap),
+        duality_gap: plan.optimality.and_then(|optimality| optimality.duality_gap),
         plan_seconds: Some(took.as_secs_f64()),
         ..row
     }
