@@ -10,7 +10,7 @@ use crate::{
     staging::{self, StagingDir},
 };
 use lowrank_failpoint as failpoint;
-use lowrank_model::{ElementType, PivotOrder, Tensor, format};
+use lowrank_model::{ElementType, PivotOrder, Tensor, format, plan::Size};
 use rustix::fs::Advice;
 use std::{
     borrow::Cow,
@@ -261,13 +261,30 @@ impl CheckpointWriter {
     }
 
     /// Checks that every tensor is written, adds the documents, and publishes. Until the last step the output does not exist.
-    pub fn finish(self, documents: Documents) -> Result<Published, WriteError> {
+    /// After an error that a second run would meet again, nothing is left to resume.
+    pub fn finish(mut self, documents: Documents) -> Result<Published, WriteError> {
+        let size = match self.make_ready(documents) {
+            Ok(size) => size,
+            Err(error) => {
+                if !error.kind().is_passing() {
+                    self.discard();
+                }
+                return Err(error);
+            }
+        };
+        let Self { staging, layout, .. } = self;
+        let path = staging.publish()?;
+        Ok(Published { path, params: size.params, bytes: size.bytes, shards: layout.shards().len() })
+    }
+
+    /// Everything but the last step; returns what the headers on disk hold.
+    fn make_ready(&mut self, documents: Documents) -> Result<Size, WriteError> {
         let Self { staging, layout, written, complete, .. } = self;
         let mut missing = written.iter().filter(|(_, done)| !done.load(Ordering::Acquire));
         if let Some((name, _)) = missing.next() {
             return Err(WriteError::MissingTensor { name: name.clone(), missing: 1 + missing.count() });
         }
-        let size = recount(staging.path(), &layout)?;
+        let size = recount(staging.path(), layout)?;
         if let Some(promised) = documents.promised {
             for (what, promised, found) in
                 [("parameters", promised.params, size.params), ("bytes", promised.bytes, size.bytes)]
@@ -278,19 +295,18 @@ impl CheckpointWriter {
             }
         }
         staging.write_file(Path::new(format::INDEX_FILE), &mut layout.index_json().as_slice())?;
-        documents.write(&staging)?;
+        documents.write(staging)?;
         // Flush and hash at the same time: one uses the disk, the other the processor.
         let (flushed, manifest) = std::thread::scope(|scope| {
-            let flushing = scope.spawn(|| flush(&staging, &layout));
-            let complete = complete.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let manifest = Manifest::beyond(staging.path(), &complete);
+            let flushing = scope.spawn(|| flush(staging, layout));
+            let complete = complete.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let manifest = Manifest::beyond(staging.path(), complete);
             (flushing.join().expect("flushing does not panic"), manifest)
         });
         flushed?;
         let manifest = manifest?;
         staging.write_file(Path::new(format::MANIFEST_FILE), &mut pretty(&manifest).as_slice())?;
-        let path = staging.publish()?;
-        Ok(Published { path, params: size.params, bytes: size.bytes, shards: layout.shards().len() })
+        Ok(size)
     }
 }
 

@@ -4,7 +4,7 @@
 //! `{"format":"pt"}` as its only metadata. The list of tensors determines every byte.
 
 use crate::WriteError;
-use lowrank_model::{ElementType, format, plan::Size};
+use lowrank_model::{ElementType, display::clip, format, plan::Size};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -74,6 +74,8 @@ pub struct ShardLayout {
 
 /// The limit of the safetensors format.
 const HEADER_BYTES_MAX: usize = 100_000_000;
+/// The longest name that readers take.
+const NAME_BYTES_MAX: usize = 1024;
 /// Data starts at a multiple of this.
 const ALIGNMENT: usize = 8;
 
@@ -87,8 +89,11 @@ impl ShardLayout {
         let mut groups: Vec<Vec<OutputTensor>> = Vec::new();
         let (mut used, mut total) = (0_u64, 0_u64);
         for tensor in tensors {
-            if tensor.name.is_empty() || tensor.name == "__metadata__" {
-                return Err(WriteError::TensorName { name: tensor.name });
+            let is_name = (1..=NAME_BYTES_MAX).contains(&tensor.name.len())
+                && !tensor.name.contains(char::is_control)
+                && tensor.name != "__metadata__";
+            if !is_name {
+                return Err(WriteError::TensorName { name: clip(&tensor.name) });
             }
             // If the total does not overflow, no sum below does.
             let counted = tensor.bytes().and_then(|bytes| Some((bytes, total.checked_add(bytes)?)));
@@ -258,8 +263,11 @@ mod tests {
         let one = |name: &str, shape: &[usize]| vec![tensor(name, Dtype::F32, shape)];
         assert!(matches!(ShardLayout::new(vec![], 1), Err(WriteError::EmptyLayout)));
         assert!(matches!(ShardLayout::new(one("a", &[1]), 0), Err(WriteError::ShardBytesZero)));
-        assert!(matches!(ShardLayout::new(one("", &[1]), 1), Err(WriteError::TensorName { .. })));
-        assert!(matches!(ShardLayout::new(one("__metadata__", &[1]), 1), Err(WriteError::TensorName { .. })));
+        for name in ["", "__metadata__", "a\nb", "\u{1b}[2J", &"x".repeat(1025)] {
+            let refused = ShardLayout::new(one(name, &[1]), 1).unwrap_err();
+            assert!(matches!(refused, WriteError::TensorName { .. }), "{refused}");
+            assert!(!refused.to_string().contains(char::is_control), "{refused:?}");
+        }
         assert!(matches!(ShardLayout::new(one("a", &[usize::MAX, 2]), 1), Err(WriteError::Overflow { .. })));
         assert!(matches!(ShardLayout::new(one("a", &[1 << 61]), 1), Err(WriteError::Overflow { .. })));
         for shard_bytes_max in [4, 1000] {

@@ -2,7 +2,8 @@
 
 use lowrank_model::{Dtype, Tensor, plan::Size};
 use lowrank_writer::{
-    CheckpointWriter, Documents, OutputTensor, Published, ShardLayout, WriteError, manifest::Manifest,
+    CheckpointWriter, Content, Documents, JobKey, Leftover, OutputTensor, Published, ShardLayout, StagingDir,
+    WriteError, manifest::Manifest,
 };
 use proptest::prelude::*;
 use std::{
@@ -217,6 +218,24 @@ fn a_size_other_than_promised_is_not_published() {
     let documents = Documents::default().promising(Size { params: 12, bytes: 37 });
     let error = writer.finish(documents).unwrap_err();
     assert!(matches!(error, WriteError::Promise { what: "bytes", promised: 37, found: 36 }), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn finished_work_goes_where_another_run_would_fail_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let tensors = two();
+    let key = JobKey::of(&"a job");
+    let staging = StagingDir::for_job(&out, Leftover::Resume, || Ok::<_, WriteError>(key.clone())).unwrap();
+    staging.naming().job(&key).unwrap();
+    let writer = CheckpointWriter::grow(staging, layout(&tensors, 1000)).unwrap();
+    for (name, tensor) in &tensors {
+        writer.write_unit(name, &[(name, Content::Weights(tensor))], String::new()).unwrap();
+    }
+    assert!(writer.resumable().is_some(), "a kill would leave it");
+    let documents = Documents::default().promising(Size { params: 12, bytes: 37 });
+    assert!(matches!(writer.finish(documents), Err(WriteError::Promise { .. })));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
