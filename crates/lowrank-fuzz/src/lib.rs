@@ -1,4 +1,4 @@
-//! The fuzz targets: one function of bytes for every parser of foreign input. Both `cargo fuzz` (`fuzz/`) and the driver for
+//! The fuzz targets: one function of bytes for every parser of foreign input, for the planner, and for the writer. Both `cargo fuzz` (`fuzz/`) and the driver for
 //! stable Rust (`main.rs`, `cargo xtask fuzz`) run them. Guarantees and figures: `docs/reliability.md`.
 //!
 //! A target panics if the code under test panics, accepts something that it must refuse, or reports an error in more than
@@ -8,7 +8,9 @@ mod checkpoint;
 mod documents;
 mod mutate;
 mod outcome;
+mod planner;
 mod weights;
+mod writer;
 
 pub use mutate::Mutator;
 
@@ -16,7 +18,7 @@ pub use mutate::Mutator;
 pub type Body = fn(&[u8]) -> u64;
 
 /// All targets by name.
-pub const TARGETS: [(&str, Body); 12] = [
+pub const TARGETS: [(&str, Body); 14] = [
     ("header", weights::header),
     ("index", weights::index),
     ("config", weights::config),
@@ -29,6 +31,8 @@ pub const TARGETS: [(&str, Body); 12] = [
     ("cache", documents::cache),
     ("journal", documents::journal),
     ("report", documents::report),
+    ("planner", planner::planner),
+    ("writer", writer::writer),
 ];
 
 /// The function of a target.

@@ -1,0 +1,149 @@
+//! Fuzz target for the planner: checkpoints of any dimensions and dtypes, any spectra, and every setting of a recipe.
+
+use crate::outcome::{refused, sign};
+use lowrank_model::display::abridge;
+use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
+use lowrank_model::recipe::Goal;
+use lowrank_model::{Dtype, MatrixId, ModelConfig, RankPlan, Recipe, Spectrum, Target, Unit};
+use lowrank_pipeline::PipelineError;
+use lowrank_pipeline::planning::{Errors, Subject, plan_from, plan_of_given};
+use lowrank_reader::{ReadError, family};
+use lowrank_svd::allocate::AllocateError;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Largest model that is planned.
+const MATRICES_MAX: usize = 96;
+/// Longest spectrum.
+const SHORT_SIDE_MAX: usize = 48;
+
+/// An input. Lists are used in turn, from their start again where they end.
+#[derive(Deserialize)]
+struct Input {
+    config: Value,
+    recipe: Value,
+    #[serde(default)]
+    dtypes: Vec<Dtype>,
+    #[serde(default)]
+    spectra: Vec<Vec<f64>>,
+    #[serde(default)]
+    sensitivity: Sensitivity,
+    #[serde(default)]
+    measured: Vec<f64>,
+}
+
+/// Plans what the input describes, and checks that the plan is what was asked for.
+pub(crate) fn planner(bytes: &[u8]) -> u64 {
+    let input: Input = match serde_json::from_slice(bytes) {
+        Err(_) => return sign("no input"),
+        Ok(input) => input,
+    };
+    let config = match described(&input.config) {
+        Err(error) => return refused(error),
+        Ok(config) => config,
+    };
+    let shapes = || config.matrices().map(|id| config.matrix_shape(id.projection));
+    if config.matrices().nth(MATRICES_MAX).is_some()
+        || shapes().any(|shape| shape.short_side() > SHORT_SIDE_MAX)
+    {
+        return sign("large");
+    }
+    let recipe: Recipe = match serde_json::from_value(input.recipe.clone()) {
+        // Whoever prints it takes the control characters out.
+        Err(error) => return refused(abridge(&error.to_string())),
+        Ok(recipe) => recipe,
+    };
+    if let Err(error) = recipe.validate() {
+        return refused(error);
+    }
+    let subject = subject(&config, &input);
+    let resolved = subject.resolve(&recipe);
+    assert_eq!(subject.resolve(&resolved), resolved, "a resolved recipe is resolved");
+    if !recipe.goal.is_budget() {
+        return plan_of_given(&subject, &recipe).map_or_else(refused, |plan| check(&plan, &subject));
+    }
+    let errors = match errors(&config, &input) {
+        Err(error) => return refused(error),
+        Ok(errors) => errors,
+    };
+    match plan_from(&subject, &recipe, &errors) {
+        Ok(plan) => check(&plan, &subject),
+        Err(PipelineError::Allocate(AllocateError::Infeasible { most, unit, .. })) => {
+            let goal = |remove_at_least| Goal::Remove(Target { unit, remove_at_least });
+            let of = |remove| plan_from(&subject, &Recipe { goal: goal(remove), ..recipe.clone() }, &errors);
+            if most > 0 {
+                check(&of(most).expect("the most that can be removed can be removed"), &subject);
+            }
+            assert!(of(most + 1).is_err(), "more than the most was removed");
+            sign("infeasible")
+        }
+        Err(error) => refused(error),
+    }
+}
+
+/// The model of a config, as the reader reads it.
+pub(crate) fn described(config: &Value) -> Result<ModelConfig, ReadError> {
+    let json = serde_json::to_vec(config).expect("plain values serialise");
+    family::from_hugging_face(Path::new("config.json"), &json).map(|description| description.config)
+}
+
+/// A checkpoint of these dimensions, in which dtypes take turns.
+fn subject(config: &ModelConfig, input: &Input) -> Subject {
+    let mut turn = input.dtypes.iter().copied().cycle();
+    let mut next = || turn.next().unwrap_or(Dtype::Bf16);
+    let dtypes: BTreeMap<MatrixId, Dtype> = config.matrices().map(|id| (id, next())).collect();
+    let mut before = Size { params: 0, bytes: 0 };
+    let mut add = |elements: u64, dtype: Dtype| {
+        before.params += elements;
+        before.bytes += elements * dtype.size_bytes();
+    };
+    for spec in config.tensors() {
+        match spec.role {
+            lowrank_model::names::Role::Expert(id) => add(spec.elements(), dtypes[&id]),
+            _ => add(spec.elements(), next()),
+        }
+    }
+    Subject { config: config.clone(), before, dtypes }
+}
+
+/// Spectra that take turns, cut or filled with zeros to the length that they must have.
+fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::spectrum::SpectrumError> {
+    let mut turn = input.spectra.iter().cycle();
+    let spectrum = |id: MatrixId| {
+        let mut sigma = turn.next().cloned().unwrap_or_default();
+        sigma.resize(config.matrix_shape(id.projection).short_side(), 0.0);
+        Ok((id, Spectrum::new(sigma)?))
+    };
+    let spectra = config.matrices().map(spectrum).collect::<Result<_, _>>()?;
+    let mut turn = input.measured.iter().copied().cycle();
+    let mut next = || turn.next().unwrap_or(1.0);
+    let layers = (0..config.num_hidden_layers)
+        .map(|_| LayerSensitivity { kl: [0.0; 3], sensitivity: [next(), next(), next()] })
+        .collect();
+    let layers = (input.sensitivity == Sensitivity::Measured).then_some(layers);
+    Ok(Errors { spectra, sensitivity: input.sensitivity, layers })
+}
+
+/// Whether a plan keeps what it promises, and reads back as it is written.
+fn check(plan: &RankPlan, subject: &Subject) -> u64 {
+    assert_eq!(plan.validate(&subject.config, subject.before), Ok(()));
+    let json = serde_json::to_vec(plan).expect("plain values serialise");
+    assert_eq!(RankPlan::from_json(&json).as_ref(), Ok(plan), "a plan reads back as it was");
+    if let Some(proof) = plan.optimality {
+        assert!(proof.objective.is_finite() && proof.lower_bound <= proof.objective, "{proof:?}");
+        assert!(proof.duality_gap.is_none_or(|gap| gap >= 0.0), "{proof:?}");
+    }
+    let kind = plan.target.map(|target| {
+        let removed = match target.unit {
+            Unit::Params => plan.removed_params(),
+            Unit::Bytes => plan.removed_bytes(),
+        };
+        assert!(removed >= target.remove_at_least, "{removed} of {target:?}");
+        target.unit
+    });
+    let own = plan.matrices.iter().filter(|row| row.element_bytes.is_some()).count().min(2);
+    let factored = plan.ranks().len().min(2);
+    sign(&format!("plan {kind:?} {own} {factored} {:?} {:?}", plan.cost.storage, plan.allocation))
+}

@@ -1,0 +1,6 @@
+//! `cargo fuzz run writer`; the body is in `crates/lowrank-fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    lowrank_fuzz::target("writer")(bytes);
+});
