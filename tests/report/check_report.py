@@ -200,6 +200,10 @@ def coverage(page, report):
     if tokens is None:
         page.check(page.page.locator("#coverage").count() == 0, "tokens from nowhere")
         return
+    unrouted = report["calibration"]["unrouted_experts"]
+    told = page.page.locator("#unrouted")
+    page.same(told.count(), int(bool(unrouted)), "unrouted experts are named where there are any")
+    page.check(all(name in told.inner_text() for name in unrouted[:16]), "an unrouted expert is not named")
     drawn = {tuple(one["value"]) for one in page.chart("chart-coverage")["series"][0]["data"]}
     page.same(drawn, {(expert, layer, count) for layer, row in enumerate(tokens) for expert, count in enumerate(row)}, "tokens")
     page.hover("chart-coverage", 0, [1, 0], "layer 0, expert 1", f"{tokens[0][1]:,} tokens")

@@ -93,8 +93,9 @@ pub(crate) struct RecipeFlags {
     /// How the budget is spread [default: global]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
-    /// Text to measure errors on: .txt, .jsonl with a `text` field, token ids (.json, .ids); may be repeated for equal
-    /// shares; `none` counts errors by the weights alone [default: bundled]
+    /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` in every row, .json (an array of texts or of
+    /// token ids), .ids (token ids); may be repeated for equal shares; `none` counts errors by the weights alone [default:
+    /// bundled]
     #[arg(long, value_name = "FILE|bundled|none")]
     #[serde(deserialize_with = "one_or_many")]
     pub(crate) calibrate: Option<Vec<TextChoice>>,
@@ -129,7 +130,7 @@ pub(crate) struct RecipeFlags {
     /// How factors are stored [default: pivoted]
     #[arg(long, value_name = "FORM", alias = "layout")]
     pub(crate) storage: Option<Storage>,
-    /// Dtype of the factors [default: that of the matrix]
+    /// Dtype of the factors; one that converts them is also stated in the output's config [default: that of each matrix]
     #[arg(long, value_name = "DTYPE", ignore_case = true)]
     pub(crate) dtype: Option<Dtype>,
     /// How factors are computed [default: auto]

@@ -301,6 +301,12 @@ function coverage({ report }) {
   const tokens = report.calibration?.tokens_per_expert;
   if (!tokens) return;
   const part = section("coverage", "Calibration tokens routed to each expert", "The fewer tokens an expert received, the less the calibration knows about its use.");
+  const unrouted = report.calibration.unrouted_experts ?? [];
+  if (unrouted.length > 0) {
+    const [shown, more] = [unrouted.slice(0, 16).join(", "), unrouted.length - 16];
+    part.append(el("p", { class: "hint", id: "unrouted" },
+      `Experts without any token, compressed by their weights alone (${grouped(unrouted.length)}): ${shown}${more > 0 ? ` and ${grouped(more)} more` : ""}`));
+  }
   const cells = tokens.flatMap((row, layer) => row.map((count, expert) => [expert, layer, count, `${layer} ${expert}`]));
   const counts = cells.map(([, , count]) => count);
   const [low, high] = [Math.min(...counts), Math.max(...counts)];
@@ -393,7 +399,7 @@ function provenance({ report }) {
     ["Revision", report.base_model.revision],
     ["Storage of factors", report.storage],
     ["Budget", budget && `remove at least ${grouped(budget.asked)} ${budget.unit}; ${grouped(budget.overshoot)} more were removed`],
-    ["Predicted error above the optimum by at most", report.optimality && percent(report.optimality.duality_gap, 1)],
+    ["Predicted error above the optimum by at most", typeof report.optimality?.duality_gap === "number" ? percent(report.optimality.duality_gap, 1) : null],
     ...settings.map(([name, value]) => [name.replaceAll(/[_-]/g, " "), flat(value)]),
     ["Decomposed on", report.algebra],
     ["Calibrated on", calibration ? `${calibration.texts.map((text) => text.source).join(", ")}: ${grouped(calibration.texts.reduce((sum, text) => sum + text.tokens, 0))} tokens` : "no text: errors are those of the weights"],
@@ -488,7 +494,7 @@ function predictedCurves(sweep) {
   const select = el("select", { id: "scale", "aria-label": "scale" }, ...scales.map((scale) => el("option", { value: scale }, scale)));
   part.append(select);
   const more = (one) => [
-    `above the optimum by at most ${digits(100 * one.duality_gap, 2)} %`,
+    typeof one.duality_gap === "number" && `above the optimum by at most ${digits(100 * one.duality_gap, 2)} %`,
     one.mean_kl !== null && `measured: mean KL ${digits(one.mean_kl, 4)}`,
   ];
   figure(part, "chart-predicted", "Predicted error", () => pareto(points.filter((one) => one.scale === select.value), (one) => one.predicted_error, (one) => one.on_front, "predicted", more), 340);

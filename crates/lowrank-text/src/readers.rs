@@ -72,7 +72,7 @@ pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
             let refused = |what: &str| format!("line {}: {}", number + 1, abridge(what));
             let mut line = serde_json::Deserializer::from_str(line);
             let item = ItemSeed.deserialize(&mut line).and_then(|item| line.end().map(|()| item));
-            match item.map_err(|error| refused(&error.to_string()))? {
+            match item.map_err(|error| refused(&without_place(&error)))? {
                 Item::Text(text) => Ok(text),
                 Item::Id(_) | Item::Stream(_) => {
                     Err(refused("is no object with a `text`; give token ids as .json or .ids"))
@@ -80,6 +80,12 @@ pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
             }
         })
         .collect()
+}
+
+/// What is wrong, without serde's own ` at line 1 column 7`, which counts from the start of the row.
+fn without_place(error: &serde_json::Error) -> String {
+    let (said, place) = (error.to_string(), format!(" at line {} column {}", error.line(), error.column()));
+    said.strip_suffix(&place).unwrap_or(&said).to_owned()
 }
 
 /// Token ids with whitespace between them.
@@ -350,6 +356,7 @@ mod tests {
         ] {
             assert!(refused.len() < 1000 && !refused.contains(char::is_control), "{refused}");
         }
-        assert!(documents_of_jsonl("\n\n{\"text\": 1}").unwrap_err().starts_with("line 3: "));
+        let refused = documents_of_jsonl("\n\n{\"text\": 1}").unwrap_err();
+        assert!(refused.starts_with("line 3: ") && !refused.contains("column"), "{refused}");
     }
 }

@@ -23,8 +23,8 @@ pub(crate) struct VerifyArgs {
     /// The checkpoint to verify
     #[arg(long, value_name = "DIR")]
     compressed: PathBuf,
-    /// Run both models on this text: .txt, .jsonl with a `text` field, or token ids (.json, .ids)
-    /// [default: a bundled passage]
+    /// Run both models on this text: .txt or .md, .jsonl or .ndjson with a `text` in every row, .json (an array of texts or
+    /// of token ids), .ids (token ids) [default: a bundled passage]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of a window; attention does not cross windows
