@@ -8,7 +8,6 @@ use lowrank_model::Recipe;
 use lowrank_model::display::abridge;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::io::Read;
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -42,12 +41,10 @@ pub(crate) fn read(path: &Path) -> Result<String> {
 /// A file that a flag names; nothing is read beyond the limit, whatever its length is said to be.
 pub(crate) fn read_file(path: &Path, limit_bytes: u64) -> Result<Vec<u8>> {
     let broken = |what: String| usage(format!("{}: {what}", path.display()));
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| broken(error.to_string()))?;
-    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| broken(error.to_string()))?;
-    if bytes.len() as u64 > limit_bytes {
+    let read = lowrank_files::read_at_most(path, limit_bytes).map_err(|error| broken(error.to_string()))?;
+    let Some(mut bytes) = read else {
         return Err(broken(format!("is longer than {limit_bytes} bytes, the limit for such a file")));
-    }
+    };
     // Some editors begin a file with UTF-8's byte order mark.
     if bytes.starts_with("\u{feff}".as_bytes()) {
         bytes.drain(.."\u{feff}".len());

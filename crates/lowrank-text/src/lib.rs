@@ -17,6 +17,4 @@ pub mod readers;
 mod windows;
 
 pub use error::TextError;
-pub use windows::{
-    Passage, Pick, TextInfo, TextRequest, TextSource, Windows, encode_with, token_ids, windows,
-};
+pub use windows::{Passage, Pick, TextInfo, TextRequest, TextSource, Windows, encode_with, windows};

@@ -14,11 +14,10 @@
 use crate::TextError;
 use crate::encoder::Encoder;
 use crate::readers::{JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
+use lowrank_files::read_at_most;
 use lowrank_model::display::{clip, grouped};
 use lowrank_model::recipe::Bos;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A text in the binary.
@@ -207,11 +206,6 @@ struct Streams {
     prefix: Vec<u32>,
 }
 
-/// Token ids in a file, as `.json` or `.ids` without a tokenizer; one stream per text.
-pub fn token_ids(checkpoint_dir: &Path, path: &Path) -> Result<Vec<Vec<u32>>, TextError> {
-    Ok(streams_of_file(checkpoint_dir, path, None, &mut Vec::new())?.streams)
-}
-
 /// What a file holds, by the ending of its name.
 #[derive(Clone, Copy)]
 enum Kind {
@@ -261,13 +255,6 @@ fn streams_of_file(
         Kind::Ids => return Ok(given(vec![ids_of_words(&text).map_err(content)?])),
     };
     encode(dir, &documents, max_tokens, notes)
-}
-
-/// A file that has an upper limit, whatever its length is said to be; `None` if it is longer.
-fn read_at_most(path: &Path, limit_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit_bytes + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
 }
 
 /// Ids of a text by a `tokenizer.json` that is given as its bytes, without special tokens.

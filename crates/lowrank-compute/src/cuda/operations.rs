@@ -99,12 +99,6 @@ impl Lane {
         Ok(DeviceMatrix { rows, cols, values })
     }
 
-    /// A matrix of f32 numbers, [rows, cols].
-    pub fn matrix_f32(&self, values: &[f32], cols: usize) -> Result<DeviceMatrix, CudaError> {
-        assert_eq!(values.len() % cols, 0);
-        Ok(DeviceMatrix { rows: values.len() / cols, cols, values: Values::F32(self.upload(values)?) })
-    }
-
     /// Y [N, m] = X [N, n] Wᵀ.
     fn times(&self, x: &Buffer<f32>, w: &DeviceMatrix) -> Result<Buffer<f32>, CudaError> {
         assert_eq!(x.len() % w.cols, 0, "rows of {} numbers", w.cols);
