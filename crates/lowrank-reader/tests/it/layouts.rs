@@ -149,7 +149,11 @@ fn pivots_are_read_with_their_order() {
 #[test]
 fn minixtrals_own_model_type_is_accepted() {
     let (mut draft, ..) = Draft::factored(Layout::Minixtral);
-    draft.edit_config(|config| config["model_type"] = "minixtral".into());
+    draft.edit_config(|config| {
+        config["model_type"] = "minixtral".into();
+        config["architectures"] = serde_json::json!(["MinixtralForCausalLM"]);
+        config["auto_map"] = serde_json::json!({"AutoModelForCausalLM": "modeling.MinixtralForCausalLM"});
+    });
     let folder = draft.write();
     assert_eq!(Checkpoint::open(folder.path()).unwrap().layout(), Layout::Minixtral);
 }
