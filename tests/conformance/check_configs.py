@@ -179,7 +179,8 @@ HARMLESS = {
     "Flag": [True, False, None], "Number": [0.5, 3, None], "Text": ["x", None], "TokenIds": [3, [2, 5], None],
     "Any": [None],
 }
-HARMLESS_OF = {
+# Some of the values that are accepted, where all are too many or need other packages.
+VALUES_OF = {
     "_attn_implementation": ["eager", "sdpa"], "attn_implementation": ["eager", "sdpa"], "_attn_implementation_internal": ["sdpa"],
     "task_specific_params": [{"x": {"max_length": 5}}], "max_window_layers": [28, 1, None], "sliding_window": [None, 4096, 0],
 }
@@ -521,10 +522,9 @@ def values_of(keys, read):
                 continue
             if entry["rule"] == "read":
                 out[name] = read[name]
-            elif entry["rule"] == "only":
-                out[name] = entry["values"]
             else:
-                out[name] = HARMLESS_OF.get(name, HARMLESS[entry["values"]])
+                all_of_it = entry["values"] if entry["rule"] == "only" else HARMLESS[entry["values"]]
+                out[name] = VALUES_OF.get(name, all_of_it)
     return out
 
 

@@ -88,17 +88,22 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
             "unsloth_version",
         ],
     ),
+    (Rule::Harmless(ValueKind::Any), &["task_specific_params"]),
+    // Other ways to compute the same.
     (
-        Rule::Harmless(ValueKind::Any),
-        &[
-            "_attn_implementation",
-            "_attn_implementation_internal",
-            "_experts_implementation",
-            "_experts_implementation_internal",
-            "attn_implementation",
-            "experts_implementation",
-            "task_specific_params",
-        ],
+        Rule::Only(&[
+            Neutral::Null,
+            Neutral::Text("eager"),
+            Neutral::Text("sdpa"),
+            Neutral::Text("flash_attention_2"),
+            Neutral::Text("flash_attention_3"),
+            Neutral::Text("flex_attention"),
+        ]),
+        &["_attn_implementation", "_attn_implementation_internal", "attn_implementation"],
+    ),
+    (
+        Rule::Only(&[Neutral::Null, Neutral::Text("eager"), Neutral::Text("grouped_mm")]),
+        &["_experts_implementation", "_experts_implementation_internal", "experts_implementation"],
     ),
     (
         Rule::Harmless(ValueKind::TokenIds),
