@@ -224,13 +224,17 @@ pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, Confi
 }
 
 /// Refuses attention with a window, or of another kind in some layers.
-pub(super) fn refuse_windows(config: &Value) -> Result<(), ConfigError> {
+pub(super) fn refuse_windows(config: &Value, layers: usize) -> Result<(), ConfigError> {
     if flag(config, "use_sliding_window")? {
         return Err(ConfigError::unsupported("use_sliding_window", &Value::Bool(true), "`false`"));
     }
     match config.get("layer_types").filter(|value| !value.is_null()) {
         None => Ok(()),
-        Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "full_attention") => Ok(()),
+        Some(Value::Array(kinds))
+            if kinds.len() == layers && kinds.iter().all(|kind| kind == "full_attention") =>
+        {
+            Ok(())
+        }
         Some(other) => {
             Err(ConfigError::unsupported("layer_types", other, "`full_attention` for every layer"))
         }

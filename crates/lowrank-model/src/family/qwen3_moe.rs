@@ -73,12 +73,12 @@ impl Family for Qwen3Moe {
         keys::refuse_quantised(config)?;
         keys::check_class(config, &OUTPUT)?;
         allowed::check(config, &[&self.config_keys()])?;
-        keys::refuse_windows(config)?;
         let hidden_size = keys::dimension_or(config, "hidden_size", 2048)?;
         let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 32)?;
         let vocab_size = keys::dimension_or(config, "vocab_size", 151936)?;
         keys::check_loadable(config, vocab_size)?;
         let num_hidden_layers = keys::dimension_or(config, "num_hidden_layers", 24)?;
+        keys::refuse_windows(config, num_hidden_layers)?;
         let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
         Ok(ModelConfig {
             family: self,
