@@ -142,7 +142,7 @@ fn inspect_counts_parameters_by_kind() {
         compress(&tiny_mixtral(), &folder.path().join("out"), &words)
     };
     asking("5449824").ok();
-    asking("5449825").refused(7, &["the most that can be removed is 5449824"]);
+    asking("5449825").refused(7, &["the most that can be removed is 5,449,824"]);
 }
 
 #[test]

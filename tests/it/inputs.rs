@@ -218,6 +218,10 @@ fn a_verification_that_cannot_mean_what_was_typed() {
         words(&[&pair[..], &rest].concat())
     };
     verify(&out, &model, &["--static-only"]).refused(2, &["the original holds factors", "exchanged"]);
+    verify(&model, &model, &["--static-only"]).refused(2, &["nothing in it is factored"]);
+    // A threshold that no run measures would always be kept.
+    let told = verify(&model, &out, &["--static-only", "--max-kl", "0.1"]);
+    assert!(told.code == 2 && told.stderr.contains("--static-only"), "{told:#?}");
     for (flag, value, parts) in [
         ("--max-perplexity-increase", "5", ["5%", "500%"]),
         ("--max-layer-error", "10", ["10%", "1000%"]),

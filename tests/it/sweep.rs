@@ -74,7 +74,10 @@ fn points_are_planned_one_row_each_and_a_failure_does_not_end_the_sweep() {
     assert!(dry.stdout.contains("8 points; nothing was planned") && !bench.out().exists(), "{dry:?}");
 
     let said = bench.run(&["--json"]);
-    said.refused(13, &["2 of 8 points failed", "point 3", "5500000", "most that can be removed is 5449728"]);
+    said.refused(
+        13,
+        &["2 of 8 points failed", "point 3", "5,500,000", "most that can be removed is 5,449,728"],
+    );
     let summary = said.json();
     assert_eq!(
         (&summary["planned"], &summary["failed"], &summary["verified"]),

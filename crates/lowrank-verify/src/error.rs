@@ -24,6 +24,16 @@ pub enum VerifyError {
         /// What was given.
         path: PathBuf,
     },
+    /// The compressed checkpoint is a plain one: there is nothing to verify.
+    #[error(
+        "{}: nothing in it is factored, so there is nothing to verify; give the checkpoint that `compress` wrote, not the \
+         original or a dense copy",
+        path.display()
+    )]
+    NothingFactored {
+        /// What was given.
+        path: PathBuf,
+    },
     /// There is no folder to verify.
     #[error("{}: there is no such folder", path.display())]
     NoFolder {
@@ -42,7 +52,7 @@ impl VerifyError {
             Self::Read(error) => error.kind(),
             Self::Forward(error) => error.kind(),
             Self::NoFolder { .. } => ErrorKind::NoModel,
-            Self::FactoredOriginal { .. } => ErrorKind::Usage,
+            Self::FactoredOriginal { .. } | Self::NothingFactored { .. } => ErrorKind::Usage,
             Self::Text(error) => error.kind(),
         }
     }

@@ -7,7 +7,7 @@ use crate::outcome;
 use crate::record::read_record;
 use crate::report::{Finding, FindingKind, ModelComparison, Verification};
 use lowrank_forward::{Cpu, Engine};
-use lowrank_model::{Progress, failure};
+use lowrank_model::{Layout, Progress, failure};
 use lowrank_reader::Checkpoint;
 use lowrank_text::windows;
 use std::path::Path;
@@ -62,6 +62,9 @@ pub fn verify_on(
             }]);
         }
     };
+    if compressed.ranks().is_empty() && !matches!(compressed.layout(), Layout::LowRank | Layout::Minixtral) {
+        return Err(VerifyError::NothingFactored { path: compressed.dir().into() });
+    }
     let mut findings = config_differences(&original, &compressed);
     if original.specs() != compressed.specs() {
         // Other tensors: nothing further can be compared.
@@ -88,27 +91,34 @@ pub fn verify_on(
     Ok(Verification::new(findings, Some(files), outcome, options.thresholds))
 }
 
+/// A unit, and whether a value keeps a limit.
+type Limit = (&'static str, fn(f64, f64) -> bool);
+
 /// Limits that are not kept. A number that is absent keeps no limit.
 fn missed(thresholds: &Thresholds, outcome: &ModelComparison) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut hold = |what: &str, value: Option<f64>, limit: Option<f64>, kept: fn(f64, f64) -> bool| {
+    let mut hold = |what: &str, value: Option<f64>, limit: Option<f64>, (unit, kept): Limit| {
         let Some(limit) = limit else { return };
         if !value.is_some_and(|value| kept(value, limit)) {
-            let value = value.map_or("not finite".into(), |value| value.to_string());
-            let detail = format!("{what} is {value}, the limit is {limit}");
+            let show = |value: f64| match unit {
+                "%" => format!("{:.4} %", 100.0 * value),
+                unit => format!("{value:.4e} {unit}"),
+            };
+            let value = value.map_or("not finite".into(), show);
+            let detail = format!("{what} is {value}, the limit is {}", show(limit));
             findings.push(Finding { kind: FindingKind::Threshold, name: None, detail });
         }
     };
-    let at_most: fn(f64, f64) -> bool = |value, limit| value <= limit;
+    let at_most = |value, limit| value <= limit;
     let logits = outcome.logits;
-    hold("mean KL", logits.map(|l| l.mean_kl), thresholds.max_kl, at_most);
+    hold("mean KL", logits.map(|l| l.mean_kl), thresholds.max_kl, ("nats per token", at_most));
     let increase = logits.map(|l| l.perplexity_ratio - 1.0);
-    hold("the increase of perplexity", increase, thresholds.max_perplexity_increase, at_most);
+    hold("the increase of perplexity", increase, thresholds.max_perplexity_increase, ("%", at_most));
     let agreement = logits.map(|l| l.top1_agreement);
-    hold("top-1 agreement", agreement, thresholds.min_top1, |value, limit| value >= limit);
+    hold("top-1 agreement", agreement, thresholds.min_top1, ("%", |value, limit| value >= limit));
     for row in &outcome.layers {
         let what = format!("the local error of layer {}", row.layer);
-        hold(&what, row.local, thresholds.max_layer_error, at_most);
+        hold(&what, row.local, thresholds.max_layer_error, ("%", at_most));
     }
     findings
 }

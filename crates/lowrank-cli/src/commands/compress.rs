@@ -118,12 +118,11 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
     );
     if let (Some(target), Some(overshoot)) = (plan.target, plan.overshoot()) {
         let show: fn(u64) -> String = if target.unit == Unit::Bytes { human_bytes } else { grouped };
-        println!(
-            "Asked to remove {} {}; {} more were removed.",
-            show(target.remove_at_least),
-            target.unit,
-            grouped(overshoot)
-        );
+        let (asked, more) = (show(target.remove_at_least), grouped(overshoot));
+        match target.unit {
+            Unit::Bytes => println!("Asked to remove {asked}; {more} bytes more were removed."),
+            Unit::Params => println!("Asked to remove {asked} parameters; {more} more were removed."),
+        }
     }
     if let Some(optimality) = plan.optimality {
         println!(

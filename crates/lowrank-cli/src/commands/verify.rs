@@ -36,8 +36,8 @@ pub(crate) struct VerifyArgs {
     /// Use the first whole windows up to this many tokens [default: all]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
-    /// Check files only, run no model
-    #[arg(long)]
+    /// Check files only, run no model; thresholds need a run
+    #[arg(long, conflicts_with_all = ["max_kl", "max_perplexity_increase", "min_top1", "max_layer_error"])]
     static_only: bool,
     /// Where the models run
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
@@ -143,7 +143,10 @@ fn judge(report: &Verification) -> Result<()> {
         0 => String::new(),
         more => format!(" (and {more} more findings, see the report)"),
     };
-    let line = format!("verification {}: {first}{more}", report.verdict);
+    let line = match report.verdict {
+        Verdict::ThresholdMissed => format!("verification: {first}{more}"),
+        verdict => format!("verification {verdict}: {first}{more}"),
+    };
     Err(Failure::new(ErrorKind::VerificationMissed, line))
 }
 

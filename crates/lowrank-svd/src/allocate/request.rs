@@ -1,5 +1,6 @@
 //! What an allocation is asked for, and why there may be none.
 
+use lowrank_model::display::grouped;
 use lowrank_model::plan::{PlanError, Sensitivity, Size};
 use lowrank_model::{
     CostModel, ElementBytes, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit,
@@ -67,9 +68,11 @@ impl AllocationRequest<'_> {
 pub enum AllocateError {
     /// More than factoring everything can remove.
     #[error(
-        "cannot remove {asked} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
-         dense{}, the most that can be removed is {most}",
-        at_a_given_rank(*fixed)
+        "cannot remove {} {unit}: with no rank below {rank_floor} and {kept_dense} of {matrices} matrices kept \
+         dense{}, the most that can be removed is {}; ask for less",
+        grouped(*asked),
+        at_a_given_rank(*fixed),
+        grouped(*most)
     )]
     Infeasible {
         /// How much must go.

@@ -473,7 +473,7 @@ fn an_impossible_budget_says_exactly_what_is_possible() {
             matrices: 1
         }
     );
-    assert!(error.to_string().contains("the most that can be removed is 14"));
+    assert!(error.to_string().contains("the most that can be removed is 14;"));
     assert!(matches!(single(&sigma, 6, 4, 25), Err(AllocateError::Infeasible { most: 14, .. })));
 }
 

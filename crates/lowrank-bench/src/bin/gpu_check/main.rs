@@ -28,16 +28,13 @@ mod summary;
 use generated::{Sizes, sizes};
 use lowrank_compute::cuda::Cuda;
 use parity::{algebra_parity, forward_parity, layer_parity, repeatability};
-use results::Results;
+use results::{Failure, Results};
 use serde_json::Map;
 use speed::{layer_speed, steps, whole_matrices};
-use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 use summary::summary;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 type Part = fn(&Cuda, &Path, &Sizes, &mut Results) -> Result<(), Failure>;
 
@@ -73,7 +70,7 @@ fn main() -> ExitCode {
             PARTS.iter().for_each(|(name, _)| println!("{name}"));
             return ExitCode::SUCCESS;
         }
-        ["--summary", out] => summary(Path::new(out)),
+        ["--summary", out] => summary(&PARTS.map(|(part, _)| part), Path::new(out)),
         [name, fixtures, out] => match PARTS.iter().find(|(part, _)| part == name) {
             Some(&(part, run)) => one_part(part, run, Path::new(fixtures), Path::new(out), &sizes(small)),
             None => Err(format!("{name} is none of --parts").into()),

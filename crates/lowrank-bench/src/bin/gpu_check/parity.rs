@@ -1,8 +1,7 @@
 //! Parts that hold the device against the CPU.
 
-use crate::Failure;
 use crate::generated::{Sizes, generated, layer, states};
-use crate::results::Results;
+use crate::results::{Failure, Results};
 use crate::routes::{ROUTES, options, run_layer, spectrum};
 use lowrank_compute::Faer;
 use lowrank_compute::cuda::{Cuda, WeightProducts};

@@ -1,8 +1,10 @@
 //! What a part has found: a document for programs and a text for people, both written as it grows.
 
-use crate::Failure;
 use serde_json::{Map, Value};
+use std::error::Error;
 use std::path::PathBuf;
+
+pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// What a part has found so far: for machines, and for people. Written as it grows.
 pub(crate) struct Results {

@@ -1,7 +1,7 @@
 //! The routes to factors, and one run of a decoder layer: what parity and speed share.
 
-use crate::Failure;
 use crate::generated::Layer;
+use crate::results::Failure;
 use lowrank_compute::Backend;
 use lowrank_forward::{Engine, Hidden};
 use lowrank_model::{ModelConfig, Spectrum, Tensor};

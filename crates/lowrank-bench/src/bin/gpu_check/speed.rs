@@ -1,8 +1,7 @@
 //! Parts that measure time.
 
-use crate::Failure;
 use crate::generated::{Noise, Sizes, generated, layer, states};
-use crate::results::Results;
+use crate::results::{Failure, Results};
 use crate::routes::{ROUTES, options, run_layer, spectrum};
 use lowrank_compute::cuda::measure::{self, Measurement};
 use lowrank_compute::cuda::{Cuda, WeightProducts};

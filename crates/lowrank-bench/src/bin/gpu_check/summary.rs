@@ -1,6 +1,6 @@
 //! All parts in one document, and the rows of `docs/gpu.md`.
 
-use crate::{Failure, PARTS};
+use crate::results::Failure;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::path::Path;
@@ -14,10 +14,10 @@ pub(crate) fn shown(value: f64) -> String {
     }
 }
 
-pub(crate) fn summary(out: &Path) -> Result<(), Failure> {
+pub(crate) fn summary(parts: &[&'static str], out: &Path) -> Result<(), Failure> {
     let mut all = Map::new();
     let mut text = String::from("# GPU check\n\n");
-    for (part, _) in PARTS {
+    for &part in parts {
         let read = std::fs::read(out.join(part).with_extension("json")).map_err(Failure::from);
         let document = read.and_then(|bytes| Ok(serde_json::from_slice::<Value>(&bytes)?));
         let document = document.unwrap_or_else(|error| json!({ "stopped": format!("not run: {error}") }));
