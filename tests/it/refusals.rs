@@ -153,9 +153,9 @@ fn an_output_without_a_parent() {
 fn a_budget_beyond_what_can_be_removed_says_the_most() {
     let folder = tempdir().unwrap();
     // 96 matrices of 448·128 down to rank 1, which costs 575 by pivots, 576 as u·v: 96 · (57,344 − 575).
-    refused(&folder, &tiny_mixtral(), &["--budget", "5_449_825"], 7, &["5449824"]);
-    refused(&folder, &tiny_mixtral(), &["--budget", "10B"], 7, &["5449824"]);
-    refused(&folder, &tiny_mixtral(), &["--budget", "10B", "--layout", "uv"], 7, &["5449728"]);
+    refused(&folder, &tiny_mixtral(), &["--budget", "5_449_825"], 7, &["5,449,824"]);
+    refused(&folder, &tiny_mixtral(), &["--budget", "10B"], 7, &["5,449,824"]);
+    refused(&folder, &tiny_mixtral(), &["--budget", "10B", "--layout", "uv"], 7, &["5,449,728"]);
 }
 
 #[test]
