@@ -369,7 +369,7 @@ class Run:
 
     def weights(self, sizes):
         if sizes not in self.cache:
-            if len(self.cache) > 40:
+            if len(self.cache) > 8:  # some have a hundred megabytes
                 self.cache.clear()
             self.cache[sizes] = weights_of(sizes)
         return self.cache[sizes]

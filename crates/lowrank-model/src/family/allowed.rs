@@ -161,10 +161,8 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     (NULL, &["cross_attention_hidden_size", "attention_chunk_size", "text_config"]),
     (Rule::Only(&[Neutral::Null, Neutral::EmptyObject]), &["pruned_heads", "per_layer_config"]),
     (ONE, &["pretraining_tp"]),
-    // Without it transformers gives itself tuples that it cannot read.
-    (Rule::Only(&[Neutral::Null, Neutral::True]), &["return_dict"]),
-    // transformers 5 takes null for false here.
-    (Rule::Only(&[Neutral::True]), &["is_causal"]),
+    // transformers takes null for false here, and without `return_dict` gives itself tuples that it cannot read.
+    (Rule::Only(&[Neutral::True]), &["is_causal", "return_dict"]),
 ];
 
 /// Keys with which other families change what Mixtral also computes. Where they change nothing they are harmless.
