@@ -194,7 +194,8 @@ def check_saving(compressed, model, batches):
         with safe_open(again / "model.safetensors", "pt") as file:
             saved = set(file.keys())
     require(saved == names(compressed), f"other tensors: {sorted(saved ^ names(compressed))[:3]}")
-    for file in ("configuration_lowrank_mixtral.py", "modeling_lowrank_mixtral.py"):
+    kind = model.config.model_type
+    for file in (f"configuration_{kind}.py", f"modeling_{kind}.py", "lowrank_experts.py"):
         require((again / file).exists(), f"{file} was not saved")
     reloaded = load(again, trust_remote_code=True)
     was, now = model.state_dict(), reloaded.state_dict()

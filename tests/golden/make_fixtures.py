@@ -229,7 +229,7 @@ def family(name, seed):
     settings |= {"rope_theta": 10000.0, "num_experts": config.num_experts}
     settings.pop("transformers_version", None)
     (path / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(FIXTURES / "tiny-mixtral" / file, path / file)
     (path / "model.safetensors").chmod(0o644)
 
