@@ -60,7 +60,7 @@ pub fn add_scaled(y: &mut [f32], a: f32, x: &[f32]) {
     }
 }
 
-/// Σ aᵢ bᵢ over [`LANES`] partial sums.
+/// Σ aᵢ bᵢ, in a fixed number of partial sums.
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0; LANES];
     for (i, (a, b)) in a.iter().zip(b).enumerate() {
