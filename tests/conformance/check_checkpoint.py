@@ -138,8 +138,9 @@ def check_generation(model, native, batches):
 def check_router_loss(model, native, batches):
     # Needs the router logits, which the two generations of transformers record in different ways.
     a, b = (m(batches[1], labels=batches[1], output_router_logits=True) for m in (model, native))
-    layers = model.config.num_hidden_layers
-    require(len(a.router_logits) == layers, f"{len(a.router_logits)} router logits for {layers} layers")
+    layers = sum(name.endswith(".experts") for name, _ in model.named_modules())
+    counts = len(a.router_logits), len(b.router_logits)
+    require(counts == (layers, layers), f"{counts} router logits for {layers} layers with experts")
     difference = abs(a.aux_loss.item() - b.aux_loss.item())
     require(difference <= LOGITS_TOLERANCE, f"load-balancing losses differ by {difference:.2e}")
     return f"loss {a.aux_loss.item():.4f}"
