@@ -8,11 +8,12 @@ use crate::progress::Console;
 use clap::Args;
 use lowrank_forward::choose;
 use lowrank_model::recipe::Bos;
-use lowrank_model::{Device, ErrorKind};
+use lowrank_model::{Device, ErrorKind, Layout};
+use lowrank_reader::Checkpoint;
 use lowrank_report::place;
 use lowrank_text::{Passage, TextSource};
 use lowrank_verify::{Depth, Thresholds, Verdict, Verification, VerifyError, VerifyOptions, verify_on};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Flags of `verify`.
 #[derive(Debug, Args)]
@@ -114,6 +115,16 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
         },
     };
     let original = resolve(&args.original)?;
+    // A plain checkpoint would pass whatever it is compared with: the library compares it, a user cannot mean it.
+    let is_plain = |path: &Path| {
+        Checkpoint::open(path).is_ok_and(|checkpoint| {
+            checkpoint.ranks().is_empty()
+                && !matches!(checkpoint.layout(), Layout::LowRank | Layout::Minixtral)
+        })
+    };
+    if is_plain(&args.compressed) && is_plain(&original) {
+        return Err(VerifyError::NothingFactored { path: args.compressed.clone() }.into());
+    }
     // Files are compared on the CPU alone: no device is opened for that.
     let device = if args.static_only { Device::Cpu } else { args.device };
     let chosen = choose(device).map_err(VerifyError::Forward)?;
