@@ -14,7 +14,6 @@ use crate::router::Routing;
 use lowrank_compute::cuda::{
     Buffer, CudaDevice, CudaError, DeviceLinear, Lane, NoCuda, Scores, WeightProducts, available,
 };
-use lowrank_model::block::Router;
 use lowrank_model::{ModelConfig, PivotOrder, PivotSide, StoredMatrix, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -116,21 +115,17 @@ fn spread(side: PivotSide, coefficients: &Tensor, order: &PivotOrder) -> Tensor 
     Tensor::new(shape.to_vec(), dtype, bytes).expect("as many bytes as the shape says")
 }
 
-/// The router is computed in f32 whatever the other products are.
+/// Router logits are computed in f32 whatever the other products are. The choice is the host's: a family's rule exists
+/// once, and its result is needed here anyway.
 fn route(
     lane: &Lane,
     input: &Buffer<f32>,
-    router: &DeviceLinear,
-    &StoredRouter { rule, experts_per_token, .. }: &StoredRouter,
+    gate: &DeviceLinear,
+    router: &StoredRouter,
 ) -> Result<Routing, ForwardError> {
-    // Its kernel always renormalises.
-    let Router::SoftmaxTopK { renormalise: true } = rule else {
-        let message = format!("CUDA does not compute this model's router, {rule:?}");
-        return Err(ForwardError::Device { message });
-    };
-    let mut logits = lane.linear(input, router)?; // [N, E]
-    let (experts, weights) = lane.route(&mut logits, (router.outputs(), experts_per_token))?;
-    Ok(Routing { experts, weights, experts_per_token })
+    let logits = lane.linear(input, gate)?; // [N, E]
+    let logits = lane.download(&logits, 0, logits.len())?;
+    Ok(Routing::new(logits, gate.outputs(), router.rule, router.experts_per_token))
 }
 
 fn router_on(lane: &Lane, router: &StoredRouter) -> Result<DeviceLinear, CudaError> {

@@ -4,6 +4,7 @@ use crate::math::softmax;
 use lowrank_model::block::Router;
 use lowrank_model::names::Role;
 use lowrank_reader::{Checkpoint, ReadError};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// The choice of every token.
@@ -21,31 +22,30 @@ impl Routing {
     /// From router logits [N, E]. Of equal probabilities the lower index wins.
     pub fn new(mut logits: Vec<f32>, experts: usize, rule: Router, experts_per_token: usize) -> Self {
         let Router::SoftmaxTopK { renormalise } = rule;
-        let tokens = logits.len() / experts;
-        let mut routing = Self {
-            experts: Vec::with_capacity(tokens * experts_per_token),
-            weights: Vec::with_capacity(tokens * experts_per_token),
-            experts_per_token,
-        };
-        for probabilities in logits.chunks_exact_mut(experts) {
+        let slots = logits.len() / experts * experts_per_token;
+        let mut routing = Self { experts: vec![0; slots], weights: vec![0.0; slots], experts_per_token };
+        let tokens = logits.par_chunks_exact_mut(experts);
+        let chosen = routing.experts.par_chunks_exact_mut(experts_per_token);
+        let weights = routing.weights.par_chunks_exact_mut(experts_per_token);
+        tokens.zip(chosen).zip(weights).for_each(|((probabilities, chosen), weights)| {
             softmax(probabilities);
-            let first = routing.experts.len();
-            for _ in 0..experts_per_token {
-                let chosen = &routing.experts[first..];
-                let best = (0..experts)
-                    .filter(|expert| !chosen.contains(expert))
+            for slot in 0..experts_per_token {
+                let (before, rest) = chosen.split_at_mut(slot);
+                rest[0] = (0..experts)
+                    .filter(|expert| !before.contains(expert))
                     .reduce(
                         |best, expert| {
                             if probabilities[expert] > probabilities[best] { expert } else { best }
                         },
                     )
                     .expect("a token is routed to at most as many experts as there are");
-                routing.experts.push(best);
+                weights[slot] = probabilities[rest[0]];
             }
-            let chosen = routing.experts[first..].iter().map(|&expert| probabilities[expert]);
-            let total: f32 = if renormalise { chosen.clone().sum() } else { 1.0 };
-            routing.weights.extend(chosen.map(|probability| probability / total));
-        }
+            if renormalise {
+                let total: f32 = weights.iter().sum();
+                weights.iter_mut().for_each(|weight| *weight /= total);
+            }
+        });
         routing
     }
 

@@ -155,7 +155,6 @@ functions! {
     rms_norm,
     rope,
     attention_softmax,
-    router_top_k,
     swiglu,
     gather_rows,
     scatter_add_rows,

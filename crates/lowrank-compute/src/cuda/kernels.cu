@@ -154,30 +154,6 @@ extern "C" __global__ void attention_softmax(float* scores, i64 queries, i64 key
 
 // ---- MoE block --------------------------------------------------------------------------------------------------------
 
-// Softmax over the router's logits [tokens, experts], which it overwrites; the k largest probabilities, best first, ties to
-// the lower index, renormalised to sum 1: chosen, weights [tokens, k]. A thread per token.
-extern "C" __global__ void router_top_k(int* chosen, float* weights, float* logits, i64 tokens, i64 experts, i64 k) {
-    for (i64 token = FIRST; token < tokens; token += STEP) {
-        float* p = logits + token * experts;
-        int* mine = chosen + token * k;
-        float largest = p[0], sum = 0.0f, total = 0.0f;
-        for (i64 e = 1; e < experts; e++) largest = fmaxf(largest, p[e]);
-        for (i64 e = 0; e < experts; e++) sum += p[e] = expf(p[e] - largest);
-        for (i64 e = 0; e < experts; e++) p[e] /= sum;
-        for (i64 slot = 0; slot < k; slot++) {
-            i64 best = -1;
-            for (i64 e = 0; e < experts; e++) {
-                bool taken = false;
-                for (i64 before = 0; before < slot; before++) taken |= mine[before] == e;
-                if (!taken && (best < 0 || p[e] > p[best])) best = e;
-            }
-            mine[slot] = (int)best;
-            total += p[best];
-        }
-        for (i64 slot = 0; slot < k; slot++) weights[token * k + slot] = p[mine[slot]] / total;
-    }
-}
-
 // gate ← silu(gate) ∘ up.
 extern "C" __global__ void swiglu(float* gate, const float* up, i64 elements) {
     for (i64 i = FIRST; i < elements; i += STEP) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];

@@ -256,32 +256,6 @@ impl Lane {
         Ok(())
     }
 
-    /// Routing from logits [N, E], which are overwritten: the k best experts of each token, best first, ties to the lower
-    /// index, and their softmax weights renormalised; [N, k] each, on the host.
-    pub fn route(
-        &self,
-        logits: &mut Buffer<f32>,
-        (experts, k): (usize, usize),
-    ) -> Result<(Vec<usize>, Vec<f32>), CudaError> {
-        assert!(logits.len().is_multiple_of(experts) && k <= experts);
-        let tokens = logits.len() / experts;
-        let mut chosen = self.zeros::<i32>(tokens * k)?;
-        let mut weights = self.zeros::<f32>(tokens * k)?;
-        let args = [
-            self.write(&mut chosen),
-            self.write(&mut weights),
-            self.write(logits),
-            int(tokens),
-            int(experts),
-            int(k),
-        ];
-        // SAFETY: router_top_k(int* chosen, float* weights, float* logits, i64 tokens, i64 experts, i64 k); k ≤ experts.
-        unsafe { self.launch(&self.device.functions.router_top_k, Work::Elements(tokens), &args) }?;
-        let chosen = self.download(&chosen, 0, tokens * k)?;
-        let chosen = chosen.into_iter().map(|expert| usize::try_from(expert).expect("an index")).collect();
-        Ok((chosen, self.download(&weights, 0, tokens * k)?))
-    }
-
     /// gate ← silu(gate) ∘ up.
     pub fn swiglu(&self, gate: &mut Buffer<f32>, up: &Buffer<f32>) -> Result<(), CudaError> {
         assert_eq!(gate.len(), up.len());

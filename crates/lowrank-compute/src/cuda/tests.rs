@@ -238,31 +238,6 @@ fn attention_of_each_sequence_equals_its_definition() {
 
 #[test]
 #[ignore = "needs a CUDA device: --include-ignored"]
-fn the_best_experts_are_chosen_and_ties_go_to_the_lower_index() {
-    let lane = lane();
-    let (experts, k) = (4, 2);
-    let logits = [1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0, 0.0, 1.0, -1.0, 2.5];
-    let (chosen, weights) = lane.route(&mut lane.upload(&logits).unwrap(), (experts, k)).unwrap();
-    assert_eq!(chosen, [1, 2, 0, 1, 3, 1]);
-    let share = 1.0 / (1.0 + (-1.5_f64).exp());
-    assert_close(&weights, &[0.5, 0.5, 0.5, 0.5, share, 1.0 - share], 8.0 * EPSILON);
-
-    let (tokens, experts, k) = (700, 8, 3);
-    let logits = random(tokens * experts, 13);
-    let (chosen, weights) = lane.route(&mut lane.upload(&logits).unwrap(), (experts, k)).unwrap();
-    for ((logits, chosen), weights) in logits.chunks(experts).zip(chosen.chunks(k)).zip(weights.chunks(k)) {
-        let mut order: Vec<usize> = (0..experts).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        assert_eq!(chosen, &order[..k]);
-        let powers: Vec<f64> = chosen.iter().map(|&expert| f64::from(logits[expert]).exp()).collect();
-        let sum: f64 = powers.iter().sum();
-        let expected: Vec<f64> = powers.iter().map(|power| power / sum).collect();
-        assert_close(weights, &expected, 16.0 * EPSILON);
-    }
-}
-
-#[test]
-#[ignore = "needs a CUDA device: --include-ignored"]
 fn rows_are_gathered_weighted_and_scattered() {
     let lane = lane();
     let (total, width) = (50, 37);

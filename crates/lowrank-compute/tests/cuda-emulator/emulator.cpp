@@ -95,8 +95,8 @@ static const std::map<std::string, Kernel> kernels = {
     KERNEL(affine_f32, false),      KERNEL(affine_f64, false),       KERNEL(diagonal_f32, false),
     KERNEL(diagonal_f64, false),
     KERNEL(mirror_lower_f64, false), KERNEL(rms_norm, true),         KERNEL(rope, false),
-    KERNEL(attention_softmax, true), KERNEL(router_top_k, false),    KERNEL(swiglu, false),
-    KERNEL(gather_rows, false),     KERNEL(scatter_add_rows, false), KERNEL(add, false),
+    KERNEL(attention_softmax, true), KERNEL(swiglu, false),          KERNEL(gather_rows, false),
+    KERNEL(scatter_add_rows, false), KERNEL(add, false),
 };
 
 static Call running;
