@@ -29,7 +29,7 @@ impl Routing {
         let weights = routing.weights.par_chunks_exact_mut(experts_per_token);
         tokens.zip(chosen).zip(weights).for_each(|((probabilities, chosen), weights)| {
             softmax(probabilities);
-            for slot in 0..experts_per_token {
+            for (slot, weight) in weights.iter_mut().enumerate() {
                 let (before, rest) = chosen.split_at_mut(slot);
                 rest[0] = (0..experts)
                     .filter(|expert| !before.contains(expert))
@@ -39,7 +39,7 @@ impl Routing {
                         },
                     )
                     .expect("a token is routed to at most as many experts as there are");
-                weights[slot] = probabilities[rest[0]];
+                *weight = probabilities[rest[0]];
             }
             if renormalise {
                 let total: f32 = weights.iter().sum();
