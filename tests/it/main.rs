@@ -23,3 +23,5 @@ mod report;
 mod resume;
 /// Sweeps: which points run, what is refused, and that no point runs twice.
 mod sweep;
+/// Widths of experts, and plain models with narrower ones.
+mod widths;

@@ -1,25 +1,29 @@
 //! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
 
 use crate::moments::column_energies;
+use crate::widths::{ActivationMoment, WidthStore};
 use crate::{CalibrateError, ExpertMoments, Store};
 use lowrank_forward::{ExpertBatch, Forward, Observer};
-use lowrank_model::Progress;
-use lowrank_model::StoredMatrix;
 use lowrank_model::recipe::MomentSettings;
+use lowrank_model::{ModelConfig, Progress, StoredMatrix, Tensor};
 use std::cell::RefCell;
 
 /// Runs the windows through the model and puts every expert's moments into the store. Experts that are there already
-/// are not summed again, and the pass ends with the last one that is not.
+/// are not summed again, and the pass ends with the last one that is not. `widths`: where the orders of channels and the
+/// errors of widths go, if they are wanted.
 pub fn collect(
     forward: &Forward<'_>,
     windows: &[Vec<u32>],
     settings: MomentSettings,
     store: &Store,
+    widths: Option<&WidthStore<'_>>,
     progress: &dyn Progress,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), CalibrateError> {
     let config = forward.config();
-    let there = |layer: usize| (0..config.experts_in(layer)).all(|expert| store.has(layer, expert));
+    let is_there =
+        |layer, expert| store.has(layer, expert) && widths.is_none_or(|widths| widths.has(layer, expert));
+    let there = |layer: usize| (0..config.experts_in(layer)).all(|expert| is_there(layer, expert));
     let Some(last) = (0..config.num_hidden_layers).rev().find(|&layer| !there(layer)) else { return Ok(()) };
     progress.start("calibrate", last as u64 + 1, "layers");
     let mut hidden = forward.embed(windows)?;
@@ -32,13 +36,16 @@ pub fn collect(
         let output = if there(layer) {
             forward.moe(layer, &[&input], &mut ())?.remove(0)
         } else {
-            let new = || ExpertMoments::new(config.hidden_size, config.intermediate_size, settings);
-            let sums = RefCell::new(Sums { settings, column_energies: Vec::new(), moments: new() });
+            let new = || Sums::new(config, settings, widths.is_some());
+            let sums = RefCell::new(new());
             let keep = |expert: usize| -> Result<(), CalibrateError> {
-                let moments =
-                    sums.replace(Sums { settings, column_energies: Vec::new(), moments: new() }).moments;
-                if !moments.is_finite() {
+                let Sums { moments, activations, w2, .. } = sums.replace(new());
+                let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
+                if !moments.is_finite() || !is_finite {
                     return Err(CalibrateError::NotFinite { layer, expert });
+                }
+                if let (Some(widths), Some(activations), Some(w2)) = (widths, activations, w2) {
+                    widths.put((layer, expert), &w2, &activations)?;
                 }
                 store.put(layer, expert, &moments)
             };
@@ -49,7 +56,9 @@ pub fn collect(
                 }
                 let weights = forward.expert(layer, expert)?;
                 if let StoredMatrix::Dense(w2) = &weights.down {
-                    sums.borrow_mut().column_energies = column_energies(w2);
+                    let mut sums = sums.borrow_mut();
+                    sums.column_energies = column_energies(w2);
+                    sums.w2 = widths.map(|_| w2.clone());
                 }
                 Ok(weights)
             };
@@ -70,13 +79,32 @@ struct Sums {
     /// ‖column‖² of its w2, \[F\].
     column_energies: Vec<f64>,
     moments: ExpertMoments,
+    /// Of the activations, where widths are wanted.
+    activations: Option<ActivationMoment>,
+    /// Likewise.
+    w2: Option<Tensor>,
+}
+
+impl Sums {
+    fn new(config: &ModelConfig, settings: MomentSettings, widths: bool) -> Self {
+        Self {
+            settings,
+            column_energies: Vec::new(),
+            moments: ExpertMoments::new(config.hidden_size, config.intermediate_size, settings),
+            activations: widths.then(|| ActivationMoment::new(config.intermediate_size)),
+            w2: None,
+        }
+    }
 }
 
 struct Watch<'a>(&'a RefCell<Sums>);
 
 impl Observer for Watch<'_> {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
-        let Sums { settings, column_energies, moments } = &mut *self.0.borrow_mut();
+        let Sums { settings, column_energies, moments, activations, .. } = &mut *self.0.borrow_mut();
         moments.add(batch, column_energies, *settings);
+        if let Some(activations) = activations {
+            activations.add(batch.activations, &settings.gate_weight.of_all(batch.weights));
+        }
     }
 }

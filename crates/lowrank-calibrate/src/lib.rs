@@ -15,6 +15,8 @@
 //! | [`store`] | where they lie until they are used |
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
 //! | [`pair`] | moments of what a compressed model sees, beside what the original saw |
+//! | [`widths`] | orders of channels and errors of widths |
+//! | [`regression`] | down of a narrowed expert by least squares |
 //! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
 //!
 //! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
@@ -24,13 +26,17 @@ mod error;
 pub mod moments;
 pub mod norm;
 pub mod pair;
+pub mod regression;
 pub mod sensitivity;
 pub mod store;
+pub mod widths;
 
 pub use collect::collect;
 pub use error::CalibrateError;
 pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
+pub use regression::{Fitted, Regression};
 pub use sensitivity::{Sensitivities, measure};
 pub use store::Store;
+pub use widths::{ExpertWidths, WidthStore, WidthsByExpert};

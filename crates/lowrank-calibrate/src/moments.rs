@@ -155,16 +155,10 @@ pub(crate) fn add_moment(moment: &mut Array2<f64>, rows: &[f32], weights: &[f64]
     });
 }
 
-/// moment += Σ weight · left rightᵀ, all of it, for the rows of `left` and `right` [n, H].
-pub(crate) fn add_cross(
-    moment: &mut Array2<f64>,
-    left: &[f32],
-    right: &[f32],
-    weights: &[f64],
-    hidden_size: usize,
-) {
-    let left = scaled(left, weights, hidden_size);
-    let right = scaled(right, weights, hidden_size);
+/// moment += Σ weight · left rightᵀ, all of it, for the rows of `left` [n, l] and `right` [n, r] and a moment [l, r].
+pub(crate) fn add_cross(moment: &mut Array2<f64>, left: &[f32], right: &[f32], weights: &[f64]) {
+    let left = scaled(left, weights, moment.nrows());
+    let right = scaled(right, weights, moment.ncols());
     let strips: Vec<ArrayViewMut2<'_, f64>> = moment.axis_chunks_iter_mut(Axis(1), STRIP).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, out)| {
         let right = right.slice(s![.., strip * STRIP..strip * STRIP + out.ncols()]);

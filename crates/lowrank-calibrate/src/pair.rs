@@ -33,7 +33,7 @@ impl Pair {
         let batches = original.chunks(run).zip(changed.chunks(run)).zip(weights.chunks(BATCH_TOKENS));
         for ((original, changed), weights) in batches {
             add_moment(&mut self.moment, changed, weights, hidden_size);
-            add_cross(&mut self.cross, original, changed, weights, hidden_size);
+            add_cross(&mut self.cross, original, changed, weights);
         }
     }
 

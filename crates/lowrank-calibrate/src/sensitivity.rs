@@ -150,7 +150,7 @@ impl Halves<'_> {
             unreachable!("a factored checkpoint is refused before it is calibrated")
         };
         self.checkpoint.check_matrix_finite(id, &w)?;
-        let shape = self.config.matrix_shape(id.projection);
+        let shape = self.config.matrix_shape(id);
         let rank = rank_reference(shape);
         let norm = self.norms.of(id)?;
         let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);

@@ -2,7 +2,7 @@
 //! ([`crate::config`]); [`crate::job`] turns them into a job.
 
 use clap::Args;
-use lowrank_model::plan::{Allocation, Sensitivity};
+use lowrank_model::plan::{Allocation, Sensitivity, Structures};
 use lowrank_model::recipe::{
     Bos, ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern,
     PropagationScope, Removal, TextChoice,
@@ -93,6 +93,9 @@ pub(crate) struct RecipeFlags {
     /// How the budget is spread [default: global]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
+    /// What may be cut [default: rank]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) structures: Option<Structures>,
     /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` in every row, .json (an array of texts or of
     /// token ids), .ids (token ids); may be repeated for equal shares; `none` counts errors by the weights alone [default:
     /// bundled]
@@ -108,6 +111,9 @@ pub(crate) struct RecipeFlags {
     /// Whether a window of the calibration text starts with the tokenizer's BOS [default: auto]
     #[arg(long, value_name = "WHEN")]
     pub(crate) bos: Option<Bos>,
+    /// Share of the calibration tokens that are those of the whole vocabulary, shuffled, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) vocabulary_share: Option<f64>,
     /// How much each routed token counts [default: squared]
     #[arg(long, value_name = "HOW")]
     pub(crate) gate_weight: Option<GateWeight>,

@@ -178,6 +178,8 @@ fn of_pipeline(error: &PipelineError) -> Option<&'static str> {
         }
         E::NoDevice(_) => Some("--algebra cuda needs a device, --algebra cpu does not"),
         E::NothingToMeasureOn => Some("drop --calibrate none or --sensitivity measured"),
+        E::WidthsNotMeasured => Some("drop --calibrate none and --sensitivity, or --structures"),
+        E::UniformWidths => Some("with --allocation uniform give --structures width or rank"),
         E::PlanStorage { .. } => Some("drop --storage, or make a new plan"),
         E::PlanDtype { .. } => Some("give the --dtype that the plan was made with, or make a new plan"),
         E::WindowTooLong { .. } => Some("lower --calibration-window"),

@@ -114,16 +114,13 @@ pub struct StoredExpert {
 }
 
 impl StoredExpert {
-    /// The same expert with a down matrix of zeros: for callers that need activations and no outputs.
-    pub fn without_outputs(self, config: &ModelConfig) -> Self {
+    /// The same expert of this width with a down matrix of zeros: for callers that need activations and no outputs.
+    pub fn without_outputs(self, hidden_size: usize, width: usize) -> Self {
         let zeros = |shape: Vec<usize>| {
             let values = vec![0.0; shape[0] * shape[1]];
             Tensor::from_f32(shape, Dtype::F32, &values).expect("as many as the shape says")
         };
-        let down = StoredMatrix::Factored {
-            u: zeros(vec![config.hidden_size, 1]),
-            v: zeros(vec![1, config.intermediate_size]),
-        };
+        let down = StoredMatrix::Factored { u: zeros(vec![hidden_size, 1]), v: zeros(vec![1, width]) };
         Self { down, ..self }
     }
 }

@@ -209,7 +209,8 @@ fn without_outputs_an_expert_sees_the_same_and_gives_zeros() {
     let h = forward.config().hidden_size;
     let rows: Vec<f32> = (0..3 * h).map(|i| (i as f32).sin()).collect();
     let weights = forward.expert(1, 0).unwrap();
-    let silent = weights.clone().without_outputs(forward.config());
+    let silent =
+        weights.clone().without_outputs(forward.config().hidden_size, forward.config().intermediate_size);
     let (mut whole, mut less) = (Seen::default(), Seen::default());
     let y = forward.expert_on(1, weights, &rows, &mut whole).unwrap();
     assert!(y.iter().any(|&value| value != 0.0));

@@ -44,7 +44,7 @@ pub(crate) fn planner(bytes: &[u8]) -> u64 {
         Err(error) => return refused(error),
         Ok(config) => config,
     };
-    let shapes = || config.matrices().map(|id| config.matrix_shape(id.projection));
+    let shapes = || config.matrices().map(|id| config.matrix_shape(id));
     if config.matrices().nth(MATRICES_MAX).is_some()
         || shapes().any(|shape| shape.short_side() > SHORT_SIDE_MAX)
     {
@@ -113,7 +113,7 @@ fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::
     let mut turn = input.spectra.iter().cycle();
     let spectrum = |id: MatrixId| {
         let mut sigma = turn.next().cloned().unwrap_or_default();
-        sigma.resize(config.matrix_shape(id.projection).short_side(), 0.0);
+        sigma.resize(config.matrix_shape(id).short_side(), 0.0);
         Ok((id, Spectrum::new(sigma)?))
     };
     let spectra = config.matrices().map(spectrum).collect::<Result<_, _>>()?;
@@ -123,7 +123,7 @@ fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::
         .map(|_| LayerSensitivity { kl: [0.0; 3], sensitivity: [next(), next(), next()] })
         .collect();
     let layers = (input.sensitivity == Sensitivity::Measured).then_some(layers);
-    Ok(Errors { spectra, sensitivity: input.sensitivity, layers })
+    Ok(Errors { spectra, sensitivity: input.sensitivity, layers, widths: Default::default() })
 }
 
 /// Whether a plan keeps what it promises, and reads back as it is written.

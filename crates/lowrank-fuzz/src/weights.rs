@@ -111,7 +111,7 @@ fn of_description(found: Result<Description, ReadError>) -> u64 {
         params = elements.and_then(|elements| params.checked_add(elements)).expect("counts stay exact");
     }
     for (id, &rank) in &described.ranks {
-        let shape = config.matrix_shape(id.projection);
+        let shape = config.matrix_shape(*id);
         assert!(rank >= 1 && rank <= described.storage.rank_max(shape), "{id}: rank {rank} of {shape}");
     }
     sign(&format!("{:?} {}", described.layout, described.ranks.len().min(2)))

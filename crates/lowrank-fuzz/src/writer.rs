@@ -11,7 +11,7 @@ use lowrank_model::plan::Size;
 use lowrank_model::recipe::Goal;
 use lowrank_model::{
     CostModel, Dtype, ElementBytes, ElementType, MatrixId, ModelConfig, PivotOrder, PivotSide, RankPlan,
-    Recipe, Storage, StoredMatrix, Tensor, Unit,
+    Recipe, Storage, StoredMatrix, Tensor, Unit, Widths,
 };
 use lowrank_reader::index::Index;
 use lowrank_reader::{Checkpoint, family, header};
@@ -186,7 +186,7 @@ impl Written {
                 continue;
             };
             dtypes.insert(id, own);
-            let shape = config.matrix_shape(id.projection);
+            let shape = config.matrix_shape(id);
             let asked = ranks_in_turn.next().unwrap_or(0);
             let most = lowrank_model::params::rank_max_saving(shape, input.storage);
             if !(1..=most).contains(&asked) {
@@ -275,7 +275,7 @@ impl Written {
             }
         }
         for (id, stored) in self.matrices() {
-            check_decoder(&stored, self.config.matrix_shape(id.projection));
+            check_decoder(&stored, self.config.matrix_shape(id));
         }
         sign(&format!("{} shards, {} factored", layout.shards().len().min(3), self.ranks.len().min(2)))
     }
@@ -285,7 +285,7 @@ impl Written {
         let by_name: BTreeMap<&str, &[(String, Piece)]> =
             self.units.iter().map(|(name, pieces)| (name.as_str(), pieces.as_slice())).collect();
         let read = |(&id, &rank): (&MatrixId, &usize)| {
-            let shape = self.config.matrix_shape(id.projection);
+            let shape = self.config.matrix_shape(id);
             let stored = match by_name[self.config.tensor(Role::Expert(id)).name.as_str()] {
                 [(_, Piece::Weights(u)), (_, Piece::Weights(v))] => {
                     StoredMatrix::Factored { u: u.clone(), v: v.clone() }
@@ -315,8 +315,9 @@ impl Written {
     fn configs(&self, input: &Input) -> u64 {
         let stated = Self::stated(input);
         let base = &input.config;
+        let (ranks, widths) = (&self.ranks, Widths::default());
         let factored =
-            lowrank_writer::config::factored(base, &self.config, &self.ranks, self.storage, stated);
+            lowrank_writer::config::factored(base, &self.config, ranks, &widths, self.storage, stated);
         let dense = lowrank_writer::config::dense(base, &self.config, stated);
         let (factored, dense) = match (factored, dense) {
             (Ok(factored), Ok(dense)) => (factored, dense),
@@ -356,15 +357,8 @@ impl Written {
         let recipe = Recipe::new(Goal::Ranks(self.ranks.clone()));
         let report =
             CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
-        let documents = Documents::factored(
-            &input.config,
-            &self.ranks,
-            self.storage,
-            Self::stated(input),
-            &report,
-            None,
-            &Card::default(),
-        );
+        let documents =
+            Documents::factored(&input.config, &plan, Self::stated(input), &report, &Card::default());
         let documents = match documents {
             Err(error) => return refused(error),
             Ok(documents) => documents,

@@ -7,8 +7,10 @@ use crate::block::Block;
 use crate::display::clip;
 use crate::names::{Role, Spelling};
 use crate::rules::Keys;
-use crate::{ErrorKind, MatrixId, MatrixShape, Projection};
+use crate::widths::expert_shape;
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Why a model description was refused.
@@ -255,6 +257,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Largest size of a number in queries, keys and values, before their rotation; larger ones are cut to it.
     pub clip_qkv: Option<f64>,
+    /// Experts that have fewer than F channels. Its config does not say: a factored checkpoint's own metadata does.
+    pub widths: Widths,
 }
 
 impl ModelConfig {
@@ -292,17 +296,27 @@ impl ModelConfig {
     }
 
     /// Shape of an expert matrix, out × in.
-    pub fn matrix_shape(&self, projection: Projection) -> MatrixShape {
-        let (f, h) = (self.intermediate_size, self.hidden_size);
-        match projection {
-            Projection::Gate | Projection::Up => MatrixShape { rows: f, cols: h },
-            Projection::Down => MatrixShape { rows: h, cols: f },
-        }
+    pub fn matrix_shape(&self, id: MatrixId) -> MatrixShape {
+        let width = self.widths.of(id.layer, id.expert).unwrap_or(self.intermediate_size);
+        expert_shape(id.projection, width, self.hidden_size)
+    }
+
+    /// The same model with experts of other widths.
+    #[must_use]
+    pub fn with_widths(&self, widths: Widths) -> Self {
+        Self { widths, ..self.clone() }
     }
 
     /// What its checkpoint calls an expert matrix: the module's canonical name.
     pub fn module_name(&self, id: MatrixId) -> String {
         self.family.spelling().module(id)
+    }
+
+    /// What its checkpoint calls every expert: layer and expert by name.
+    pub fn expert_names(&self) -> BTreeMap<String, (usize, usize)> {
+        let gates = self.matrices().filter(|id| id.projection == Projection::Gate);
+        let spelling = self.family.spelling();
+        gates.map(|id| (spelling.expert(id.layer, id.expert), (id.layer, id.expert))).collect()
     }
 
     /// What people call a projection: its own name, and what it is. `w1 (gate)`.

@@ -5,8 +5,12 @@
 pub const CONFIG_KEY: &str = "lowrank_config";
 /// `lowrank_config.format`.
 pub const FORMAT: &str = "lowrank-compress";
-/// `lowrank_config.format_version`.
-pub const FORMAT_VERSION: u64 = 1;
+/// `lowrank_config.format_version` of a checkpoint with narrowed experts.
+pub const FORMAT_VERSION: u64 = 2;
+/// Of one without: what readers knew before there were widths.
+pub const FORMAT_VERSION_RANKS: u64 = 1;
+/// Which channels of narrowed experts are stored; loaders do not read it.
+pub const CHANNELS_FILE: &str = "lowrank_channels.json";
 /// Provenance and rank metadata; loaders do not read it.
 pub const REPORT_FILE: &str = "lowrank_report.json";
 /// Thinned spectra, for people and programs that draw them; loaders do not read it.

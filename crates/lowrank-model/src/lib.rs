@@ -5,6 +5,7 @@
 //! | Module | The one place for |
 //! |---|---|
 //! | [`matrix`] | which expert matrix is meant, and its shape |
+//! | [`widths`] | which of an expert's channels stay |
 //! | [`config`] | what a model is: dimensions, block, and the seam to its family |
 //! | [`rules`] | what a key of a config may say |
 //! | [`block`] | a decoder layer as data |
@@ -52,6 +53,7 @@ pub mod spectrum;
 pub mod stored;
 pub mod tensor;
 pub mod tensors;
+pub mod widths;
 
 pub use budget::{Target, Unit};
 pub use config::{Family, ModelConfig};
@@ -70,3 +72,4 @@ pub use recipe::Recipe;
 pub use spectrum::Spectrum;
 pub use stored::StoredMatrix;
 pub use tensor::Tensor;
+pub use widths::{KeptChannels, Widths};

@@ -1,6 +1,7 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
 use crate::display::{abridge, clip};
+use crate::widths::{KeptChannels, Widths, expert_shape};
 use crate::{
     CostModel, ElementBytes, MatrixId, MatrixShape, ModelConfig, NamedMatrix, Projection, SpectrumCurves,
     Target, Unit,
@@ -37,6 +38,34 @@ pub enum Allocation {
     Uniform,
 }
 
+/// What a plan may cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum Structures {
+    /// Ranks of matrices
+    #[default]
+    Rank,
+    /// Widths of experts: channels go, and w2 (down) is fitted to those that stay
+    Width,
+    /// A width for every expert, and ranks of what stays of its matrices
+    #[serde(rename = "rank,width")]
+    #[cfg_attr(feature = "clap", value(name = "rank,width"))]
+    RankWidth,
+}
+
+impl Structures {
+    /// Whether matrices may be factored.
+    pub const fn has_ranks(self) -> bool {
+        matches!(self, Self::Rank | Self::RankWidth)
+    }
+
+    /// Whether experts may be narrowed.
+    pub const fn has_widths(self) -> bool {
+        matches!(self, Self::Width | Self::RankWidth)
+    }
+}
+
 /// What errors of one layer's gate, down and up projections, in this order, do to the logits: measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LayerSensitivity {
@@ -59,15 +88,37 @@ pub struct PlannedMatrix {
     /// Which matrix.
     #[serde(flatten)]
     pub matrix: NamedMatrix,
-    /// [m, n].
+    /// [m, n] in the model, whatever the width of its expert.
     pub shape: MatrixShape,
-    /// Rank of its factors; absent: left dense.
+    /// Rank of its factors; absent: left dense, or all of a narrowed matrix.
     pub rank: Option<usize>,
     /// Predicted ‖W − Ŵ‖ / ‖W‖ before rounding, in the norm that errors were counted in; absent when ranks were given and no spectrum was taken.
     pub relative_error: Option<f64>,
     /// Its element sizes where they are not those of [`RankPlan::cost`]: matrices may have several dtypes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub element_bytes: Option<ElementBytes>,
+}
+
+impl PlannedMatrix {
+    /// [m, n] of what stays of it where experts have these widths.
+    pub fn stored_shape(&self, widths: &Widths) -> MatrixShape {
+        let MatrixId { layer, expert, projection } = self.matrix.id;
+        let hidden_size = if projection == Projection::Down { self.shape.rows } else { self.shape.cols };
+        widths.of(layer, expert).map_or(self.shape, |width| expert_shape(projection, width, hidden_size))
+    }
+}
+
+/// An expert that keeps some of its channels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedExpert {
+    /// Decoder layer, from 0.
+    pub layer: usize,
+    /// Expert within the layer, from 0.
+    pub expert: usize,
+    /// The channels that stay; their number is the expert's width.
+    pub channels: KeptChannels,
+    /// Predicted root of the share of its output's energy, on the calibration text, that the expert loses to the width alone.
+    pub relative_error: Option<f64>,
 }
 
 /// What the allocation proves about itself. Errors are s·‖W − Ŵ‖², summed over matrices.
@@ -119,11 +170,17 @@ pub struct RankPlan {
     /// How the budget was spread.
     #[serde(default)]
     pub allocation: Allocation,
+    /// What could be cut.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub structures: Structures,
     /// By layer; absent where nothing was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivities: Option<Vec<LayerSensitivity>>,
     /// Proof of quality; absent when the ranks were given.
     pub optimality: Option<Optimality>,
+    /// Experts that keep some of their channels, by layer and expert; the others keep all. Since version 2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<PlannedExpert>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<PlannedMatrix>,
     /// The spectra that the ranks were chosen from, thinned, so that whoever executes the plan can show them; absent when
@@ -132,8 +189,10 @@ pub struct RankPlan {
     pub spectra: Option<SpectrumCurves>,
 }
 
-/// Version of `plan.json`.
-pub const PLAN_VERSION: u32 = 1;
+/// Version of a `plan.json` with widths.
+pub const PLAN_VERSION: u32 = 2;
+/// Version of one without: the programs that came before widths read it.
+const PLAN_VERSION_RANKS: u32 = 1;
 
 /// The most patterns of matrices to keep dense.
 const PATTERNS_MAX: usize = 1 << 16;
@@ -187,7 +246,7 @@ pub enum PlanError {
         unit: Unit,
     },
     /// A version this program does not know.
-    #[error("`plan_version` is {0}, this program knows {PLAN_VERSION}")]
+    #[error("`plan_version` is {0}, this program knows {PLAN_VERSION_RANKS} and {PLAN_VERSION}")]
     Version(u32),
     /// The rows are not those of the model.
     #[error("{0} is not an expert matrix of this model, or is in the wrong place")]
@@ -204,6 +263,18 @@ pub enum PlanError {
         planned: MatrixShape,
         /// In the model.
         actual: MatrixShape,
+    },
+    /// Channels that the model does not have, or experts out of order.
+    #[error(
+        "layer {layer}, expert {expert}: `channels` are not some of the model's {intermediate_size}, or the expert is not in its place"
+    )]
+    Channels {
+        /// Decoder layer.
+        layer: usize,
+        /// Expert.
+        expert: usize,
+        /// F of the model.
+        intermediate_size: usize,
     },
     /// A rank that saves nothing, or is zero.
     #[error(
@@ -254,9 +325,9 @@ impl RankPlan {
         optimality: Option<Optimality>,
         matrices: Vec<PlannedMatrix>,
     ) -> Result<Self, PlanError> {
-        let after = size_after(&cost, before, &matrices)?;
+        let after = size_after(&cost, before, &matrices, &Widths::default())?;
         Ok(Self {
-            plan_version: PLAN_VERSION,
+            plan_version: PLAN_VERSION_RANKS,
             target,
             cost,
             rank_multiple,
@@ -264,13 +335,41 @@ impl RankPlan {
             keep_dense: Vec::new(),
             fix_rank: Vec::new(),
             allocation: Allocation::default(),
+            structures: Structures::default(),
             sensitivities: None,
             before,
             after,
             optimality,
+            experts: Vec::new(),
             matrices,
             spectra: None,
         })
+    }
+
+    /// Records which experts keep some of their channels alone, in order, and what is then left of the checkpoint.
+    pub fn narrowed(mut self, experts: Vec<PlannedExpert>) -> Result<Self, PlanError> {
+        if !experts.is_empty() {
+            self.plan_version = PLAN_VERSION;
+        }
+        self.experts = experts;
+        self.after = size_after(&self.cost, self.before, &self.matrices, &self.widths())?;
+        Ok(self)
+    }
+
+    /// The width of every expert of a plan that gives all experts the same and factors nothing: its output is an ordinary model
+    /// with a smaller `intermediate_size`.
+    pub fn plain_width(&self) -> Option<usize> {
+        let width = self.experts.first()?.channels.width();
+        let alike = self.experts.iter().all(|row| row.channels.width() == width);
+        let is_plain = alike
+            && 3 * self.experts.len() == self.matrices.len()
+            && self.matrices.iter().all(|row| row.rank.is_none());
+        is_plain.then_some(width)
+    }
+
+    /// Widths of the experts that keep some of their channels.
+    pub fn widths(&self) -> Widths {
+        self.experts.iter().map(|row| (row.layer, row.expert, row.channels.width())).collect()
     }
 
     /// Records the constraints under which the ranks were chosen.
@@ -281,8 +380,13 @@ impl RankPlan {
 
     /// Records how the ranks were chosen.
     #[must_use]
-    pub fn chosen_by(self, allocation: Allocation, sensitivities: Option<Vec<LayerSensitivity>>) -> Self {
-        Self { allocation, sensitivities, ..self }
+    pub fn chosen_by(
+        self,
+        allocation: Allocation,
+        structures: Structures,
+        sensitivities: Option<Vec<LayerSensitivity>>,
+    ) -> Self {
+        Self { allocation, structures, sensitivities, ..self }
     }
 
     /// Ranks of the factored matrices; a matrix left dense is absent.
@@ -313,21 +417,29 @@ impl RankPlan {
 
     /// Checks a plan that came from a file against the model it is to be used on.
     pub fn validate(&self, config: &ModelConfig, before: Size) -> Result<(), PlanError> {
-        if self.plan_version != PLAN_VERSION {
+        let known = if self.experts.is_empty() {
+            PLAN_VERSION_RANKS..=PLAN_VERSION
+        } else {
+            PLAN_VERSION..=PLAN_VERSION
+        };
+        if !known.contains(&self.plan_version) {
             return Err(PlanError::Version(self.plan_version));
         }
         self.check_settings()?;
+        self.check_experts(config)?;
+        let narrowed = config.with_widths(self.widths());
         let mut rows = self.matrices.iter();
         for id in config.matrices() {
             let row = rows.next().ok_or(PlanError::MissingMatrix(id))?;
             if row.matrix != config.named(id) {
                 return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
             }
-            let shape = config.matrix_shape(id.projection);
+            let shape = config.matrix_shape(id);
             if row.shape != shape {
                 return Err(PlanError::Shape { name: id, planned: row.shape, actual: shape });
             }
             if let Some(rank) = row.rank {
+                let shape = narrowed.matrix_shape(id);
                 let rank_max = crate::params::rank_max_saving(shape, self.cost.storage);
                 if rank == 0 || rank > rank_max {
                     return Err(PlanError::Rank { name: id, shape, rank, rank_max });
@@ -358,7 +470,7 @@ impl RankPlan {
                 return Err(PlanError::OtherCheckpoint { what, planned, actual });
             }
         }
-        let after = size_after(&self.cost, before, &self.matrices)?;
+        let after = size_after(&self.cost, before, &self.matrices, &narrowed.widths)?;
         for (what, planned, actual) in
             [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
         {
@@ -380,6 +492,26 @@ impl RankPlan {
             Unit::Params => self.removed_params(),
             Unit::Bytes => self.removed_bytes(),
         }
+    }
+
+    fn check_experts(&self, config: &ModelConfig) -> Result<(), PlanError> {
+        let mut before = None;
+        for row in &self.experts {
+            let PlannedExpert { layer, expert, .. } = *row;
+            let rises = before.replace((layer, expert)).is_none_or(|before| before < (layer, expert));
+            let is_one = config.has(MatrixId { layer, expert, projection: Projection::Gate });
+            let intermediate_size = config.intermediate_size;
+            if !rises || !is_one || !row.channels.fits(intermediate_size) {
+                return Err(PlanError::Channels { layer, expert, intermediate_size });
+            }
+            if let Some(value) =
+                row.relative_error.filter(|value| !(0.0..=RELATIVE_ERROR_MAX).contains(value))
+            {
+                let name = MatrixId { layer, expert, projection: Projection::Down };
+                return Err(PlanError::RelativeError { name, value: value.to_string() });
+            }
+        }
+        Ok(())
     }
 
     fn check_settings(&self) -> Result<(), PlanError> {
@@ -409,6 +541,10 @@ fn on_one_line<S: serde::Serializer>(
 
 /// Nothing is further from a matrix than zero is, up to rounding.
 const RELATIVE_ERROR_MAX: f64 = 1.0 + 1e-6;
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
 
 fn one() -> usize {
     1
@@ -441,11 +577,16 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
 }
 
 /// The checkpoint without the dense matrices and with what is stored in their place.
-fn size_after(cost: &CostModel, before: Size, matrices: &[PlannedMatrix]) -> Result<Size, PlanError> {
+fn size_after(
+    cost: &CostModel,
+    before: Size,
+    matrices: &[PlannedMatrix],
+    widths: &Widths,
+) -> Result<Size, PlanError> {
     let total = |unit: Unit, whole: u64| {
         let of = |row: &PlannedMatrix| {
             let cost = CostModel { unit, ..*cost }.with(row.element_bytes);
-            (cost.cost(row.shape, None), cost.cost(row.shape, row.rank))
+            (cost.cost(row.shape, None), cost.cost(row.stored_shape(widths), row.rank))
         };
         let add = |(dense, stored): (u64, u64), row| {
             let (one_dense, one_stored) = of(row);
@@ -544,7 +685,7 @@ mod tests {
         let config = config();
         let rows = config.matrices().map(|id| PlannedMatrix {
             matrix: config.named(id),
-            shape: config.matrix_shape(id.projection),
+            shape: config.matrix_shape(id),
             ..row(Some(64))
         });
         let before = Size { params: 200_000, bytes: 400_000 };

@@ -136,7 +136,7 @@ impl ModelConfig {
             Role::Norm(_) => vec![h],
             Role::Router { .. } => vec![self.num_local_experts, h],
             Role::Expert(id) => {
-                let MatrixShape { rows, cols } = self.matrix_shape(id.projection);
+                let MatrixShape { rows, cols } = self.matrix_shape(id);
                 vec![rows, cols]
             }
             Role::SharedExpert { projection, .. } => match self.block.shared_experts {
@@ -194,7 +194,7 @@ impl ModelConfig {
         storage: Storage,
         rank: Option<usize>,
     ) -> MatrixLocation {
-        let matrix = self.matrix_shape(id.projection);
+        let matrix = self.matrix_shape(id);
         let MatrixShape { rows, cols } = matrix;
         match (layout, rank) {
             (Layout::LowRank, Some(r)) if storage == Storage::Pivoted => {
@@ -239,7 +239,7 @@ impl ModelConfig {
     /// The first tensor holds gate's rows, then up's, expert by expert; the second holds down.
     fn fused_expert(&self, id: MatrixId) -> Slice {
         let (e, f, h) = (self.num_local_experts, self.intermediate_size, self.hidden_size);
-        let MatrixShape { rows, cols } = self.matrix_shape(id.projection);
+        let MatrixShape { rows, cols } = self.matrix_shape(id);
         let matrix = (f * h) as u64;
         let expert = id.expert as u64;
         let (tensor_shape, first_element) = match id.projection {

@@ -6,18 +6,22 @@
 use crate::base::InputHashes;
 use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
-use lowrank_calibrate::{CalibrateError, Norm, Norms, Sensitivities, Store, collect, measure};
+use lowrank_calibrate::{
+    CalibrateError, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert, collect, measure,
+};
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::names::{Role, Spelling};
-use lowrank_model::plan::LayerSensitivity;
+use lowrank_model::plan::{LayerSensitivity, Structures};
 use lowrank_model::recipe::{
     CalibrationSettings, MomentSettings, PropagationScope, PropagationSettings, TextChoice,
 };
 use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{MatrixId, Progress, Recipe, Spectrum};
 use lowrank_reader::Checkpoint;
-use lowrank_text::{Passage, Pick, TextError, TextInfo, TextRequest, TextSource, windows};
+use lowrank_text::{
+    Passage, Pick, TextError, TextInfo, TextRequest, TextSource, vocabulary_info, vocabulary_windows, windows,
+};
 use lowrank_writer::report::CalibrationReport;
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -31,8 +35,12 @@ const CACHE_VERSION: u32 = 4;
 pub struct CalibrationText {
     settings: CalibrationSettings,
     propagation: PropagationSettings,
+    structures: Structures,
     infos: Vec<TextInfo>,
+    /// Those of the texts first, then those of the vocabulary.
     sequences: Vec<Vec<u32>>,
+    /// How many are of the texts.
+    of_texts: usize,
     notes: Vec<String>,
     blake3: String,
 }
@@ -48,6 +56,9 @@ impl CalibrationText {
         let Some(settings) = recipe.calibration() else { return Ok(None) };
         check_window(checkpoint, recipe)?;
         let window = settings.calibration_window;
+        let vocabulary =
+            (settings.vocabulary_share * settings.calibration_tokens as f64 / window as f64).round() as usize;
+        let wanted = settings.calibration_tokens.saturating_sub(vocabulary * window);
         let (mut infos, mut sequences, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         for text in &settings.calibrate {
             let source = match text {
@@ -58,7 +69,7 @@ impl CalibrationText {
                 source: &source,
                 window: settings.calibration_window,
                 bos: settings.bos,
-                max_tokens: Some(settings.calibration_tokens / settings.calibrate.len()),
+                max_tokens: Some((wanted / settings.calibrate.len()).max(2)),
                 pick: Pick::Spread,
             };
             let windows = windows(checkpoint.dir(), &request).map_err(CalibrateError::from)?;
@@ -66,14 +77,22 @@ impl CalibrationText {
             sequences.extend(windows.sequences);
             notes.extend(windows.notes);
         }
-        let (tokens, wanted) = (sequences.iter().map(Vec::len).sum(), settings.calibration_tokens);
+        let tokens = sequences.iter().map(Vec::len).sum();
         let least = WINDOWS_MIN * window;
         if tokens < least.min(wanted / window * window) {
             return Err(CalibrateError::from(TextError::TooFew { tokens, wanted, least }).into());
         }
+        let of_texts = sequences.len();
+        if vocabulary > 0 {
+            let prefix = infos.first().map_or(&[][..], |info| &info.prefix).to_vec();
+            let more = vocabulary_windows(checkpoint.config().vocab_size, &prefix, window, vocabulary);
+            infos.push(vocabulary_info(&more, window, &prefix));
+            sequences.extend(more);
+        }
         let blake3 = tokens_hash(&sequences);
-        let (settings, propagation) = (settings.clone(), recipe.propagation);
-        Ok(Some(Self { settings, propagation, infos, sequences, notes, blake3 }))
+        let (settings, propagation, structures) =
+            (settings.clone(), recipe.propagation, recipe.plan.structures);
+        Ok(Some(Self { settings, propagation, structures, infos, sequences, of_texts, notes, blake3 }))
     }
 
     /// What decides the numbers that are measured on it. The tokens stand for the names of the texts.
@@ -92,11 +111,12 @@ impl CalibrationText {
         self.sequences.iter().map(Vec::len).sum()
     }
 
-    /// Windows to measure sensitivities with, evenly out of all.
+    /// Windows to measure sensitivities with, evenly out of those of the texts.
     fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
         let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.calibration_window);
-        let count = wanted.clamp(1, self.sequences.len());
-        (0..count).map(|i| self.sequences[i * self.sequences.len() / count].clone()).collect()
+        let texts = &self.sequences[..self.of_texts];
+        let count = wanted.clamp(1, texts.len());
+        (0..count).map(|i| texts[i * texts.len() / count].clone()).collect()
     }
 }
 
@@ -196,8 +216,11 @@ impl<'a> CalibrationContext<'a> {
         let store = Store::new(calibration.cache.entry(&key), checkpoint.config().hidden_size);
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &*engine);
-        pool.install(|| collect(&forward, &text.sequences, moments, &store, progress, &stop))
-            .map_err(|error| explained(error, checkpoint, context))?;
+        let widths = calibration.width_store(&text, &*engine)?;
+        pool.install(|| {
+            collect(&forward, &text.sequences, moments, &store, widths.as_ref(), progress, &stop)
+        })
+        .map_err(|error| explained(error, checkpoint, context))?;
         let shrinkage = text.settings.shrinkage;
         let (config, target) = (checkpoint.config(), moments.calibration_target);
         let norms = Norms::new(store, config, target, shrinkage, text.tokens())?;
@@ -211,6 +234,34 @@ impl<'a> CalibrationContext<'a> {
         }
         calibration.calibrated = Some(calibrated);
         Ok(calibration)
+    }
+
+    /// Where orders of channels and errors of widths lie; `None` where none are asked for.
+    fn width_store(
+        &self,
+        text: &CalibrationText,
+        engine: &dyn Engine,
+    ) -> Result<Option<WidthStore<'_>>, PipelineError> {
+        if !text.structures.has_widths() {
+            return Ok(None);
+        }
+        let ranks = text.structures.has_ranks();
+        let key = json!({
+            "what": "widths", "model": self.model()?, "text": text.key(), "engine": engine.describe(),
+            "algebra": self.algebra.identity(), "ranks": ranks, "ridge": lowrank_calibrate::widths::RIDGE,
+        });
+        Ok(Some(WidthStore { entry: self.cache.entry(&key), algebra: &self.algebra, ranks }))
+    }
+
+    /// Errors of all widths, if the recipe allows any.
+    pub fn widths(&self, context: JobContext<'_>) -> Result<WidthsByExpert, PipelineError> {
+        let JobContext { pool, progress, interrupt, .. } = context;
+        let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(BTreeMap::new()) };
+        let Some(store) = self.width_store(text, &**engine)? else { return Ok(BTreeMap::new()) };
+        let stop = || interrupt.check().is_err();
+        let (checkpoint, tokens) = (self.checkpoint, text.tokens());
+        pool.install(|| store.all(checkpoint, norms, tokens, progress, &stop))
+            .map_err(|error| explained(error, checkpoint, context))
     }
 
     /// What all cached numbers of this model depend on.
@@ -236,6 +287,11 @@ impl<'a> CalibrationContext<'a> {
                 "{times} decompositions were done by the CPU in place of the device, the first because: {first}"
             ));
         }
+    }
+
+    /// The text, if there is one.
+    pub(crate) fn calibrated(&self) -> Option<&Calibrated> {
+        self.calibrated.as_ref()
     }
 
     /// The text, if factors are fitted to what other factors make of it.

@@ -12,7 +12,7 @@ use crate::planning::{Subject, identity};
 use crate::scratch::Scratch;
 use crate::spectra::RunState;
 use crate::workers;
-use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, planning};
+use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, narrow, planning};
 use lowrank_model::{Progress, RankPlan};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::{CalibrationReport, InputFile};
@@ -128,6 +128,8 @@ fn compress_in(
         checkpoint,
         plan: &plan,
         ranks: plan.ranks(),
+        kept: narrow::kept(&plan),
+        config: checkpoint.config().with_widths(plan.widths()),
         optimum: plan.matrices.iter().map(|row| (row.matrix.id, row.relative_error)).collect(),
         spectra: &planned.spectra,
         scratch,

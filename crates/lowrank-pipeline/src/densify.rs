@@ -1,14 +1,17 @@
 //! `densify`: factors multiplied back, u·v or [I T] on its basis, under the base's names and shapes.
 //!
-//! For runtimes that know no factors. The result is as large as the base and loses what the factors lost.
+//! For runtimes that know no factors. Channels that narrowed experts lack become zeros. The result is as large as the base and loses what the factors lost.
 
 use crate::inspect::tell_left_out;
 use crate::memory::Demand;
+use crate::narrow::kept_of;
 use crate::planning::Subject;
 use crate::{PipelineError, base::check_place, round::round, workers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_model::names::Role;
-use lowrank_model::{Dtype, ElementType, MatrixId, PivotSide, Progress, StoredMatrix, Tensor};
+use lowrank_model::{
+    Dtype, ElementType, MatrixId, PivotSide, Progress, Projection, StoredMatrix, Tensor, Widths,
+};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::{
     Card, ChatTemplate, CheckpointWriter, Documents, OutputTensor, Published, ShardLayout, StatedDtype,
@@ -35,23 +38,25 @@ pub fn densify(
     settings: DensifySettings,
     progress: &dyn Progress,
 ) -> Result<Published, PipelineError> {
-    if checkpoint.ranks().is_empty() {
+    if !checkpoint.is_compressed() {
         return Err(PipelineError::NotFactored(checkpoint.layout()));
     }
     check_place(checkpoint, out)?;
     tell_left_out(checkpoint, progress);
-    let config = checkpoint.config();
+    let config = &checkpoint.config().with_widths(Widths::default());
+    let kept = kept_of(checkpoint)?;
     let pool = workers::pool(
         &Demand::densify(config, workers::widest(checkpoint, settings.dtype)),
         &settings.resources,
     )?;
     let specs = config.tensors();
+    let is_narrowed = |id: MatrixId| kept.contains_key(&(id.layer, id.expert));
     let output = specs
         .iter()
         .map(|spec| OutputTensor {
             name: spec.name.clone(),
             dtype: ElementType::from(match spec.role {
-                Role::Expert(id) if checkpoint.rank(id).is_some() => {
+                Role::Expert(id) if checkpoint.rank(id).is_some() || is_narrowed(id) => {
                     settings.dtype.unwrap_or_else(|| checkpoint.matrix_dtype(id))
                 }
                 Role::Expert(id) => checkpoint.matrix_dtype(id),
@@ -69,7 +74,15 @@ pub fn densify(
     pool.install(|| {
         specs.par_iter().try_for_each(|spec| {
             let tensor = match spec.role {
-                Role::Expert(id) => dense_matrix(checkpoint, id, settings.dtype)?,
+                Role::Expert(id) => {
+                    let matrix = dense_matrix(checkpoint, id, settings.dtype)?;
+                    match kept.get(&(id.layer, id.expert)) {
+                        Some(channels) => {
+                            spread(&matrix, id, channels, config.intermediate_size, settings.dtype)?
+                        }
+                        None => matrix,
+                    }
+                }
                 _ => checkpoint.read_tensor(spec)?,
             };
             writer.write(&spec.name, &tensor)?;
@@ -83,6 +96,43 @@ pub fn densify(
     let documents = Documents::dense(checkpoint.config_json(), stated, &card)?
         .with_companions(checkpoint.dir(), checkpoint.companions())?;
     Ok(pool.install(|| writer.finish(documents))?)
+}
+
+/// What stays of a narrowed expert's matrix, with zeros for the channels that went.
+fn spread(
+    matrix: &Tensor,
+    id: MatrixId,
+    channels: &[usize],
+    intermediate_size: usize,
+    dtype: Option<Dtype>,
+) -> Result<Tensor, PipelineError> {
+    let matrix = match dtype.filter(|&asked| asked != matrix.dtype()) {
+        Some(asked) => &round(&id.to_string(), matrix.shape().to_vec(), asked, &matrix.to_f32())?,
+        None => matrix,
+    };
+    let (rows, cols) = (matrix.shape()[0], matrix.shape()[1]);
+    let size = matrix.dtype().size_bytes() as usize;
+    let (shape, mut bytes);
+    match id.projection {
+        Projection::Gate | Projection::Up => {
+            shape = vec![intermediate_size, cols];
+            bytes = vec![0; intermediate_size * cols * size];
+            for (row, &channel) in matrix.bytes().chunks_exact(cols * size).zip(channels) {
+                bytes[channel * cols * size..][..cols * size].copy_from_slice(row);
+            }
+        }
+        Projection::Down => {
+            shape = vec![rows, intermediate_size];
+            bytes = vec![0; rows * intermediate_size * size];
+            let into = bytes.chunks_exact_mut(intermediate_size * size);
+            for (row, into) in matrix.bytes().chunks_exact(cols * size).zip(into) {
+                for (value, &channel) in row.chunks_exact(size).zip(channels) {
+                    into[channel * size..][..size].copy_from_slice(value);
+                }
+            }
+        }
+    }
+    Ok(Tensor::new(shape, matrix.dtype(), bytes).expect("as many bytes as the shape says"))
 }
 
 fn dense_matrix(
@@ -99,7 +149,7 @@ fn dense_matrix(
                     .expect("a tensor's own shape")
             };
             let (basis_f32, table) = (wide(&basis, &stored_basis), wide(&coefficients, &stored_table));
-            let shape = checkpoint.config().matrix_shape(id.projection);
+            let shape = checkpoint.config().matrix_shape(id);
             let mut w = Array2::<f32>::zeros((shape.rows, shape.cols));
             // From the side of the pivots everything is columns.
             let (basis_f32, table, mut columns): (_, _, ArrayViewMut2<'_, f32>) = match side {

@@ -44,6 +44,12 @@ pub enum PipelineError {
     /// Sensitivities that were asked for and cannot be measured.
     #[error("measuring sensitivities needs a calibration text")]
     NothingToMeasureOn,
+    /// Widths without a text.
+    #[error("widths are measured on, and fitted to, a calibration text, with measured sensitivities")]
+    WidthsNotMeasured,
+    /// One width for all experts, and ranks.
+    #[error("the uniform allocation gives every expert one width, and no ranks beside it")]
+    UniformWidths,
     /// A plan for another way to store factors.
     #[error(
         "the plan counts factors stored as {planned}, this run stores them as {asked}, which takes other numbers of parameters"
@@ -209,6 +215,8 @@ impl PipelineError {
             Self::Plan(_)
             | Self::NoDevice(_)
             | Self::NothingToMeasureOn
+            | Self::WidthsNotMeasured
+            | Self::UniformWidths
             | Self::OtherTexts { .. }
             | Self::WindowTooLong { .. }
             | Self::TooManyWorkers { .. }

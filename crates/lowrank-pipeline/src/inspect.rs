@@ -63,6 +63,8 @@ pub struct Inspection {
     pub shards: Vec<ShardSize>,
     /// Ranks of matrices that are factored already, by module name and in stored order.
     pub ranks: serde_json::Map<String, serde_json::Value>,
+    /// Channels of experts that have fewer than F, by module name and in stored order.
+    pub widths: serde_json::Map<String, serde_json::Value>,
     /// Files that an output gets verbatim.
     pub companions: Vec<PathBuf>,
     /// What else is in the folder, and goes into no output.
@@ -99,7 +101,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
         let mut index_bytes = 0;
         let (dtype, tensors, params) = match spec.role {
             Role::Expert(id) => {
-                let shape = config.matrix_shape(id.projection);
+                let shape = config.matrix_shape(id);
                 let rank = checkpoint.rank(id);
                 let storage = checkpoint.storage();
                 let count = |rank| lowrank_model::params::stored_params(shape, storage, rank);
@@ -149,6 +151,11 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
             .map(|shard| ShardSize { name: shard.name.clone(), bytes: shard.len_bytes })
             .collect(),
         ranks,
+        widths: config
+            .widths
+            .iter()
+            .map(|(layer, expert, width)| (config.family.spelling().expert(layer, expert), width.into()))
+            .collect(),
         companions: checkpoint.companions().to_vec(),
         left_out: checkpoint.left_out().to_vec(),
     }

@@ -20,6 +20,7 @@ pub mod error;
 pub mod inspect;
 pub mod interrupt;
 pub mod memory;
+mod narrow;
 pub mod planning;
 mod propagate;
 pub mod reproduce;

@@ -14,7 +14,9 @@ use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
 use lowrank_model::block::{MoeLayers, SharedExperts};
+use lowrank_model::plan::Structures;
 use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
+use lowrank_model::widths::expert_shape;
 use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
 /// Tokens of an expert whose activations are held together. A multiple of what one batch of the forward pass and one of
@@ -83,7 +85,7 @@ impl Demand {
         let model = Model::new(config, dtype);
         let mut stages = vec![model.data_free()];
         if let Some(settings) = recipe.calibration() {
-            stages.extend(model.collect(settings));
+            stages.extend(model.collect(settings, recipe.plan.structures));
             stages.extend(model.sensitivities(settings));
         }
         Self { stages }
@@ -154,7 +156,7 @@ impl<'a> Model<'a> {
     }
 
     fn shape(&self) -> MatrixShape {
-        self.config.matrix_shape(Projection::Gate)
+        expert_shape(Projection::Gate, self.config.intermediate_size, self.config.hidden_size)
     }
 
     /// An expert matrix as it is stored.
@@ -269,14 +271,19 @@ impl<'a> Model<'a> {
     }
 
     /// The pass that sums second moments.
-    fn collect(&self, settings: &CalibrationSettings) -> [Stage; 4] {
+    fn collect(&self, settings: &CalibrationSettings, structures: Structures) -> Vec<Stage> {
         let tokens = settings.calibration_tokens;
         let states = self.states(tokens);
         let embedding = product(&[self.config.vocab_size as u128, self.h, self.e]);
         let hidden = ("hidden states", states);
         let block = ("inputs and outputs of the MoE block", 2 * states);
         let [rows, strips] = self.summing(tokens);
-        [
+        // The sum, that on a scale of 1, one of the channels that are compared, a Cholesky factor and its inverse, and one
+        // more while they are made.
+        let square = product(&[self.f, self.f, F64]);
+        let squares = if structures.has_widths() { 6 * square } else { 0 };
+        let activations = ("second moment of the activations and its factors", squares);
+        vec![
             Stage::new("calibration: embedding", &[hidden, ("embedding", embedding)], &[]),
             self.attend("calibration: attention", states, settings),
             Stage::new(
@@ -288,6 +295,7 @@ impl<'a> Model<'a> {
                     self.expert(tokens),
                     self.activations(tokens),
                     ("second moments of one expert", 2 * self.moment()),
+                    activations,
                     rows,
                 ],
                 &[strips],

@@ -6,9 +6,9 @@ use crate::memory::Demand;
 use crate::spectra::{RunState, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
-use lowrank_calibrate::Sensitivities;
+use lowrank_calibrate::{ExpertWidths, Sensitivities, WidthsByExpert};
 use lowrank_model::params::{rank_max_saving, stored_params};
-use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
+use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity, Size, Structures};
 use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, TextChoice,
 };
@@ -17,7 +17,9 @@ use lowrank_model::{
     Recipe, Spectrum, SpectrumCurves, Storage, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
-use lowrank_svd::allocate::{AllocationRequest, Allocator, Candidate, Choices, check, plan_from_ranks};
+use lowrank_svd::allocate::{
+    AllocationRequest, Allocator, Candidate, Choices, ExpertCandidate, check, plan_from_ranks,
+};
 use lowrank_writer::report::{BaseModel, CalibrationReport};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -80,20 +82,34 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
+    if recipe.goal.is_budget() && recipe.plan.structures.has_widths() {
+        refuse_widths(recipe)?;
+    }
     check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
     match recipe.goal.target(subject.before) {
         None => recorded(recipe, &plan_of_given(&subject, recipe)?).map(|_| ()),
         Some(target) => {
-            let errors = subject.without_errors();
+            let errors = subject.without_errors(recipe.plan.structures);
             subject.with_request(recipe, target?, &errors, |request| Ok(check(request)?))
         }
     }
 }
 
+/// Widths need what only a calibration can measure, and a plan of their own.
+fn refuse_widths(recipe: &Recipe) -> Result<(), PipelineError> {
+    if recipe.calibration().is_none() || sensitivity(recipe) != Sensitivity::Measured {
+        return Err(PipelineError::WidthsNotMeasured);
+    }
+    if recipe.plan.allocation == Allocation::Uniform && recipe.plan.structures.has_ranks() {
+        return Err(PipelineError::UniformWidths);
+    }
+    Ok(())
+}
+
 /// Only what is dense can be compressed.
 pub fn refuse_factored(checkpoint: &Checkpoint) -> Result<(), PipelineError> {
-    if checkpoint.ranks().is_empty() {
+    if !checkpoint.is_compressed() {
         return Ok(());
     }
     Err(PipelineError::AlreadyFactored(checkpoint.layout()))
@@ -157,6 +173,7 @@ pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineEr
         fix_rank: plan.fix_rank.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(wrong)?,
         sensitivity: Some(plan.optimality.map(|optimality| optimality.sensitivity).unwrap_or_default()),
         allocation: plan.allocation,
+        structures: plan.structures,
     };
     recipe.factor.storage = Some(plan.cost.storage);
     recipe.calibration.calibrate = recipe.calibration.calibrate.iter().map(name).collect();
@@ -190,6 +207,8 @@ pub struct Errors {
     pub sensitivity: Sensitivity,
     /// By layer, where that was measured.
     pub layers: Option<Vec<LayerSensitivity>>,
+    /// Of the experts that may be narrowed.
+    pub widths: WidthsByExpert,
 }
 
 /// Looks up or measures what plans are made from; any budget's plan then takes milliseconds.
@@ -202,11 +221,11 @@ pub fn errors(
 ) -> Result<Errors, PipelineError> {
     if sensitivity != Sensitivity::Measured {
         let spectra = spectra(checkpoint, calibration, context.pool, context.progress, state)?;
-        return Ok(Errors { spectra, sensitivity, layers: None });
+        return Ok(Errors { spectra, sensitivity, layers: None, widths: WidthsByExpert::new() });
     }
     let measured = calibration.sensitivities(checkpoint, context)?;
     let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
-    Ok(Errors { spectra, sensitivity, layers: Some(layers) })
+    Ok(Errors { spectra, sensitivity, layers: Some(layers), widths: calibration.widths(context)? })
 }
 
 impl Errors {
@@ -259,8 +278,11 @@ pub fn plans_from(
     let recorded = |plan: RankPlan, settings: &PlanSettings| {
         let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
         let fixed = settings.fix_rank.iter().map(ToString::to_string).collect();
-        plan.constrained(settings.min_rank, patterns, fixed)
-            .chosen_by(settings.allocation, errors.layers.clone())
+        plan.constrained(settings.min_rank, patterns, fixed).chosen_by(
+            settings.allocation,
+            settings.structures,
+            errors.layers.clone(),
+        )
     };
     let plans = plans.into_iter().map(|plan| plan.expect("every budget is in one of the units"));
     Ok(plans.zip(recipes).map(|(plan, recipe)| plan.map(|plan| recorded(plan, &recipe.plan))).collect())
@@ -327,7 +349,7 @@ impl Subject {
 
     /// Multiples that ranks are of, unless the settings say.
     fn rank_multiple(&self, settings: &PlanSettings) -> usize {
-        let short = self.config.matrix_shape(Projection::Gate).short_side();
+        let short = self.config.matrix_shape(self.config.first_matrix()).short_side();
         let usual = if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 };
         settings.rank_multiple.unwrap_or(usual)
     }
@@ -364,14 +386,26 @@ impl Subject {
     }
 
     /// For questions that only shapes decide.
-    fn without_errors(&self) -> Errors {
-        let zeros = |id: MatrixId| vec![0.0; self.config.matrix_shape(id.projection).short_side()];
+    fn without_errors(&self, structures: Structures) -> Errors {
+        let zeros = |id: MatrixId| vec![0.0; self.config.matrix_shape(id).short_side()];
         let spectrum = |id| Spectrum::new(zeros(id)).expect("zeros do not rise");
         Errors {
             spectra: self.config.matrices().map(|id| (id, spectrum(id))).collect(),
-            sensitivity: Sensitivity::default(),
+            sensitivity: if structures.has_widths() { Sensitivity::Measured } else { Sensitivity::default() },
             layers: None,
+            widths: self.widths_without_errors(structures),
         }
+    }
+
+    fn widths_without_errors(&self, structures: Structures) -> WidthsByExpert {
+        let channels = self.config.intermediate_size;
+        let own = || ExpertWidths {
+            order: (0..channels).collect(),
+            errors: vec![0.0; channels + 1],
+            grid: Vec::new(),
+        };
+        let ids = self.config.matrices().filter(|_| structures.has_widths());
+        ids.map(|id| ((id.layer, id.expert), own())).collect()
     }
 
     /// Puts together what an allocation needs.
@@ -387,16 +421,26 @@ impl Subject {
             |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
         let candidate = |(&name, spectrum)| Candidate {
             name,
-            shape: self.config.matrix_shape(name.projection),
+            shape: self.config.matrix_shape(name),
             spectrum,
             measured: measured(name),
             choices: choices.get(&name).copied().unwrap_or_default(),
             element_bytes: element_bytes.get(&name).copied(),
         };
         let candidates: Vec<Candidate<'_>> = errors.spectra.iter().map(candidate).collect();
+        let expert = |(place, own)| {
+            let (&(layer, expert), ExpertWidths { order, errors, grid }): (&(usize, usize), &ExpertWidths) =
+                (place, own);
+            // An error of a width is one of the outputs, as one of down is.
+            let measured = measured(MatrixId { layer, expert, projection: Projection::Down });
+            let ranks = recipe.plan.structures.has_ranks();
+            ExpertCandidate { layer, expert, order, errors, measured, grid, ranks }
+        };
+        let experts: Vec<ExpertCandidate<'_>> = errors.widths.iter().map(expert).collect();
         act(&AllocationRequest {
             family: self.config.family,
             matrices: &candidates,
+            experts: &experts,
             target,
             cost: self.cost_model(recipe, target.unit),
             rank_multiple: self.rank_multiple(&recipe.plan),
@@ -432,7 +476,7 @@ impl Subject {
         let mut held = BTreeMap::new();
         for FixedRank { pattern, rank } in &settings.fix_rank {
             for id in self.matching("fix-rank", pattern)? {
-                let shape = self.config.matrix_shape(id.projection);
+                let shape = self.config.matrix_shape(id);
                 let rank_max = rank_max_saving(shape, storage);
                 if !(1..=rank_max).contains(rank) {
                     let pattern = pattern.to_string();

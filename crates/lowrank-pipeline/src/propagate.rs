@@ -11,20 +11,27 @@
 //! The target of an expert is the original expert's output for the original's x, even for tokens that the original's
 //! router sends elsewhere. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
 //!
+//! An expert that keeps k of its channels has w1 and w3 with k rows, and its w2 [H, k] is fitted to the targets by least
+//! squares in ẑ [k] ([`Regression`]), whatever the scope, before it is factored, if it is.
+//!
 //! The streams use the factors as they are stored, rounded. The result depends on the model, the text and the ranks alone: a
 //! resumed run starts the streams again, with the factors that the earlier run finished, and writes the same bytes.
 
 use crate::calibration::Calibrated;
 use crate::memory::TOKENS_TOGETHER;
+use crate::narrow::{self, Kept, error_of_narrowed, wide};
+use crate::round::round;
 use crate::stored::{self, FactoredMatrix};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
-use lowrank_calibrate::{CalibrateError, Pair, RowWeights};
+use lowrank_calibrate::{CalibrateError, Fitted, Norm, Pair, Regression, RowWeights};
 use lowrank_compute::Algebra;
+use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::math::add_scaled;
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExpert};
+use lowrank_model::names::Role;
 use lowrank_model::recipe::{MomentSettings, PropagationScope};
-use lowrank_model::{MatrixId, Projection, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, MomentRoot, ShrinkageTarget};
 use ndarray::Array2;
@@ -32,7 +39,8 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Makes a matrix of a rank, best in a metric; says whether that is the metric of its spectrum.
+/// Makes a matrix that is stored otherwise than the original's, best in a metric; says whether that is the metric of its
+/// spectrum.
 type Make<'a> =
     dyn Fn(MatrixId, Tensor, &Metric<'_>, bool) -> Result<FactoredMatrix, PipelineError> + Sync + 'a;
 /// A matrix that need not be made, as it is stored.
@@ -46,6 +54,8 @@ pub(crate) struct Propagation<'a> {
     pub(crate) algebra: &'a Algebra,
     /// Matrices that become factors.
     pub(crate) ranks: &'a BTreeMap<MatrixId, usize>,
+    /// Channels of the experts that keep some: all three matrices of these are made.
+    pub(crate) kept: &'a Kept,
     /// Of those, the ones to hand on; what only they depend on is made, too.
     pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
     pub(crate) finished: &'a Finished<'a>,
@@ -55,12 +65,16 @@ pub(crate) struct Propagation<'a> {
 }
 
 impl Propagation<'_> {
+    /// Whether a matrix is stored otherwise than the original's.
+    fn makes(&self, id: MatrixId) -> bool {
+        self.ranks.contains_key(&id) || self.kept.contains_key(&(id.layer, id.expert))
+    }
+
     /// Runs inside the pool of the job.
     pub(crate) fn run(&self, calibrated: &Calibrated) -> Result<(), PipelineError> {
         let forward = Forward::on(self.checkpoint, &*calibrated.engine);
-        let Some(last) = self.ranks.keys().filter(|&&id| (self.wanted)(id)).map(|id| id.layer).max() else {
-            return Ok(());
-        };
+        let made = forward.config().matrices().filter(|&id| self.makes(id) && (self.wanted)(id));
+        let Some(last) = made.map(|id| id.layer).max() else { return Ok(()) };
         let layers_too = calibrated.propagation().propagate == PropagationScope::Layers;
         let mut original = forward.embed(calibrated.sequences()).map_err(CalibrateError::from)?;
         let mut compressed = layers_too.then(|| original.clone());
@@ -147,7 +161,15 @@ struct InputStatistics {
 /// In which metric a matrix is made.
 enum Fit {
     /// As without propagation.
-    Alone(lowrank_calibrate::Norm),
+    Alone(Norm),
+    /// Down of a narrowed expert, by least squares.
+    Narrowed {
+        /// [H, k] in f32.
+        down: Tensor,
+        /// Of its outputs.
+        moment: Array2<f64>,
+        shrinkage: f64,
+    },
     Inputs {
         statistics: Arc<InputStatistics>,
         rows: Vec<f64>,
@@ -171,6 +193,9 @@ impl Fit {
             }
             Self::Outputs { moment, shrinkage, map } => {
                 Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: Some(map) }
+            }
+            Self::Narrowed { moment, shrinkage, .. } => {
+                Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: None }
             }
         }
     }
@@ -237,20 +262,25 @@ impl Layer<'_> {
     fn matters(&self, expert: usize) -> bool {
         let wanted = |projection| {
             let id = self.id(expert, projection);
-            self.all.ranks.contains_key(&id) && (self.all.wanted)(id)
+            self.all.makes(id) && (self.all.wanted)(id)
         };
         self.compressed.is_some() || Projection::ALL.into_iter().any(wanted)
     }
 
-    fn ranked(&self, expert: usize, projections: &[Projection]) -> Vec<MatrixId> {
+    fn changed(&self, expert: usize, projections: &[Projection]) -> Vec<MatrixId> {
         let ids = projections.iter().map(|&projection| self.id(expert, projection));
-        ids.filter(|id| self.matters(expert) && self.all.ranks.contains_key(id)).collect()
+        ids.filter(|&id| self.matters(expert) && self.all.makes(id)).collect()
+    }
+
+    /// Channels that an expert keeps, if not all.
+    fn kept(&self, expert: usize) -> Option<&[usize]> {
+        self.all.kept.get(&(self.layer, expert)).map(Vec::as_slice)
     }
 
     /// What an earlier run made of an expert.
     fn finished(&self, expert: usize) -> Result<Vec<(MatrixId, StoredMatrix)>, PipelineError> {
         let mut found = Vec::new();
-        for id in self.ranked(expert, &Projection::ALL) {
+        for id in self.changed(expert, &Projection::ALL) {
             found.extend((self.all.finished)(id)?.map(|matrix| (id, matrix)));
         }
         Ok(found)
@@ -263,7 +293,7 @@ impl Layer<'_> {
         projections: &[Projection],
         made: &BTreeMap<MatrixId, StoredMatrix>,
     ) -> Vec<MatrixId> {
-        let mut ids = self.ranked(expert, projections);
+        let mut ids = self.changed(expert, projections);
         ids.retain(|id| !made.contains_key(id));
         ids
     }
@@ -278,7 +308,8 @@ impl Layer<'_> {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let alone = |id| Ok((id, Fit::Alone(self.calibrated.norms.of(id)?)));
+        let kept = self.kept(routed.expert);
+        let alone = |id| Ok((id, Fit::Alone(of_channels(self.calibrated.norms.of(id)?, kept))));
         let compressed = match self.compressed {
             Some(compressed) if !routed.compressed.tokens.is_empty() => compressed,
             _ => return ids.into_iter().map(alone).collect(),
@@ -291,7 +322,7 @@ impl Layer<'_> {
             _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
         };
         let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
-        let weights = weights.without_outputs(config);
+        let weights = weights.without_outputs(config.hidden_size, config.intermediate_size);
         let mut row_weights = RowWeights::new(config.intermediate_size, settings.calibration_target);
         let mut pair = Pair::new(config.hidden_size);
         for (tokens, router_weights) in
@@ -316,7 +347,8 @@ impl Layer<'_> {
         let statistics = Arc::new(InputStatistics { moment: pair.moment, map, root });
         let fit = |id: MatrixId| {
             let rows = if id.projection == Projection::Gate { &row_weights.gate } else { &row_weights.up };
-            (id, Fit::Inputs { statistics: Arc::clone(&statistics), rows: rows.clone(), shrinkage })
+            let rows = rows_of_channels(rows.clone(), kept);
+            (id, Fit::Inputs { statistics: Arc::clone(&statistics), rows, shrinkage })
         };
         Ok(ids.into_iter().map(fit).collect())
     }
@@ -356,8 +388,12 @@ impl Layer<'_> {
         let Some(id) = to_make else { return Ok(None) };
         let inputs = [Projection::Gate, Projection::Up].map(|projection| self.id(routed.expert, projection));
         let is_changed = self.compressed.is_some() || inputs.iter().any(|id| made.contains_key(id));
+        if let Some(kept) = self.kept(routed.expert) {
+            return self.narrowed_fit(routed, id, weights, made, kept, &y_of).map(|fit| Some((id, fit)));
+        }
         let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
-        if tokens.is_empty() || !is_changed {
+        let is_alone = self.calibrated.propagation().propagate == PropagationScope::None;
+        if is_alone || tokens.is_empty() || !is_changed {
             return Ok(Some((id, Fit::Alone(self.calibrated.norms.of(id)?))));
         }
         let [gate, up] = [(&inputs[0], weights.gate), (&inputs[1], weights.up)]
@@ -380,6 +416,58 @@ impl Layer<'_> {
         Ok(Some((id, Fit::Outputs { moment: pair.moment, shrinkage, map })))
     }
 
+    /// For w2 of an expert that keeps some channels: from the activations that its w1 and w3 give to the original's outputs.
+    fn narrowed_fit<'y>(
+        &self,
+        routed: &RoutedExpert,
+        id: MatrixId,
+        weights: StoredExpert,
+        made: &BTreeMap<MatrixId, StoredMatrix>,
+        kept: &[usize],
+        y_of: &dyn Fn(usize) -> &'y [f32],
+    ) -> Result<Fit, PipelineError> {
+        // The compressed model may send no token where the original does.
+        let (stream, RoutedTokens { tokens, weights: router_weights }) =
+            match (self.compressed, &routed.compressed) {
+                (Some(compressed), own) if !own.tokens.is_empty() => (compressed, own),
+                _ => (self.original, &routed.original),
+            };
+        let config = self.forward.config();
+        let StoredMatrix::Dense(w2) = weights.down else {
+            return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
+        };
+        let of = |projection| {
+            let id = self.id(routed.expert, projection);
+            made.get(&id).cloned().expect("w1 and w3 of a narrowed expert are made before its w2")
+        };
+        let narrowed = StoredExpert {
+            gate: of(Projection::Gate),
+            down: StoredMatrix::Dense(w2.clone()),
+            up: of(Projection::Up),
+        };
+        let narrowed = narrowed.without_outputs(config.hidden_size, kept.len());
+        let shares = self.calibrated.moments().gate_weight.of_all(router_weights);
+        let mut regression = Regression::new(config.hidden_size, kept.len());
+        for (tokens, shares) in tokens.chunks(TOKENS_TOGETHER).zip(shares.chunks(TOKENS_TOGETHER)) {
+            let mut activations = Activations(Vec::with_capacity(tokens.len() * kept.len()));
+            let rows = self.rows(stream, tokens)?;
+            let run = self.forward.expert_on(self.layer, narrowed.clone(), &rows, &mut activations);
+            run.map_err(CalibrateError::from)?;
+            let wanted: Vec<f32> = tokens.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
+            regression.add(&wanted, &activations.0, shares);
+        }
+        regression.check(self.layer, routed.expert)?;
+        let columns = wide(&narrow::narrowed(&w2, Projection::Down, kept));
+        let shape = MatrixShape { rows: config.hidden_size, cols: kept.len() };
+        let (fitted, _) = self.all.algebra.run(shape, |backend| regression.fit(backend, columns.view()));
+        let Fitted { down, outputs } = fitted.map_err(|source| PipelineError::Svd { name: id, source })?;
+        let values: Vec<f32> = down.iter().map(|&value| value as f32).collect();
+        let name = config.tensor(Role::Expert(id)).name;
+        let down = round(&name, vec![shape.rows, shape.cols], Dtype::F32, &values)?;
+        let shrinkage = self.calibrated.norms.shrinkage_of(tokens.len() as f64);
+        Ok(Fit::Narrowed { down, moment: outputs, shrinkage })
+    }
+
     /// From what is given to what is wanted, for a matrix.
     fn map(
         &self,
@@ -389,7 +477,7 @@ impl Layer<'_> {
         target: ShrinkageTarget<'_>,
     ) -> Result<(Array2<f64>, Option<MomentRoot>), PipelineError> {
         let target_interpolation = self.calibrated.propagation().target_interpolation;
-        let shape = self.forward.config().matrix_shape(id.projection);
+        let shape = self.forward.config().matrix_shape(id);
         let (map, _) =
             self.all.algebra.run(shape, |backend| pair.map(backend, shrinkage, target_interpolation, target));
         map.map_err(|source| PipelineError::Svd { name: id, source })
@@ -409,9 +497,22 @@ impl Layer<'_> {
                     return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
                 };
                 self.all.checkpoint.check_matrix_finite(id, &matrix)?;
-                let is_alone = matches!(fit, Fit::Alone(_));
-                let factored = (self.all.make)(id, matrix, &fit.metric(), is_alone)?;
-                let shape = self.forward.config().matrix_shape(id.projection);
+                let kept = self.kept(id.expert);
+                let own = match (&fit, kept) {
+                    (Fit::Narrowed { down, .. }, _) => down.clone(),
+                    (_, Some(kept)) => narrow::narrowed(&matrix, id.projection, kept),
+                    (_, None) => matrix.clone(),
+                };
+                let is_alone = kept.is_none() && matches!(fit, Fit::Alone(_));
+                let shape = matrix_shape(&own);
+                let mut factored = (self.all.make)(id, own, &fit.metric(), is_alone)?;
+                if let Some(kept) = kept {
+                    let stored = stored::stored_of(&factored.pieces, shape);
+                    let error = error_of_narrowed(self.all.algebra, &matrix, id.projection, kept, &stored);
+                    factored.outcome.relative_error =
+                        error.map_err(|source| PipelineError::Svd { name: id, source })?;
+                }
+                drop(matrix);
                 let matrix = stored::stored(&factored.pieces, shape);
                 if (self.all.wanted)(id) {
                     (self.all.take)(id, factored, is_alone)?;
@@ -451,6 +552,32 @@ fn changed_expert(
         down: matrix(Projection::Down)?,
         up: matrix(Projection::Up)?,
     })
+}
+
+/// A norm of gate or up for the rows of some channels.
+fn of_channels(norm: Norm, kept: Option<&[usize]>) -> Norm {
+    match norm {
+        Norm::Inputs { moment, rows, shrinkage } => {
+            Norm::Inputs { moment, rows: rows_of_channels(rows, kept), shrinkage }
+        }
+        norm => norm,
+    }
+}
+
+fn rows_of_channels(rows: Vec<f64>, kept: Option<&[usize]>) -> Vec<f64> {
+    match kept {
+        Some(kept) => kept.iter().map(|&channel| rows[channel]).collect(),
+        None => rows,
+    }
+}
+
+/// Takes the activations of one expert.
+struct Activations(Vec<f32>);
+
+impl Observer for Activations {
+    fn expert(&mut self, batch: &ExpertBatch<'_>) {
+        self.0.extend_from_slice(batch.activations);
+    }
 }
 
 /// Takes the weights of one expert's rows from tokens that all were brought to it.

@@ -10,6 +10,7 @@ pub use compare::Difference;
 use crate::base::InputHashes;
 use crate::compress::{self, Request};
 use crate::memory::Demand;
+use crate::narrow;
 use crate::planning::Subject;
 use crate::propagate::Propagation as Propagated;
 use crate::stored::{FactorFormat, FactoredMatrix, Piece, pieces_of, svd_options};
@@ -285,8 +286,12 @@ impl Sampled<'_> {
             config: out.config(),
             storage: factor.storage.unwrap_or_default(),
             dtype: factor.dtype.unwrap_or_else(|| base.matrix_dtype(id)),
+            dense_dtype: base.matrix_dtype(id),
         };
-        let ids = draw(out.config(), out.ranks().keys().copied(), sample);
+        let kept = narrow::kept_of(&out)?;
+        let is_made =
+            |id: &MatrixId| out.ranks().contains_key(id) || kept.contains_key(&(id.layer, id.expert));
+        let ids = draw(out.config(), out.config().matrices().filter(is_made), sample);
         let compared = |id: MatrixId, again: FactoredMatrix| -> Result<Vec<Difference>, PipelineError> {
             let was = pieces_of(out.config(), id, out.read_matrix(id)?);
             let pairs = was.into_iter().zip(again.pieces);
@@ -308,16 +313,22 @@ impl Sampled<'_> {
                 })
                 .transpose()
                 .map_err(|source| PipelineError::Svd { name: id, source })?;
+            let Some(&rank) = out.ranks().get(&id) else { return format(id).dense(&matrix, id) };
             let options = svd_options(&factor, metric, spectrum.as_ref(), None);
-            format(id).factor(calibration.algebra(), matrix, id, out.ranks()[&id], options)
+            format(id).factor(calibration.algebra(), matrix, id, rank, options)
         };
         progress.start("make again", ids.len() as u64, "matrices");
-        if let Some(calibrated) = calibration.propagating() {
+        let fitted = match kept.is_empty() {
+            true => calibration.propagating(),
+            false => calibration.calibrated(),
+        };
+        if let Some(calibrated) = fitted {
             let found = Mutex::new(Vec::new());
             let propagated = Propagated {
                 checkpoint: base,
                 algebra: calibration.algebra(),
                 ranks: out.ranks(),
+                kept: &kept,
                 wanted: &|id| ids.contains(&id),
                 // What is to be checked serves nothing.
                 finished: &|_| Ok(None),

@@ -30,7 +30,7 @@ pub fn spectra(
     progress: &dyn Progress,
     state: RunState<'_>,
 ) -> Result<BTreeMap<MatrixId, Spectrum>, PipelineError> {
-    if !checkpoint.ranks().is_empty() {
+    if checkpoint.is_compressed() {
         return Err(PipelineError::AlreadyFactored(checkpoint.layout()));
     }
     if let Some(known) = calibration.known_spectra()? {

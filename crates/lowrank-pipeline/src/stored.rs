@@ -2,9 +2,11 @@
 //!
 //! A function of its arguments alone, so that a second run, or a sample of one, makes the same bytes.
 
+use crate::narrow::Stored;
 use crate::{FactorSettings, PipelineError, round::round};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Algebra, Backend, Processor};
+use lowrank_model::names::Role;
 use lowrank_model::pivots::factor_shapes;
 use lowrank_model::{
     Dtype, ElementType, MatrixId, MatrixShape, ModelConfig, PivotOrder, PivotSide, Spectrum, Storage,
@@ -45,6 +47,7 @@ pub(crate) struct FactoredMatrix {
 pub(crate) fn stored(pieces: &[(String, Piece)], shape: MatrixShape) -> StoredMatrix {
     let pieces: Vec<&Piece> = pieces.iter().map(|(_, piece)| piece).collect();
     match pieces.as_slice() {
+        [Piece::Weights(w)] => StoredMatrix::Dense(w.clone()),
         [Piece::Weights(u), Piece::Weights(v)] => StoredMatrix::Factored { u: u.clone(), v: v.clone() },
         [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => StoredMatrix::Pivoted {
             side: PivotSide::of(shape),
@@ -62,13 +65,26 @@ pub(crate) struct FactorFormat<'a> {
     /// The model of the matrices.
     pub(crate) config: &'a ModelConfig,
     pub(crate) storage: Storage,
+    /// Of factors.
     pub(crate) dtype: Dtype,
+    /// Of a matrix that is stored dense.
+    pub(crate) dense_dtype: Dtype,
 }
 
 impl FactorFormat<'_> {
-    /// The tensors of a matrix of rank `r`.
-    pub(crate) fn output_tensors(self, id: MatrixId, shape: MatrixShape, r: usize) -> Vec<OutputTensor> {
+    /// The tensors of a matrix of rank `rank`, or of one that is stored dense.
+    pub(crate) fn output_tensors(
+        self,
+        id: MatrixId,
+        shape: MatrixShape,
+        rank: Option<usize>,
+    ) -> Vec<OutputTensor> {
         let dtype = ElementType::from(self.dtype);
+        let Some(r) = rank else {
+            let name = self.config.tensor(Role::Expert(id)).name;
+            let dtype = self.dense_dtype.into();
+            return vec![OutputTensor { name, dtype, shape: vec![shape.rows, shape.cols] }];
+        };
         match self.storage {
             Storage::Uv => {
                 let (u, v) = self.config.factor_names(id);
@@ -95,7 +111,7 @@ impl FactorFormat<'_> {
         writer: &CheckpointWriter,
         id: MatrixId,
         shape: MatrixShape,
-        rank: usize,
+        rank: Option<usize>,
     ) -> Result<StoredMatrix, PipelineError> {
         let read = |OutputTensor { name, shape: dimensions, dtype }: OutputTensor| {
             let bytes = writer.read(&name)?;
@@ -104,12 +120,16 @@ impl FactorFormat<'_> {
                 what: format!("{name}: {source}; run the same command again to start over"),
             };
             let piece = match dtype {
-                ElementType::Index => PivotOrder::from_le_bytes(&bytes, rank, shape.short_side())
-                    .map(Piece::Order)
-                    .map_err(|source| damaged(&source))?,
-                _ => Tensor::new(dimensions, self.dtype, bytes)
-                    .map(Piece::Weights)
-                    .map_err(|source| damaged(&source))?,
+                ElementType::Index => {
+                    PivotOrder::from_le_bytes(&bytes, rank.unwrap_or(0), shape.short_side())
+                        .map(Piece::Order)
+                        .map_err(|source| damaged(&source))?
+                }
+                _ => {
+                    Tensor::new(dimensions, if rank.is_some() { self.dtype } else { self.dense_dtype }, bytes)
+                        .map(Piece::Weights)
+                        .map_err(|source| damaged(&source))?
+                }
             };
             Ok((name, piece))
         };
@@ -136,7 +156,7 @@ impl FactorFormat<'_> {
             factored.map_err(failed)?;
         // Fitted factors do not meet their residual at a right angle, so what rounding does to them is measured, not added.
         let matrix = calibrated_error.map(|_| matrix);
-        let planned = self.output_tensors(id, shape, rank);
+        let planned = self.output_tensors(id, shape, Some(rank));
         let rounded = |at: usize, values: &[f32]| -> Result<Tensor, PipelineError> {
             round(&planned[at].name, planned[at].shape.clone(), self.dtype, values)
         };
@@ -182,6 +202,41 @@ impl FactorFormat<'_> {
     }
 }
 
+impl FactorFormat<'_> {
+    /// A narrowed matrix that is stored as it is: the error is for the caller to say.
+    pub(crate) fn dense(self, matrix: &Tensor, id: MatrixId) -> Result<FactoredMatrix, PipelineError> {
+        let OutputTensor { name, shape, .. } = self.output_tensors(id, matrix_shape(matrix), None).remove(0);
+        let rounded = match matrix.dtype() == self.dense_dtype {
+            true => matrix.clone(),
+            false => round(&name, shape, self.dense_dtype, &matrix.to_f32())?,
+        };
+        let outcome = MatrixOutcome::dense();
+        Ok(FactoredMatrix { pieces: vec![(name, Piece::Weights(rounded))], outcome })
+    }
+}
+
+/// What is stored of a narrowed matrix, to compare with the original.
+pub(crate) fn stored_of(pieces: &[(String, Piece)], shape: MatrixShape) -> Stored<'_> {
+    let pieces: Vec<&Piece> = pieces.iter().map(|(_, piece)| piece).collect();
+    match pieces.as_slice() {
+        [Piece::Weights(w)] => Stored::Dense(w),
+        others => Stored::Factors(multiplied(others, shape)),
+    }
+}
+
+/// The factors that pieces stand for.
+fn multiplied(pieces: &[&Piece], shape: MatrixShape) -> Factors {
+    match pieces {
+        [Piece::Weights(u), Piece::Weights(v)] => {
+            Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
+        }
+        [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
+            expanded(shape, order, &basis.to_f32(), &coefficients.to_f32())
+        }
+        _ => unreachable!("there are two ways to store factors"),
+    }
+}
+
 /// What the engine is told of one matrix: the method of the recipe, the norm, and what an earlier pass found in that norm.
 pub(crate) fn svd_options<'a>(
     settings: &FactorSettings,
@@ -200,22 +255,14 @@ fn stored_error(
     shape: MatrixShape,
     pieces: &[Piece],
 ) -> Result<f64, SvdError> {
-    let stored = match pieces {
-        [Piece::Weights(u), Piece::Weights(v)] => {
-            Factors { shape, rank: u.shape()[1], u: u.to_f32(), v: v.to_f32() }
-        }
-        [Piece::Weights(basis), Piece::Weights(coefficients), Piece::Order(order)] => {
-            expanded(shape, order, &basis.to_f32(), &coefficients.to_f32())
-        }
-        _ => unreachable!("there are two ways to store factors"),
-    };
+    let stored = multiplied(&pieces.iter().collect::<Vec<_>>(), shape);
     relative_error(backend, matrix, &stored)
 }
 
-/// The pieces of a matrix that was read, under the names and in the order of [`FactorFormat::output_tensors`]; none if it is dense.
+/// The pieces of a matrix that was read, under the names and in the order of [`FactorFormat::output_tensors`].
 pub(crate) fn pieces_of(config: &ModelConfig, id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
     match matrix {
-        StoredMatrix::Dense(_) => Vec::new(),
+        StoredMatrix::Dense(w) => vec![(config.tensor(Role::Expert(id)).name, Piece::Weights(w))],
         StoredMatrix::Factored { u, v } => {
             let names = config.factor_names(id);
             vec![(names.0, Piece::Weights(u)), (names.1, Piece::Weights(v))]

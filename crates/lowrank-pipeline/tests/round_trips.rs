@@ -3,6 +3,7 @@
 
 use half::{bf16, f16};
 use lowrank_model::names::Role;
+use lowrank_model::plan::Structures;
 use lowrank_model::progress::Silent;
 use lowrank_model::recipe::{ByteSize, CalibrationSettings, Goal, OutputSettings, Removal, TextChoice};
 use lowrank_model::{Dtype, Layout, MatrixId, ModelConfig, Recipe, Storage, Unit};
@@ -135,6 +136,9 @@ struct Job {
     share: f64,
     unit: Unit,
     calibrated: bool,
+    /// Of a calibrated job.
+    structures: Structures,
+    vocabulary_share: f64,
     shard_bytes_max: u64,
     workers: usize,
 }
@@ -143,21 +147,29 @@ fn job() -> impl Strategy<Value = Job> {
     let storage = prop_oneof![Just(Storage::Uv), Just(Storage::Pivoted)];
     let dtype = prop_oneof![3 => Just(None), 1 => Just(Some(Dtype::F32)), 1 => Just(Some(Dtype::Bf16))];
     let unit = prop_oneof![Just(Unit::Params), Just(Unit::Bytes)];
-    (storage, dtype, 0.01..0.6_f64, unit, any::<bool>(), 200_u64..20_000, 1_usize..3).prop_map(
-        |(storage, factor_dtype, share, unit, calibrated, shard_bytes_max, workers)| Job {
-            storage,
-            factor_dtype,
-            share,
-            unit,
-            calibrated,
-            shard_bytes_max,
-            workers,
+    let structures =
+        prop_oneof![Just(Structures::Rank), Just(Structures::Width), Just(Structures::RankWidth)];
+    let calibration = (any::<bool>(), structures, prop_oneof![Just(0.0), Just(0.25)]);
+    (storage, dtype, 0.01..0.6_f64, unit, calibration, 200_u64..20_000, 1_usize..3).prop_map(
+        |(storage, factor_dtype, share, unit, calibration, shard_bytes_max, workers)| {
+            let (calibrated, structures, vocabulary_share) = calibration;
+            Job {
+                storage,
+                factor_dtype,
+                share,
+                unit,
+                calibrated,
+                structures,
+                vocabulary_share,
+                shard_bytes_max,
+                workers,
+            }
         },
     )
 }
 
 fn expert_params(config: &ModelConfig) -> u64 {
-    config.matrices().map(|id| config.matrix_shape(id.projection)).map(|s| (s.rows * s.cols) as u64).sum()
+    config.matrices().map(|id| config.matrix_shape(id)).map(|s| (s.rows * s.cols) as u64).sum()
 }
 
 fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, PipelineError> {
@@ -184,10 +196,14 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
             calibration_tokens: 96,
             calibration_window: 16,
             sensitivity_tokens: Some(48),
+            vocabulary_share: job.vocabulary_share,
             ..CalibrationSettings::default()
         },
         false => CalibrationSettings::off(),
     };
+    if job.calibrated {
+        recipe.plan.structures = job.structures;
+    }
     (recipe.factor.storage, recipe.factor.dtype) = (Some(job.storage), job.factor_dtype);
     recipe.output = OutputSettings { max_shard_size: ByteSize(job.shard_bytes_max) };
     let request = Request {
@@ -230,12 +246,16 @@ proptest! {
         prop_assert_eq!(read.size().params, done.published.params);
         let ranks: BTreeMap<MatrixId, usize> = done.plan.ranks();
         prop_assert_eq!(read.ranks(), &ranks);
+        prop_assert_eq!(&read.config().widths, &done.plan.widths());
 
         let options = VerifyOptions { depth: Depth::Static, ..VerifyOptions::default() };
         let report = verify(&base, &out, &options, &Silent).unwrap();
         prop_assert_eq!(report.verdict, Verdict::Passed, "{}", report);
         let files = report.files.unwrap();
-        prop_assert_eq!(files.factored.len(), ranks.len());
+        let is_made = |id: &MatrixId| {
+            ranks.contains_key(id) || done.plan.widths().of(id.layer, id.expert).is_some()
+        };
+        prop_assert_eq!(files.factored.len(), model.config.matrices().filter(is_made).count());
         prop_assert_eq!(files.original.params - files.compressed.params, done.plan.removed_params());
     }
 }

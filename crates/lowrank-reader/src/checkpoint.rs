@@ -9,7 +9,7 @@
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
 
 use crate::companions::{Beside, LeftOut};
-use crate::error::ReadError;
+use crate::error::{ReadError, clip};
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
@@ -22,7 +22,8 @@ use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
 use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
 use lowrank_model::{
-    Dtype, ElementType, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Storage, StoredMatrix, Tensor,
+    Dtype, ElementType, KeptChannels, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Projection,
+    Storage, StoredMatrix, Tensor, format,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -130,7 +131,7 @@ impl Checkpoint {
                 }
                 (MatrixLocation::Pivoted { basis, coefficients, order }, Role::Expert(id)) => {
                     factored.insert(id, claims.factors(&basis, &coefficients)?);
-                    let len = config.matrix_shape(id.projection).short_side();
+                    let len = config.matrix_shape(id).short_side();
                     orders.insert(id, claims.order(&order, ranks[&id], len)?);
                 }
                 (
@@ -274,7 +275,7 @@ impl Checkpoint {
             return Ok(match self.orders.get(&id) {
                 None => StoredMatrix::Factored { u: first, v: second },
                 Some(order) => StoredMatrix::Pivoted {
-                    side: PivotSide::of(self.config.matrix_shape(id.projection)),
+                    side: PivotSide::of(self.config.matrix_shape(id)),
                     basis: first,
                     coefficients: second,
                     order: order.clone(),
@@ -285,6 +286,70 @@ impl Checkpoint {
         match self.dense.get(&name) {
             Some(run) => self.read(run).map(StoredMatrix::Dense),
             None => Err(ReadError::UnknownTensor { path: self.dir.clone(), tensor: name }),
+        }
+    }
+
+    /// Whether any of its matrices is stored as factors, or narrowed.
+    pub fn is_compressed(&self) -> bool {
+        !self.ranks.is_empty() || !self.config.widths.is_empty()
+    }
+
+    /// Whether it is an ordinary model with narrower experts, made by us: it says which channels they keep.
+    pub fn is_narrow(&self) -> bool {
+        !self.is_compressed() && self.dir.join(format::CHANNELS_FILE).is_file()
+    }
+
+    /// An ordinary model with narrower experts, as one with experts of `intermediate_size` channels that keep some.
+    #[must_use]
+    pub fn narrowed_from(mut self, intermediate_size: usize) -> Self {
+        let width = self.config.intermediate_size;
+        if width < intermediate_size {
+            let gates = self.config.matrices().filter(|id| id.projection == Projection::Gate);
+            self.config.widths = gates.map(|id| (id.layer, id.expert, width)).collect();
+            self.config.intermediate_size = intermediate_size;
+        }
+        self
+    }
+
+    /// Channels that narrowed experts keep, by layer and expert; the others keep all.
+    pub fn kept_channels(&self) -> Result<BTreeMap<(usize, usize), KeptChannels>, ReadError> {
+        /// A bitmap of 2^20 channels for every one of 4,096 experts.
+        const CHANNELS_BYTES_MAX: u64 = 1 << 30;
+        let widths = &self.config.widths;
+        if widths.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let path = self.dir.join(format::CHANNELS_FILE);
+        let wrong = |what: String| ReadError::Channels { path: path.clone(), what };
+        let read = Folder::open(&self.dir)?.read(format::CHANNELS_FILE, CHANNELS_BYTES_MAX)?;
+        let json = read.ok_or_else(|| wrong("is absent, and `config.json` has widths".into()))?;
+        let listed: BTreeMap<String, KeptChannels> =
+            serde_json::from_slice(&json).map_err(|error| wrong(clip(&error.to_string())))?;
+        let names = self.config.expert_names();
+        let mut kept = BTreeMap::new();
+        for (name, channels) in listed {
+            let place = names.get(&name).copied();
+            let width = place.and_then(|(layer, expert)| widths.of(layer, expert));
+            match place {
+                Some(place)
+                    if width == Some(channels.width()) && channels.fits(self.config.intermediate_size) =>
+                {
+                    kept.insert(place, channels);
+                }
+                _ => {
+                    let name = clip(&name);
+                    return Err(wrong(format!(
+                        "the channels of {name} are not those of its width in `config.json`"
+                    )));
+                }
+            }
+        }
+        match widths.iter().find(|(layer, expert, _)| !kept.contains_key(&(*layer, *expert))) {
+            Some((layer, expert, _)) => {
+                let name = self.config.family.spelling().expert(layer, expert);
+                Err(wrong(format!("{name} has a width and no channels")))
+            }
+            None => Ok(kept),
         }
     }
 

@@ -203,14 +203,37 @@ pub enum ReadError {
         found: String,
     },
     /// Written by a newer program.
-    #[error("{}: `lowrank_config.format_version` is {found}, this program reads {known}", path.display())]
+    #[error("{}: `lowrank_config.format_version` is {found}, this program reads {}", path.display(), any_of(known))]
     FormatVersion {
         /// Which file.
         path: PathBuf,
         /// What was found.
         found: String,
-        /// What is known.
-        known: u64,
+        /// What is known of a checkpoint like this.
+        known: &'static [u64],
+    },
+    /// A width of an expert that the model does not have, or of all its channels or none.
+    #[error(
+        "{}: `lowrank_config.widths`: {module} is {found}, expected an expert of this model and a width from 1 to {}",
+        path.display(), intermediate_size.saturating_sub(1)
+    )]
+    BadWidth {
+        /// Which file.
+        path: PathBuf,
+        /// Name of the expert.
+        module: String,
+        /// What was found.
+        found: String,
+        /// F of the model.
+        intermediate_size: usize,
+    },
+    /// The list of channels is not that of the widths.
+    #[error("{}: {what}", path.display())]
+    Channels {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// Factors that this program cannot put together.
     #[error("{}: `lowrank_config.storage` is {found}, this program reads \"uv\" and \"pivoted\"", path.display())]
@@ -681,6 +704,8 @@ impl ReadError {
             | Self::NoRankMap { .. }
             | Self::RankOfUnknownMatrix { .. }
             | Self::BadRank { .. }
+            | Self::BadWidth { .. }
+            | Self::Channels { .. }
             | Self::NoWeights { .. }
             | Self::WebPage { .. }
             | Self::Unfinished { .. }
@@ -732,4 +757,9 @@ fn also(others: &[String]) -> String {
 
 fn last(tensor: &Option<String>) -> String {
     tensor.as_ref().map_or_else(String::new, |tensor| format!(", `{tensor}`"))
+}
+
+/// `1`, or `1 or 2`.
+fn any_of(versions: &[u64]) -> String {
+    versions.iter().map(u64::to_string).collect::<Vec<_>>().join(" or ")
 }

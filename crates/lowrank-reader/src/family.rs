@@ -5,7 +5,7 @@ use crate::error::{ReadError, clip};
 use crate::folder::Folder;
 use crate::json::parse;
 use crate::others;
-use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, format};
+use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, Widths, format};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -62,12 +62,13 @@ pub fn from_params(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
 /// Reads `config.json`; `path` serves the messages.
 pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Description, ReadError> {
     let json = parse(path, json)?;
-    let config = ModelConfig::from_hf_json(&json)
+    let mut config = ModelConfig::from_hf_json(&json)
         .map_err(|source| ReadError::Config { path: path.into(), source: source.printable() })?;
     let model_type = json.get("model_type").and_then(Value::as_str);
     let (layout, ranks, storage) = if model_type == Some(config.family.output().model_type) {
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
         let storage = check_format(path, lowrank)?;
+        config.widths = read_widths(path, lowrank.get("widths"), &config)?;
         let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config, storage)?;
         (DescribedLayout::Known(Layout::LowRank), ranks, storage)
     } else if let Some(ranks) = json.get("ranks").filter(|ranks| !ranks.is_null()) {
@@ -84,15 +85,42 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
     if lowrank.get("format").and_then(Value::as_str) != Some(format::FORMAT) {
         return Err(ReadError::ForeignFormat { path: path.into(), found: shown("format") });
     }
-    if lowrank.get("format_version").and_then(Value::as_u64) != Some(format::FORMAT_VERSION) {
+    let version = lowrank.get("format_version").and_then(Value::as_u64);
+    let known: &[u64] = match lowrank.get("widths") {
+        None => &[format::FORMAT_VERSION_RANKS, format::FORMAT_VERSION],
+        Some(_) => &[format::FORMAT_VERSION],
+    };
+    if version.is_none_or(|version| !known.contains(&version)) {
         let found = shown("format_version");
-        return Err(ReadError::FormatVersion { path: path.into(), found, known: format::FORMAT_VERSION });
+        return Err(ReadError::FormatVersion { path: path.into(), found, known });
     }
     match lowrank.get("storage") {
         None => Ok(Storage::Uv),
         Some(storage) => Storage::deserialize(storage)
             .map_err(|_| ReadError::UnknownStorage { path: path.into(), found: shown("storage") }),
     }
+}
+
+/// `lowrank_config.widths`: from the name of an expert to its number of channels.
+fn read_widths(path: &Path, map: Option<&Value>, config: &ModelConfig) -> Result<Widths, ReadError> {
+    let Some(map) = map else { return Ok(Widths::default()) };
+    let bad = |module: &str, found: &Value| ReadError::BadWidth {
+        path: path.into(),
+        module: clip(module),
+        found: clip(&found.to_string()),
+        intermediate_size: config.intermediate_size,
+    };
+    let Some(map) = map.as_object() else { return Err(bad("`widths`", map)) };
+    let names = config.expert_names();
+    let row = |(module, found): (&String, &Value)| {
+        let width = found.as_u64().and_then(|width| usize::try_from(width).ok());
+        let width = width.filter(|width| (1..config.intermediate_size).contains(width));
+        match (names.get(module.as_str()), width) {
+            (Some(&(layer, expert)), Some(width)) => Ok((layer, expert, width)),
+            _ => Err(bad(module, found)),
+        }
+    };
+    map.iter().map(row).collect()
 }
 
 fn read_ranks(
@@ -111,7 +139,7 @@ fn read_ranks(
         let Some(id) = config.matrix_named(module) else {
             return Err(ReadError::RankOfUnknownMatrix { path: path.into(), module: clip(module) });
         };
-        let rank_max = storage.rank_max(config.matrix_shape(id.projection));
+        let rank_max = storage.rank_max(config.matrix_shape(id));
         match rank.as_u64() {
             Some(rank) if (1..=rank_max as u64).contains(&rank) => ranks.insert(id, rank as usize),
             _ => {

@@ -267,34 +267,41 @@ function heatMaps({ report, error_basis }) {
   const byName = new Map(rows.map((row) => [row.name, row]));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
   const experts = 1 + Math.max(...rows.map((row) => row.expert));
+  const widths = new Map((report.experts ?? []).map((row) => [`${row.layer}.${row.expert}`, row.width]));
+  const widthOf = (row) => widths.get(`${row.layer}.${row.expert}`) ?? null;
   const tooltip = (name) => {
     const row = byName.get(name);
     return lines(
       row.name,
-      `[${row.shape.join(", ")}]: ${row.rank === null ? "left dense" : `rank ${row.rank}, ${row.route}`}`,
+      `[${row.shape.join(", ")}]: ${row.rank === null ? "not factored" : `rank ${row.rank}, ${row.route}`}`,
+      widthOf(row) !== null && `${widthOf(row)} channels stay`,
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
       typeof row.calibrated_error === "number" && `in the calibrated norm, before rounding ${digits(row.calibrated_error, 5)}`,
       row.excess_over_optimum !== null && `excess over the optimum of this rank ${digits(row.excess_over_optimum, 2)}`,
       row.round_trip_error !== undefined && `error of rounding to its number format ${digits(row.round_trip_error, 3)}`,
     );
   };
-  const group = (id, title, hint, value, show) => {
+  const group = (id, title, hint, value, show, absent = "left dense", panelsOf = PROJECTIONS) => {
     const part = section(id, title, hint);
     const known = rows.map(value).filter((one) => one !== null);
     const [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
-    key(part, el("span", {}, known.length ? show(low) : "–"), ramp(), el("span", {}, known.length ? show(high) : "–"), el("span", { class: "swatch" }), "left dense");
+    key(part, el("span", {}, known.length ? show(low) : "–"), ramp(), el("span", {}, known.length ? show(high) : "–"), el("span", { class: "swatch" }), absent);
     const panels = el("div", { class: "panels" });
     part.append(panels);
-    for (const projection of PROJECTIONS) {
+    for (const projection of panelsOf) {
       const cells = rows.filter((row) => row.projection === projection).map((row) => [row.expert, row.layer, value(row), row.name]);
       figure(panels, `chart-${id}-${projection}`, projection, () => heatMap({
         cells, columns: range(experts), rows: range(layers), low, high, columnName: "expert", rowName: "layer", tooltip, cellName: id,
       }), heatHeight(layers));
     }
   };
+  if (widths.size > 0) {
+    group("widths", "Width of every expert", "Channels that stay. Hover over a cell or tap it for details of its gate matrix.",
+      widthOf, String, "all channels", ["gate"]);
+  }
   group("ranks", "Rank of every expert matrix", "Hover over a cell or tap it for details of its matrix.", (row) => row.rank, String);
   group("errors", "Relative error of every expert matrix", `‖W − Ŵ‖ / ‖W‖ ${error_basis}.`,
-    (row) => (row.rank === null ? null : row.relative_error), (value) => digits(value, 3));
+    (row) => (row.rank === null && widthOf(row) === null ? null : row.relative_error), (value) => digits(value, 3));
 }
 
 function coverage({ report }) {

@@ -4,7 +4,8 @@ use crate::ReportError;
 use crate::cards::{GpuRoom, cards};
 use crate::place;
 use lowrank_model::params::stored_params;
-use lowrank_model::{MatrixShape, SpectrumCurves, format};
+use lowrank_model::widths::expert_shape;
+use lowrank_model::{MatrixId, MatrixShape, Projection, SpectrumCurves, Widths, format};
 use lowrank_writer::CompressionReport;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -124,11 +125,16 @@ impl CheckpointPage {
 }
 
 fn layers(report: &CompressionReport) -> Vec<Layer> {
+    let widths: Widths = report.experts.iter().map(|row| (row.layer, row.expert, row.width)).collect();
     let mut all: BTreeMap<usize, Vec<(u64, u64, f64)>> = BTreeMap::new();
     for row in &report.matrices {
         let shape = MatrixShape { rows: row.shape[0], cols: row.shape[1] };
-        let stored = |rank| stored_params(shape, report.storage, rank);
-        let sums = (stored(None), stored(row.rank), row.relative_error * row.relative_error);
+        let MatrixId { layer, expert, projection } = row.matrix.id;
+        let hidden_size = if projection == Projection::Down { shape.rows } else { shape.cols };
+        let narrowed =
+            widths.of(layer, expert).map_or(shape, |width| expert_shape(projection, width, hidden_size));
+        let stored = |shape, rank| stored_params(shape, report.storage, rank);
+        let sums = (stored(shape, None), stored(narrowed, row.rank), row.relative_error * row.relative_error);
         all.entry(row.matrix.id.layer).or_default().push(sums);
     }
     all.into_iter()

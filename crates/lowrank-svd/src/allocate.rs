@@ -8,19 +8,26 @@
 //!
 //! Pure: no threads, no clock, no dependence on the order of the input.
 
+mod choices;
 mod curve;
+mod expert;
 mod fill;
+mod hull;
 mod request;
 
-use curve::{Curve, Segment};
+use choices::{Curve, Segment};
+use curve::MatrixCurve;
+use expert::{ExpertCurve, PlannedChoice};
 use fill::{fill, shave};
-use lowrank_model::plan::{Allocation, Optimality, PlanError, PlannedMatrix, Size};
+use lowrank_model::plan::{
+    Allocation, Optimality, PlanError, PlannedExpert, PlannedMatrix, Sensitivity, Size,
+};
 use lowrank_model::{
     CostModel, ElementBytes, MatrixId, ModelConfig, NamedMatrix, RankPlan, Target, params::rank_max_saving,
 };
 use std::collections::BTreeMap;
 
-pub use request::{AllocateError, AllocationRequest, Candidate, Choices};
+pub use request::{AllocateError, AllocationRequest, Candidate, Choices, ExpertCandidate, NarrowedErrors};
 
 /// The ranks of least total error that remove at least the target, and less than one step more: afterwards no matrix can
 /// be given the next rank, or be left dense, without missing the target. (Given ranks alone may remove more.)
@@ -68,13 +75,21 @@ impl<'a> Allocator<'a> {
                 let capacity = self.problem.capacity(&self.request, remove_at_least);
                 let plan = capacity.and_then(|capacity| {
                     let relaxed = walk.up_to(capacity);
-                    let chosen = match allocation {
-                        Allocation::Global => self.problem.repaired(&relaxed),
-                        Allocation::Uniform => self.problem.uniform(capacity),
-                    };
                     let target = Target { remove_at_least, ..self.request.target };
                     let request = AllocationRequest { target, ..self.request };
-                    self.problem.plan(&request, &chosen, relaxed.lower_bound)
+                    let bound = relaxed.lower_bound;
+                    match allocation {
+                        Allocation::Global => {
+                            self.problem.plan(&request, &self.problem.repaired(&relaxed), bound)
+                        }
+                        Allocation::Uniform if !request.experts.is_empty() => {
+                            let (narrowed, chosen) = self.problem.of_one_width(&request, capacity)?;
+                            narrowed.plan(&request, &chosen, bound)
+                        }
+                        Allocation::Uniform => {
+                            self.problem.plan(&request, &self.problem.uniform(capacity), bound)
+                        }
+                    }
                 });
                 (index, plan)
             })
@@ -100,7 +115,7 @@ pub fn plan_from_ranks(
     let mut left: BTreeMap<MatrixId, usize> = ranks.clone();
     let mut rows = Vec::new();
     for name in config.matrices() {
-        let shape = config.matrix_shape(name.projection);
+        let shape = config.matrix_shape(name);
         let rank = left.remove(&name);
         if let Some(rank) = rank {
             let rank_max = rank_max_saving(shape, cost.storage);
@@ -199,16 +214,37 @@ impl Problem {
         }
         let dense =
             matrices.iter().map(|matrix| cost.with(matrix.element_bytes).cost(matrix.shape, None)).sum();
-        let curves = matrices
-            .into_iter()
-            .map(|matrix| Curve::new(matrix, cost, rank_multiple, request.rank_floor(), sensitivity))
-            .collect::<Result<Vec<_>, _>>()?;
+        if !request.experts.is_empty() && sensitivity != Sensitivity::Measured {
+            return Err(AllocateError::WidthsNotMeasured);
+        }
+        let experts: BTreeMap<_, _> =
+            request.experts.iter().map(|expert| ((expert.layer, expert.expert), *expert)).collect();
+        let floor = request.rank_floor();
+        let mut curves = Vec::new();
+        for matrices in
+            matrices.chunk_by(|a, b| (a.name.layer, a.name.expert) == (b.name.layer, b.name.expert))
+        {
+            let free = |matrix: &Candidate<'_>| matrix.choices == Choices::Any;
+            let expert = experts.get(&(matrices[0].name.layer, matrices[0].name.expert));
+            match (<[Candidate<'_>; 3]>::try_from(matrices), expert) {
+                (Ok(all), Some(&expert)) if all.iter().all(free) => {
+                    let curve = ExpertCurve::new(all, expert, cost, rank_multiple, floor)?;
+                    curves.push(Curve::Expert(Box::new(curve)));
+                }
+                _ => {
+                    for &matrix in matrices {
+                        let curve = MatrixCurve::new(matrix, cost, rank_multiple, floor, sensitivity)?;
+                        curves.push(Curve::Matrix(curve));
+                    }
+                }
+            }
+        }
         // Every sum of errors below is at most this one.
         let mut total = 0.0;
         for curve in &curves {
             total += curve.largest_error();
             if !total.is_finite() {
-                return Err(AllocateError::NotFinite { name: curve.name });
+                return Err(AllocateError::NotFinite { name: curve.name() });
             }
         }
         let least = curves.iter().map(|curve| curve.cost(0)).sum();
@@ -280,16 +316,57 @@ impl Problem {
 
     /// The largest common rank that the capacity allows.
     fn uniform(&self, capacity: u64) -> Vec<usize> {
+        let ranks = |curve: &Curve| match curve {
+            Curve::Matrix(curve) => curve.ranks(),
+            Curve::Expert(_) => 0,
+        };
         let at = |step: usize| -> Vec<usize> {
-            self.curves.iter().map(|curve| step.min(curve.ranks().saturating_sub(1))).collect()
+            self.curves.iter().map(|curve| step.min(ranks(curve).saturating_sub(1))).collect()
         };
         // Costs rise with the step, and step 0 fits.
-        let (mut fits, mut beyond) = (0, self.curves.iter().map(Curve::ranks).max().unwrap_or(1).max(1));
+        let (mut fits, mut beyond) = (0, self.curves.iter().map(ranks).max().unwrap_or(1).max(1));
         while beyond - fits > 1 {
             let middle = fits + (beyond - fits) / 2;
             if self.cost(&at(middle)) <= capacity { fits = middle } else { beyond = middle }
         }
         at(fits)
+    }
+
+    /// The same width for every expert, the largest that the capacity allows, and all of what stays of their matrices.
+    fn of_one_width(
+        &self,
+        request: &AllocationRequest<'_>,
+        capacity: u64,
+    ) -> Result<(Self, Vec<usize>), AllocateError> {
+        let mut experts = Vec::new();
+        for curve in &self.curves {
+            match curve {
+                Curve::Expert(expert) if !expert.has_ranks() => experts.push(&**expert),
+                _ => return Err(AllocateError::UniformWidthsAndRanks),
+            }
+        }
+        let channels = experts.iter().map(|expert| expert.channels()).min().unwrap_or(0);
+        let cost = |width: usize| -> u64 { experts.iter().map(|expert| expert.cost_of(width)).sum() };
+        let widths = (1..=channels).filter(|&width| width == channels || width % request.rank_multiple == 0);
+        let widths: Vec<usize> = widths.collect();
+        // Costs rise with the width.
+        let fitting = widths.partition_point(|&width| cost(width) <= capacity);
+        let Some(&width) = fitting.checked_sub(1).and_then(|last| widths.get(last)) else {
+            let most = self.dense - widths.first().map_or(self.dense, |&width| cost(width));
+            return Err(AllocateError::Infeasible {
+                asked: request.target.remove_at_least,
+                most,
+                unit: request.target.unit,
+                rank_floor: request.rank_multiple,
+                kept_dense: 0,
+                fixed: 0,
+                matrices: request.matrices.len(),
+            });
+        };
+        let curves: Vec<Curve> =
+            experts.iter().map(|expert| Curve::Expert(Box::new(expert.at_width(width)))).collect();
+        let chosen = vec![0; curves.len()];
+        Ok((Self { least: cost(width), dense: self.dense, curves }, chosen))
     }
 
     fn plan(
@@ -303,21 +380,44 @@ impl Problem {
         let lower_bound = lower_bound.min(objective);
         let gap = if objective > lower_bound { (objective - lower_bound) / lower_bound } else { 0.0 };
         let duality_gap = gap.is_finite().then_some(gap);
-        let rows = self.curves.iter().zip(chosen).map(|(curve, &choice)| PlannedMatrix {
+        let row = |curve: &MatrixCurve, (rank, relative_error)| PlannedMatrix {
             matrix: NamedMatrix { name: request.family.spelling().module(curve.name), id: curve.name },
             shape: curve.shape,
-            rank: curve.rank(choice),
-            relative_error: Some(curve.relative_error(choice)),
+            rank,
+            relative_error: Some(relative_error),
             element_bytes: curve.element_bytes,
-        });
+        };
+        let (mut rows, mut experts) = (Vec::new(), Vec::new());
+        for (curve, &choice) in self.curves.iter().zip(chosen) {
+            match curve {
+                Curve::Matrix(curve) => {
+                    rows.push(row(curve, (curve.rank(choice), curve.relative_error(choice))));
+                }
+                Curve::Expert(curve) => {
+                    let PlannedChoice { channels, width_error, matrices } = curve.planned(choice);
+                    rows.extend(
+                        curve.matrices().iter().zip(matrices).map(|(curve, chosen)| row(curve, chosen)),
+                    );
+                    let MatrixId { layer, expert, .. } = curve.matrices()[0].name;
+                    let relative_error = Some(width_error);
+                    experts.extend(channels.map(|channels| PlannedExpert {
+                        layer,
+                        expert,
+                        channels,
+                        relative_error,
+                    }));
+                }
+            }
+        }
         Ok(RankPlan::new(
             Some(request.target),
             CostModel { unit: request.target.unit, ..request.cost },
             request.rank_multiple,
             request.before,
             Some(Optimality { sensitivity: request.sensitivity, objective, lower_bound, duality_gap }),
-            rows.collect(),
-        )?)
+            rows,
+        )?
+        .narrowed(experts)?)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::moment::{UnitMoment, check_ridge};
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::{for_each_block, matrix_shape};
 use lowrank_compute::{Backend, Cholesky, Kernels, Side};
-use lowrank_model::Tensor;
+use lowrank_model::{MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
 /// Stages of the order; the last one compares a sixteenth of the channels.
@@ -114,10 +114,50 @@ impl Channels {
         Ok(product(backend, outputs, outputs.t()))
     }
 
+    /// W₂ L [H, F].
+    pub(crate) fn outputs(&self) -> ArrayView2<'_, f64> {
+        self.outputs.view()
+    }
+
     fn check(&self, width: usize) -> Result<(), SvdError> {
         let width_max = self.order.len();
         if (1..=width_max).contains(&width) { Ok(()) } else { Err(SvdError::Width { width, width_max }) }
     }
+}
+
+/// W [H, k] that minimises Σ g² ‖y − W z‖² + ridge · mean(diag C) ‖W − W₂[:, S]‖², where `cross` is Σ g² y zᵀ [H, k],
+/// `moment` C = Σ g² z zᵀ [k, k], lower triangle, and `columns` W₂[:, S] [H, k]: w2 fitted to channels that may be those of
+/// changed matrices. For the original's channels, this is [`Channels::refit`] with the mean of theirs. Without a moment,
+/// the columns.
+///
+/// # Errors
+/// A size is another, a value is not finite, or rounding finds the second moment plus ridge indefinite.
+pub fn fit_columns(
+    backend: &dyn Backend,
+    cross: ArrayView2<'_, f64>,
+    moment: ArrayView2<'_, f64>,
+    columns: ArrayView2<'_, f64>,
+    ridge: f64,
+) -> Result<Array2<f64>, SvdError> {
+    check_ridge(ridge)?;
+    let (rows, size) = columns.dim();
+    let shape = MatrixShape { rows, cols: size };
+    if cross.dim() != (rows, size) {
+        let (rows, cols) = cross.dim();
+        return Err(SvdError::MetricShape { what: "cross moment", rows, cols, size, shape });
+    }
+    let Some(UnitMoment { mut matrix, mean }) = UnitMoment::new(moment, size, shape)? else {
+        return Ok(columns.to_owned());
+    };
+    let ridge = ridge.max((size * size) as f64 * f64::EPSILON);
+    matrix.diag_mut().mapv_inplace(|value| value + ridge);
+    let kernels: &dyn Kernels<f64> = backend;
+    let Cholesky { inverse, .. } = cholesky(kernels, matrix.view())?;
+    drop(matrix);
+    let mut wanted = &cross / mean;
+    wanted.scaled_add(ridge, &columns);
+    let half = product(kernels, wanted.view(), inverse.t());
+    Ok(product(kernels, half.view(), inverse.view()))
 }
 
 /// Channels by falling importance; of equal ones the first comes first.

@@ -188,7 +188,7 @@ impl<T: Real> InPrecision<T> for Inputs<'_> {
 }
 
 /// Row i times √d of row `first` + i, `times` over.
-fn scale_rows<T: Real>(rows: &mut Array2<T>, first: usize, row_roots: &[f64], times: i32) {
+pub(crate) fn scale_rows<T: Real>(rows: &mut Array2<T>, first: usize, row_roots: &[f64], times: i32) {
     for (mut row, root) in rows.rows_mut().into_iter().zip(&row_roots[first..]) {
         row *= T::of_f64(root.powi(times));
     }

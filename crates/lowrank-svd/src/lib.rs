@@ -18,6 +18,7 @@
 //! | `moment`, `root` | second moments, and their roots |
 //! | [`ridge`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@channels`] | which channels of an expert to keep, and w2 fitted to them |
+//! | [`mod@narrowed`] | errors of every rank of what stays at a width |
 //! | [`factors`] | balancing u and v |
 //! | [`residual`] | errors of factors |
 //! | [`mod@interpolative`] | u·v as an interpolative decomposition: fewer numbers for the same matrix |
@@ -39,6 +40,7 @@ pub mod interpolative;
 mod linalg;
 pub mod metric;
 mod moment;
+pub mod narrowed;
 pub mod options;
 mod outputs;
 pub mod precision;
@@ -52,14 +54,17 @@ mod stats;
 mod test_support;
 mod weights;
 
-pub use allocate::{AllocateError, AllocationRequest, Candidate, allocate, plan_from_ranks, uniform_plan};
-pub use channels::Channels;
+pub use allocate::{
+    AllocateError, AllocationRequest, Candidate, NarrowedErrors, allocate, plan_from_ranks, uniform_plan,
+};
+pub use channels::{Channels, fit_columns};
 pub use engine::{Factored, Route, decompose, factor, spectrum};
 pub use error::SvdError;
 pub use factors::Factors;
 pub use interpolative::{Interpolative, expanded, interpolative};
 pub use lowrank_model::recipe::MethodChoice;
 pub use metric::Metric;
+pub use narrowed::{narrowed_inputs, narrowed_outputs};
 pub use options::SvdOptions;
 pub use precision::{Precision, PrecisionChoice};
 pub use reduction::Reduction;

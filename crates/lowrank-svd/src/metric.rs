@@ -111,7 +111,7 @@ impl<'a> Metric<'a> {
 }
 
 /// The largest of d; absent if all are zero.
-fn largest_row_weight(row_weights: &[f64], shape: MatrixShape) -> Result<Option<f64>, SvdError> {
+pub(crate) fn largest_row_weight(row_weights: &[f64], shape: MatrixShape) -> Result<Option<f64>, SvdError> {
     if row_weights.len() != shape.rows {
         return Err(SvdError::RowWeights { values: row_weights.len(), shape });
     }

@@ -14,7 +14,9 @@
 mod encoder;
 mod error;
 pub mod readers;
+mod vocabulary;
 mod windows;
 
 pub use error::TextError;
+pub use vocabulary::{vocabulary_info, vocabulary_windows};
 pub use windows::{Passage, Pick, TextInfo, TextRequest, TextSource, Windows, encode_with, windows};

@@ -5,7 +5,8 @@
 
 use crate::error::VerifyError;
 use crate::factors::{
-    energy, largest_coefficient, relative_error, rounding_at_most, rounding_energy, smallest_normal,
+    energy, largest_coefficient, relative_error, relative_error_of_narrowed, rounding_at_most,
+    rounding_energy, smallest_normal,
 };
 use crate::record::{
     Record, RecordedMatrix, chance, read_index_totals, read_record, squared_error_tolerance,
@@ -13,10 +14,12 @@ use crate::record::{
 use crate::report::{BudgetCheck, FactoredMatrix, Files, Finding, FindingKind};
 use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
-use lowrank_model::{Layout, MatrixId, Progress, StoredMatrix, Tensor, Unit, format};
+use lowrank_model::{
+    Layout, MatrixId, MatrixShape, Progress, Projection, StoredMatrix, Tensor, Unit, failure, format,
+};
 use lowrank_reader::Checkpoint;
 use lowrank_reader::companions::is_read_by_loaders;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Holds every claim against the bytes.
 pub fn check(
@@ -30,7 +33,8 @@ pub fn check(
     let record = claims.record();
     let budget = claims.counts(record.as_ref());
     claims.base_files(record.as_ref(), progress)?;
-    let (untouched_tensors, factored, dense_matrices) = claims.tensors(record.as_ref(), progress)?;
+    let kept = claims.widths(record.as_ref());
+    let (untouched_tensors, factored, dense_matrices) = claims.tensors(record.as_ref(), &kept, progress)?;
     let files = Files {
         original: original.size(),
         compressed: compressed.size(),
@@ -91,7 +95,7 @@ impl Claims<'_> {
 
     /// Only our own format carries a record; there it must be.
     fn record(&mut self) -> Option<Record> {
-        if self.compressed.layout() != Layout::LowRank {
+        if self.compressed.layout() != Layout::LowRank && self.compressed.config().widths.is_empty() {
             return None;
         }
         match read_record(self.compressed.dir()) {
@@ -178,6 +182,7 @@ impl Claims<'_> {
     fn tensors(
         &mut self,
         record: Option<&Record>,
+        kept: &BTreeMap<(usize, usize), Vec<usize>>,
         progress: &dyn Progress,
     ) -> Result<(usize, Vec<FactoredMatrix>, usize), VerifyError> {
         let (original, compressed) = (self.original, self.compressed);
@@ -195,13 +200,21 @@ impl Claims<'_> {
                     }
                     self.rank(id, row);
                     let (ours, theirs) = (original.read_matrix(id)?, compressed.read_matrix(id)?);
+                    let place = (id.layer, id.expert);
+                    if compressed.config().widths.of(id.layer, id.expert).is_some() {
+                        let Some(kept) = kept.get(&place) else { continue };
+                        self.kept_rows(spec, id, &ours, &theirs, kept);
+                        factored.push(self.factored(id, &ours, &theirs, Some(kept), row));
+                        progress.advance(1);
+                        continue;
+                    }
                     match (&ours, &theirs) {
                         (StoredMatrix::Dense(ours), StoredMatrix::Dense(theirs)) => {
                             untouched += 1;
                             dense += 1;
                             self.same(&spec.name, ours, theirs);
                         }
-                        _ => factored.push(self.factored(spec, id, &ours, &theirs, row)),
+                        _ => factored.push(self.factored(id, &ours, &theirs, None, row)),
                     }
                 }
                 _ => {
@@ -216,6 +229,68 @@ impl Claims<'_> {
         Ok((untouched, factored, dense))
     }
 
+    /// The channels of narrowed experts, whose widths are held against the record. Without them nothing can be said of these
+    /// experts' matrices.
+    fn widths(&mut self, record: Option<&Record>) -> BTreeMap<(usize, usize), Vec<usize>> {
+        let spelling = self.original.config().family.spelling();
+        if let Some(record) = record {
+            let ours: BTreeMap<(usize, usize), usize> = (self.compressed.config().widths.iter())
+                .map(|(layer, expert, width)| ((layer, expert), width))
+                .collect();
+            let theirs: BTreeMap<(usize, usize), usize> =
+                record.experts.iter().map(|row| ((row.layer, row.expert), row.width)).collect();
+            for place in ours.keys().chain(theirs.keys()).collect::<BTreeSet<_>>() {
+                let (in_file, recorded) = (ours.get(place), theirs.get(place));
+                if in_file != recorded {
+                    let word = |width: Option<&usize>| {
+                        width.map_or("all channels".to_owned(), |width| format!("{width} channels"))
+                    };
+                    let (in_file, recorded) = (word(in_file), word(recorded));
+                    let detail = format!("the report says {recorded}, the file has {in_file}");
+                    self.find(FindingKind::WidthDiffers, spelling.expert(place.0, place.1), detail);
+                }
+            }
+        }
+        match self.compressed.kept_channels() {
+            Ok(kept) => {
+                kept.into_iter().map(|(place, channels)| (place, channels.iter().collect())).collect()
+            }
+            Err(error) => {
+                let detail = failure::chain(&error);
+                self.find(FindingKind::RecordUnusable, format::CHANNELS_FILE.to_owned(), detail);
+                BTreeMap::new()
+            }
+        }
+    }
+
+    /// Gate and up of a narrowed expert that are not factored have the original's very rows.
+    fn kept_rows(
+        &mut self,
+        spec: &TensorSpec,
+        id: MatrixId,
+        ours: &StoredMatrix,
+        theirs: &StoredMatrix,
+        kept: &[usize],
+    ) {
+        let (StoredMatrix::Dense(ours), StoredMatrix::Dense(theirs)) = (ours, theirs) else { return };
+        if id.projection == Projection::Down {
+            return;
+        }
+        let row_bytes = ours.bytes().len() / ours.shape()[0];
+        let rows: Vec<u8> = kept
+            .iter()
+            .flat_map(|&channel| &ours.bytes()[channel * row_bytes..][..row_bytes])
+            .copied()
+            .collect();
+        let rows = Tensor::new(theirs.shape().to_vec(), ours.dtype(), rows);
+        match rows {
+            Ok(rows) => self.same(&spec.name, &rows, theirs),
+            Err(error) => {
+                self.find(FindingKind::TensorDiffers, spec.name.clone(), failure::chain(&error));
+            }
+        }
+    }
+
     fn name(&self, id: MatrixId) -> String {
         self.original.config().module_name(id)
     }
@@ -223,7 +298,7 @@ impl Claims<'_> {
     fn rank(&mut self, id: MatrixId, row: Option<&RecordedMatrix>) {
         let Some(row) = row else { return };
         let in_file = self.compressed.rank(id).map(|rank| rank as u64);
-        let shape = self.original.config().matrix_shape(id.projection);
+        let shape = self.original.config().matrix_shape(id);
         let word = |rank: Option<u64>| rank.map_or("dense".to_owned(), |rank| format!("rank {rank}"));
         if row.rank != in_file {
             let detail = format!("the report says {}, the file has {}", word(row.rank), word(in_file));
@@ -259,16 +334,17 @@ impl Claims<'_> {
         }
     }
 
+    /// A matrix that is stored otherwise than the original's: as factors, or narrowed to `kept` channels.
     fn factored(
         &mut self,
-        spec: &TensorSpec,
         id: MatrixId,
         ours: &StoredMatrix,
         theirs: &StoredMatrix,
+        kept: Option<&Vec<usize>>,
         row: Option<&RecordedMatrix>,
     ) -> FactoredMatrix {
         let factors = match theirs {
-            StoredMatrix::Dense(_) => Vec::new(),
+            StoredMatrix::Dense(w) => vec![(self.name(id), w)],
             StoredMatrix::Factored { u, v } => {
                 let (u_name, v_name) = self.original.config().factor_names(id);
                 vec![(u_name, u), (v_name, v)]
@@ -283,12 +359,16 @@ impl Claims<'_> {
                 self.find(FindingKind::NonFinite, name, format!("element {element} is NaN or infinite"));
             }
         }
-        let measured = relative_error(ours, theirs);
+        let measured = match kept {
+            None => relative_error(ours, theirs),
+            Some(kept) => relative_error_of_narrowed(ours, theirs, id.projection, kept),
+        };
         let recorded = row.map(|row| row.relative_error);
         if let Some(recorded) = recorded {
             let dtype = self.compressed.matrix_dtype(id);
             let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
-                _ if row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
+                // Measured on what is stored.
+                _ if kept.is_some() || row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
                 // Of a zero matrix too: nothing was rounded.
                 Some(0.0) => 0.0,
                 Some(rounding) => rounding / energy(ours) * chance(theirs),
@@ -304,13 +384,14 @@ impl Claims<'_> {
                 self.find(FindingKind::ErrorDiffers, name, detail);
             }
         }
-        let rank = self.compressed.rank(id).or(self.original.rank(id)).unwrap_or(0);
+        let rank = self.compressed.rank(id);
+        let MatrixShape { rows, cols } = self.compressed.config().matrix_shape(id);
         if let Some(row) = row {
             self.pivots(id, row, ours, theirs, measured);
         }
         FactoredMatrix {
             name: self.name(id),
-            shape: [spec.shape[0], spec.shape[1]],
+            shape: [rows, cols],
             rank,
             relative_error: Some(measured).filter(|error| error.is_finite()),
             recorded_error: recorded,

@@ -4,7 +4,7 @@
 //! basis · C with C = [I T] Π [r, n], rows as R · basis with R = Πᵀ [I; T] [m, r].
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
-use lowrank_model::{Dtype, PivotOrder, PivotSide, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, PivotOrder, PivotSide, Projection, StoredMatrix, Tensor};
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
@@ -28,6 +28,45 @@ pub fn relative_error(original: &StoredMatrix, compressed: &StoredMatrix) -> f64
         })
         .collect();
     let (lost, energy) = blocks.iter().fold((0.0, 0.0), |sum, block| (sum.0 + block.0, sum.1 + block.1));
+    if lost == 0.0 { 0.0 } else { (lost / energy).sqrt() }
+}
+
+/// ‖W − Ŵ‖_F / ‖W‖_F where `compressed` stores what stays of a narrowed expert's matrix and Ŵ is zero elsewhere: rows of gate
+/// and up, columns of down, for `channels`, which rise.
+pub fn relative_error_of_narrowed(
+    original: &StoredMatrix,
+    compressed: &StoredMatrix,
+    projection: Projection,
+    channels: &[usize],
+) -> f64 {
+    let (original, compressed) = (Rows::new(original), Rows::new(compressed));
+    let rows = original.rows();
+    let (mut lost, mut energy) = (0.0, 0.0);
+    for first in (0..rows).step_by(BLOCK_ROWS) {
+        let mut w = original.block(first, BLOCK_ROWS.min(rows - first));
+        energy += w.iter().map(|w| w * w).sum::<f64>();
+        match projection {
+            Projection::Gate | Projection::Up => {
+                let stored = channels.partition_point(|&channel| channel < first);
+                let end = channels.partition_point(|&channel| channel < first + w.nrows());
+                if stored < end {
+                    let approximation = compressed.block(stored, end - stored);
+                    for (row, &channel) in approximation.rows().into_iter().zip(&channels[stored..end]) {
+                        let mut w = w.row_mut(channel - first);
+                        w -= &row;
+                    }
+                }
+            }
+            Projection::Down => {
+                let approximation = compressed.block(first, w.nrows());
+                for (column, &channel) in approximation.columns().into_iter().zip(channels) {
+                    let mut w = w.column_mut(channel);
+                    w -= &column;
+                }
+            }
+        }
+        lost += w.iter().map(|w| w * w).sum::<f64>();
+    }
     if lost == 0.0 { 0.0 } else { (lost / energy).sqrt() }
 }
 

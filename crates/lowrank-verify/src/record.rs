@@ -31,8 +31,22 @@ pub struct Record {
     /// What the factors were fitted to; absent without calibration.
     #[serde(default)]
     pub calibration: Option<Calibration>,
+    /// Experts that keep some of their channels; the others keep all.
+    #[serde(default)]
+    pub experts: Vec<RecordedExpert>,
     /// One row per expert matrix.
     pub matrices: Vec<RecordedMatrix>,
+}
+
+/// One narrowed expert.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct RecordedExpert {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Expert.
+    pub expert: usize,
+    /// Channels that stay.
+    pub width: usize,
 }
 
 /// What the factors were fitted to.

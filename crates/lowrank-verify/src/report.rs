@@ -74,6 +74,8 @@ pub enum FindingKind {
     BudgetMissed,
     /// A rank in the record is not that of the factors.
     RankDiffers,
+    /// A width in the record is not that of the file.
+    WidthDiffers,
     /// A recomputed error is not the recorded one.
     ErrorDiffers,
     /// NaN or infinity.
@@ -93,7 +95,7 @@ pub struct Files {
     pub budget: Option<BudgetCheck>,
     /// Tensors of the model that must be, and were compared, byte for byte.
     pub untouched_tensors: usize,
-    /// One row per factored matrix, in stored order.
+    /// One row per matrix that is factored or of a narrowed expert, in stored order.
     pub factored: Vec<FactoredMatrix>,
     /// Expert matrices that are dense on both sides.
     pub dense_matrices: usize,
@@ -115,11 +117,11 @@ pub struct BudgetCheck {
 pub struct FactoredMatrix {
     /// Canonical module name.
     pub name: String,
-    /// [m, n]
+    /// [m, n] of what is stored: of a narrowed expert the channels that stay.
     pub shape: [usize; 2],
-    /// Of the factors in the file.
-    pub rank: usize,
-    /// ‖W − u·v‖ / ‖W‖, recomputed; absent when not finite.
+    /// Of the factors in the file; absent for all of what stays of a narrowed expert's matrix.
+    pub rank: Option<usize>,
+    /// ‖W − u·v‖ / ‖W‖, recomputed, with zeros for channels that went; absent when not finite.
     pub relative_error: Option<f64>,
     /// As recorded, before the factors were rounded.
     pub recorded_error: Option<f64>,
@@ -230,6 +232,7 @@ impl fmt::Display for FindingKind {
             Self::CountDiffers => "count differs",
             Self::BudgetMissed => "budget missed",
             Self::RankDiffers => "rank differs",
+            Self::WidthDiffers => "width differs",
             Self::ErrorDiffers => "error differs",
             Self::NonFinite => "not finite",
             Self::Threshold => "threshold missed",
@@ -274,7 +277,12 @@ impl fmt::Display for Files {
         }
         writeln!(f, "untouched, byte for byte: {} tensors", self.untouched_tensors)?;
         let errors: Vec<f64> = self.factored.iter().filter_map(|matrix| matrix.relative_error).collect();
-        write!(f, "expert matrices: {} factored, {} dense", self.factored.len(), self.dense_matrices)?;
+        write!(
+            f,
+            "expert matrices: {} factored or narrowed, {} as they were",
+            self.factored.len(),
+            self.dense_matrices
+        )?;
         if !errors.is_empty() {
             let mean = errors.iter().sum::<f64>() / errors.len() as f64;
             let largest = errors.iter().fold(0.0_f64, |largest, &error| largest.max(error));

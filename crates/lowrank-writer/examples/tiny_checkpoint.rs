@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let before = ShardLayout::new(outputs(&tensors), u64::MAX)?.size();
 
     let rows = config.matrices().enumerate().map(|(at, id)| {
-        let shape = config.matrix_shape(id.projection);
+        let shape = config.matrix_shape(id);
         let most = lowrank_model::params::rank_max_saving(shape, Storage::Uv);
         let rank = (at % 5 != 4).then_some(most * (4 + at % 7) / 12);
         PlannedMatrix { matrix: config.named(id), shape, rank, relative_error: None, element_bytes: None }
@@ -82,15 +82,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let report = CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
     let templates = ChatTemplate::find(&companions(base), |name| fs::read(base.join(name)).ok());
     let card = Card { base_model: Some("tiny-mixtral"), chat_templates: &templates, ..Card::default() };
-    let documents = Documents::factored(
-        &config_json,
-        &plan.ranks(),
-        Storage::Uv,
-        StatedDtype::Asked(Dtype::Bf16),
-        &report,
-        None,
-        &card,
-    )?;
+    let documents =
+        Documents::factored(&config_json, &plan, StatedDtype::Asked(Dtype::Bf16), &report, &card)?;
     write(factored, base, &small, documents)?;
     write(dense, base, &wide, Documents::dense(&config_json, StatedDtype::Asked(Dtype::F32), &card)?)
 }

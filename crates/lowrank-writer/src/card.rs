@@ -3,12 +3,13 @@
 use crate::figures::Figure;
 use crate::report::{CompressionReport, MatrixReport};
 use crate::template::fill;
-use lowrank_model::{Family, ModelConfig, Projection, Storage, display::grouped, format, plan::Size};
+use lowrank_model::{Family, ModelConfig, Projection, Storage, display::grouped, format};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 const FACTORED: &str = include_str!("../assets/card_factored.md");
 const DENSE: &str = include_str!("../assets/card_dense.md");
+const NARROW: &str = include_str!("../assets/card_narrow.md");
 const INSTRUCTION: &str = include_str!("../assets/card_instruction.md");
 
 /// Content of a card in addition to the report.
@@ -96,11 +97,52 @@ impl Card<'_> {
     /// The card of a factored checkpoint, which embeds these figures.
     pub fn factored(&self, model: &ModelConfig, report: &CompressionReport, figures: &[Figure]) -> String {
         let family = model.family;
+        let version =
+            if report.experts.is_empty() { format::FORMAT_VERSION_RANKS } else { format::FORMAT_VERSION };
+        let mut values = Self::sizes(report);
+        values.extend([
+            ("front_matter", self.front_matter(family, &["moe", "low-rank", "svd", "custom_code"])),
+            ("storage_sentence", storage_sentence(report.storage).into()),
+            ("family", family.title().into()),
+            ("title", format!("{} with low-rank experts", self.short_name(family))),
+            ("base_sentence", self.base_sentence(family)),
+            ("load_name", self.load_name(family, "lowrank")),
+            ("instruction_section", self.instruction()),
+            ("rank_table", rank_table(model, &report.matrices)),
+            ("width_sentence", width_sentence(model, report)),
+            ("figures", figure_section(figures)),
+            ("error_section", error_section(report)),
+            ("version", report.version.clone()),
+            ("format_version", version.to_string()),
+        ]);
+        let values: Vec<(&str, &str)> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        fill(FACTORED, &values)
+    }
+
+    /// The card of an ordinary model whose experts all keep `width` channels.
+    pub fn narrow(&self, model: &ModelConfig, width: usize, report: &CompressionReport) -> String {
+        let family = model.family;
+        let mut values = Self::sizes(report);
+        values.extend([
+            ("front_matter", self.front_matter(family, &["moe", "pruned"])),
+            ("family", family.title().into()),
+            ("title", format!("{} with narrower experts", self.short_name(family))),
+            ("base_sentence", self.base_sentence(family)),
+            ("width", grouped(width as u64)),
+            ("intermediate_size", grouped(model.intermediate_size as u64)),
+            ("width_key", family.output().width_key.into()),
+            ("down", model.projection_title(Projection::Down)),
+            ("load_name", self.load_name(family, "narrow")),
+            ("instruction_section", self.instruction()),
+            ("version", report.version.clone()),
+        ]);
+        let values: Vec<(&str, &str)> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        fill(NARROW, &values)
+    }
+
+    /// What a card says of sizes and budget.
+    fn sizes(report: &CompressionReport) -> Vec<(&'static str, String)> {
         let (before, after) = (report.before, report.after);
-        let removed = Size {
-            params: before.params.saturating_sub(after.params),
-            bytes: before.bytes.saturating_sub(after.bytes),
-        };
         let budget = match report.budget {
             Some(budget) => format!(
                 "The budget was to remove at least {} {}. {} more were removed.",
@@ -110,30 +152,15 @@ impl Card<'_> {
             ),
             None => "The ranks were given, not chosen from a budget.".into(),
         };
-        fill(
-            FACTORED,
-            &[
-                ("front_matter", &self.front_matter(family, &["moe", "low-rank", "svd", "custom_code"])),
-                ("storage_sentence", storage_sentence(report.storage)),
-                ("family", family.title()),
-                ("title", &format!("{} with low-rank experts", self.short_name(family))),
-                ("base_sentence", &self.base_sentence(family)),
-                ("params_before", &grouped(before.params)),
-                ("params_after", &grouped(after.params)),
-                ("params_removed", &share(removed.params, before.params)),
-                ("bytes_before", &grouped(before.bytes)),
-                ("bytes_after", &grouped(after.bytes)),
-                ("bytes_removed", &share(removed.bytes, before.bytes)),
-                ("budget_sentence", &budget),
-                ("load_name", &self.load_name(family, "lowrank")),
-                ("instruction_section", &self.instruction()),
-                ("rank_table", &rank_table(model, &report.matrices)),
-                ("figures", &figure_section(figures)),
-                ("error_section", &error_section(report)),
-                ("version", &report.version),
-                ("format_version", &format::FORMAT_VERSION.to_string()),
-            ],
-        )
+        vec![
+            ("params_before", grouped(before.params)),
+            ("params_after", grouped(after.params)),
+            ("params_removed", share(before.params.saturating_sub(after.params), before.params)),
+            ("bytes_before", grouped(before.bytes)),
+            ("bytes_after", grouped(after.bytes)),
+            ("bytes_removed", share(before.bytes.saturating_sub(after.bytes), before.bytes)),
+            ("budget_sentence", budget),
+        ]
     }
 
     /// The card of a checkpoint whose factors were multiplied out.
@@ -231,6 +258,23 @@ const fn storage_sentence(storage: Storage) -> &'static str {
              the coefficients that compute the others from them, `r · (m + n − r)` numbers"
         }
     }
+}
+
+/// Says which experts have fewer channels; empty if none has.
+fn width_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
+    let widths = || report.experts.iter().map(|row| row.width);
+    let (Some(least), Some(most)) = (widths().min(), widths().max()) else { return String::new() };
+    let experts = (0..model.num_hidden_layers).map(|layer| model.experts_in(layer)).sum::<usize>();
+    format!(
+        "\n\n{} of {experts} experts keep {least} to {most} of their {} channels (rows of {} and {}, columns of {}); {} is \
+         fitted to those that stay.",
+        grouped(report.experts.len() as u64),
+        model.intermediate_size,
+        model.projection_title(Projection::Gate),
+        model.projection_title(Projection::Up),
+        model.projection_title(Projection::Down),
+        model.projection_title(Projection::Down),
+    )
 }
 
 /// `org/name` as the Hub allows it.

@@ -5,7 +5,7 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, Widths, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -54,6 +54,7 @@ pub fn factored(
     base: &Value,
     model: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
+    widths: &Widths,
     storage: Storage,
     dtype: StatedDtype,
 ) -> Result<Value, WriteError> {
@@ -65,15 +66,20 @@ pub fn factored(
     let mut config = carry_over(base, model, head, dtype)?;
     let ranks: Map<String, Value> =
         ranks.iter().map(|(id, &rank)| (model.module_name(*id), Value::from(rank))).collect();
-    config.insert(
-        format::CONFIG_KEY.into(),
-        json!({
-            "format": format::FORMAT,
-            "format_version": format::FORMAT_VERSION,
-            "storage": storage,
-            "ranks": ranks,
-        }),
-    );
+    let mut lowrank = json!({
+        "format": format::FORMAT,
+        "format_version": format::FORMAT_VERSION_RANKS,
+        "storage": storage,
+        "ranks": ranks,
+    });
+    if !widths.is_empty() {
+        let spelling = model.family.spelling();
+        let widths =
+            widths.iter().map(|(layer, expert, width)| (spelling.expert(layer, expert), width.into()));
+        lowrank["format_version"] = format::FORMAT_VERSION.into();
+        lowrank["widths"] = Value::Object(widths.collect());
+    }
+    config.insert(format::CONFIG_KEY.into(), lowrank);
     Ok(config.into())
 }
 
@@ -84,6 +90,18 @@ pub fn dense(base: &Value, model: &ModelConfig, dtype: StatedDtype) -> Result<Va
         "model_type": model.family.model_type(),
     });
     Ok(carry_over(base, model, head, dtype)?.into())
+}
+
+/// The config of a dense model whose experts all have `width` channels.
+pub fn narrow(
+    base: &Value,
+    model: &ModelConfig,
+    width: usize,
+    dtype: StatedDtype,
+) -> Result<Value, WriteError> {
+    let mut config = dense(base, model, dtype)?;
+    config[model.family.output().width_key] = width.into();
+    Ok(config)
 }
 
 fn carry_over(
@@ -156,7 +174,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
-        let config = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
+        let config = factored(&base(), &model(), &ranks(), &Widths::default(), Storage::Uv, BF16).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
         assert_eq!(config["task_specific_params"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
@@ -176,7 +194,7 @@ pub(crate) mod tests {
 
     #[test]
     fn densifying_undoes_factoring() {
-        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
+        let factored = factored(&base(), &model(), &ranks(), &Widths::default(), Storage::Uv, BF16).unwrap();
         let undone = dense(&factored, &model(), BF16).unwrap();
         assert_eq!(undone, dense(&base(), &model(), BF16).unwrap());
         assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));

@@ -3,7 +3,8 @@
 use crate::config::{self, StatedDtype};
 use crate::figures::{self, Figure};
 use crate::{Card, CompressionReport, WriteError, code, staging::StagingDir};
-use lowrank_model::{MatrixId, ModelConfig, SpectrumCurves, Storage, format, plan::Size};
+use lowrank_model::plan::{PlannedExpert, Size};
+use lowrank_model::{ModelConfig, RankPlan, format};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -24,24 +25,31 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// The files of a factored checkpoint: config with ranks, the family's Python files, report, card with its figures, and a
-    /// selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
+    /// The files of a factored checkpoint: config with ranks and widths, the channels that stay, the family's Python files,
+    /// report, card with its figures, and a selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
     /// differ from the sizes in the report.
     pub fn factored(
         base_config: &Value,
-        ranks: &BTreeMap<MatrixId, usize>,
-        storage: Storage,
+        plan: &RankPlan,
         dtype: StatedDtype,
         report: &CompressionReport,
-        curves: Option<&SpectrumCurves>,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
         let model = ModelConfig::from_hf_json(base_config)?;
-        let config = config::factored(base_config, &model, ranks, storage, dtype)?;
+        if let Some(width) = plan.plain_width() {
+            return Self::narrow(base_config, &model, plan, width, dtype, report, card);
+        }
+        let RankPlan { spectra: curves, experts, cost, .. } = plan;
+        let curves = curves.as_ref();
+        let config =
+            config::factored(base_config, &model, &plan.ranks(), &plan.widths(), cost.storage, dtype)?;
         let figures = figures::all(&model, report, curves);
         let mut documents = Self::default();
         if let Some(curves) = curves {
             documents = documents.with_file(format::SPECTRA_FILE, compact(curves))?;
+        }
+        if !experts.is_empty() {
+            documents = documents.with_file(format::CHANNELS_FILE, channels_of(&model, experts))?;
         }
         let text = card.factored(&model, report, &figures);
         for Figure { file, svg, .. } in figures {
@@ -54,6 +62,25 @@ impl Documents {
             .with_file(format::CONFIG_FILE, pretty(&config))?
             .with_file(format::REPORT_FILE, pretty(report))?
             .with_file(CARD_FILE, text)
+            .map(|documents| documents.promising(report.after))
+    }
+
+    /// The files of an ordinary model with narrower experts: its family's own config, the channels that stay, report and card.
+    fn narrow(
+        base_config: &Value,
+        model: &ModelConfig,
+        plan: &RankPlan,
+        width: usize,
+        dtype: StatedDtype,
+        report: &CompressionReport,
+        card: &Card<'_>,
+    ) -> Result<Self, WriteError> {
+        let config = config::narrow(base_config, model, width, dtype)?;
+        Self::default()
+            .with_file(format::CONFIG_FILE, pretty(&config))?
+            .with_file(format::CHANNELS_FILE, channels_of(model, &plan.experts))?
+            .with_file(format::REPORT_FILE, pretty(report))?
+            .with_file(CARD_FILE, card.narrow(model, width, report))
             .map(|documents| documents.promising(report.after))
     }
 
@@ -106,6 +133,13 @@ impl Documents {
         }
         Ok(())
     }
+}
+
+/// `lowrank_channels.json`.
+fn channels_of(model: &ModelConfig, experts: &[PlannedExpert]) -> Vec<u8> {
+    let spelling = model.family.spelling();
+    let rows = experts.iter().map(|row| (spelling.expert(row.layer, row.expert), &row.channels));
+    pretty(&rows.collect::<BTreeMap<String, _>>())
 }
 
 /// Indented JSON with a final newline.

@@ -43,8 +43,24 @@ pub struct CompressionReport {
     /// What the factors were fitted to; absent when errors were counted by the weights alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<CalibrationReport>,
+    /// Experts that keep some of their channels; the others keep all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<ExpertReport>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<MatrixReport>,
+}
+
+/// One narrowed expert.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExpertReport {
+    /// Decoder layer, from 0.
+    pub layer: usize,
+    /// Expert within the layer, from 0.
+    pub expert: usize,
+    /// Channels that stay. Which: [`lowrank_model::format::CHANNELS_FILE`].
+    pub width: usize,
+    /// Predicted root of the share of its output's energy, on the calibration text, that is lost to the width alone.
+    pub relative_error: Option<f64>,
 }
 
 /// What was compressed, by name and by content.
@@ -107,11 +123,12 @@ pub struct MatrixReport {
     /// Which matrix.
     #[serde(flatten)]
     pub matrix: NamedMatrix,
-    /// [m, n], out × in.
+    /// [m, n], out × in, of the original.
     pub shape: [usize; 2],
     /// Absent: left dense.
     pub rank: Option<usize>,
-    /// ‖W − u·v‖_F / ‖W‖_F; 0 for a dense matrix. Before rounding to the stored dtype where errors were counted by the
+    /// ‖W − u·v‖_F / ‖W‖_F; 0 for a dense matrix. Of a narrowed expert: of what is stored, with zeros for the channels that
+    /// went. Before rounding to the stored dtype where errors were counted by the
     /// weights alone, where rounding adds at a right angle; of what is stored where factors were calibrated.
     pub relative_error: f64,
     /// The same in the norm of the calibration; absent without one.
@@ -147,11 +164,25 @@ pub struct MatrixOutcome {
     pub round_trip_error: Option<f64>,
 }
 
+impl MatrixOutcome {
+    /// Of a matrix that stays as it is.
+    pub fn dense() -> Self {
+        Self {
+            relative_error: 0.0,
+            calibrated_error: None,
+            excess_over_optimum: None,
+            route: "dense".into(),
+            largest_coefficient: None,
+            round_trip_error: None,
+        }
+    }
+}
+
 impl CompressionReport {
     /// Joins a plan with what came of it.
     ///
     /// # Panics
-    /// If a matrix with a rank has no outcome.
+    /// If a matrix with a rank, or one of a narrowed expert, has no outcome.
     pub fn new(
         plan: &RankPlan,
         outcomes: &BTreeMap<MatrixId, MatrixOutcome>,
@@ -167,18 +198,14 @@ impl CompressionReport {
             removed: target.remove_at_least + overshoot,
             overshoot,
         });
+        let widths = plan.widths();
         let matrices = plan
             .matrices
             .iter()
             .map(|row| {
-                let outcome = row.rank.map(|_| outcomes[&row.matrix.id].clone()).unwrap_or(MatrixOutcome {
-                    relative_error: 0.0,
-                    calibrated_error: None,
-                    excess_over_optimum: None,
-                    route: "dense".into(),
-                    largest_coefficient: None,
-                    round_trip_error: None,
-                });
+                let id = row.matrix.id;
+                let is_made = row.rank.is_some() || widths.of(id.layer, id.expert).is_some();
+                let outcome = if is_made { outcomes[&id].clone() } else { MatrixOutcome::dense() };
                 let MatrixShape { rows, cols } = row.shape;
                 MatrixReport {
                     matrix: row.matrix.clone(),
@@ -206,6 +233,16 @@ impl CompressionReport {
             algebra,
             optimality: plan.optimality,
             calibration,
+            experts: plan
+                .experts
+                .iter()
+                .map(|row| ExpertReport {
+                    layer: row.layer,
+                    expert: row.expert,
+                    width: row.channels.width(),
+                    relative_error: row.relative_error,
+                })
+                .collect(),
             matrices,
         }
     }

@@ -6,8 +6,26 @@ use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 
-/// Budgets and storages, with default calibration: mixed ranks with some dense matrices, and a large budget.
-const CASES: [(&str, &str); 3] = [("21.412%", "uv"), ("21.412%", "pivoted"), ("45%", "pivoted")];
+/// How a base is compressed, with default calibration.
+#[derive(Clone, Copy)]
+struct Case {
+    budget: &'static str,
+    storage: &'static str,
+    structures: &'static str,
+}
+
+const fn case(budget: &'static str, storage: &'static str, structures: &'static str) -> Case {
+    Case { budget, storage, structures }
+}
+
+/// Mixed ranks with some dense matrices, a large budget, widths alone and beside ranks.
+const CASES: [Case; 5] = [
+    case("21.412%", "uv", "rank"),
+    case("21.412%", "pivoted", "rank"),
+    case("45%", "pivoted", "rank"),
+    case("30%", "uv", "width"),
+    case("45%", "pivoted", "rank,width"),
+];
 
 /// A small model of every other family: `tests/golden/make_fixtures.py`.
 const FAMILIES: [&str; 4] = ["qwen3-moe", "dense-layers", "qwen2-moe", "olmoe"];
@@ -27,22 +45,20 @@ pub(crate) fn run() -> Result<()> {
     let mut live = vec![super::demo::bundled_model()];
     live.extend(features);
     let bundled = super::demo::bundled_model();
-    let cases = CASES.map(|(budget, storage)| {
-        (
-            format!("cut-{}-{storage}", budget.trim_end_matches('%').replace('.', "-")),
-            budget,
-            storage,
-            bundled.clone(),
-        )
+    let cases = CASES.map(|case| {
+        let budget = case.budget.trim_end_matches('%').replace('.', "-");
+        let name = format!("cut-{budget}-{}-{}", case.storage, case.structures.replace(',', "-"));
+        (name, case, bundled.clone())
     });
     let families = FAMILIES.iter().enumerate().map(|(i, family)| {
         let base = root().join("tests/fixtures/golden").join(family);
-        (format!("family-{family}"), "20%", ["uv", "pivoted"][i % 2], base)
+        let (storage, structures) = (["uv", "pivoted"][i % 2], ["rank,width", "rank"][i / 2 % 2]);
+        (format!("family-{family}"), case("20%", storage, structures), base)
     });
     let mut outputs = Vec::new();
-    for (name, budget, storage, base) in cases.into_iter().chain(families) {
+    for (name, case, base) in cases.into_iter().chain(families) {
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
-        compress(&tool, (budget, storage), &base, &factored)?;
+        compress(&tool, case, &base, &factored)?;
         sh(command(&tool)
             .args(["densify", "--quiet", "--dtype", "f32", "--model"])
             .arg(&factored)
@@ -159,9 +175,10 @@ fn configs_agree(tool: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compress(tool: &Path, (budget, storage): (&str, &str), base: &Path, out: &Path) -> Result<()> {
+fn compress(tool: &Path, case: Case, base: &Path, out: &Path) -> Result<()> {
+    let Case { budget, storage, structures } = case;
     let mut job = command(tool);
-    job.args(["--quiet", "--budget", budget, "--storage", storage, "--model"])
+    job.args(["--quiet", "--budget", budget, "--storage", storage, "--structures", structures, "--model"])
         .arg(base)
         .arg("--out")
         .arg(out);

@@ -11,7 +11,7 @@ use crate::signals;
 use crate::tables::{human_bytes, percent, table};
 use lowrank_model::display::grouped;
 use lowrank_model::plan::{PlannedMatrix, Sensitivity};
-use lowrank_model::{Progress, Projection, RankPlan, Unit};
+use lowrank_model::{MatrixShape, Progress, Projection, RankPlan, Unit};
 use lowrank_pipeline::compress::{self, Request};
 use lowrank_pipeline::planning;
 use lowrank_writer::report::CalibrationReport;
@@ -89,18 +89,20 @@ fn with_removed(plan: &RankPlan) -> Result<serde_json::Value> {
 
 fn print_plan(plan: &RankPlan, verbose: bool) {
     if verbose {
-        println!(
-            "{}",
-            table(&["matrix", "shape", "rank", "predicted error"], plan.matrices.iter().map(matrix_row))
-        );
-    } else {
+        let widths = plan.widths();
         println!(
             "{}",
             table(
-                &["layer", "gate rank", "down rank", "up rank", "dense", "predicted error"],
-                layer_rows(plan)
+                &["matrix", "shape", "rank", "predicted error"],
+                plan.matrices.iter().map(|row| matrix_row(row, row.stored_shape(&widths)))
             )
         );
+    } else {
+        let header = ["layer", "width", "gate rank", "down rank", "up rank", "dense", "predicted error"];
+        // Where every expert keeps all channels, nobody asks how many.
+        let shown =
+            if plan.experts.is_empty() { [&header[..1], &header[2..]].concat() } else { header.to_vec() };
+        println!("{}", table(&shown, layer_rows(plan)));
     }
     let row = |what: &str, before: u64, after: u64, show: fn(u64) -> String| {
         let removed = before.saturating_sub(after);
@@ -155,30 +157,38 @@ fn print_coverage(calibration: Option<&CalibrationReport>) {
     println!("{}", table(&header, rows));
 }
 
-fn matrix_row(row: &PlannedMatrix) -> Vec<String> {
+fn matrix_row(row: &PlannedMatrix, stored: MatrixShape) -> Vec<String> {
     vec![
         row.matrix.name.clone(),
-        row.shape.to_string(),
+        stored.to_string(),
         row.rank.map_or("dense".into(), |rank| rank.to_string()),
         row.relative_error.map_or("-".into(), |error| format!("{error:.4}")),
     ]
 }
 
-/// One row per layer: smallest–largest rank of each projection, how many stay dense, the layer's mean error.
+/// `3–7`, or the one value.
+fn span(values: impl Iterator<Item = usize> + Clone) -> Option<String> {
+    let (low, high) = (values.clone().min()?, values.max()?);
+    Some(if low < high { format!("{low}–{high}") } else { low.to_string() })
+}
+
+/// One row per layer: smallest–largest width, if there are narrowed experts, and rank of each projection, how many matrices
+/// are not factored, the layer's mean error.
 fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
+    let widths = plan.widths();
     let layers = plan.matrices.iter().map(|row| row.matrix.id.layer).max().map_or(0, |last| last + 1);
     (0..layers)
         .map(|layer| {
             let rows = || plan.matrices.iter().filter(move |row| row.matrix.id.layer == layer);
             let mut cells = vec![layer.to_string()];
+            if !plan.experts.is_empty() {
+                let gates = rows().filter(|row| row.matrix.id.projection == Projection::Gate);
+                cells.push(span(gates.map(|row| row.stored_shape(&widths).rows)).unwrap_or_default());
+            }
             for projection in Projection::ALL {
                 let ranks =
-                    || rows().filter(|row| row.matrix.id.projection == projection).filter_map(|row| row.rank);
-                cells.push(match (ranks().min(), ranks().max()) {
-                    (Some(low), Some(high)) if low < high => format!("{low}–{high}"),
-                    (Some(rank), _) => rank.to_string(),
-                    _ => "dense".into(),
-                });
+                    rows().filter(|row| row.matrix.id.projection == projection).filter_map(|row| row.rank);
+                cells.push(span(ranks).unwrap_or_else(|| "dense".into()));
             }
             cells.push(rows().filter(|row| row.rank.is_none()).count().to_string());
             let errors: Vec<f64> = rows().filter_map(|row| row.relative_error).collect();

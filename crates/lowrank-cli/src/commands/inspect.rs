@@ -53,12 +53,22 @@ fn print(found: &Inspection, verbose: bool) {
     for (dtype, elements) in &found.dtypes {
         println!("{dtype}: {} parameters", grouped(*elements));
     }
-    if found.ranks.is_empty() {
+    if !found.widths.is_empty() {
+        let widths = || found.widths.values().filter_map(serde_json::Value::as_u64);
+        println!(
+            "{} experts keep {} to {} of {} channels.",
+            found.widths.len(),
+            widths().min().unwrap_or_default(),
+            widths().max().unwrap_or_default(),
+            found.intermediate_size
+        );
+    }
+    if found.ranks.is_empty() && found.widths.is_empty() {
         println!(
             "Low-rank factors can remove at most {} parameters, stored as they are by default.",
             grouped(found.params_removable)
         );
-    } else {
+    } else if !found.ranks.is_empty() {
         let ranks = || found.ranks.values().filter_map(serde_json::Value::as_u64);
         let (low, high) = (ranks().min(), ranks().max());
         println!(
@@ -84,5 +94,7 @@ fn print(found: &Inspection, verbose: bool) {
         println!("{}", table(&["not carried", "what it is"], left_out));
         let ranks = found.ranks.iter().map(|(id, rank)| vec![id.to_string(), rank.to_string()]);
         println!("{}", table(&["matrix", "rank"], ranks));
+        let widths = found.widths.iter().map(|(name, width)| vec![name.clone(), width.to_string()]);
+        println!("{}", table(&["narrowed expert", "channels"], widths));
     }
 }

@@ -118,7 +118,8 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<()> {
     // A plain checkpoint would pass whatever it is compared with: the library compares it, a user cannot mean it.
     let is_plain = |path: &Path| {
         Checkpoint::open(path).is_ok_and(|checkpoint| {
-            checkpoint.ranks().is_empty()
+            !checkpoint.is_compressed()
+                && !checkpoint.is_narrow()
                 && !matches!(checkpoint.layout(), Layout::LowRank | Layout::Minixtral)
         })
     };

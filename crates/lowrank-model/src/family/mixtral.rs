@@ -6,6 +6,7 @@ use crate::block::{Activation, AttentionBias, Block, MoeLayers, QueryKeyNorm, Ro
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
+use crate::widths::Widths;
 use serde_json::{Value, json};
 
 /// The family.
@@ -209,6 +210,7 @@ impl Family for Mixtral {
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            widths: Widths::default(),
         })
     }
 
@@ -257,6 +259,7 @@ impl Family for Mixtral {
                 sliding_window: window.or(underscored),
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
                 clip_qkv: None,
+                widths: Widths::default(),
             })
         };
         Some(read())
@@ -314,7 +317,10 @@ mod tests {
         let config = ModelConfig::from_hf_json(&mixtral()).unwrap();
         assert_eq!(config.matrices().count(), 768);
         assert_eq!(config.head_dim, 128);
-        assert_eq!(config.matrix_shape(Projection::Down), MatrixShape { rows: 4096, cols: 14336 });
+        assert_eq!(
+            config.matrix_shape(MatrixId { layer: 0, expert: 0, projection: Projection::Down }),
+            MatrixShape { rows: 4096, cols: 14336 }
+        );
         assert_eq!(ModelConfig::from_hf_json(&config.to_hf_json()).unwrap(), config);
     }
 

@@ -5,6 +5,7 @@ use crate::block::{AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, Shared
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
+use crate::widths::Widths;
 use serde_json::Value;
 
 /// The family.
@@ -97,6 +98,7 @@ impl Family for Olmoe {
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: keys::optional_positive(config, "clip_qkv")?,
+            widths: Widths::default(),
         })
     }
 

@@ -5,6 +5,7 @@ use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
+use crate::widths::Widths;
 use serde_json::Value;
 
 /// The family.
@@ -109,6 +110,7 @@ impl Family for Qwen3Moe {
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            widths: Widths::default(),
         })
     }
 

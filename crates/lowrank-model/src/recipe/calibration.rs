@@ -19,6 +19,9 @@ pub struct CalibrationSettings {
     pub calibration_window: usize,
     /// Whether a window starts with the token that begins a text.
     pub bos: Bos,
+    /// Share of the tokens that are not of the texts but of the whole vocabulary, shuffled, 0 to 1. Sensitivities are measured
+    /// on the texts alone.
+    pub vocabulary_share: f64,
     /// What is summed.
     #[serde(flatten)]
     pub moments: MomentSettings,
@@ -102,6 +105,7 @@ impl Default for CalibrationSettings {
             calibration_tokens: 65_536,
             calibration_window: 256,
             bos: Bos::Auto,
+            vocabulary_share: 0.0,
             moments: MomentSettings::default(),
             shrinkage: 0.1,
             sensitivity_tokens: None,
@@ -135,6 +139,7 @@ impl CalibrationSettings {
         validate_least("calibration-tokens", self.calibration_tokens, 2, "at least 2")?;
         validate_least("calibration-window", self.calibration_window, 2, "at least 2")?;
         validate_least("sensitivity-tokens", self.sensitivity_tokens.unwrap_or(2), 2, "at least 2")?;
+        validate_share("vocabulary-share", self.vocabulary_share)?;
         validate_share("shrinkage", self.shrinkage)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::{RecipeError, validate_least};
 use super::pattern::{FixedRank, Pattern};
-use crate::plan::{Allocation, Sensitivity};
+use crate::plan::{Allocation, Sensitivity, Structures};
 use serde::{Deserialize, Serialize};
 
 /// How ranks are chosen.
@@ -21,6 +21,8 @@ pub struct PlanSettings {
     pub sensitivity: Option<Sensitivity>,
     /// How the budget is spread.
     pub allocation: Allocation,
+    /// What may be cut: ranks of matrices, widths of experts, or both.
+    pub structures: Structures,
 }
 
 impl Default for PlanSettings {
@@ -32,6 +34,7 @@ impl Default for PlanSettings {
             fix_rank: Vec::new(),
             sensitivity: None,
             allocation: Allocation::Global,
+            structures: Structures::default(),
         }
     }
 }

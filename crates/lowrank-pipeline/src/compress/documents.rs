@@ -46,15 +46,8 @@ impl Work<'_> {
             license: lowrank_writer::card::license_of(&own_card),
             chat_templates: &chat_templates,
         };
-        let documents = Documents::factored(
-            checkpoint.config_json(),
-            &self.ranks,
-            self.plan.cost.storage,
-            self.stated_dtype(),
-            &report,
-            self.plan.spectra.as_ref(),
-            &card,
-        )?;
+        let documents =
+            Documents::factored(checkpoint.config_json(), self.plan, self.stated_dtype(), &report, &card)?;
         Ok(documents.with_companions(checkpoint.dir(), checkpoint.companions())?)
     }
 }

@@ -17,7 +17,7 @@ pub(super) fn bytes_at_most(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<
     let factor_bytes = recipe.factor.dtype.map_or(0, Dtype::size_bytes);
     let (mut most, mut least_element) = (before.bytes, u64::MAX);
     for id in checkpoint.config().matrices() {
-        let shape = checkpoint.config().matrix_shape(id.projection);
+        let shape = checkpoint.config().matrix_shape(id);
         let dense = checkpoint.matrix_dtype(id).size_bytes();
         let element = dense.max(factor_bytes);
         most +=

@@ -2,13 +2,14 @@
 
 use super::request::Request;
 use crate::calibration::Calibrated;
+use crate::narrow::Kept;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
 use crate::stored::{FactorFormat, FactoredMatrix, svd_options};
 use crate::{CalibrationContext, PipelineError};
 use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
-use lowrank_model::{Dtype, MatrixId, Progress, RankPlan, Spectrum, StoredMatrix};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Progress, RankPlan, Spectrum, StoredMatrix};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
@@ -21,6 +22,10 @@ pub(super) struct Work<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) plan: &'a RankPlan,
     pub(super) ranks: BTreeMap<MatrixId, usize>,
+    /// Channels of the experts that keep some.
+    pub(super) kept: Kept,
+    /// The model of the output.
+    pub(super) config: ModelConfig,
     /// Error of the best factors of the planned rank, where spectra are known.
     pub(super) optimum: BTreeMap<MatrixId, Option<f64>>,
     pub(super) spectra: &'a BTreeMap<MatrixId, Spectrum>,
@@ -33,16 +38,28 @@ impl Work<'_> {
     fn format(&self, id: MatrixId) -> FactorFormat<'_> {
         let own = || self.checkpoint.matrix_dtype(id);
         FactorFormat {
-            config: self.checkpoint.config(),
+            config: &self.config,
             storage: self.plan.cost.storage,
             dtype: self.request.recipe.factor.dtype.unwrap_or_else(own),
+            dense_dtype: own(),
         }
     }
 
-    fn rank_of(&self, spec: &TensorSpec) -> Option<(MatrixId, usize)> {
+    /// The matrix of a tensor that is stored otherwise than the original's.
+    fn made(&self, spec: &TensorSpec) -> Option<MatrixId> {
+        let is_narrowed = |id: MatrixId| self.kept.contains_key(&(id.layer, id.expert));
         match spec.role {
-            Role::Expert(id) => Some((id, *self.ranks.get(&id)?)),
+            Role::Expert(id) if self.ranks.contains_key(&id) || is_narrowed(id) => Some(id),
             _ => None,
+        }
+    }
+
+    /// What factors are fitted to. Experts that keep some channels need it, whatever the scope.
+    fn fitted(&self) -> Result<Option<&Calibrated>, PipelineError> {
+        match (self.calibration.propagating(), self.calibration.calibrated()) {
+            (None, None) if !self.kept.is_empty() => Err(PipelineError::WidthsNotMeasured),
+            (None, calibrated) if !self.kept.is_empty() => Ok(calibrated),
+            (propagating, _) => Ok(propagating),
         }
     }
 
@@ -57,10 +74,10 @@ impl Work<'_> {
     pub(super) fn layout(&self) -> Result<ShardLayout, PipelineError> {
         let mut output = Vec::new();
         for spec in self.checkpoint.specs() {
-            match self.rank_of(spec) {
-                Some((id, r)) => {
-                    let shape = self.checkpoint.config().matrix_shape(id.projection);
-                    output.extend(self.format(id).output_tensors(id, shape, r));
+            match self.made(spec) {
+                Some(id) => {
+                    let (shape, rank) = (self.config.matrix_shape(id), self.ranks.get(&id).copied());
+                    output.extend(self.format(id).output_tensors(id, shape, rank));
                 }
                 None => output.push(OutputTensor {
                     name: spec.name.clone(),
@@ -78,22 +95,22 @@ impl Work<'_> {
         pool: &rayon::ThreadPool,
         progress: &dyn Progress,
     ) -> Result<BTreeMap<MatrixId, MatrixOutcome>, PipelineError> {
-        let fitted = self.calibration.propagating();
+        let fitted = self.fitted()?;
         let specs: Vec<&TensorSpec> = self.checkpoint.specs().iter().collect();
         // Factors that are fitted to others come after, layer by layer.
         let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
-            specs.into_iter().partition(|spec| fitted.is_some() && self.rank_of(spec).is_some());
+            specs.into_iter().partition(|spec| fitted.is_some() && self.made(spec).is_some());
         progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
         let outcomes: Result<Vec<Option<(MatrixId, MatrixOutcome)>>, PipelineError> = pool.install(|| {
             now.par_iter()
                 .with_max_len(1)
                 .map(|spec| {
                     self.request.interrupt.check()?;
-                    let outcome = match self.rank_of(spec) {
+                    let outcome = match self.made(spec) {
                         None => self.copy(writer, spec).map(|()| None)?,
-                        Some((id, rank)) => match writer.finished(&spec.name)? {
+                        Some(id) => match writer.finished(&spec.name)? {
                             Some(note) => Some((id, outcome_of(note, id)?)),
-                            None => Some((id, self.factor(writer, spec, id, rank)?)),
+                            None => Some((id, self.factor(writer, spec, id, self.ranks[&id])?)),
                         },
                     };
                     progress.advance(1);
@@ -120,7 +137,7 @@ impl Work<'_> {
     ) -> Result<BTreeMap<MatrixId, MatrixOutcome>, PipelineError> {
         let (mut finished, mut units) = (BTreeMap::new(), BTreeMap::new());
         for spec in specs {
-            let Some((id, _)) = self.rank_of(spec) else { continue };
+            let Some(id) = self.made(spec) else { continue };
             match writer.finished(&spec.name)? {
                 Some(note) => {
                     finished.insert(id, outcome_of(note, id)?);
@@ -130,19 +147,24 @@ impl Work<'_> {
             }
         }
         let outcomes = Mutex::new(finished);
-        let shape_of = |id: MatrixId| self.checkpoint.config().matrix_shape(id.projection);
+        let written = |id: MatrixId| {
+            let (shape, rank) = (self.config.matrix_shape(id), self.ranks.get(&id).copied());
+            self.format(id).written(writer, id, shape, rank)
+        };
         let propagation = Propagation {
             checkpoint: self.checkpoint,
             algebra: self.calibration.algebra(),
             ranks: &self.ranks,
+            kept: &self.kept,
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
                 true => Ok(None),
-                false => self.format(id).written(writer, id, shape_of(id), self.ranks[&id]).map(Some),
+                false => written(id).map(Some),
             },
             make: &|id, matrix, metric, is_alone| {
+                let Some(&rank) = self.ranks.get(&id) else { return self.format(id).dense(&matrix, id) };
                 let spectrum = self.spectra.get(&id).filter(|_| is_alone);
-                let (algebra, rank) = (self.calibration.algebra(), self.ranks[&id]);
+                let algebra = self.calibration.algebra();
                 let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
                 self.format(id).factor(algebra, matrix, id, rank, options)
             },

@@ -1,12 +1,15 @@
 //! The choices of one matrix: cost and weighted error of every permitted rank, and of leaving it dense.
 
+use super::hull::{lower_hull, slope};
 use super::request::{AllocateError, Candidate, Choices};
 use lowrank_model::plan::{PlanError, Sensitivity};
-use lowrank_model::{CostModel, ElementBytes, MatrixId, MatrixShape, params::rank_max_saving};
+use lowrank_model::widths::expert_shape;
+use lowrank_model::{CostModel, ElementBytes, MatrixId, MatrixShape, Projection, params::rank_max_saving};
 
 /// Choices by rising cost: permitted ranks that are cheaper than the dense matrix, then dense; or a given rank alone.
 /// Errors do not rise.
-pub(super) struct Curve {
+#[derive(Clone)]
+pub(super) struct MatrixCurve {
     pub(super) name: MatrixId,
     pub(super) shape: MatrixShape,
     /// Where they are not those of the request.
@@ -25,17 +28,7 @@ pub(super) struct Curve {
     hull: Vec<u32>,
 }
 
-/// A step along the hull of a curve.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Segment {
-    /// Error saved per cost.
-    pub(super) slope: f64,
-    pub(super) curve: u32,
-    /// From this vertex of the hull to the next.
-    pub(super) vertex: u32,
-}
-
-impl Curve {
+impl MatrixCurve {
     pub(super) fn new(
         matrix: Candidate<'_>,
         cost: CostModel,
@@ -43,8 +36,7 @@ impl Curve {
         rank_floor: usize,
         sensitivity: Sensitivity,
     ) -> Result<Self, AllocateError> {
-        let Candidate { name, shape, spectrum, measured, choices, element_bytes } = matrix;
-        let cost = cost.with(element_bytes);
+        let Candidate { name, shape, spectrum, measured, .. } = matrix;
         if spectrum.sigma().len() != shape.short_side() {
             return Err(AllocateError::Spectrum { name, shape, values: spectrum.sigma().len() });
         }
@@ -53,6 +45,20 @@ impl Curve {
             return Err(AllocateError::Measured { name, value: measured.to_string() });
         }
         let weight = weight(sensitivity, tails[0], measured);
+        Self::of_tails(matrix, tails, weight, cost, rank_multiple, rank_floor)
+    }
+
+    /// From the squared error of every rank and its weight s; the candidate's spectrum is not read.
+    pub(super) fn of_tails(
+        matrix: Candidate<'_>,
+        tails: Vec<f64>,
+        weight: f64,
+        cost: CostModel,
+        rank_multiple: usize,
+        rank_floor: usize,
+    ) -> Result<Self, AllocateError> {
+        let Candidate { name, shape, choices, element_bytes, .. } = matrix;
+        let cost = cost.with(element_bytes);
         let rank_max = rank_max_saving(shape, cost.storage);
         let dense = cost.cost(shape, None);
         let rank_first = match choices {
@@ -83,7 +89,7 @@ impl Curve {
             last,
             hull: Vec::new(),
         };
-        curve.hull = curve.lower_hull();
+        curve.hull = lower_hull(curve.last() + 1, |from, to| curve.slope(from, to));
         Ok(curve)
     }
 
@@ -103,6 +109,13 @@ impl Curve {
 
     pub(super) fn cost(&self, choice: usize) -> u64 {
         self.cost.cost(self.shape, self.rank(choice))
+    }
+
+    /// Of all that stays of it at a width of its expert.
+    pub(super) fn cost_narrowed(&self, width: usize) -> u64 {
+        let projection = self.name.projection;
+        let hidden_size = if projection == Projection::Down { self.shape.rows } else { self.shape.cols };
+        self.cost.cost(expert_shape(projection, width, hidden_size), None)
     }
 
     /// s · ‖W − Ŵ‖²
@@ -125,45 +138,11 @@ impl Curve {
 
     /// Error saved per cost between two choices.
     pub(super) fn slope(&self, from: usize, to: usize) -> f64 {
-        (self.error(from) - self.error(to)) / (self.cost(to) - self.cost(from)) as f64
+        slope((self.cost(from), self.error(from)), (self.cost(to), self.error(to)))
     }
 
     pub(super) fn hull(&self) -> &[u32] {
         &self.hull
-    }
-
-    /// The choices at both ends of a hull segment.
-    pub(super) fn ends(&self, vertex: u32) -> (usize, usize) {
-        let vertex = vertex as usize;
-        (self.hull[vertex] as usize, self.hull[vertex + 1] as usize)
-    }
-
-    /// The first vertex of the hull beyond a choice.
-    pub(super) fn next_vertex(&self, choice: usize) -> Option<usize> {
-        let beyond = self.hull.partition_point(|&vertex| vertex as usize <= choice);
-        self.hull.get(beyond).map(|&vertex| vertex as usize)
-    }
-
-    /// Slopes along it do not rise, as computed. Points on an edge are kept: smaller steps waste less of the budget.
-    fn lower_hull(&self) -> Vec<u32> {
-        let mut hull: Vec<u32> = Vec::with_capacity(self.ranks + 1);
-        let mut slopes: Vec<f64> = Vec::with_capacity(self.ranks);
-        for choice in 0..=self.last() {
-            let slope = loop {
-                let Some(&last) = hull.last() else { break None };
-                let slope = self.slope(last as usize, choice);
-                match slopes.last() {
-                    Some(&before) if before < slope => {
-                        hull.pop();
-                        slopes.pop();
-                    }
-                    _ => break Some(slope),
-                }
-            };
-            slopes.extend(slope);
-            hull.push(choice as u32);
-        }
-        hull
     }
 }
 

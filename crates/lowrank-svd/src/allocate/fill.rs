@@ -1,6 +1,6 @@
 //! Repairs of the relaxed optimum: steps that fit into what is left, and steps taken back.
 
-use super::curve::{Curve, Segment};
+use super::choices::{Curve, Segment};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 

@@ -35,6 +35,34 @@ pub enum Choices {
     Rank(usize),
 }
 
+/// An expert that may be narrowed. It is, unless one of its matrices must stay dense or has a given rank.
+#[derive(Debug, Clone, Copy)]
+pub struct ExpertCandidate<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Expert.
+    pub expert: usize,
+    /// Its F channels by falling importance: an expert of width k keeps the first k.
+    pub order: &'a [usize],
+    /// Squared error of the outputs at every width 0..=F; it does not rise.
+    pub errors: &'a [f64],
+    /// s of such an error, at least 0.
+    pub measured: f64,
+    /// Errors of ranks at some widths below F.
+    pub grid: &'a [NarrowedErrors],
+    /// Whether its matrices may be factored.
+    pub ranks: bool,
+}
+
+/// Squared errors of every rank of what stays of an expert's matrices at one width.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NarrowedErrors {
+    /// k.
+    pub width: usize,
+    /// By projection: of rank 0, 1, … up to the short side or beyond; they do not rise.
+    pub tails: [Vec<f64>; 3],
+}
+
 /// Everything that a plan depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct AllocationRequest<'a> {
@@ -42,6 +70,8 @@ pub struct AllocationRequest<'a> {
     pub family: &'static dyn Family,
     /// All expert matrices, in any order.
     pub matrices: &'a [Candidate<'a>],
+    /// Experts that may be narrowed; then errors compare by [`Sensitivity::Measured`].
+    pub experts: &'a [ExpertCandidate<'a>],
     /// How much must go.
     pub target: Target,
     /// How cost is counted, for matrices without element sizes of their own. Its unit is replaced by the target's.
@@ -106,6 +136,18 @@ pub enum AllocateError {
         /// Values in the spectrum.
         values: usize,
     },
+    /// Errors of widths that no expert can have, or an order of other channels.
+    #[error("the errors of the widths of the expert of {name} are not those of this expert")]
+    Widths {
+        /// Its first matrix.
+        name: MatrixId,
+    },
+    /// Widths beside ranks whose errors are on another scale.
+    #[error("widths compare with ranks by measured sensitivities alone")]
+    WidthsNotMeasured,
+    /// One width for all experts beside ranks.
+    #[error("one width for all experts is chosen without ranks: allow widths alone")]
+    UniformWidthsAndRanks,
     /// A sensitivity that is none.
     #[error("the measured sensitivity of {name} is {value}: it must be finite and not negative")]
     Measured {
@@ -130,9 +172,11 @@ impl AllocateError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
-            Self::RankMultiple | Self::Plan(_) => ErrorKind::Usage,
+            Self::RankMultiple | Self::Plan(_) | Self::WidthsNotMeasured | Self::UniformWidthsAndRanks => {
+                ErrorKind::Usage
+            }
             Self::Measured { .. } | Self::NotFinite { .. } => ErrorKind::BadNumbers,
-            Self::Duplicate(_) | Self::Spectrum { .. } => ErrorKind::Bug,
+            Self::Duplicate(_) | Self::Spectrum { .. } | Self::Widths { .. } => ErrorKind::Bug,
         }
     }
 }

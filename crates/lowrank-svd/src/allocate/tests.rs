@@ -54,6 +54,7 @@ impl Instance {
         AllocationRequest {
             family: family(),
             matrices,
+            experts: &[],
             target: Target { unit: self.cost.unit, remove_at_least },
             cost: self.cost,
             rank_multiple: self.rank_multiple,
@@ -319,6 +320,7 @@ fn a_given_rank_is_kept_and_one_that_saves_nothing_is_refused() {
         allocate(&AllocationRequest {
             family: family(),
             matrices,
+            experts: &[],
             target: Target { unit: Unit::Params, remove_at_least },
             cost: COST,
             rank_multiple: 2,
@@ -380,6 +382,7 @@ fn mixtral_request<'a>(matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
     AllocationRequest {
         family: family(),
         matrices,
+        experts: &[],
         target: Target { unit: Unit::Params, remove_at_least: 10_000_000_000 },
         cost: COST,
         rank_multiple: 1,
@@ -449,6 +452,7 @@ fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPl
     allocate(&AllocationRequest {
         family: family(),
         matrices: &matrices,
+        experts: &[],
         target: Target { unit: Unit::Params, remove_at_least: remove },
         before: Size { params: 1000, bytes: 2000 },
         ..mixtral_request(&matrices)
@@ -622,3 +626,5 @@ fn given_ranks_become_a_plan_or_are_refused_by_name() {
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
+
+mod experts;

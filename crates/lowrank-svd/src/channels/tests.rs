@@ -244,3 +244,25 @@ fn what_cannot_be_is_refused() {
         assert!(channels.output_moment(&Faer, width).is_err());
     }
 }
+
+#[test]
+fn columns_fitted_to_the_original_channels_are_those_of_the_refit() {
+    let case = Case::new((5, 12), 40, 0.03, 9);
+    let channels = case.channels();
+    let width = 7;
+    let kept = &channels.order()[..width];
+    let moment = case.second_moment();
+    let z = case.activations.select(Axis(0), kept);
+    let cross = wide(&case.w2).dot(&case.activations).dot(&z.t());
+    let own = z.dot(&z.t());
+    let columns = wide(&case.w2).select(Axis(1), kept);
+    // The same ridge in absolute terms.
+    let mean = |moment: &Array2<f64>| moment.diag().sum() / moment.nrows() as f64;
+    let ridge = 0.03 * mean(&moment) / mean(&own);
+    let fitted = fit_columns(&Faer, cross.view(), own.view(), columns.view(), ridge).unwrap();
+    let expected = channels.refit(&Faer, width).unwrap();
+    let gap = (&fitted - &expected).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+    assert!(gap < 1e-9, "{gap:e}");
+    let zeros = Array2::zeros((width, width));
+    assert_eq!(fit_columns(&Faer, cross.view(), zeros.view(), columns.view(), 0.03).unwrap(), columns);
+}

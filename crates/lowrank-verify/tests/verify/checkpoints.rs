@@ -4,7 +4,7 @@
 
 use half::bf16;
 use lowrank_model::names::Role;
-use lowrank_model::{MatrixId, ModelConfig, Projection, params};
+use lowrank_model::{KeptChannels, MatrixId, ModelConfig, Projection, params};
 use lowrank_verify::{Depth, TextSource, Verification, VerifyOptions, verify};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 pub(crate) const RANK: usize = 3;
+/// Layer and expert of [`Pair::narrowed`].
+pub(crate) const NARROWED: (usize, usize) = (1, 1);
+/// Its channels, of 12.
+pub(crate) const KEPT: [usize; 5] = [0, 2, 3, 7, 11];
 const SHARD: &str = "model-00001-of-00001.safetensors";
 
 /// A tensor: shape and bf16 values.
@@ -32,6 +36,8 @@ pub(crate) struct Folder {
     pub(crate) tensors: BTreeMap<String, Values>,
     pub(crate) config: Value,
     pub(crate) report: Option<Value>,
+    /// `lowrank_channels.json`.
+    pub(crate) channels: Option<Value>,
     pub(crate) total_parameters: u64,
 }
 
@@ -140,6 +146,9 @@ impl Folder {
         if let Some(report) = &self.report {
             std::fs::write(dir.join("lowrank_report.json"), text(report)).unwrap();
         }
+        if let Some(channels) = &self.channels {
+            std::fs::write(dir.join("lowrank_channels.json"), text(channels)).unwrap();
+        }
     }
 }
 
@@ -180,7 +189,7 @@ impl Pair {
             original.insert(spec.name, w);
         }
         let folder = |tensors, config| {
-            let mut folder = Folder { tensors, config, report: None, total_parameters: 0 };
+            let mut folder = Folder { tensors, config, report: None, channels: None, total_parameters: 0 };
             folder.total_parameters = folder.params();
             folder
         };
@@ -205,11 +214,74 @@ impl Pair {
             "matrices": rows,
         }));
         // The pair must be what it says before anything is changed.
-        let shape = config.matrix_shape(Projection::Gate);
+        let shape = config.matrix_shape(config.first_matrix());
         assert!(
             params::stored_params(shape, params::Storage::Uv, Some(RANK)) < (shape.rows * shape.cols) as u64
         );
         Self { original, compressed, root }
+    }
+
+    /// A true pair, of which the expert of [`NARROWED`] keeps the channels [`KEPT`], its gate and up as factors or rows of
+    /// the original, its down as columns that were fitted to something.
+    pub(crate) fn narrowed() -> Self {
+        let mut pair = Self::new();
+        let (layer, expert) = NARROWED;
+        let mut rng = ChaCha8Rng::seed_from_u64(8);
+        for projection in Projection::ALL {
+            let id = matrix(layer, expert, projection);
+            let name = format!("{}.weight", module_name(id));
+            let w = pair.original.tensors[&name].clone();
+            let (rows, cols) = (w.shape[0], w.shape[1]);
+            let kept_value = |row: usize, col: usize| match projection {
+                Projection::Down => w.values[row * cols + KEPT[col]],
+                _ => w.values[KEPT[row] * cols + col],
+            };
+            let shape = match projection {
+                Projection::Down => [rows, KEPT.len()],
+                _ => [KEPT.len(), cols],
+            };
+            let mut values: Vec<bf16> =
+                (0..shape[0] * shape[1]).map(|e| kept_value(e / shape[1], e % shape[1])).collect();
+            if projection == Projection::Down {
+                values.iter_mut().for_each(|value| {
+                    *value = bf16::from_f64(value.to_f64() + rng.random_range(-0.3..0.3));
+                });
+            }
+            // All of W, with zeros for what went.
+            let (mut lost, mut energy) = (0.0, 0.0);
+            for (e, value) in w.values.iter().enumerate() {
+                let (row, col) = (e / cols, e % cols);
+                let (channel, other) = if projection == Projection::Down { (col, row) } else { (row, col) };
+                let stored = KEPT.iter().position(|&kept| kept == channel).map_or(0.0, |at| {
+                    let (row, col) = if projection == Projection::Down { (other, at) } else { (at, other) };
+                    values[row * shape[1] + col].to_f64()
+                });
+                lost += (value.to_f64() - stored).powi(2);
+                energy += value.to_f64().powi(2);
+            }
+            let (u, v) = factor_names(id);
+            pair.compressed.tensors.remove(&u);
+            pair.compressed.tensors.remove(&v);
+            pair.compressed.tensors.insert(name, Values { shape: shape.to_vec(), values });
+            let ranks = pair.compressed.config["lowrank_config"]["ranks"].as_object_mut().unwrap();
+            ranks.remove(&module_name(id));
+            let row = pair.compressed.row(id);
+            row["rank"] = json!(null);
+            row["relative_error"] = json!((lost / energy).sqrt());
+        }
+        let name = config().family.spelling().expert(layer, expert);
+        pair.compressed.config["lowrank_config"]["format_version"] = json!(2);
+        pair.compressed.config["lowrank_config"]["widths"] = json!({ &name: KEPT.len() });
+        let channels = KeptChannels::new(&KEPT, config().intermediate_size);
+        pair.compressed.channels = Some(json!({ &name: channels }));
+        pair.compressed.report()["experts"] =
+            json!([{ "layer": layer, "expert": expert, "width": KEPT.len(), "relative_error": 0.1 }]);
+        let (before, after) = (pair.original.params(), pair.compressed.params());
+        pair.compressed.total_parameters = after;
+        let report = pair.compressed.report();
+        report["after"] = json!({"params": after, "bytes": 2 * after});
+        report["budget"]["removed"] = json!(before - after);
+        pair
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

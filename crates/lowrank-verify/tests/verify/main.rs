@@ -3,3 +3,4 @@
 mod bundled;
 mod checkpoints;
 mod mutations;
+mod widths;

@@ -7,7 +7,7 @@ use lowrank_verify::{Depth, FindingKind, Thresholds, Verdict, Verification, Veri
 use serde_json::json;
 
 /// The report failed with a finding of this kind that names this.
-fn assert_caught(report: &Verification, kind: FindingKind, name: &str) {
+pub(crate) fn assert_caught(report: &Verification, kind: FindingKind, name: &str) {
     assert_eq!(report.verdict, Verdict::Failed, "{report}");
     let caught =
         report.findings.iter().any(|finding| finding.kind == kind && finding.to_string().contains(name));

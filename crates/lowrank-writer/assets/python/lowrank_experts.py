@@ -14,6 +14,8 @@ transformers call the experts differently, and both are served:
     {"format": "lowrank-compress", "format_version": 1, "storage": "uv",
      "ranks": {"model.layers.0.mlp.experts.0.gate_proj": 464, ...}}
 
+Experts that keep some of their channels only have a narrower inner size each, `"widths": {"....experts.0": 300, ...}` (version 2).
+
 `storage` is "uv" (two factors u @ v) or "pivoted" (some of the matrix's own columns or rows, and coefficients that make
 the others of them). A matrix without a rank is dense.
 """
@@ -25,7 +27,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 FORMAT = "lowrank-compress"
-FORMAT_VERSIONS = (1,)
+FORMAT_VERSIONS = (1, 2)
 STORAGES = ("uv", "pivoted")
 
 
@@ -45,6 +47,11 @@ def checked_ranks(config):
 def storage_of(config):
     """How factors are stored, of a config that `checked_ranks` accepts."""
     return config.lowrank_config.get("storage", "uv")
+
+
+def width_of(config, path, names):
+    """Inner size of an expert: the model's, unless the checkpoint keeps fewer channels of it."""
+    return config.lowrank_config.get("widths", {}).get(path, getattr(config, names["width"]))
 
 
 def without_experts(plan):
@@ -111,7 +118,7 @@ class LowRankExpert(nn.Module):
 
     def __init__(self, config, ranks, path, names):
         super().__init__()
-        hidden, inner = config.hidden_size, getattr(config, names["width"])
+        hidden, inner = config.hidden_size, width_of(config, path, names)
         self.names = gate, down, up = names["projections"]
         for name, inputs, outputs in ((gate, hidden, inner), (down, inner, hidden), (up, hidden, inner)):
             setattr(self, name, make_linear(inputs, outputs, ranks.get(f"{path}.{name}"), storage_of(config)))

@@ -1,0 +1,84 @@
+//! Down (w2) of a narrowed expert, fitted by least squares to the activations that its own gate and up give.
+
+use crate::CalibrateError;
+use crate::moments::add_cross;
+use crate::pair::BATCH_TOKENS;
+use crate::widths::{ActivationMoment, RIDGE};
+use lowrank_compute::Backend;
+use lowrank_svd::{SvdError, fit_columns};
+use ndarray::{Array2, ArrayView2};
+
+/// Σ weight · z zᵀ [k, k] of the narrowed expert's activations, and Σ weight · y zᵀ [H, k] with the outputs y that are wanted.
+#[derive(Debug)]
+pub struct Regression {
+    moment: ActivationMoment,
+    cross: Array2<f64>,
+}
+
+/// What was fitted.
+#[derive(Debug)]
+pub struct Fitted {
+    /// W [H, k].
+    pub down: Array2<f64>,
+    /// The second moment of its outputs, W (Σ weight · z zᵀ) Wᵀ [H, H], both triangles.
+    pub outputs: Array2<f64>,
+}
+
+impl Regression {
+    /// Sums over no tokens.
+    pub fn new(hidden_size: usize, width: usize) -> Self {
+        Self { moment: ActivationMoment::new(width), cross: Array2::zeros((hidden_size, width)) }
+    }
+
+    /// Adds rows y [n, H] and z [n, k] of the same tokens.
+    pub fn add(&mut self, wanted: &[f32], activations: &[f32], weights: &[f64]) {
+        let (h, k) = self.cross.dim();
+        self.moment.add(activations, weights);
+        let batches = wanted.chunks(BATCH_TOKENS * h).zip(activations.chunks(BATCH_TOKENS * k));
+        for ((wanted, activations), weights) in batches.zip(weights.chunks(BATCH_TOKENS)) {
+            add_cross(&mut self.cross, wanted, activations, weights);
+        }
+    }
+
+    /// Fits; `columns` [H, k] are those of the original's down for the channels that stay.
+    pub fn fit(&self, backend: &dyn Backend, columns: ArrayView2<'_, f64>) -> Result<Fitted, SvdError> {
+        let down = fit_columns(backend, self.cross.view(), self.moment.sum(), columns, RIDGE)?;
+        let mut moment = self.moment.sum().to_owned();
+        lowrank_compute::mirror_lower(&mut moment);
+        let mut image = Array2::zeros(down.dim());
+        let kernels: &dyn lowrank_compute::Kernels<f64> = backend;
+        kernels.gemm(down.view(), moment.view(), image.view_mut(), lowrank_compute::Accumulate::Replace);
+        let mut outputs = Array2::zeros((down.nrows(), down.nrows()));
+        kernels.gemm(image.view(), down.t(), outputs.view_mut(), lowrank_compute::Accumulate::Replace);
+        Ok(Fitted { down, outputs })
+    }
+
+    /// Whether every sum is finite.
+    pub fn check(&self, layer: usize, expert: usize) -> Result<(), CalibrateError> {
+        let finite = self.moment.is_finite() && self.cross.iter().all(|value| value.is_finite());
+        if finite { Ok(()) } else { Err(CalibrateError::NotFinite { layer, expert }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lowrank_compute::Faer;
+
+    #[test]
+    fn a_map_that_exists_is_found_and_its_outputs_have_their_moment() {
+        let (tokens, h, k) = (60, 3, 4);
+        let z: Vec<f32> = (0..tokens * k).map(|i| ((i * i) as f32 * 0.71).sin()).collect();
+        let map = Array2::from_shape_fn((h, k), |(i, j)| (i as f64 - 1.0) * (j as f64 + 0.5));
+        let activations = Array2::from_shape_vec((tokens, k), z.clone()).unwrap().mapv(f64::from);
+        let y = activations.dot(&map.t());
+        let wanted: Vec<f32> = y.iter().map(|&value| value as f32).collect();
+        let mut regression = Regression::new(h, k);
+        regression.add(&wanted, &z, &vec![0.5; tokens]);
+        // The ridge pulls towards the map itself, so it moves nothing.
+        let Fitted { down, outputs } = regression.fit(&Faer, map.view()).unwrap();
+        assert!((&down - &map).iter().all(|gap| gap.abs() < 1e-5), "{down}");
+        let expected = y.t().dot(&y) * 0.5;
+        assert!((&outputs - &expected).iter().all(|gap| gap.abs() < 1e-3), "{outputs} {expected}");
+    }
+}

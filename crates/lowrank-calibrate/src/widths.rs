@@ -1,0 +1,312 @@
+//! What plans with widths are made from: the order of every expert's channels and the errors of its widths.
+//!
+//! The second moment of an expert's activations, C = Σ g² h hᵀ [F, F], is summed while the text passes and never stored: the
+//! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
+
+use crate::pair::BATCH_TOKENS;
+use crate::{CalibrateError, Norms};
+use lowrank_cache::{Arrays, Entry, Numbers};
+use lowrank_compute::{Accumulate, Algebra, Faer, Kernels};
+use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, StoredMatrix, Tensor};
+use lowrank_reader::Checkpoint;
+use lowrank_svd::{Channels, NarrowedErrors, SvdError, narrowed_inputs, narrowed_outputs};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Widths, evenly spaced up to F, at which ranks are considered, too.
+const GRID: usize = 16;
+/// From this F on, grid widths are multiples of 8, as ranks are.
+const TRUE_SIZE: usize = 1024;
+/// Columns of the second moment that one task sums.
+const STRIP: usize = 256;
+/// Added to the second moment, in mean diagonal elements: `docs/research/widths.md`.
+pub const RIDGE: f64 = 0.03;
+
+/// The widths below F at which ranks are considered, rising.
+pub fn width_grid(intermediate_size: usize) -> Vec<usize> {
+    let multiple = if intermediate_size >= TRUE_SIZE { 8 } else { 1 };
+    let widths = (1..GRID).map(|step| intermediate_size * step / GRID / multiple * multiple);
+    let mut widths: Vec<usize> = widths.filter(|&width| width > 0).collect();
+    widths.dedup();
+    widths
+}
+
+/// What one expert loses at every width.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExpertWidths {
+    /// Channels by falling importance: an expert of width k keeps the first k.
+    pub order: Vec<usize>,
+    /// Squared error of its weighted outputs per token of the text, at width 0..=F.
+    pub errors: Vec<f64>,
+    /// Of the ranks of its narrowed matrices, likewise per token; empty where ranks were not asked for.
+    pub grid: Vec<NarrowedErrors>,
+}
+
+/// Of every expert, by layer and expert. An expert without routed tokens is narrowed by its weights alone, and counts as a
+/// whole like the least of its layer's others.
+pub type WidthsByExpert = BTreeMap<(usize, usize), ExpertWidths>;
+
+/// Σ g² h hᵀ of one expert. Products in f32 within a block of tokens, sums in f64: the ridge bounds the condition number of
+/// what is made of it by F/[`RIDGE`].
+#[derive(Debug)]
+pub struct ActivationMoment {
+    /// [F, F], lower triangle.
+    sum: Array2<f64>,
+}
+
+impl ActivationMoment {
+    /// Of no tokens.
+    pub fn new(intermediate_size: usize) -> Self {
+        Self { sum: Array2::zeros((intermediate_size, intermediate_size)) }
+    }
+
+    /// Adds activations [n, F] of tokens that count so much.
+    pub fn add(&mut self, activations: &[f32], weights: &[f64]) {
+        let size = self.sum.nrows();
+        let batches = activations.chunks(BATCH_TOKENS * size).zip(weights.chunks(BATCH_TOKENS));
+        for (rows, weights) in batches {
+            let mut scaled = Array2::from_shape_vec((weights.len(), size), rows.to_vec()).expect("[n, F]");
+            let rows = scaled.rows_mut().into_iter().zip(weights);
+            rows.for_each(|(mut row, weight)| row *= weight.sqrt() as f32);
+            add_gram(&mut self.sum, &scaled);
+        }
+    }
+
+    /// [F, F], lower triangle.
+    pub fn sum(&self) -> ArrayView2<'_, f64> {
+        self.sum.view()
+    }
+
+    /// Whether every sum is finite.
+    pub fn is_finite(&self) -> bool {
+        self.sum.iter().all(|value| value.is_finite())
+    }
+}
+
+/// sum += rowsᵀ rows, lower triangle, strip by strip.
+fn add_gram(sum: &mut Array2<f64>, rows: &Array2<f32>) {
+    let strips: Vec<ArrayViewMut2<'_, f64>> = sum.axis_chunks_iter_mut(Axis(1), STRIP).collect();
+    strips.into_par_iter().enumerate().for_each(|(strip, mut out)| {
+        let first = strip * STRIP;
+        let mut product = Array2::<f32>::zeros((out.nrows() - first, out.ncols()));
+        let (left, right) = (rows.slice(s![.., first..]), rows.slice(s![.., first..first + out.ncols()]));
+        Faer.gemm(left.reversed_axes(), right, product.view_mut(), Accumulate::Replace);
+        let mut below = out.slice_mut(s![first.., ..]);
+        below.zip_mut_with(&product, |sum, &value| *sum += f64::from(value));
+    });
+}
+
+/// Where orders and errors lie, and how they are made.
+#[derive(Debug, Clone)]
+pub struct WidthStore<'a> {
+    /// The entry of the cache.
+    pub entry: Entry,
+    /// What computes.
+    pub algebra: &'a Algebra,
+    /// Whether ranks are considered beside widths.
+    pub ranks: bool,
+}
+
+impl WidthStore<'_> {
+    fn name(layer: usize, expert: usize) -> String {
+        format!("widths-{layer:03}-{expert:03}")
+    }
+
+    /// Whether an expert's are there.
+    pub fn has(&self, layer: usize, expert: usize) -> bool {
+        self.entry.has(&Self::name(layer, expert))
+    }
+
+    /// Orders the channels of an expert and keeps the errors of its widths.
+    pub(crate) fn put(
+        &self,
+        (layer, expert): (usize, usize),
+        w2: &Tensor,
+        moment: &ActivationMoment,
+    ) -> Result<(), CalibrateError> {
+        let id = MatrixId { layer, expert, projection: Projection::Down };
+        let failed = |source| CalibrateError::Svd { name: id, source };
+        let shape = lowrank_compute::blocks::matrix_shape(w2);
+        let widths = width_grid(shape.cols);
+        let (found, _) = self.algebra.run(shape, |backend| {
+            let channels = Channels::new(backend, w2, moment.sum.view(), RIDGE)?;
+            let down = if self.ranks { narrowed_outputs(backend, &channels, &widths)? } else { Vec::new() };
+            Ok::<_, SvdError>((channels, down))
+        });
+        let (channels, down) = found.map_err(failed)?;
+        let mut arrays = Arrays::default();
+        let order = channels.order().iter().map(|&channel| channel as f64).collect();
+        arrays.arrays.insert("order".into(), Numbers::F64(order));
+        arrays.arrays.insert("errors".into(), Numbers::F64(channels.errors().to_vec()));
+        arrays.arrays.insert("down".into(), Numbers::F64(down.concat()));
+        Ok(self.entry.put(&Self::name(layer, expert), &arrays)?)
+    }
+
+    /// Order, errors and the narrowed errors of down, in sums over the text.
+    fn get(&self, layer: usize, expert: usize) -> Result<OfDown, CalibrateError> {
+        let absent = || CalibrateError::Absent { layer, expert };
+        let mut arrays = self.entry.get(&Self::name(layer, expert))?.ok_or_else(absent)?;
+        let order = arrays.take_f64("order").ok_or_else(absent)?;
+        let errors = arrays.take_f64("errors").ok_or_else(absent)?;
+        let down = arrays.take_f64("down").ok_or_else(absent)?;
+        let order = order.into_iter().map(|channel| channel as usize).collect();
+        Ok(OfDown { order, errors, down })
+    }
+
+    /// Of all experts, per token of the text; errors of gate and up are measured unless they are known.
+    pub fn all(
+        &self,
+        checkpoint: &Checkpoint,
+        norms: &Norms,
+        tokens: usize,
+        progress: &dyn Progress,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<WidthsByExpert, CalibrateError> {
+        let config = checkpoint.config();
+        let experts: Vec<(usize, usize)> = (0..config.num_hidden_layers)
+            .flat_map(|layer| (0..config.experts_in(layer)).map(move |expert| (layer, expert)))
+            .collect();
+        progress.start("errors of widths", experts.len() as u64, "experts");
+        let found: Result<WidthsByExpert, CalibrateError> = experts
+            .par_iter()
+            .with_max_len(1)
+            .map(|&(layer, expert)| {
+                if stop() {
+                    return Err(CalibrateError::Stopped);
+                }
+                let own = self.of_expert(checkpoint, config, norms, tokens, (layer, expert))?;
+                progress.advance(1);
+                Ok(((layer, expert), own))
+            })
+            .collect();
+        progress.finish();
+        let mut found = found?;
+        scale_unrouted(norms, &mut found);
+        Ok(found)
+    }
+
+    fn of_expert(
+        &self,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        norms: &Norms,
+        tokens: usize,
+        (layer, expert): (usize, usize),
+    ) -> Result<ExpertWidths, CalibrateError> {
+        let OfDown { order, errors, down } = self.get(layer, expert)?;
+        let per_token = |errors: Vec<f64>| -> Vec<f64> {
+            errors.into_iter().map(|error| error / tokens as f64).collect()
+        };
+        let (errors, down) = (per_token(errors), per_token(down));
+        if !self.ranks {
+            return Ok(ExpertWidths { order, errors, grid: Vec::new() });
+        }
+        let widths = width_grid(config.intermediate_size);
+        let ranks = config.hidden_size + 1;
+        let inputs = self.of_inputs(checkpoint, norms, (layer, expert), &order, &widths)?;
+        let [gate, up] = inputs;
+        let grid = widths
+            .iter()
+            .enumerate()
+            .map(|(at, &width)| {
+                let part = |all: &[f64]| all[at * ranks..(at + 1) * ranks].to_vec();
+                NarrowedErrors { width, tails: [part(&gate), part(&down), part(&up)] }
+            })
+            .collect();
+        Ok(ExpertWidths { order, errors, grid })
+    }
+
+    /// Narrowed errors of gate and up, each of all widths one after another.
+    fn of_inputs(
+        &self,
+        checkpoint: &Checkpoint,
+        norms: &Norms,
+        (layer, expert): (usize, usize),
+        order: &[usize],
+        widths: &[usize],
+    ) -> Result<[Vec<f64>; 2], CalibrateError> {
+        let name = format!("narrowed-{layer:03}-{expert:03}");
+        if let Some(mut arrays) = self.entry.get(&name)?
+            && let (Some(gate), Some(up)) = (arrays.take_f64("gate"), arrays.take_f64("up"))
+        {
+            return Ok([gate, up]);
+        }
+        let of = |projection| -> Result<Vec<f64>, CalibrateError> {
+            let id = MatrixId { layer, expert, projection };
+            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
+                unreachable!("a factored checkpoint is refused before it is calibrated")
+            };
+            checkpoint.check_matrix_finite(id, &w)?;
+            let norm = norms.of(id)?;
+            let (found, _) = self.algebra.run(checkpoint.config().matrix_shape(id), |backend| {
+                narrowed_inputs(backend, &w, &norm.metric(), order, widths)
+            });
+            Ok(found.map_err(|source| CalibrateError::Svd { name: id, source })?.concat())
+        };
+        let (gate, up) = (of(Projection::Gate)?, of(Projection::Up)?);
+        let mut arrays = Arrays::default();
+        arrays.arrays.insert("gate".into(), Numbers::F64(gate.clone()));
+        arrays.arrays.insert("up".into(), Numbers::F64(up.clone()));
+        self.entry.put(&name, &arrays)?;
+        Ok([gate, up])
+    }
+}
+
+/// Brings the errors of experts without routed tokens, which are those of weights, to the scale of their layer.
+fn scale_unrouted(norms: &Norms, found: &mut WidthsByExpert) {
+    let is_unrouted = |&(layer, expert): &(usize, usize)| norms.is_unrouted(layer, expert);
+    let unrouted: Vec<(usize, usize)> = found.keys().copied().filter(is_unrouted).collect();
+    for place in unrouted {
+        let routed = found.iter().filter(|(other, _)| other.0 == place.0 && !is_unrouted(other));
+        let least = routed.map(|(_, own)| own.errors[0]).fold(f64::INFINITY, f64::min);
+        let own = found.get_mut(&place).expect("one of them");
+        if own.errors[0] > 0.0 && least.is_finite() {
+            let scale = least / own.errors[0];
+            own.errors.iter_mut().for_each(|error| *error *= scale);
+            // The narrowed errors of its matrices are on three other scales: its channels alone are weighed.
+            own.grid.clear();
+        }
+    }
+}
+
+struct OfDown {
+    order: Vec<usize>,
+    errors: Vec<f64>,
+    down: Vec<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grid_has_multiples_of_eight_at_true_size() {
+        assert_eq!(width_grid(32), (1..16).map(|step| 2 * step).collect::<Vec<_>>());
+        assert!(width_grid(14_336).iter().all(|width| width % 8 == 0));
+        assert_eq!(width_grid(14_336).len(), 15);
+        assert_eq!(width_grid(3), [1, 2]);
+        assert!(width_grid(1).is_empty());
+    }
+
+    #[test]
+    fn the_moment_is_the_weighted_sum_over_tokens_however_they_are_cut() {
+        let (size, tokens) = (300, BATCH_TOKENS + 3);
+        let activations: Vec<f32> = (0..size * tokens).map(|i| (i as f32 * 0.37).sin()).collect();
+        let weights: Vec<f64> = (0..tokens).map(|t| 0.1 + (t % 7) as f64 / 8.0).collect();
+        let mut moment = ActivationMoment::new(size);
+        moment.add(&activations, &weights);
+        for (i, j) in [(0, 0), (299, 2), (256, 255), (299, 299)] {
+            let expected: f64 = (0..tokens)
+                .map(|t| {
+                    weights[t] * f64::from(activations[t * size + i]) * f64::from(activations[t * size + j])
+                })
+                .sum();
+            assert!(
+                (moment.sum[[i, j]] - expected).abs() < 1e-3,
+                "{i} {j}: {} {expected}",
+                moment.sum[[i, j]]
+            );
+        }
+    }
+}

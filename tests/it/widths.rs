@@ -1,0 +1,121 @@
+//! Widths of experts beside ranks, and plain models with narrower experts.
+
+use crate::support::{FEW_TOKENS, compress, files, run, tensors, tiny_mixtral};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+use tempfile::tempdir;
+
+const BUDGET: [&str; 2] = ["--budget", "40%"];
+
+fn json(out: &Path, name: &str) -> Value {
+    serde_json::from_slice(&files(out)[name]).unwrap()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn widths_and_ranks_repeat_whatever_the_workers_and_the_plan_is_the_budgets() {
+    let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name);
+    let words = [&BUDGET[..], &["--structures", "rank,width", "--vocabulary-share", "0.125"]].concat();
+    let (one, two, planned, plan) = (at("one"), at("two"), at("planned"), at("plan.json"));
+    compress(&model, &one, &[&words[..], &["--workers", "1"]].concat()).ok();
+    compress(&model, &two, &[&words[..], &["--workers", "2", "--cache", "none"]].concat()).ok();
+    assert_eq!(files(&one), files(&two));
+    run([&["plan", "--quiet", "--model", path(&model), "--plan-out", path(&plan)], &words[..], &FEW_TOKENS]
+        .concat())
+    .ok();
+    let settings = ["--plan", path(&plan), "--vocabulary-share", "0.125"];
+    compress(&model, &planned, &settings).ok();
+    assert_eq!(
+        files(&planned)["model-00001-of-00001.safetensors"],
+        files(&one)["model-00001-of-00001.safetensors"]
+    );
+
+    let lowrank = &json(&one, "config.json")["lowrank_config"];
+    let widths = lowrank["widths"].as_object().unwrap();
+    let distinct: BTreeSet<u64> = widths.values().filter_map(Value::as_u64).collect();
+    assert!(distinct.len() > 4 && distinct.iter().all(|width| (1..448).contains(width)), "{distinct:?}");
+    assert!(!lowrank["ranks"].as_object().unwrap().is_empty());
+    let channels = json(&one, "lowrank_channels.json");
+    assert_eq!(channels.as_object().unwrap().len(), widths.len());
+
+    let verified =
+        run(["verify", "--json", "--original", path(&model), "--compressed", path(&one)].to_vec()).ok();
+    assert_eq!(verified.json()["verdict"], "passed");
+    for sample in [&[][..], &["--quick", "--sample", "6"]] {
+        let again = [&["reproduce", path(&one), "--model", path(&model)][..], sample].concat();
+        run(again).ok();
+    }
+}
+
+#[test]
+fn one_width_for_all_experts_gives_a_plain_model() {
+    let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
+    let out = folder.path().join("out");
+    compress(&model, &out, &[&BUDGET[..], &["--structures", "width", "--allocation", "uniform"]].concat())
+        .ok();
+    let config = json(&out, "config.json");
+    assert_eq!(config["model_type"], "mixtral");
+    assert!(config.get("lowrank_config").is_none() && config.get("auto_map").is_none(), "{config}");
+    let width = config["intermediate_size"].as_u64().unwrap();
+    assert!((100..448).contains(&width), "{width}");
+    assert!(!files(&out).keys().any(|name| name.ends_with(".py")));
+    let report = json(&out, "lowrank_report.json");
+    let removed = report["budget"]["removed"].as_u64().unwrap();
+    // The next width would have missed the budget.
+    let channel = 4 * 8 * 3 * 128;
+    assert_eq!(removed, (448 - width) * channel);
+    assert!(removed - report["budget"]["asked"].as_u64().unwrap() < channel);
+    let verified =
+        run(["verify", "--json", "--original", path(&model), "--compressed", path(&out)].to_vec()).ok();
+    assert_eq!(verified.json()["verdict"], "passed");
+    run(["reproduce", path(&out), "--model", path(&model)].to_vec()).ok();
+    // Another channel in the list is found out.
+    let mut channels = json(&out, "lowrank_channels.json");
+    let first = channels.as_object_mut().unwrap().values_mut().next().unwrap();
+    let bits = first.as_str().unwrap();
+    let moved: String = bits.chars().rev().collect();
+    assert_ne!(moved, bits);
+    *first = moved.into();
+    std::fs::write(out.join("lowrank_channels.json"), channels.to_string()).unwrap();
+    let words = ["verify", "--static-only", "--original", path(&model), "--compressed", path(&out)];
+    assert_eq!(run(words.to_vec()).code, 11);
+}
+
+#[test]
+fn densified_experts_have_their_shapes_again_and_zeros_for_channels_that_went() {
+    let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
+    let (out, dense) = (folder.path().join("out"), folder.path().join("dense"));
+    compress(&model, &out, &[&BUDGET[..], &["--structures", "width"]].concat()).ok();
+    run(["densify", "--quiet", "--model", path(&out), "--out", path(&dense)].to_vec()).ok();
+    let verified =
+        run(["verify", "--json", "--original", path(&model), "--compressed", path(&dense)].to_vec());
+    // It is a plain model that is not the original.
+    verified.refused(2, &["nothing in it is factored"]);
+    let config = json(&dense, "config.json");
+    assert_eq!((&config["intermediate_size"], &config["model_type"]), (&448.into(), &"mixtral".into()));
+    let widths = json(&out, "config.json")["lowrank_config"]["widths"].clone();
+    let (name, width) = widths.as_object().unwrap().iter().next().unwrap();
+    let (_, shape, gate) = &tensors(&dense)[&format!("{name}.w1.weight")];
+    assert_eq!(shape, &[448, 128]);
+    let rows = gate.chunks(2 * 128).filter(|row| row.iter().any(|&byte| byte != 0)).count();
+    assert_eq!(rows as u64, width.as_u64().unwrap());
+}
+
+#[test]
+fn widths_without_what_they_are_measured_on_are_refused() {
+    let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
+    let out = folder.path().join("out");
+    for (words, part) in [
+        (&["--structures", "width", "--calibrate", "none"][..], "drop --calibrate none"),
+        (&["--structures", "rank,width", "--sensitivity", "relative"], "measured sensitivities"),
+        (&["--structures", "rank,width", "--allocation", "uniform"], "--structures width or rank"),
+    ] {
+        compress(&model, &out, &[&BUDGET[..], words].concat()).refused(2, &[part]);
+        assert!(!out.exists());
+    }
+}
