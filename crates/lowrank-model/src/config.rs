@@ -210,12 +210,16 @@ impl Output {
     }
 
     /// `auto_map` of a factored checkpoint. In this order: vLLM asks for `AutoModel`.
-    pub fn auto_map(&self) -> [(&'static str, String); 3] {
+    pub fn auto_map(&self) -> [(&'static str, String); 4] {
         let Self { model_type, class, .. } = self;
         [
             ("AutoConfig", format!("configuration_{model_type}.LowRank{class}Config")),
             ("AutoModel", format!("modeling_{model_type}.LowRank{class}Model")),
             ("AutoModelForCausalLM", format!("modeling_{model_type}.LowRank{class}ForCausalLM")),
+            (
+                "AutoModelForSequenceClassification",
+                format!("modeling_{model_type}.LowRank{class}ForSequenceClassification"),
+            ),
         ]
     }
 }

@@ -76,10 +76,22 @@ pub(crate) fn run() -> Result<()> {
         outputs.push(factored);
     }
     live.extend_from_slice(&outputs);
+    every_path_loads(&[outputs[1].clone(), outputs[CASES.len() + 1].clone()])?;
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
     forward_agrees(&live)?;
     configs_agree(&tool)
+}
+
+/// Checks that every way to load a checkpoint, offloaded or not, gives the same logits.
+fn every_path_loads(outputs: &[PathBuf]) -> Result<()> {
+    for transformers in Transformers::ALL {
+        for output in outputs {
+            eprintln!("-- every way to load {}, {}", output.display(), transformers.label());
+            sh(python(transformers)?.arg("tests/conformance/check_loading.py").arg(output))?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks bases with chat templates in every place where transformers looks for them, compressed and multiplied back:

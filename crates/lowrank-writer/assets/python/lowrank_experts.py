@@ -14,10 +14,10 @@ transformers call the experts differently, and both are served:
     {"format": "lowrank-compress", "format_version": 1, "storage": "uv",
      "ranks": {"model.layers.0.mlp.experts.0.gate_proj": 464, ...}}
 
-Experts that keep some of their channels only have a narrower inner size each, `"widths": {"....experts.0": 300, ...}` (version 2).
+In version 2 `widths` maps experts that keep some of their channels to how many: `{"model.layers.0.mlp.experts.0": 300}`.
 
-`storage` is "uv" (two factors u @ v) or "pivoted" (some of the matrix's own columns or rows, and coefficients that make
-the others of them). A matrix without a rank is dense.
+`storage` is "uv" (two factors u @ v) or "pivoted" (interpolative decomposition: some of the matrix's own columns or rows,
+and coefficients that compute the others from them). A matrix without a rank is dense.
 """
 
 from contextlib import contextmanager
@@ -29,6 +29,9 @@ from transformers.activations import ACT2FN
 FORMAT = "lowrank-compress"
 FORMAT_VERSIONS = (1, 2)
 STORAGES = ("uv", "pivoted")
+
+# What `order` holds until it is loaded: out of range from both ends, so that no gather takes it for an index.
+NOT_LOADED = 2**31 - 1
 
 
 def checked_ranks(config):
@@ -47,11 +50,6 @@ def checked_ranks(config):
 def storage_of(config):
     """How factors are stored, of a config that `checked_ranks` accepts."""
     return config.lowrank_config.get("storage", "uv")
-
-
-def width_of(config, path, names):
-    """Inner size of an expert: the model's, unless the checkpoint keeps fewer channels of it."""
-    return config.lowrank_config.get("widths", {}).get(path, getattr(config, names["width"]))
 
 
 def without_experts(plan):
@@ -92,7 +90,7 @@ class PivotedLinear(nn.Module):
             self.basis = nn.Linear(in_features, rank, bias=False)
             self.coefficients = nn.Linear(rank, out_features - rank, bias=False)
         # A buffer of integers: it is saved, moved and never rounded, and it is no parameter.
-        self.register_buffer("order", torch.arange(min(in_features, out_features)))
+        self.register_buffer("order", torch.full((min(in_features, out_features),), NOT_LOADED))
 
     def forward(self, x):
         if self.pivots_on_inputs:
@@ -113,12 +111,17 @@ def make_linear(in_features, out_features, rank, storage):
     return LINEARS[storage](in_features, out_features, rank)
 
 
+def inner_size(config, path, names):
+    """The inner width of an expert: the model's, unless the checkpoint keeps fewer channels of it."""
+    return config.lowrank_config.get("widths", {}).get(path, getattr(config, names["width"]))
+
+
 class LowRankExpert(nn.Module):
     """SwiGLU: down(act(gate x) * up x), each matrix factored or dense on its own."""
 
     def __init__(self, config, ranks, path, names):
         super().__init__()
-        hidden, inner = config.hidden_size, width_of(config, path, names)
+        hidden, inner = config.hidden_size, inner_size(config, path, names)
         self.names = gate, down, up = names["projections"]
         for name, inputs, outputs in ((gate, hidden, inner), (down, inner, hidden), (up, hidden, inner)):
             setattr(self, name, make_linear(inputs, outputs, ranks.get(f"{path}.{name}"), storage_of(config)))
@@ -166,7 +169,7 @@ class LowRankExperts(nn.Module):
 def narrow_experts(config, names):
     """While the native class builds itself, its dense experts are one row wide: they are replaced right after, and at
     full width would need the memory that factoring saves."""
-    width = getattr(config, names["width"])
+    width = inner_size(config, names)
     setattr(config, names["width"], 1)
     try:
         yield
@@ -191,3 +194,36 @@ def factor_experts(layers, config, names):
             path = f"model.layers.{index}.{moe}.experts"
             num_experts = config.num_local_experts if hasattr(config, "num_local_experts") else config.num_experts
             block.experts = LowRankExperts(config, ranks, path, names, num_experts)
+
+
+class LowRankModel:
+    """What a factored model adds to the native class, which stands behind it in the list of bases.
+
+    A subclass has `NAMES`: what transformers and the checkpoint call the parts of a layer.
+    """
+
+    def __init__(self, config):
+        checked_ranks(config)
+        with narrow_experts(config, self.NAMES):
+            super().__init__(config)
+        factor_experts(getattr(self, "model", self).layers, config, self.NAMES)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info=False, **kwargs):
+        # By default accelerate leaves the buffers of a module that it offloads as they were before loading.
+        kwargs.setdefault("offload_buffers", True)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        require_orders(model, info["missing_keys"])
+        return (model, info) if output_loading_info else model
+
+
+def require_orders(model, missing):
+    """A ValueError if an index was not loaded; transformers only warns of `missing` tensors, and leaves them uninitialized.
+    One that is offloaded (on meta) is read when its module runs."""
+    lost = {name for name in missing if name.endswith(".order")}
+    for name, module in model.named_modules():
+        if isinstance(module, PivotedLinear) and not module.order.is_meta and (module.order == NOT_LOADED).any():
+            lost.add(f"{name}.order")
+    if lost:
+        raise ValueError(f"{min(lost)} was not loaded: it is missing from the checkpoint, or the loader skipped it")
