@@ -83,12 +83,15 @@ pub(crate) fn run() -> Result<()> {
     configs_agree(&tool)
 }
 
-/// Checks that every way to load a checkpoint, offloaded or not, gives the same logits.
+/// Checks that every way to load a checkpoint, offloaded or not, gives the same logits, and that it compiles as one graph.
 fn every_path_loads(outputs: &[PathBuf]) -> Result<()> {
     for transformers in Transformers::ALL {
         for output in outputs {
             eprintln!("-- every way to load {}, {}", output.display(), transformers.label());
             sh(python(transformers)?.arg("tests/conformance/check_loading.py").arg(output))?;
+            if transformers == Transformers::V5 {
+                sh(python(transformers)?.arg("tests/conformance/check_compiled.py").arg(output))?;
+            }
         }
     }
     Ok(())

@@ -9,6 +9,8 @@ transformers call the experts differently, and both are served:
     v4   the block's forward indexes `self.experts[e]` and calls one expert on its tokens
     v5   the block's forward calls `self.experts(hidden_states, top_k_index, top_k_weights)`
 
+A compiled graph sees the experts of v5 as one operator, because how many tokens an expert gets depends on the data.
+
 `config.lowrank_config` holds the format, its version, how factors are stored, and the rank of every factored matrix:
 
     {"format": "lowrank-compress", "format_version": 1, "storage": "uv",
@@ -20,7 +22,9 @@ In version 2 `widths` maps experts that keep some of their channels to how many:
 and coefficients that compute the others from them). A matrix without a rank is dense.
 """
 
+import re
 from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -148,6 +152,11 @@ class LowRankExperts(nn.Module):
         self.num_experts = num_experts
         for e in range(num_experts):
             self.add_module(str(e), LowRankExpert(config, ranks, f"{path}.{e}", names))
+        self.key = registered(self, path)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.key = registered(self, self.key)  # a copy is compiled as itself
 
     def __len__(self):
         return self.num_experts
@@ -157,12 +166,104 @@ class LowRankExperts(nn.Module):
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
         """hidden_states [tokens, hidden]; index and weights [tokens, k] -> [tokens, hidden]."""
-        out = torch.zeros_like(hidden_states)
-        for e in top_k_index.unique().tolist():
-            token, slot = torch.where(top_k_index == e)
-            y = self[e](hidden_states[token]) * top_k_weights[token, slot, None]
-            out.index_add_(0, token, y.to(out.dtype))
-        return out
+        if torch.compiler.is_compiling() and EXPERTS_OPERATOR is not None:
+            parameters = list(self.parameters()) if torch.is_grad_enabled() else []
+            return EXPERTS_OPERATOR(hidden_states, top_k_index, top_k_weights, parameters, self.key)
+        if hidden_states.is_cuda and torch.cuda.is_current_stream_capturing():
+            return self.run_all(hidden_states, top_k_index, top_k_weights)
+        return self.run_chosen(hidden_states, top_k_index, top_k_weights)
+
+    def run_chosen(self, hidden_states, top_k_index, top_k_weights):
+        """Every expert once, on its tokens. A token's experts add up in rising order."""
+        slots = top_k_index.shape[-1]
+        index, by_expert = top_k_index.sort(dim=-1)
+        index, weights = index.flatten(), top_k_weights.gather(-1, by_expert).flatten()
+        order = index.argsort(stable=True)
+        counts = torch.bincount(index, minlength=self.num_experts).tolist()
+        rows = hidden_states[order // slots].split(counts)
+        outputs = [self[e](its_rows) for e, its_rows in enumerate(rows) if len(its_rows)]
+        if not outputs:
+            return torch.zeros_like(hidden_states)
+        weighted = (torch.cat(outputs) * weights[order, None]).to(hidden_states.dtype)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        first, *others = weighted[back].view(-1, slots, weighted.shape[-1]).unbind(1)
+        return sum(others, start=first)
+
+    def run_all(self, hidden_states, top_k_index, top_k_weights):
+        """Every expert on all tokens, most with weight 0: a CUDA graph cannot ask how many tokens an expert gets."""
+        weights = top_k_weights.new_zeros(len(hidden_states), self.num_experts).scatter(1, top_k_index, top_k_weights)
+        weighted = (self[e](hidden_states) * weights[:, e, None] for e in range(self.num_experts))
+        return sum(output.to(hidden_states.dtype) for output in weighted)
+
+
+# The experts of every layer, for the operator below: a graph holds strings and tensors, not modules.
+REGISTERED = WeakValueDictionary()
+
+
+def registered(experts, path):
+    """A name for the experts of a layer. A second model in this process gets another."""
+    base, number = path.partition("#")[0], 0
+    while (key := f"{base}#{number}") in REGISTERED:
+        number += 1
+    REGISTERED[key] = experts
+    return key
+
+
+def autograd_inside_operator():
+    """An operator's implementation runs below autograd. This puts autograd back, for gradients by recomputation."""
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for kind in ("AutogradFunctionality", "ADInplaceOrView"):
+        excluded = excluded.remove(getattr(torch._C.DispatchKey, kind))
+    return torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded)
+
+
+def experts_operator():
+    """`LowRankExperts.run_chosen` as one operator, with gradients; None before torch 2.4. It takes the parameters only so that
+    gradients reach them."""
+    if not hasattr(torch.library, "custom_op"):
+        return None
+    # Two versions of this file in one process (remote code and a package) have an operator each.
+    name = f"lowrank_compress::{re.sub('[^0-9a-zA-Z]', '_', __name__)}"
+    arguments = "Tensor hidden, Tensor index, Tensor weights, Tensor[] parameters, str key"
+
+    def forward(hidden, index, weights, parameters, key):
+        return REGISTERED[key].run_chosen(hidden, index, weights)
+
+    def backward(grad, hidden, index, weights, parameters, key):
+        experts = REGISTERED[key]
+        hidden, weights = (tensor.detach().requires_grad_() for tensor in (hidden, weights))
+        inputs = [hidden, weights, *experts.parameters()]
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        with autograd_inside_operator(), torch.enable_grad():
+            grads = torch.autograd.grad(experts.run_chosen(hidden, index, weights), wanted, grad, allow_unused=True)
+        grads = dict(zip(map(id, wanted), grads))
+        return [torch.zeros_like(t) if grads.get(id(t)) is None else grads[id(t)].contiguous() for t in inputs]
+
+    def keep(ctx, inputs, output):
+        hidden, index, weights, parameters, ctx.key = inputs
+        ctx.save_for_backward(hidden, index, weights, *parameters)
+
+    def differentiate(ctx, grad):
+        hidden, index, weights, *parameters = ctx.saved_tensors
+        grads = gradient(grad, hidden, index, weights, parameters, ctx.key)
+        return grads[0], None, grads[1], grads[2:], None
+
+    operator = torch.library.custom_op(name, forward, mutates_args=(), schema=f"({arguments}) -> Tensor")
+    operator.register_fake(lambda hidden, index, weights, parameters, key: torch.empty_like(hidden))
+    gradient = torch.library.custom_op(
+        f"{name}_backward", backward, mutates_args=(), schema=f"(Tensor grad, {arguments}) -> Tensor[]"
+    )
+    gradient.register_fake(
+        lambda grad, hidden, index, weights, parameters, key: [
+            torch.empty_like(tensor) for tensor in (hidden, weights, *parameters)
+        ]
+    )
+    operator.register_autograd(differentiate, setup_context=keep)
+    return operator
+
+
+EXPERTS_OPERATOR = experts_operator()
 
 
 @contextmanager
