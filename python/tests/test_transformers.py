@@ -1,0 +1,77 @@
+"""Loading without remote code. transformers asks at the terminal where it would need some, and tests have none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+import lowrank_compress
+
+IDS = torch.arange(48)[None] % 30
+
+
+def test_the_packages_class_is_used_without_asking(compressed):
+    model = AutoModelForCausalLM.from_pretrained(compressed)
+    assert type(model).__module__ == "lowrank_compress.models.modeling_lowrank_mixtral"
+    assert type(AutoConfig.from_pretrained(compressed)).__module__.startswith("lowrank_compress.models.")
+
+
+def test_it_computes_what_the_code_beside_the_checkpoint_computes(compressed):
+    local = AutoModelForCausalLM.from_pretrained(compressed, dtype=torch.float32).eval()
+    remote = AutoModelForCausalLM.from_pretrained(compressed, dtype=torch.float32, trust_remote_code=True).eval()
+    with torch.no_grad():
+        assert torch.equal(local(IDS).logits, remote(IDS).logits)
+
+
+def test_other_auto_classes(compressed):
+    assert type(AutoModel.from_pretrained(compressed)).__name__ == "LowRankMixtralModel"
+    classifier = AutoModelForSequenceClassification.from_pretrained(compressed, num_labels=3, dtype=torch.float32)
+    assert classifier(IDS).logits.shape == (1, 3)
+
+
+def test_the_tokenizer_needs_no_remote_code(compressed):
+    try:
+        assert len(AutoTokenizer.from_pretrained(compressed)("a whale")["input_ids"]) > 0
+    except ValueError as error:
+        # The bundled model was saved by transformers 5, whose name for a plain fast tokenizer 4 does not know.
+        assert "TokenizersBackend" in str(error)
+
+
+def test_a_saved_model_keeps_its_code(compressed, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(compressed, dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path)
+    for file in ("modeling_lowrank_mixtral.py", "configuration_lowrank_mixtral.py", "lowrank_experts.py"):
+        assert (tmp_path / file).read_text() == (compressed / file).read_text()
+    for options in ({}, {"trust_remote_code": True}):
+        again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options).eval()
+        with torch.no_grad():
+            assert torch.allclose(again(IDS).logits, model(IDS).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe"])
+def test_every_family_loads(family, family_bases, tmp_path):
+    lowrank_compress.compress(family_bases[family], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model).__module__.startswith("lowrank_compress.models.")
+    assert model(IDS).logits.isfinite().all()
+
+
+def test_a_worker_process_can_load_what_it_gets(compressed):
+    code = f"""
+import pickle, sys, lowrank_compress
+from transformers import AutoConfig
+config = AutoConfig.from_pretrained({str(compressed)!r})
+sys.stdout.buffer.write(pickle.dumps(config))
+"""
+    pickled = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout
+    loader = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"
+    read = subprocess.run([sys.executable, "-c", loader], input=pickled, check=True, capture_output=True)
+    assert read.stdout.strip() == b"LowRankMixtralConfig"
