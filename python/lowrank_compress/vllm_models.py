@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""vLLM's classes of compressed models, and the quantization method `lowrank` of their routed experts.
+
+The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. Tensor and expert parallelism are
+refused: every rank would need the whole of an `order`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.models.mixtral import MixtralForCausalLM
+from vllm.model_executor.models.olmoe import OlmoeForCausalLM
+from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
+from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
+
+from . import models
+from .models import lowrank_experts
+
+# The factored experts, within vLLM's module of routed experts.
+CHILD = "lowrank"
+
+
+@register_quantization_config("lowrank")
+class LowRankConfig(QuantizationConfig):
+    """The method of a model whose config has a `lowrank_config`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.ranks = lowrank_experts.checked_ranks(config)
+        family = next(family for family in models.FAMILIES if family["model_type"] == config.model_type)
+        self.names = import_module(f"{models.__name__}.modeling_{family['model_type']}").NAMES
+
+    def get_name(self) -> str:
+        return "lowrank"
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.float32, torch.bfloat16, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LowRankConfig:
+        raise ValueError("`lowrank` is chosen by the architecture of a compressed checkpoint, not by quantization_config")
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        if isinstance(layer, RoutedExperts):
+            return LowRankMethod(self, layer)
+        return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
+
+
+class LowRankMethod(FusedMoEMethodBase):
+    """The routed experts of a layer."""
+
+    def __init__(self, quantization: LowRankConfig, layer: RoutedExperts) -> None:
+        super().__init__(layer.moe_config)
+        self.quantization = quantization
+        if layer.apply_router_weight_on_input or layer.use_ep:
+            raise ValueError("low-rank experts do not support expert parallelism or router weights on inputs")
+
+    def create_weights(
+        self,
+        layer: RoutedExperts,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **_: Any,
+    ) -> None:
+        # vLLM's own name of this module may end in other words than the checkpoint's.
+        path = layer.layer_name.partition(".experts")[0] + ".experts"
+        its = self.quantization
+        experts = lowrank_experts.LowRankExperts(its.config, its.ranks, path, its.names, num_experts)
+        layer.add_module(CHILD, experts.to(params_dtype).requires_grad_(False))
+
+    def process_weights_after_loading(self, layer: RoutedExperts) -> None:
+        lowrank_experts.require_orders(getattr(layer, CHILD), ())
+
+    def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
+        return None
+
+    def apply(
+        self,
+        layer: RoutedExperts,
+        x: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        shared_experts: Any = None,
+        shared_experts_input: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return getattr(layer, CHILD)(x, topk_ids.long(), topk_weights)
+
+
+class LowRankModel:
+    """What a compressed model adds to vLLM's class of the base, which stands behind it in the list of bases."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        if get_tensor_model_parallel_world_size() > 1:
+            raise ValueError("low-rank experts do not support tensor parallelism: set tensor_parallel_size to 1")
+        if vllm_config.quant_config is not None:
+            raise ValueError("a compressed model cannot be quantized by vLLM as well: leave --quantization out")
+        vllm_config.quant_config = LowRankConfig(vllm_config.model_config.hf_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Copies the experts' tensors into their factors; the rest is loaded as the base's."""
+        factors = {}
+        for name, module in self.named_modules():
+            if isinstance(module, lowrank_experts.LowRankExperts):
+                path = module.key.partition("#")[0]
+                for tensor, value in module.state_dict(keep_vars=True).items():
+                    factors[f"{path}.{tensor}"] = (f"{name}.{tensor}", value)
+        missing, loaded = set(factors), set()
+
+        def others() -> Iterable[tuple[str, torch.Tensor]]:
+            for name, tensor in weights:
+                if name not in factors:
+                    yield name, tensor
+                    continue
+                place, value = factors[name]
+                if value.shape != tensor.shape:
+                    raise ValueError(f"{name} has shape {tuple(tensor.shape)}, config.json says {tuple(value.shape)}")
+                value.data.copy_(tensor)
+                missing.discard(name)
+                loaded.add(place)
+
+        loaded |= super().load_weights(others())
+        if missing:
+            raise ValueError(f"{min(missing)} is missing from the checkpoint, and {len(missing) - 1} more tensors of experts")
+        return loaded
+
+
+class LowRankMixtralForCausalLM(LowRankModel, MixtralForCausalLM):
+    """Mixtral."""
+
+
+class LowRankQwen3MoeForCausalLM(LowRankModel, Qwen3MoeForCausalLM):
+    """Qwen3-MoE."""
+
+
+class LowRankQwen2MoeForCausalLM(LowRankModel, Qwen2MoeForCausalLM):
+    """Qwen2-MoE."""
+
+
+class LowRankOlmoeForCausalLM(LowRankModel, OlmoeForCausalLM):
+    """OLMoE."""
