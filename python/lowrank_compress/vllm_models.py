@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """vLLM's classes of compressed models, and the quantization method `lowrank` of their routed experts.
 
-The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. Tensor and expert parallelism are
-refused: every rank would need the whole of an `order`.
+The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. With tensor parallelism every rank has
+the whole of some experts, and vLLM adds up the ranks' outputs, as it does for experts that are split. Expert parallelism is
+refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
@@ -66,6 +67,13 @@ class LowRankConfig(QuantizationConfig):
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
 
 
+class Elsewhere(torch.nn.Module):
+    """An expert that another rank has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
 class LowRankMethod(FusedMoEMethodBase):
     """The routed experts of a layer."""
 
@@ -87,8 +95,16 @@ class LowRankMethod(FusedMoEMethodBase):
         # vLLM's own name of this module may end in other words than the checkpoint's.
         path = layer.layer_name.partition(".experts")[0] + ".experts"
         its = self.quantization
-        experts = lowrank_experts.LowRankExperts(its.config, its.ranks, path, its.names, num_experts)
-        layer.add_module(CHILD, experts.to(params_dtype).requires_grad_(False))
+        device = torch.empty(0).device  # the one that vLLM builds the model on
+        with torch.device("meta"):
+            experts = lowrank_experts.LowRankExperts(its.config, its.ranks, path, its.names, num_experts)
+        for expert in range(num_experts):
+            if expert % get_tensor_model_parallel_world_size() != get_tensor_model_parallel_rank():
+                experts.add_module(str(expert), Elsewhere())
+        experts.to(params_dtype).to_empty(device=device).requires_grad_(False)
+        for order in experts.buffers():
+            order.fill_(lowrank_experts.NOT_LOADED)
+        layer.add_module(CHILD, experts)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         lowrank_experts.require_orders(getattr(layer, CHILD), ())
@@ -112,8 +128,6 @@ class LowRankModel:
     """What a compressed model adds to vLLM's class of the base, which stands behind it in the list of bases."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        if get_tensor_model_parallel_world_size() > 1:
-            raise ValueError("low-rank experts do not support tensor parallelism: set tensor_parallel_size to 1")
         if vllm_config.quant_config is not None:
             raise ValueError("a compressed model cannot be quantized by vLLM as well: leave --quantization out")
         vllm_config.quant_config = LowRankConfig(vllm_config.model_config.hf_config)
@@ -121,18 +135,20 @@ class LowRankModel:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Copies the experts' tensors into their factors; the rest is loaded as the base's."""
-        factors = {}
+        factors, elsewhere = {}, []
         for name, module in self.named_modules():
             if isinstance(module, lowrank_experts.LowRankExperts):
                 path = module.key.partition("#")[0]
                 for tensor, value in module.state_dict(keep_vars=True).items():
                     factors[f"{path}.{tensor}"] = (f"{name}.{tensor}", value)
-        missing, loaded = set(factors), set()
+                elsewhere += [f"{path}.{e}." for e in range(len(module)) if isinstance(module[e], Elsewhere)]
+        missing, loaded, not_here = set(factors), set(), tuple(elsewhere)
 
         def others() -> Iterable[tuple[str, torch.Tensor]]:
             for name, tensor in weights:
                 if name not in factors:
-                    yield name, tensor
+                    if not name.startswith(not_here):
+                        yield name, tensor
                     continue
                 place, value = factors[name]
                 if value.shape != tensor.shape:

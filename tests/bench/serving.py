@@ -1,4 +1,4 @@
-"""Times decode and prefill of the transformers that is installed here: an original and compressed ones, taking turns, in f32.
+"""Times decode and prefill of the transformers that is installed here: an original and compressed ones, in turns, in f32.
 
     python tests/bench/serving.py wide --old DIR
     python tests/bench/serving.py DIR DIR ... --threads 1
@@ -14,7 +14,6 @@ of this process, for a machine that others use at the same time.
 import argparse
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
