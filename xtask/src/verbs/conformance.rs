@@ -3,7 +3,7 @@
 
 use crate::python::{Transformers, python};
 use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 
 /// How a base is compressed, with default calibration.
@@ -76,11 +76,23 @@ pub(crate) fn run() -> Result<()> {
         outputs.push(factored);
     }
     live.extend_from_slice(&outputs);
+    live.push(plain(&tool, &bundled, &folder)?);
     every_path_loads(&[outputs[1].clone(), outputs[CASES.len() + 1].clone()])?;
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
     forward_agrees(&live)?;
     configs_agree(&tool)
+}
+
+/// A model with narrower experts that needs no code of ours.
+fn plain(tool: &Path, base: &Path, folder: &Path) -> Result<PathBuf> {
+    let out = folder.join("plain");
+    let settings = ["--quiet", "--budget", "30%", "--structures", "width", "--allocation", "uniform"];
+    sh(command(tool).args(settings).arg("--model").arg(base).arg("--out").arg(&out))?;
+    if out.join("lowrank_experts.py").exists() {
+        bail!("{} has code beside it", out.display());
+    }
+    Ok(out)
 }
 
 /// Checks that every way to load a checkpoint, offloaded or not, gives the same logits, and that it compiles as one graph.

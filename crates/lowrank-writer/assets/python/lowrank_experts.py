@@ -270,7 +270,7 @@ EXPERTS_OPERATOR = experts_operator()
 def narrow_experts(config, names):
     """While the native class builds itself, its dense experts are one row wide: they are replaced right after, and at
     full width would need the memory that factoring saves."""
-    width = inner_size(config, names)
+    width = getattr(config, names["width"])
     setattr(config, names["width"], 1)
     try:
         yield
