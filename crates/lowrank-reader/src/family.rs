@@ -87,7 +87,7 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
     }
     let version = lowrank.get("format_version").and_then(Value::as_u64);
     let known: &[u64] = match lowrank.get("widths") {
-        None => &[format::FORMAT_VERSION_RANKS, format::FORMAT_VERSION],
+        None => &[format::FORMAT_VERSION_RANKS],
         Some(_) => &[format::FORMAT_VERSION],
     };
     if version.is_none_or(|version| !known.contains(&version)) {
