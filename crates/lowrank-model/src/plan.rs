@@ -245,9 +245,14 @@ pub enum PlanError {
         /// What is counted.
         unit: Unit,
     },
-    /// A version this program does not know.
-    #[error("`plan_version` is {0}, this program knows {PLAN_VERSION_RANKS} and {PLAN_VERSION}")]
-    Version(u32),
+    /// A version this program does not know, or that is not of such a plan.
+    #[error("`plan_version` is {found}, this program knows {known} of a plan {} narrowed experts", if *known == PLAN_VERSION { "with" } else { "without" })]
+    Version {
+        /// In the plan.
+        found: u32,
+        /// What it would be.
+        known: u32,
+    },
     /// The rows are not those of the model.
     #[error("{0} is not an expert matrix of this model, or is in the wrong place")]
     UnknownMatrix(String),
@@ -417,13 +422,9 @@ impl RankPlan {
 
     /// Checks a plan that came from a file against the model it is to be used on.
     pub fn validate(&self, config: &ModelConfig, before: Size) -> Result<(), PlanError> {
-        let known = if self.experts.is_empty() {
-            PLAN_VERSION_RANKS..=PLAN_VERSION
-        } else {
-            PLAN_VERSION..=PLAN_VERSION
-        };
-        if !known.contains(&self.plan_version) {
-            return Err(PlanError::Version(self.plan_version));
+        let known = if self.experts.is_empty() { PLAN_VERSION_RANKS } else { PLAN_VERSION };
+        if self.plan_version != known {
+            return Err(PlanError::Version { found: self.plan_version, known });
         }
         self.check_settings()?;
         self.check_experts(config)?;
