@@ -4,6 +4,7 @@
 //! family, write its file below `family/` and list it in [`ALL`]: `docs/architecture.md`, "A family".
 
 mod allowed;
+mod defaults;
 mod keys;
 mod mixtral;
 mod olmoe;

@@ -1,6 +1,6 @@
 //! Reading one key of a model's description, checked.
 
-use crate::block::{Activation, LayerSet, MoeLayers};
+use crate::block::{Activation, AttentionBias, LayerSet, MoeLayers};
 use crate::config::{ConfigError, Output};
 use crate::family::allowed;
 use serde_json::Value;
@@ -57,6 +57,11 @@ pub(super) fn flag_or(object: &Value, key: &str, default: bool) -> Result<bool, 
         Some(Value::Bool(value)) => Ok(*value),
         Some(other) => Err(ConfigError::bad(key, other, "`true` or `false`")),
     }
+}
+
+/// Biases of all four projections of attention, or none: `attention_bias`.
+pub(super) fn attention_bias(config: &Value) -> Result<AttentionBias, ConfigError> {
+    Ok(if flag(config, "attention_bias")? { AttentionBias::All } else { AttentionBias::None })
 }
 
 /// The non-linearity of the experts, `hidden_act`. `swish` is transformers' other name of SiLU.

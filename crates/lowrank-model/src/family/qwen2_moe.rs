@@ -1,11 +1,11 @@
 //! Qwen2-MoE and Qwen1.5-MoE (2407.10671): `Qwen2MoeForCausalLM`. A shared expert with a gate, biases of queries, keys and values.
 
-use super::{allowed, keys};
+use super::defaults::{self, Defaults, KeyValueHeads};
+use super::keys;
 use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
-use crate::widths::Widths;
 use serde_json::Value;
 
 /// The family.
@@ -24,34 +24,31 @@ const CONFIG_KEYS: &[Keys] = &[
         &[
             "decoder_sparse_step",
             "head_dim",
-            "hidden_act",
-            "hidden_size",
-            "intermediate_size",
             "layer_types",
-            "max_position_embeddings",
             "mlp_only_layers",
             "moe_intermediate_size",
-            "norm_topk_prob",
-            "num_attention_heads",
-            "num_experts",
-            "num_experts_per_tok",
-            "num_hidden_layers",
-            "num_key_value_heads",
-            "num_local_experts",
             "qkv_bias",
-            "rms_norm_eps",
-            "rope_parameters",
-            "rope_scaling",
-            "rope_theta",
             "shared_expert_intermediate_size",
-            "tie_word_embeddings",
             "use_sliding_window",
-            "vocab_size",
         ],
     ),
     // Read where there is a window, which is refused.
     (Rule::Harmless(ValueKind::Any), &["max_window_layers", "sliding_window"]),
 ];
+
+/// Those of `Qwen2MoeConfig`.
+const DEFAULTS: Defaults = Defaults {
+    hidden_size: 2048,
+    expert_width: 1408,
+    num_hidden_layers: 24,
+    num_experts: 60,
+    num_experts_per_tok: 4,
+    num_attention_heads: 16,
+    num_key_value_heads: KeyValueHeads::Number(16),
+    vocab_size: 151_936,
+    max_position_embeddings: 32_768,
+    rms_norm_eps: 1e-6,
+};
 
 impl Family for Qwen2Moe {
     fn model_type(&self) -> &'static str {
@@ -67,54 +64,29 @@ impl Family for Qwen2Moe {
     }
 
     fn config_keys(&self) -> Vec<Keys> {
-        [allowed::HUGGING_FACE, CONFIG_KEYS, allowed::OTHER_FAMILIES].concat()
+        defaults::config_keys(CONFIG_KEYS)
     }
 
-    /// Defaults and their exceptions are those of transformers' `Qwen2MoeConfig`.
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
-        keys::refuse_quantised(config)?;
-        keys::check_class(config, &OUTPUT)?;
-        allowed::check(config, &[&self.config_keys()])?;
-        let hidden_size = keys::dimension_or(config, "hidden_size", 2048)?;
-        let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 16)?;
-        let vocab_size = keys::dimension_or(config, "vocab_size", 151936)?;
-        keys::check_loadable(config, vocab_size)?;
-        let num_hidden_layers = keys::dimension_or(config, "num_hidden_layers", 24)?;
-        keys::refuse_windows(config, num_hidden_layers)?;
-        let dense_width = keys::dimension_or(config, "intermediate_size", 5632)?;
-        Ok(ModelConfig {
-            family: self,
-            block: Block {
+        let read = DEFAULTS.read(self, config, |layers| {
+            keys::refuse_windows(config, layers)?;
+            let dense_width = keys::dimension_or(config, "intermediate_size", 5632)?;
+            Ok(Block {
                 router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::Gated {
                     intermediate_size: keys::dimension_or(config, "shared_expert_intermediate_size", 5632)?,
                 },
-                moe_layers: keys::moe_layers(config, num_hidden_layers, dense_width)?,
+                moe_layers: keys::moe_layers(config, layers, dense_width)?,
                 query_key_norm: QueryKeyNorm::None,
                 attention_bias: if keys::flag_or(config, "qkv_bias", true)? {
                     AttentionBias::QueryKeyValue
                 } else {
                     AttentionBias::None
                 },
-            },
-            hidden_size,
-            intermediate_size: keys::dimension_or(config, "moe_intermediate_size", 1408)?,
-            num_hidden_layers,
-            num_local_experts: keys::num_experts(config, 60)?,
-            num_experts_per_tok: keys::dimension_or(config, "num_experts_per_tok", 4)?,
-            num_attention_heads,
-            num_key_value_heads: keys::dimension_or(config, "num_key_value_heads", 16)?,
-            head_dim: keys::dimension_or(config, "head_dim", hidden_size / num_attention_heads)?,
-            vocab_size,
-            max_position_embeddings: keys::dimension_or(config, "max_position_embeddings", 32768)?,
-            rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: keys::rope_theta(config, 10_000.0)?,
-            sliding_window: None,
-            tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
-            clip_qkv: None,
-            widths: Widths::default(),
-        })
+            })
+        })?;
+        Ok(ModelConfig { head_dim: keys::dimension_or(config, "head_dim", read.head_dim)?, ..read })
     }
 
     fn output(&self) -> &'static Output {

@@ -1,11 +1,11 @@
 //! Qwen3-MoE (Qwen3 technical report, 2505.09388): `Qwen3MoeForCausalLM`. Norms of queries and keys, head by head.
 
-use super::{allowed, keys};
-use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
+use super::defaults::{self, Defaults, KeyValueHeads};
+use super::keys;
+use crate::block::{Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
-use crate::widths::Widths;
 use serde_json::Value;
 
 /// The family.
@@ -25,32 +25,29 @@ const CONFIG_KEYS: &[Keys] = &[
             "attention_bias",
             "decoder_sparse_step",
             "head_dim",
-            "hidden_act",
-            "hidden_size",
-            "intermediate_size",
             "layer_types",
-            "max_position_embeddings",
             "mlp_only_layers",
             "moe_intermediate_size",
-            "norm_topk_prob",
-            "num_attention_heads",
-            "num_experts",
-            "num_experts_per_tok",
-            "num_hidden_layers",
-            "num_key_value_heads",
-            "num_local_experts",
-            "rms_norm_eps",
-            "rope_parameters",
-            "rope_scaling",
-            "rope_theta",
-            "tie_word_embeddings",
             "use_sliding_window",
-            "vocab_size",
         ],
     ),
     // Read where there is a window, which is refused.
     (Rule::Harmless(ValueKind::Any), &["max_window_layers", "sliding_window"]),
 ];
+
+/// Those of `Qwen3MoeConfig`.
+const DEFAULTS: Defaults = Defaults {
+    hidden_size: 2048,
+    expert_width: 768,
+    num_hidden_layers: 24,
+    num_experts: 128,
+    num_experts_per_tok: 8,
+    num_attention_heads: 32,
+    num_key_value_heads: KeyValueHeads::Number(4),
+    vocab_size: 151_936,
+    max_position_embeddings: 32_768,
+    rms_norm_eps: 1e-6,
+};
 
 impl Family for Qwen3Moe {
     fn model_type(&self) -> &'static str {
@@ -66,52 +63,23 @@ impl Family for Qwen3Moe {
     }
 
     fn config_keys(&self) -> Vec<Keys> {
-        [allowed::HUGGING_FACE, CONFIG_KEYS, allowed::OTHER_FAMILIES].concat()
+        defaults::config_keys(CONFIG_KEYS)
     }
 
-    /// Defaults and their exceptions are those of transformers' `Qwen3MoeConfig`.
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
-        keys::refuse_quantised(config)?;
-        keys::check_class(config, &OUTPUT)?;
-        allowed::check(config, &[&self.config_keys()])?;
-        let hidden_size = keys::dimension_or(config, "hidden_size", 2048)?;
-        let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 32)?;
-        let vocab_size = keys::dimension_or(config, "vocab_size", 151936)?;
-        keys::check_loadable(config, vocab_size)?;
-        let num_hidden_layers = keys::dimension_or(config, "num_hidden_layers", 24)?;
-        keys::refuse_windows(config, num_hidden_layers)?;
-        let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
-        Ok(ModelConfig {
-            family: self,
-            block: Block {
+        let read = DEFAULTS.read(self, config, |layers| {
+            keys::refuse_windows(config, layers)?;
+            let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
+            Ok(Block {
                 router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
-                moe_layers: keys::moe_layers(config, num_hidden_layers, dense_width)?,
+                moe_layers: keys::moe_layers(config, layers, dense_width)?,
                 query_key_norm: QueryKeyNorm::PerHead,
-                attention_bias: if keys::flag(config, "attention_bias")? {
-                    AttentionBias::All
-                } else {
-                    AttentionBias::None
-                },
-            },
-            hidden_size,
-            intermediate_size: keys::dimension_or(config, "moe_intermediate_size", 768)?,
-            num_hidden_layers,
-            num_local_experts: keys::num_experts(config, 128)?,
-            num_experts_per_tok: keys::dimension_or(config, "num_experts_per_tok", 8)?,
-            num_attention_heads,
-            num_key_value_heads: keys::dimension_or(config, "num_key_value_heads", 4)?,
-            head_dim: keys::dimension_or(config, "head_dim", hidden_size / num_attention_heads)?,
-            vocab_size,
-            max_position_embeddings: keys::dimension_or(config, "max_position_embeddings", 32768)?,
-            rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: keys::rope_theta(config, 10_000.0)?,
-            sliding_window: None,
-            tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
-            clip_qkv: None,
-            widths: Widths::default(),
-        })
+                attention_bias: keys::attention_bias(config)?,
+            })
+        })?;
+        Ok(ModelConfig { head_dim: keys::dimension_or(config, "head_dim", read.head_dim)?, ..read })
     }
 
     /// transformers 5 saves `num_local_experts`; 4.57 reads `num_experts` alone.
