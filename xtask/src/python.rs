@@ -42,6 +42,17 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
     Ok(python)
 }
 
+/// The same with this repository's own Python package, as it is in the checkout.
+pub(crate) fn python_with_package(transformers: Transformers) -> Result<Command> {
+    let mut python = python(transformers)?;
+    let mut places = vec![shell::root().join("python")];
+    if transformers == Transformers::V4 {
+        places.push(overlay()?);
+    }
+    python.env("PYTHONPATH", std::env::join_paths(places)?);
+    Ok(python)
+}
+
 /// A Python that drives a browser; it does not contain the browser.
 pub(crate) fn with_browser_driver() -> Result<Command> {
     let pins = shell::root().join("tests/report/requirements.txt");

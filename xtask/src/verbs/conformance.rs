@@ -1,7 +1,7 @@
 //! `cargo xtask conformance` checks that an old and a new Hugging Face transformers open our checkpoints, that a checkpoint
 //! gives the same logits as its dense export, that our forward pass agrees with theirs, and that we read configs as they do.
 
-use crate::python::{Transformers, python};
+use crate::python::{Transformers, python, python_with_package};
 use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -78,10 +78,22 @@ pub(crate) fn run() -> Result<()> {
     live.extend_from_slice(&outputs);
     live.push(plain(&tool, &bundled, &folder)?);
     every_path_loads(&[outputs[1].clone(), outputs[CASES.len() + 1].clone()])?;
+    package_works(&tool)?;
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
     forward_agrees(&live)?;
     configs_agree(&tool)
+}
+
+/// Runs the tests of the Python package.
+fn package_works(tool: &Path) -> Result<()> {
+    for transformers in Transformers::ALL {
+        eprintln!("-- the Python package, {}", transformers.label());
+        let mut tests = python_with_package(transformers)?;
+        tests.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "python/tests"]);
+        sh(tests.env("LOWRANK_COMPRESS", tool))?;
+    }
+    Ok(())
 }
 
 /// A model with narrower experts that needs no code of ours.
