@@ -324,3 +324,29 @@ fn a_given_rank_is_obeyed_recorded_and_reproduced() {
     let model = tiny_mixtral();
     run(["reproduce".as_ref(), out.as_os_str(), "--model".as_ref(), model.as_os_str()]).ok();
 }
+
+#[test]
+fn points_with_and_without_widths_share_a_text_and_keep_apart() {
+    let bench = Bench::new(
+        r#"
+calibration-tokens = 4096
+[grid]
+structures = ["rank", "rank,width", "width"]
+budget = ["40%"]
+"#,
+    );
+    bench.run(&[]).ok();
+    let rows = bench.rows();
+    let predicted = |structures: &str| {
+        let row = rows.iter().rev().find(|row| row["settings"]["structures"] == structures);
+        row.unwrap_or_else(|| panic!("no row for {structures}: {rows:?}"))["predicted_error"]
+            .as_f64()
+            .unwrap()
+    };
+    // More choices cannot be worse; these two differ from either alone.
+    assert!(predicted("rank,width") < predicted("rank"), "{rows:?}");
+    assert!(predicted("rank,width") < predicted("width"), "{rows:?}");
+
+    let wrong = Bench::new("calibrate = [\"none\"]\n[grid]\nstructures = [\"width\"]\nbudget = [\"40%\"]\n");
+    wrong.run(&[]).refused(2, &["sweep.toml: line", "measured on"]);
+}

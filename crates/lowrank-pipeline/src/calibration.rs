@@ -35,7 +35,6 @@ const CACHE_VERSION: u32 = 4;
 pub struct CalibrationText {
     settings: CalibrationSettings,
     propagation: PropagationSettings,
-    structures: Structures,
     infos: Vec<TextInfo>,
     /// Those of the texts first, then those of the vocabulary.
     sequences: Vec<Vec<u32>>,
@@ -90,9 +89,8 @@ impl CalibrationText {
             sequences.extend(more);
         }
         let blake3 = tokens_hash(&sequences);
-        let (settings, propagation, structures) =
-            (settings.clone(), recipe.propagation, recipe.plan.structures);
-        Ok(Some(Self { settings, propagation, structures, infos, sequences, of_texts, notes, blake3 }))
+        let (settings, propagation) = (settings.clone(), recipe.propagation);
+        Ok(Some(Self { settings, propagation, infos, sequences, of_texts, notes, blake3 }))
     }
 
     /// What decides the numbers that are measured on it. The tokens stand for the names of the texts.
@@ -147,6 +145,7 @@ pub struct CalibrationContext<'a> {
     inputs: &'a InputHashes<'a>,
     cache: Cache,
     algebra: Algebra,
+    structures: Structures,
     calibrated: Option<Calibrated>,
 }
 
@@ -185,17 +184,19 @@ impl Calibrated {
 }
 
 impl<'a> CalibrationContext<'a> {
-    /// Takes moments on the text, if there is one and they are not in the cache.
+    /// Takes moments on the text, and what plans with such structures are made from, if there is a text and they are not in the
+    /// cache.
     pub fn new(
         checkpoint: &'a Checkpoint,
         inputs: &'a InputHashes<'a>,
         text: Option<CalibrationText>,
+        structures: Structures,
         algebra: Algebra,
         context: JobContext<'_>,
     ) -> Result<Self, PipelineError> {
         let JobContext { resources, pool, progress, interrupt } = context;
         let cache = resources.cache()?;
-        let mut calibration = Self { checkpoint, inputs, cache, algebra, calibrated: None };
+        let mut calibration = Self { checkpoint, inputs, cache, algebra, structures, calibrated: None };
         let Some(text) = text else { return Ok(calibration) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
@@ -242,10 +243,10 @@ impl<'a> CalibrationContext<'a> {
         text: &CalibrationText,
         engine: &dyn Engine,
     ) -> Result<Option<WidthStore<'_>>, PipelineError> {
-        if !text.structures.has_widths() {
+        if !self.structures.has_widths() {
             return Ok(None);
         }
-        let ranks = text.structures.has_ranks();
+        let ranks = self.structures.has_ranks();
         let key = json!({
             "what": "widths", "model": self.model()?, "text": text.key(), "engine": engine.describe(),
             "algebra": self.algebra.identity(), "ranks": ranks, "ridge": lowrank_calibrate::widths::RIDGE,

@@ -15,7 +15,7 @@ use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
 use lowrank_model::block::{MoeLayers, SharedExperts};
 use lowrank_model::plan::Structures;
-use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
+use lowrank_model::recipe::{CalibrationSettings, Goal, PropagationScope};
 use lowrank_model::widths::expert_shape;
 use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
@@ -72,6 +72,15 @@ impl Stage {
     }
 }
 
+/// What may be cut: a plan that is given says itself.
+fn structures_of(recipe: &Recipe) -> Structures {
+    match &recipe.goal {
+        Goal::Plan(plan) if !plan.experts.is_empty() => Structures::RankWidth,
+        Goal::Plan(_) | Goal::Ranks(_) => Structures::Rank,
+        _ => recipe.plan.structures,
+    }
+}
+
 /// All stages of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
@@ -87,6 +96,9 @@ impl Demand {
         if let Some(settings) = recipe.calibration() {
             stages.extend(model.collect(settings, recipe.plan.structures));
             stages.extend(model.sensitivities(settings));
+            if recipe.plan.structures == Structures::RankWidth {
+                stages.push(model.narrowed());
+            }
         }
         Self { stages }
     }
@@ -95,7 +107,11 @@ impl Demand {
     pub fn compress(config: &ModelConfig, dtype: Dtype, recipe: &Recipe) -> Self {
         let Self { mut stages } = Self::plan(config, dtype, recipe);
         if let Some(settings) = recipe.calibration() {
-            stages.extend(Model::new(config, dtype).fit(settings, recipe.propagation.propagate));
+            stages.extend(Model::new(config, dtype).fit(
+                settings,
+                recipe.propagation.propagate,
+                structures_of(recipe),
+            ));
         }
         Self { stages }
     }
@@ -278,11 +294,7 @@ impl<'a> Model<'a> {
         let hidden = ("hidden states", states);
         let block = ("inputs and outputs of the MoE block", 2 * states);
         let [rows, strips] = self.summing(tokens);
-        // The sum, that on a scale of 1, one of the channels that are compared, a Cholesky factor and its inverse, and one
-        // more while they are made.
-        let square = product(&[self.f, self.f, F64]);
-        let squares = if structures.has_widths() { 6 * square } else { 0 };
-        let activations = ("second moment of the activations and its factors", squares);
+        let activations = self.channels(structures);
         vec![
             Stage::new("calibration: embedding", &[hidden, ("embedding", embedding)], &[]),
             self.attend("calibration: attention", states, settings),
@@ -313,6 +325,27 @@ impl<'a> Model<'a> {
                 &[],
             ),
         ]
+    }
+
+    /// What orders the channels of one expert, or fits its w2: the sum over its tokens, that on a scale of 1, one of the channels
+    /// at hand, a Cholesky factor and its inverse, and one more while they are made; w2 in f64, its image and theirs.
+    fn channels(&self, structures: Structures) -> (&'static str, u128) {
+        let bytes = 6 * product(&[self.f, self.f, F64]) + 4 * product(&[self.h, self.f, F64]);
+        let what = "second moment of the activations and what is made of it";
+        (what, if structures.has_widths() { bytes } else { 0 })
+    }
+
+    /// Errors of ranks at several widths: gate or up, its images in the norm and in its eigenbasis.
+    fn narrowed(&self) -> Stage {
+        Stage::new(
+            "errors of widths",
+            &[("singular values", self.spectra())],
+            &[
+                ("a matrix and its images", 3 * product(&[self.h, self.f, F64])),
+                ("stored matrix", self.stored()),
+                ("second moments and decomposition", self.quarters(4 * 8)),
+            ],
+        )
     }
 
     fn attend(&self, name: &'static str, states: u128, settings: &CalibrationSettings) -> Stage {
@@ -375,12 +408,17 @@ impl<'a> Model<'a> {
     }
 
     /// Factors, fitted layer by layer to what the factors before them give, if that is wanted.
-    fn fit(&self, settings: &CalibrationSettings, scope: PropagationScope) -> Vec<Stage> {
+    fn fit(
+        &self,
+        settings: &CalibrationSettings,
+        scope: PropagationScope,
+        structures: Structures,
+    ) -> Vec<Stage> {
         let tokens = settings.calibration_tokens;
         let states = self.states(tokens);
         let (streams, made) = match scope {
-            PropagationScope::None => return vec![self.factor(&[])],
-            PropagationScope::Experts => (1, 0),
+            PropagationScope::None if !structures.has_widths() => return vec![self.factor(&[])],
+            PropagationScope::None | PropagationScope::Experts => (1, 0),
             PropagationScope::Layers => (2, product(&[3, self.experts, self.stored()])),
         };
         let hidden = ("hidden states of the original and the compressed model", streams * states);
@@ -399,6 +437,7 @@ impl<'a> Model<'a> {
         let moe = ("inputs and outputs of the MoE block", 2 * states);
         let mut outputs = run.to_vec();
         outputs.push(("outputs of one expert", states));
+        outputs.push(self.channels(structures));
         vec![
             self.attend("fit: attention", streams * states, settings),
             Stage::new("fit: routing", &with(&[("inputs of the MoE block", states)]), &[]),

@@ -68,7 +68,8 @@ pub fn plan(
         false => (None, BaseModel::default()),
     };
     let inputs = InputHashes::known(base.files, progress);
-    let calibration = CalibrationContext::new(checkpoint, &inputs, text, algebra, context)?;
+    let calibration =
+        CalibrationContext::new(checkpoint, &inputs, text, measured_structures(recipe), algebra, context)?;
     let planned = plan_through(checkpoint, &calibration, recipe, context, state)?;
     calibration.note_substituted(progress);
     Ok(planned)
@@ -82,9 +83,7 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
-    if recipe.goal.is_budget() && recipe.plan.structures.has_widths() {
-        refuse_widths(recipe)?;
-    }
+    refuse_widths(recipe)?;
     check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
     match recipe.goal.target(subject.before) {
@@ -96,8 +95,11 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     }
 }
 
-/// Widths need what only a calibration can measure, and a plan of their own.
-fn refuse_widths(recipe: &Recipe) -> Result<(), PipelineError> {
+/// Refuses widths without what only a calibration can measure, or one for all beside ranks.
+pub fn refuse_widths(recipe: &Recipe) -> Result<(), PipelineError> {
+    if !measured_structures(recipe).has_widths() {
+        return Ok(());
+    }
     if recipe.calibration().is_none() || sensitivity(recipe) != Sensitivity::Measured {
         return Err(PipelineError::WidthsNotMeasured);
     }
@@ -139,6 +141,11 @@ pub fn sensitivity(recipe: &Recipe) -> Sensitivity {
         Some(_) => Sensitivity::Measured,
         None => Sensitivity::default(),
     })
+}
+
+/// What is measured for plans: a plan or ranks that are given need nothing.
+pub fn measured_structures(recipe: &Recipe) -> Structures {
+    if recipe.goal.is_budget() { recipe.plan.structures } else { Structures::Rank }
 }
 
 /// How factors are stored.
@@ -436,7 +443,8 @@ impl Subject {
             let ranks = recipe.plan.structures.has_ranks();
             ExpertCandidate { layer, expert, order, errors, measured, grid, ranks }
         };
-        let experts: Vec<ExpertCandidate<'_>> = errors.widths.iter().map(expert).collect();
+        let narrowed = errors.widths.iter().filter(|_| recipe.plan.structures.has_widths());
+        let experts: Vec<ExpertCandidate<'_>> = narrowed.map(expert).collect();
         act(&AllocationRequest {
             family: self.config.family,
             matrices: &candidates,

@@ -20,6 +20,7 @@ use compare::{Gap, compare, tensor_gap};
 use lowrank_compute::Processor;
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::{Cpu, Engine};
+use lowrank_model::plan::Structures;
 use lowrank_model::recipe::TextChoice;
 use lowrank_model::{
     AlgebraChoice, Device, MatrixId, ModelConfig, Progress, Recipe, StoredMatrix, Tensor, failure, format,
@@ -113,7 +114,9 @@ pub fn reproduce(
         Some(sample) => {
             let inputs = InputHashes::known(given.files, progress);
             let context = JobContext { resources, pool: &pool, progress, interrupt: job.interrupt };
-            let calibration = CalibrationContext::new(base, &inputs, text, algebra, context)?;
+            // Ranks and channels are those of the output: nothing is planned.
+            let calibration =
+                CalibrationContext::new(base, &inputs, text, Structures::Rank, algebra, context)?;
             let (factored, differing) =
                 Sampled { base, recipe, job, calibration: &calibration }.run(sample, context)?;
             differences.extend(differing);

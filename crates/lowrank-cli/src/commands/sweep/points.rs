@@ -3,7 +3,7 @@
 use crate::exit::{Failure, Result};
 use crate::grid::{Compress, Point, Sweep};
 use lowrank_model::Recipe;
-use lowrank_model::plan::Sensitivity;
+use lowrank_model::plan::{Sensitivity, Structures};
 use lowrank_pipeline::calibration::tokens_hash;
 use lowrank_pipeline::planning::{self, Subject};
 use lowrank_pipeline::{CalibrationText, PipelineError};
@@ -43,6 +43,13 @@ pub(super) struct Identified<'a> {
     pub(super) sensitivity: Sensitivity,
 }
 
+impl Identified<'_> {
+    /// What its plan may cut.
+    pub(super) fn structures(&self) -> Structures {
+        planning::measured_structures(&self.point.job.recipe)
+    }
+}
+
 /// Reads every calibration text once, and says which point is which.
 pub(super) fn identify<'a>(
     config: &'a Sweep,
@@ -72,6 +79,8 @@ pub(super) fn identify<'a>(
         if text.is_none() && sensitivity == Sensitivity::Measured {
             return Err(config.error(point, "sensitivity", Failure::from(PipelineError::NothingToMeasureOn)));
         }
+        planning::refuse_widths(recipe)
+            .map_err(|error| config.error(point, "structures", Failure::from(error)))?;
         let mut resolved = subject.resolve(recipe);
         // Decides no tensor.
         resolved.output = Default::default();

@@ -81,9 +81,10 @@ impl Run<'_> {
             };
             self.points().filter(|one| !planned(one)).collect()
         };
-        let mut groups: BTreeMap<(Option<usize>, &str), Vec<&Identified<'_>>> = BTreeMap::new();
+        let mut groups: BTreeMap<_, Vec<&Identified<'_>>> = BTreeMap::new();
         for one in open {
-            groups.entry((one.text, one.sensitivity.into())).or_default().push(one);
+            let sensitivity: &str = one.sensitivity.into();
+            groups.entry((one.text, sensitivity, one.structures())).or_default().push(one);
         }
         for points in groups.into_values() {
             let Err(error) = self.plan_group(&points, pool, jobs) else { continue };
@@ -99,7 +100,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Plans points that are measured on the same text and compared in the same way.
+    /// Plans points that are measured on the same text for the same structures, and compared in the same way.
     fn plan_group(&self, points: &[&Identified<'_>], pool: &rayon::ThreadPool, jobs: usize) -> Result<()> {
         let &Self { checkpoint, base, resources, console: progress, interrupt, .. } = self;
         let &Identified { text, sensitivity, .. } = points[0];
@@ -107,7 +108,8 @@ impl Run<'_> {
         let algebra = resources.algebra().map_err(PipelineError::from)?;
         let inputs = InputHashes::known(base.files.clone(), progress);
         let context = JobContext { resources, pool, progress, interrupt };
-        let calibration = CalibrationContext::new(checkpoint, &inputs, own, algebra, context)?;
+        let calibration =
+            CalibrationContext::new(checkpoint, &inputs, own, points[0].structures(), algebra, context)?;
         let state = RunState { staging: None, scratch: None, interrupt };
         let errors = planning::errors(checkpoint, &calibration, sensitivity, context, state)?;
         let scale = self.scale(text, sensitivity);
