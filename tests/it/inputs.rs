@@ -380,3 +380,23 @@ fn what_is_broken_says_where_and_what_to_do() {
     .refused(5, &["model-00002-of-00004.safetensors", "2 others", "model-00004-of-00004.safetensors"]);
     inspected(|model| fs::rename(model, model.with_extension("moved")).unwrap()).refused(3, &["model"]);
 }
+
+#[test]
+fn chats_are_rendered_by_the_models_template_and_counted() {
+    let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
+    let (chats, out) = (folder.path().join("chats.jsonl"), folder.path().join("out"));
+    let answer = "It is the number of singular values above zero. ".repeat(40);
+    let turns = serde_json::json!([{"role": "user", "content": "What is a rank?"}, {"role": "assistant", "content": answer}]);
+    let rows = |messages: &serde_json::Value| {
+        format!("{}\n", serde_json::json!({ "messages": messages })).repeat(12)
+    };
+    std::fs::write(&chats, rows(&turns)).unwrap();
+    let words = ["--budget", "10%", "--calibrate", chats.to_str().unwrap(), "--calibration-tokens", "2048"];
+    let said = compress(&model, &out, &words).ok();
+    assert!(said.stderr.contains("calibrating on chats.jsonl: 2048 tokens"), "{said:?}");
+    // What the template refuses is refused with its row.
+    let wrong = serde_json::json!([{"role": "user"}]);
+    std::fs::write(&chats, format!("{}{}", rows(&turns), rows(&wrong))).unwrap();
+    let out = folder.path().join("again");
+    compress(&model, &out, &words).refused(2, &["chats.jsonl", "row 13", "chat template"]);
+}

@@ -96,7 +96,7 @@ pub(crate) struct RecipeFlags {
     /// What may be cut [default: rank]
     #[arg(long, value_name = "WHAT")]
     pub(crate) structures: Option<Structures>,
-    /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` in every row, .json (an array of texts or of
+    /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` or a chat (`messages`) in every row, .json (an array of texts or of
     /// token ids), .ids (token ids); may be repeated for equal shares; `none` counts errors by the weights alone [default:
     /// bundled]
     #[arg(long, value_name = "FILE|bundled|none")]

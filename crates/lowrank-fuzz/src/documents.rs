@@ -5,7 +5,9 @@ use lowrank_cache::Arrays;
 use lowrank_model::plan::Size;
 use lowrank_model::recipe::Goal;
 use lowrank_model::{ModelConfig, RankPlan, ranks};
-use lowrank_text::readers::{JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
+use lowrank_text::readers::{
+    Document, JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of,
+};
 use lowrank_writer::journal::Finished;
 use lowrank_writer::{CompressionReport, Manifest};
 use serde_json::{Value, json};
@@ -76,8 +78,12 @@ pub(crate) fn text(bytes: &[u8]) -> u64 {
         few(ids.len());
         1
     });
-    let short = |documents: &[String]| {
-        assert!(documents.iter().map(String::len).sum::<usize>() <= text.len());
+    let short = |documents: &[Document]| {
+        let characters = |document: &Document| match document {
+            Document::Text(text) => text.len(),
+            Document::Chat(messages) => messages.len(),
+        };
+        assert!(documents.iter().map(characters).sum::<usize>() <= text.len());
     };
     let json = content_of_json(text).map_or_else(refused, |content| {
         match content {

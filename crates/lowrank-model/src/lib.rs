@@ -12,6 +12,7 @@
 //! | [`family`] | the known families, one file each, and which one a checkpoint is of |
 //! | [`names`] | what a tensor is for, and how transformers spells it |
 //! | [`tensors`] | the tensors of a model, and where each lies in a checkpoint |
+//! | [`chat`] | where a model's chat templates lie |
 //! | [`named`] | an expert matrix as documents carry it |
 //! | [`params`] | how many parameters a matrix costs, dense or at a rank |
 //! | [`pivots`] | shapes and index of pivoted storage |
@@ -31,6 +32,7 @@
 
 pub mod block;
 pub mod budget;
+pub mod chat;
 pub mod config;
 pub mod curves;
 pub mod device;

@@ -12,7 +12,7 @@
 //! router sends elsewhere. Only [H, H] moments are needed: of x and x̂, and of w2's outputs with z and with ẑ.
 //!
 //! An expert that keeps k of its channels has w1 and w3 with k rows, and its w2 [H, k] is fitted to the targets by least
-//! squares in ẑ [k] ([`Regression`]), whatever the scope, before it is factored, if it is.
+//! squares in ẑ `[k]` ([`Regression`]), whatever the scope, before it is factored, if it is.
 //!
 //! The streams use the factors as they are stored, rounded. The result depends on the model, the text and the ranks alone: a
 //! resumed run starts the streams again, with the factors that the earlier run finished, and writes the same bytes.

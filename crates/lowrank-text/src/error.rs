@@ -16,7 +16,7 @@ pub enum TextError {
     },
     /// A text file of a kind that is not known.
     #[error(
-        "{}: the name does not say what the file holds; give a .txt or .md (text), a .jsonl or .ndjson (rows with a `text`), a .json (an array of texts or of token ids) or an .ids (token ids)",
+        "{}: the name does not say what the file holds; give a .txt or .md (text), a .jsonl or .ndjson (rows with a `text` or `messages`), a .json (an array of texts or of token ids) or an .ids (token ids)",
         path.display()
     )]
     Kind {

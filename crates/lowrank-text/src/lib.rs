@@ -11,6 +11,7 @@
 //! | `Verification` | the opening of *Jack Sheppard* (William Harrison Ainsworth, 1839), 61 kB from chapter I on; the bundled models were trained on other books |
 //! | `Calibration` | 321 kB in five parts: *Middlemarch*, *Moby-Dick*, Shakespeare, *David Copperfield*, *News from Nowhere*: narrative, drama, dialogue |
 
+mod chat;
 mod encoder;
 mod error;
 pub mod readers;

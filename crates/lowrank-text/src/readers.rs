@@ -6,6 +6,7 @@
 use lowrank_model::display::{abridge, clip};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use std::fmt;
 
 /// UTF-8's byte order mark, which some editors and spreadsheets write.
@@ -57,14 +58,23 @@ pub fn text_of(bytes: Vec<u8>) -> Result<String, String> {
 /// What a `.json` file holds.
 #[derive(Debug, PartialEq, Eq)]
 pub enum JsonContent {
-    /// Texts.
-    Documents(Vec<String>),
+    /// Texts and chats.
+    Documents(Vec<Document>),
     /// Streams of token ids.
     Ids(Vec<Vec<u32>>),
 }
 
-/// Every line's text: its `text` field, or the line itself where it is a JSON string.
-pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
+/// A text, or a chat that a model's template makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Document {
+    /// As it is.
+    Text(String),
+    /// `messages`, each an object with a `role`.
+    Chat(Vec<Value>),
+}
+
+/// Every line's text: its `text` field, or the line itself where it is a JSON string; or the chat in its `messages`.
+pub fn documents_of_jsonl(text: &str) -> Result<Vec<Document>, String> {
     let lines = text.lines().map(|line| line.trim_start_matches(MARK)).enumerate();
     let lines = lines.filter(|(_, line)| !line.trim().is_empty());
     lines
@@ -73,7 +83,7 @@ pub fn documents_of_jsonl(text: &str) -> Result<Vec<String>, String> {
             let mut line = serde_json::Deserializer::from_str(line);
             let item = ItemSeed.deserialize(&mut line).and_then(|item| line.end().map(|()| item));
             match item.map_err(|error| refused(&without_place(&error)))? {
-                Item::Text(text) => Ok(text),
+                Item::Document(document) => Ok(document),
                 Item::Id(_) | Item::Stream(_) => {
                     Err(refused("is no object with a `text`; give token ids as .json or .ids"))
                 }
@@ -117,14 +127,14 @@ pub fn content_of_json(text: &str) -> Result<JsonContent, String> {
 struct Items {
     one: Vec<u32>,
     many: Vec<Vec<u32>>,
-    documents: Vec<String>,
+    documents: Vec<Document>,
 }
 
-/// A number, a list of numbers, or a text.
+/// A number, a list of numbers, or a document.
 enum Item {
     Id(u32),
     Stream(Vec<u32>),
-    Text(String),
+    Document(Document),
 }
 
 impl Item {
@@ -132,7 +142,7 @@ impl Item {
         match self {
             Self::Id(_) => "token ids",
             Self::Stream(_) => "arrays of token ids",
-            Self::Text(_) => "texts",
+            Self::Document(_) => "texts",
         }
     }
 }
@@ -160,7 +170,7 @@ impl<'de> Visitor<'de> for ItemSeed {
     }
 
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Item, E> {
-        Ok(Item::Text(text.to_owned()))
+        Ok(Item::Document(Document::Text(text.to_owned())))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Item, A::Error> {
@@ -173,7 +183,7 @@ impl<'de> Visitor<'de> for ItemSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
-        let (mut text, mut others) = (None, Vec::new());
+        let (mut text, mut chat, mut others) = (None, None, Vec::new());
         while let Some(key) = map.next_key::<String>()? {
             if key == "text" {
                 let value = map.next_value();
@@ -182,6 +192,18 @@ impl<'de> Visitor<'de> for ItemSeed {
                 if text.replace(value?).is_some() {
                     return Err(A::Error::duplicate_field("text"));
                 }
+            } else if key == "messages" {
+                let value = map.next_value::<Vec<Value>>();
+                let value = value.map_err(|error| {
+                    A::Error::custom(format_args!("`messages`: {}", clip(&error.to_string())))
+                })?;
+                let role = |message: &Value| message.get("role").is_some_and(Value::is_string);
+                if value.is_empty() || !value.iter().all(role) {
+                    return Err(A::Error::custom("`messages` is no list of objects with a `role`"));
+                }
+                if chat.replace(value).is_some() {
+                    return Err(A::Error::duplicate_field("messages"));
+                }
             } else {
                 map.next_value::<IgnoredAny>()?;
                 if others.len() < KEYS_SHOWN {
@@ -189,7 +211,8 @@ impl<'de> Visitor<'de> for ItemSeed {
                 }
             }
         }
-        text.map(Item::Text).ok_or_else(|| A::Error::custom(without_text(&others)))
+        let document = text.map(Document::Text).or(chat.map(Document::Chat));
+        document.map(Item::Document).ok_or_else(|| A::Error::custom(without_text(&others)))
     }
 }
 
@@ -203,10 +226,10 @@ fn without_text(keys: &[String]) -> String {
             keys.iter().filter(|key| known.contains(&key.as_str())).map(|key| format!("`{key}`")).collect();
         (!found.is_empty()).then(|| found.join(" and "))
     };
-    if let Some(chat) = named(&["messages", "conversation", "conversations"]) {
+    if let Some(chat) = named(&["conversation", "conversations"]) {
         format!(
-            "there is no `text`, but a chat in {chat}; write it as `text`, rendered by the model's chat template \
-             (tokenizer.apply_chat_template(…, tokenize=False))"
+            "there is no `text`, but a chat in {chat}; write it as `messages`, a list of {{\"role\", \"content\"}}, or as `text`, \
+             rendered by the model's chat template (tokenizer.apply_chat_template(…, tokenize=False))"
         )
     } else if let Some(ids) = named(&["input_ids", "token_ids", "tokens"]) {
         format!("there is no `text`, but {ids}; give token ids as a .json file, an array of arrays")
@@ -255,7 +278,7 @@ impl<'de> Deserialize<'de> for Items {
                         Item::Id(id) => items.one.push(id),
                         Item::Stream(stream) if stream.len() >= 2 => items.many.push(stream),
                         Item::Stream(_) => {}
-                        Item::Text(text) => items.documents.push(text),
+                        Item::Document(document) => items.documents.push(document),
                     }
                 }
                 Ok(items)
@@ -269,6 +292,10 @@ impl<'de> Deserialize<'de> for Items {
 mod tests {
     use super::*;
 
+    fn text(text: &str) -> Document {
+        Document::Text(text.to_owned())
+    }
+
     #[test]
     fn one_stream_or_many_are_read() {
         assert_eq!(content_of_json("[1, 2, 4294967295]"), Ok(JsonContent::Ids(vec![vec![1, 2, u32::MAX]])));
@@ -278,19 +305,30 @@ mod tests {
         assert_eq!(ids_of_words(" 1\n2\t3 "), Ok(vec![1, 2, 3]));
         assert_eq!(
             documents_of_jsonl("{\"text\": \"a\"}\n\n{\"text\": \"b\", \"x\": 1}"),
-            Ok(vec!["a".into(), "b".into()])
+            Ok(vec![text("a"), text("b")])
         );
     }
 
     #[test]
     fn texts_are_read_where_their_meaning_is_clear() {
-        let documents = vec!["a\n".to_owned(), String::new()];
+        let documents = vec![text("a\n"), text("")];
         for text in [r#"["a\n", ""]"#, r#"[{"text": "a\n", "meta": {"text": 1}}, {"id": 7, "text": ""}]"#] {
             assert_eq!(content_of_json(text), Ok(JsonContent::Documents(documents.clone())), "{text}");
         }
         // Two files with marks, joined; Windows' line ends; a line that is a string.
         let rows = "\u{feff}{\"text\": \"a\"}\r\n\u{feff}{\"text\": \"b\"}\r\n\r\n\"c\"";
-        assert_eq!(documents_of_jsonl(rows).unwrap(), ["a", "b", "c"]);
+        assert_eq!(documents_of_jsonl(rows).unwrap(), ["a", "b", "c"].map(text));
+    }
+
+    #[test]
+    fn chats_are_read_beside_texts_and_must_have_roles() {
+        let rows = "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"id\": 1}\n{\"text\": \"b\"}";
+        let chat = serde_json::json!({"role": "user", "content": "a"});
+        assert_eq!(documents_of_jsonl(rows).unwrap(), [Document::Chat(vec![chat]), text("b")]);
+        for wrong in ["[]", "[1]", "[{\"content\": \"a\"}]", "\"a\"", "[{\"role\": 1}]"] {
+            let refused = documents_of_jsonl(&format!("{{\"messages\": {wrong}}}")).unwrap_err();
+            assert!(refused.contains("`messages`"), "{refused}");
+        }
     }
 
     #[test]

@@ -12,8 +12,9 @@
 //! *Jack Sheppard* in windows of 256 without BOS.
 
 use crate::TextError;
+use crate::chat::ChatRenderer;
 use crate::encoder::Encoder;
-use crate::readers::{JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
+use crate::readers::{Document, JsonContent, content_of_json, documents_of_jsonl, ids_of_words, text_of};
 use lowrank_files::read_at_most;
 use lowrank_model::display::{clip, grouped};
 use lowrank_model::recipe::Bos;
@@ -246,7 +247,7 @@ fn streams_of_file(
     };
     let text = text_of(text).map_err(content)?;
     let documents = match kind {
-        Kind::Text => vec![text],
+        Kind::Text => vec![Document::Text(text)],
         Kind::Rows => documents_of_jsonl(&text).map_err(content)?,
         Kind::Json => match content_of_json(&text).map_err(content)? {
             JsonContent::Documents(documents) => documents,
@@ -254,7 +255,23 @@ fn streams_of_file(
         },
         Kind::Ids => return Ok(given(vec![ids_of_words(&text).map_err(content)?])),
     };
-    encode(dir, &documents, max_tokens, notes)
+    encode(dir, &texts_of(dir, documents).map_err(content)?, max_tokens, notes)
+}
+
+/// Documents as texts; chats by the chat template of the model in `dir`.
+fn texts_of(dir: &Path, documents: Vec<Document>) -> Result<Vec<String>, String> {
+    let mut renderer = None;
+    let mut text = |(number, document): (usize, Document)| match document {
+        Document::Text(text) => Ok(text),
+        Document::Chat(messages) => {
+            let renderer = match &mut renderer {
+                Some(renderer) => renderer,
+                none => none.insert(ChatRenderer::of(dir)?),
+            };
+            renderer.render(&messages).map_err(|what| format!("row {}: {what}", number + 1))
+        }
+    };
+    documents.into_iter().enumerate().map(&mut text).collect()
 }
 
 /// Ids of a text by a `tokenizer.json` that is given as its bytes, without special tokens.

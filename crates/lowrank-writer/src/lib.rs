@@ -44,13 +44,14 @@ pub mod report;
 pub mod staging;
 pub mod template;
 
-pub use card::{Card, ChatTemplate};
+pub use card::Card;
 pub use checkpoint::{CheckpointWriter, Content, Published};
 pub use config::StatedDtype;
 pub use documents::Documents;
 pub use error::WriteError;
 pub use journal::JobKey;
 pub use layout::{OutputTensor, ShardLayout};
+pub use lowrank_model::chat::ChatTemplate;
 pub use manifest::Manifest;
 pub use report::CompressionReport;
 pub use staging::{Leftover, StagingDir, check_out, check_space, held_bytes};

@@ -24,7 +24,7 @@ pub(crate) struct VerifyArgs {
     /// The checkpoint to verify
     #[arg(long, value_name = "DIR")]
     compressed: PathBuf,
-    /// Run both models on this text: .txt or .md, .jsonl or .ndjson with a `text` in every row, .json (an array of texts or
+    /// Run both models on this text: .txt or .md, .jsonl or .ndjson with a `text` or a chat (`messages`) in every row, .json (an array of texts or
     /// of token ids), .ids (token ids) [default: a bundled passage]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
