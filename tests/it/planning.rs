@@ -110,3 +110,25 @@ fn the_shipped_configs_are_read() {
         plan(&folder.path().join("plan.json"), &words).ok();
     }
 }
+
+#[test]
+fn a_budget_of_a_few_parameters_is_noted() {
+    let folder = tempdir().unwrap();
+    let plan = folder.path().join("plan.json");
+    let said = |budget: &str| {
+        let model = tiny_mixtral();
+        let words = [
+            "plan",
+            "--calibrate",
+            "none",
+            "--budget",
+            budget,
+            "--plan-out",
+            plan.to_str().unwrap(),
+            "--model",
+        ];
+        run(words.into_iter().chain([model.to_str().unwrap()])).ok().stderr
+    };
+    assert!(said("5").contains("less than a millionth; a share is written `20%`"), "{}", said("5"));
+    assert!(!said("5%").contains("millionth"));
+}

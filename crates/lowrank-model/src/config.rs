@@ -192,7 +192,7 @@ pub struct Output {
     /// `model_type` of a factored checkpoint. Not the family's own: a loader without our code must fail, not fill the
     /// experts with random numbers.
     pub model_type: &'static str,
-    /// How the names of transformers' classes begin: `Mixtral` of `MixtralForCausalLM`.
+    /// How the names of transformers' classes begin: `Olmoe` of `OlmoeForCausalLM`.
     pub class: &'static str,
     /// The key of `config.json` that says how wide an expert is inside.
     pub width_key: &'static str,

@@ -48,7 +48,7 @@ pub fn compress(
         request.out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let still_needed = bytes_at_most(checkpoint, request.recipe)?.saturating_sub(held_bytes(request.out));
     check_space(parent, still_needed)?;
-    planning::refuse_early(checkpoint, request.recipe)?;
+    planning::refuse_early(checkpoint, request.recipe, progress)?;
     tell_left_out(checkpoint, progress);
     let algebra = request.resources.algebra()?;
     let dtype = workers::widest(checkpoint, request.recipe.factor.dtype);

@@ -7,10 +7,11 @@ use crate::spectra::{RunState, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::{ExpertWidths, Sensitivities, WidthsByExpert};
+use lowrank_model::display::grouped;
 use lowrank_model::params::{rank_max_saving, stored_params};
 use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity, Size, Structures};
 use lowrank_model::recipe::{
-    CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, TextChoice,
+    CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
 };
 use lowrank_model::{
     CostModel, Dtype, ElementBytes, MatrixId, MatrixShape, ModelConfig, Progress, Projection, RankPlan,
@@ -49,7 +50,7 @@ pub fn plan(
     progress: &dyn Progress,
     interrupt: &Interrupt,
 ) -> Result<Planned, PipelineError> {
-    refuse_early(checkpoint, recipe)?;
+    refuse_early(checkpoint, recipe, progress)?;
     let algebra = resources.algebra()?;
     let mut measured = recipe.clone();
     if !recipe.goal.is_budget() {
@@ -77,7 +78,11 @@ pub fn plan(
 
 /// Refuses what needs no look at the weights: a budget that cannot be met, a pattern that matches nothing, a plan or ranks
 /// for another model.
-pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
+pub fn refuse_early(
+    checkpoint: &Checkpoint,
+    recipe: &Recipe,
+    progress: &dyn Progress,
+) -> Result<(), PipelineError> {
     refuse_factored(checkpoint)?;
     checkpoint.refuse_adapter()?;
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
@@ -86,12 +91,31 @@ pub fn refuse_early(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), Pipe
     refuse_widths(recipe)?;
     check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
+    if let Some(line) = hardly_a_budget(recipe, subject.before) {
+        progress.note(&line);
+    }
     match recipe.goal.target(subject.before) {
         None => recorded(recipe, &plan_of_given(&subject, recipe)?).map(|_| ()),
         Some(target) => {
             let errors = subject.without_errors(recipe.plan.structures);
             subject.with_request(recipe, target?, &errors, |request| Ok(check(request)?))
         }
+    }
+}
+
+/// Says, in one line, that a budget is so small that it was hardly meant: `--budget 20` is 20 parameters.
+fn hardly_a_budget(recipe: &Recipe, before: Size) -> Option<String> {
+    /// A millionth of the checkpoint.
+    const LEAST_SHARE: u64 = 1_000_000;
+    match recipe.goal {
+        Goal::Budget(Removal::Params(asked)) if asked.saturating_mul(LEAST_SHARE) < before.params => {
+            Some(format!(
+                "{} of {} parameters are to go, less than a millionth; a share is written `20%`, billions `20B`",
+                grouped(asked),
+                grouped(before.params)
+            ))
+        }
+        _ => None,
     }
 }
 
