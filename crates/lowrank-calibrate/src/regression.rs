@@ -4,7 +4,7 @@ use crate::CalibrateError;
 use crate::moments::add_cross;
 use crate::pair::BATCH_TOKENS;
 use crate::widths::{ActivationMoment, RIDGE};
-use lowrank_compute::Backend;
+use lowrank_compute::{Accumulate, Backend, Kernels, mirror_lower};
 use lowrank_svd::{SvdError, fit_columns};
 use ndarray::{Array2, ArrayView2};
 
@@ -44,12 +44,12 @@ impl Regression {
     pub fn fit(&self, backend: &dyn Backend, columns: ArrayView2<'_, f64>) -> Result<Fitted, SvdError> {
         let down = fit_columns(backend, self.cross.view(), self.moment.sum(), columns, RIDGE)?;
         let mut moment = self.moment.sum().to_owned();
-        lowrank_compute::mirror_lower(&mut moment);
+        mirror_lower(&mut moment);
+        let kernels: &dyn Kernels<f64> = backend;
         let mut image = Array2::zeros(down.dim());
-        let kernels: &dyn lowrank_compute::Kernels<f64> = backend;
-        kernels.gemm(down.view(), moment.view(), image.view_mut(), lowrank_compute::Accumulate::Replace);
+        kernels.gemm(down.view(), moment.view(), image.view_mut(), Accumulate::Replace);
         let mut outputs = Array2::zeros((down.nrows(), down.nrows()));
-        kernels.gemm(image.view(), down.t(), outputs.view_mut(), lowrank_compute::Accumulate::Replace);
+        kernels.gemm(image.view(), down.t(), outputs.view_mut(), Accumulate::Replace);
         Ok(Fitted { down, outputs })
     }
 

@@ -8,7 +8,7 @@ use super::hull::{lower_hull, slope};
 use super::request::{AllocateError, Candidate, Choices, ExpertCandidate};
 use lowrank_model::plan::Sensitivity;
 use lowrank_model::widths::expert_shape;
-use lowrank_model::{CostModel, KeptChannels, Projection};
+use lowrank_model::{CostModel, KeptChannels, MatrixShape, Projection};
 
 /// What an expert may become, by rising cost and falling error.
 #[derive(Clone)]
@@ -77,7 +77,7 @@ impl ExpertCurve {
             }
             let curve = |at: usize| {
                 let shape = expert_shape(Projection::ALL[at], narrowed.width, hidden_size);
-                matrices_curve(&matrices[at], shape, &narrowed.tails[at], cost, rank_multiple, rank_floor)
+                narrowed_curve(&matrices[at], shape, &narrowed.tails[at], cost, rank_multiple, rank_floor)
             };
             let curves = [curve(0)?, curve(1)?, curve(2)?];
             chain(&curves, narrowed.width, measured * errors[narrowed.width], ranks, &mut points);
@@ -171,9 +171,9 @@ impl ExpertCurve {
 }
 
 /// The curve of what stays of a matrix.
-fn matrices_curve(
+fn narrowed_curve(
     matrix: &Candidate<'_>,
-    shape: lowrank_model::MatrixShape,
+    shape: MatrixShape,
     tails: &[f64],
     cost: CostModel,
     rank_multiple: usize,

@@ -146,7 +146,7 @@ pub enum AllocateError {
     #[error("widths compare with ranks by measured sensitivities alone")]
     WidthsNotMeasured,
     /// One width for all experts beside ranks.
-    #[error("one width for all experts is chosen without ranks: allow widths alone")]
+    #[error("one width for all experts goes with widths alone: no ranks, and no matrix that is kept dense")]
     UniformWidthsAndRanks,
     /// A sensitivity that is none.
     #[error("the measured sensitivity of {name} is {value}: it must be finite and not negative")]
