@@ -273,7 +273,7 @@ function heatMaps({ report, error_basis }) {
     const row = byName.get(name);
     return lines(
       row.name,
-      `[${row.shape.join(", ")}]: ${row.rank === null ? "not factored" : `rank ${row.rank}, ${row.route}`}`,
+      `[${row.shape.join(", ")}]: ${row.rank === null ? (widthOf(row) === null ? "left dense" : "not factored") : `rank ${row.rank}, ${row.route}`}`,
       widthOf(row) !== null && `${widthOf(row)} channels stay`,
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
       typeof row.calibrated_error === "number" && `in the calibrated norm, before rounding ${digits(row.calibrated_error, 5)}`,
