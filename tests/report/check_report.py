@@ -47,8 +47,10 @@ def place(name):
     return int(layer), int(expert), projection
 
 
-def stored(row, storage, rank):
+def stored(row, storage, rank, width=None):
     m, n = row["shape"]
+    if width is not None:
+        m, n = (m, width) if place(row["name"])[2] == "down" else (width, n)
     if rank is None:
         return m * n
     return rank * (m + n) if storage == "uv" else rank * (m + n - rank)
@@ -93,13 +95,31 @@ class Page:
 
 
 def heat_maps(page, report):
+    widths = {(row["layer"], row["expert"]): row["width"] for row in report.get("experts", [])}
+    width_of = lambda row: widths.get((row["layer"], row["expert"]))
+    if widths:
+        gates = [row for row in report["matrices"] if place(row["name"])[2] == "gate"]
+        cell = lambda row, height: (row["expert"], row["layer"], height, row["name"])
+        narrowed = {cell(row, width_of(row)) for row in gates if width_of(row) is not None}
+        whole = {cell(row, 0) for row in gates if width_of(row) is None}
+        drawn = [{(*one["value"], one["name"]) for one in series["data"]} for series in page.chart("chart-widths-gate")["series"]]
+        page.same(drawn, [narrowed, whole], "chart-widths-gate")
+        row = next(row for row in gates if width_of(row) is not None)
+        page.hover("chart-widths-gate", 0, [row["expert"], row["layer"]], row["name"], f"{width_of(row)} channels stay")
+    else:
+        page.check(page.page.locator("#chart-widths-gate").count() == 0, "widths from nowhere")
+    is_shown = {
+        "ranks": lambda row: row["rank"] is not None,
+        "errors": lambda row: row["rank"] is not None or width_of(row) is not None,
+    }
     for kind, value in [("ranks", lambda row: row["rank"]), ("errors", lambda row: row["relative_error"])]:
+        shown = is_shown[kind]
         for projection in PROJECTIONS:
             id = f"chart-{kind}-{projection}"
             rows = [row for row in report["matrices"] if place(row["name"])[2] == projection]
             cell = lambda row, height: (place(row["name"])[1], place(row["name"])[0], height, row["name"])
-            wanted = {cell(row, value(row)) for row in rows if row["rank"] is not None}
-            dense = {cell(row, 0) for row in rows if row["rank"] is None}
+            wanted = {cell(row, value(row)) for row in rows if shown(row)}
+            dense = {cell(row, 0) for row in rows if not shown(row)}
             chart = page.chart(id)
             drawn = [{(*one["value"], one["name"]) for one in series["data"]} for series in chart["series"]]
             page.same(drawn, [wanted, dense], id)
@@ -109,9 +129,10 @@ def heat_maps(page, report):
                 expert, layer, *_ = cell(row, 0)
                 said = f"{row['relative_error']:.5g}"[:6]
                 page.hover(id, 0, [expert, layer], row["name"], f"rank {row['rank']}, {row['route']}", said)
-            for row in [row for row in rows if row["rank"] is None][:1]:
+            for row in [row for row in rows if not shown(row)][:1]:
                 expert, layer, *_ = cell(row, 0)
-                page.hover(id, 1, [expert, layer], row["name"], "left dense")
+                said = "left dense" if width_of(row) is None else "not factored"
+                page.hover(id, 1, [expert, layer], row["name"], said)
 
 
 def error_basis(page, report):
@@ -157,7 +178,9 @@ def layers(page, report, verification):
     count = 1 + max(place(row["name"])[0] for row in report["matrices"])
     of = [[row for row in report["matrices"] if place(row["name"])[0] == layer] for layer in range(count)]
     before = [sum(stored(row, "uv", None) for row in rows) for rows in of]
-    after = [sum(stored(row, report["storage"], row["rank"]) for row in rows) for rows in of]
+    widths = {(row["layer"], row["expert"]): row["width"] for row in report.get("experts", [])}
+    width_of = lambda row: widths.get((row["layer"], row["expert"]))
+    after = [sum(stored(row, report["storage"], row["rank"], width_of(row)) for row in rows) for rows in of]
     kept, removed = page.chart("chart-layers")["series"]
     page.same((kept["data"], removed["data"]), (after, [b - a for b, a in zip(before, after)]), "parameters of layers")
     page.same(sum(removed["data"]), report["before"]["params"] - report["after"]["params"], "the sum of the bars")

@@ -40,6 +40,11 @@ pub(crate) fn run() -> Result<()> {
     let plain = folder.join("plain");
     compress(&tool, &["--budget", "40%", "--storage", "uv", "--calibrate", "none"], &plain)?;
 
+    // A page with widths.
+    let narrowed = folder.join("narrowed");
+    let widths = ["--budget", "40%", "--structures", "rank,width", "--calibration-tokens", "4096"];
+    compress(&tool, &widths, &narrowed)?;
+
     let sweep = super::sweep::folder();
     if !sweep.join("report.html").is_file() {
         super::sweep::run()?;
@@ -47,7 +52,7 @@ pub(crate) fn run() -> Result<()> {
     // Drawn by this build.
     sh(command(&tool).args(["report", "--quiet"]).arg(&sweep))?;
 
-    let pages = [&verified, &given, &plain].map(|dir| dir.with_extension("report.html"));
+    let pages = [&verified, &given, &plain, &narrowed].map(|dir| dir.with_extension("report.html"));
     let mut check = python::with_browser_driver()?;
     check.arg("tests/report/check_report.py").arg("--chromium").arg(&chromium).arg("--shots");
     sh(check.arg(folder.join("shots")).args(pages).arg(sweep.join("report.html")))?;
