@@ -158,13 +158,17 @@ function summary({ report, verification, cards }) {
   const part = section("summary", "What was removed");
   const [before, after] = [report.before, report.after];
   const removed = { params: before.params - after.params, bytes: before.bytes - after.bytes };
-  const dense = report.matrices.filter((row) => row.rank === null).length;
+  const narrowed = new Set((report.experts ?? []).map((row) => `${row.layer}.${row.expert}`));
+  const isNarrowed = (row) => narrowed.has(`${row.layer}.${row.expert}`);
+  const factored = report.matrices.filter((row) => row.rank !== null).length;
+  const dense = report.matrices.filter((row) => row.rank === null && !isNarrowed(row)).length;
   const smallest = cards.find((card) => card.room_after !== null);
   tiles(part, [
     ["Parameters", `${params(before.params)} → ${params(after.params)}`, `${grouped(removed.params)} removed, ${percent(removed.params, before.params)}`],
     ["Bytes of weights", `${bytes(before.bytes)} → ${bytes(after.bytes)}`, `${bytes(removed.bytes)} removed, ${percent(removed.bytes, before.bytes)}`],
     ["Smallest GPU that holds the weights", smallest ? `${smallest.card_gb} GB` : "none of these", smallest ? `${bytes(smallest.room_after)} remain for caches and activations` : "the weights need more than one GPU"],
-    ["Expert matrices", `${report.matrices.length - dense} of ${report.matrices.length}`, `factored; ${dense} left dense`],
+    ["Expert matrices", `${factored} of ${report.matrices.length}`,
+      `factored${narrowed.size > 0 ? `; ${narrowed.size} experts narrowed` : ""}; ${dense} left dense`],
     verification
       ? ["Verification", verification.verdict, `${verification.findings.length} findings`, verification.verdict === "passed" ? "good" : "bad"]
       : ["Verification", "not yet", "run lowrank-compress verify"],
