@@ -189,6 +189,8 @@ pub struct RankPlan {
     pub spectra: Option<SpectrumCurves>,
 }
 
+/// Widths of a plain model are multiples of this: grouped products of runtimes want rows of whole 16 bytes, in bf16 too.
+pub const PLAIN_WIDTH_MULTIPLE: usize = 8;
 /// Version of a `plan.json` with widths.
 pub const PLAN_VERSION: u32 = 2;
 /// Version of one without: the programs that came before widths read it.
@@ -367,6 +369,7 @@ impl RankPlan {
         let width = self.experts.first()?.channels.width();
         let alike = self.experts.iter().all(|row| row.channels.width() == width);
         let is_plain = alike
+            && width.is_multiple_of(PLAIN_WIDTH_MULTIPLE)
             && 3 * self.experts.len() == self.matrices.len()
             && self.matrices.iter().all(|row| row.rank.is_none());
         is_plain.then_some(width)

@@ -20,7 +20,7 @@ use curve::MatrixCurve;
 use expert::{ExpertCurve, PlannedChoice};
 use fill::{fill, shave};
 use lowrank_model::plan::{
-    Allocation, Optimality, PlanError, PlannedExpert, PlannedMatrix, Sensitivity, Size,
+    Allocation, Optimality, PLAIN_WIDTH_MULTIPLE, PlanError, PlannedExpert, PlannedMatrix, Sensitivity, Size,
 };
 use lowrank_model::{
     CostModel, ElementBytes, MatrixId, ModelConfig, NamedMatrix, RankPlan, Target, params::rank_max_saving,
@@ -347,7 +347,10 @@ impl Problem {
         }
         let channels = experts.iter().map(|expert| expert.channels()).min().unwrap_or(0);
         let cost = |width: usize| -> u64 { experts.iter().map(|expert| expert.cost_of(width)).sum() };
-        let widths = (1..=channels).filter(|&width| width == channels || width % request.rank_multiple == 0);
+        let is_even = |width: usize| {
+            width.is_multiple_of(PLAIN_WIDTH_MULTIPLE) && width.is_multiple_of(request.rank_multiple)
+        };
+        let widths = (1..=channels).filter(|&width| width == channels || is_even(width));
         let widths: Vec<usize> = widths.collect();
         // Costs rise with the width.
         let fitting = widths.partition_point(|&width| cost(width) <= capacity);
