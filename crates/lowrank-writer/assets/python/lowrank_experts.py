@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 import torch
-from torch import nn
+from torch import library, nn
 from transformers.activations import ACT2FN
 
 FORMAT = "lowrank-compress"
@@ -221,7 +221,7 @@ def autograd_inside_operator():
 def experts_operator():
     """`LowRankExperts.run_chosen` as one operator, with gradients; None before torch 2.4. It takes the parameters only so that
     gradients reach them."""
-    if not hasattr(torch.library, "custom_op"):
+    if not hasattr(library, "custom_op"):
         return None
     # Two versions of this file in one process (remote code and a package) have an operator each.
     name = f"lowrank_compress::{re.sub('[^0-9a-zA-Z]', '_', __name__)}"
@@ -249,9 +249,9 @@ def experts_operator():
         grads = gradient(grad, hidden, index, weights, parameters, ctx.key)
         return grads[0], None, grads[1], grads[2:], None
 
-    operator = torch.library.custom_op(name, forward, mutates_args=(), schema=f"({arguments}) -> Tensor")
+    operator = library.custom_op(name, forward, mutates_args=(), schema=f"({arguments}) -> Tensor")
     operator.register_fake(lambda hidden, index, weights, parameters, key: torch.empty_like(hidden))
-    gradient = torch.library.custom_op(
+    gradient = library.custom_op(
         f"{name}_backward", backward, mutates_args=(), schema=f"(Tensor grad, {arguments}) -> Tensor[]"
     )
     gradient.register_fake(
