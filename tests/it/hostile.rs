@@ -128,7 +128,8 @@ fn texts_that_do_not_serve() {
         (text("c.ids", b"5"), "1 tokens"),
         (text("d.json", "[".repeat(1_000_000).as_bytes()), "d.json"),
         (folder.path().to_str().unwrap().to_owned(), "give a .txt"),
-        (text("f.jsonl", b"{\"messages\": []}"), "apply_chat_template"),
+        (text("e.jsonl", b"{\"conversations\": []}"), "apply_chat_template"),
+        (text("f.jsonl", b"{\"messages\": []}"), "`messages` is no list"),
         (text("g.md", &"caf\u{e9} ".repeat(3000).chars().map(|c| c as u8).collect::<Vec<_>>()), "Latin-1"),
         (text("h.txt", &[0; 5000]), "NUL"),
         // 18 tokens, of 1024 asked for.
