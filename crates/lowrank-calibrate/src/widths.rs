@@ -9,7 +9,7 @@ use lowrank_cache::{Arrays, Entry, Numbers};
 use lowrank_compute::{Accumulate, Algebra, Faer, Kernels};
 use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{Channels, NarrowedErrors, SvdError, narrowed_inputs, narrowed_outputs};
+use lowrank_svd::{Channels, NarrowedErrors, narrowed_inputs, narrowed_outputs};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -129,12 +129,15 @@ impl WidthStore<'_> {
         let failed = |source| CalibrateError::Svd { name: id, source };
         let shape = lowrank_compute::blocks::matrix_shape(w2);
         let widths = width_grid(shape.cols);
-        let (found, _) = self.algebra.run(shape, |backend| {
-            let channels = Channels::new(backend, w2, moment.sum.view(), RIDGE)?;
-            let down = if self.ranks { narrowed_outputs(backend, &channels, &widths)? } else { Vec::new() };
-            Ok::<_, SvdError>((channels, down))
-        });
-        let (channels, down) = found.map_err(failed)?;
+        let channels = Channels::new(w2, moment.sum.view(), RIDGE).map_err(failed)?;
+        let down = if self.ranks {
+            self.algebra
+                .run(shape, |backend| narrowed_outputs(backend, &channels, &widths))
+                .0
+                .map_err(failed)?
+        } else {
+            Vec::new()
+        };
         let mut arrays = Arrays::default();
         let order = channels.order().iter().map(|&channel| channel as f64).collect();
         arrays.arrays.insert("order".into(), Numbers::F64(order));

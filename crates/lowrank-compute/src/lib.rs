@@ -18,6 +18,9 @@
 //! | [`Kernels::qr_pivoted`] | R and Π of A Π = QR | [l, k] → [min(l, k), k] |
 //! | [`Kernels::gemm`] | C = A B, or C += A B | |
 //!
+//! [`TiledCholesky`] and the products beside it are the exception: their matrices are so large that all threads work on one, on
+//! the CPU.
+//!
 //! A is a stored matrix W [m, n] or its transpose Wᵀ, by [`Side`]. It is never widened as a whole.
 //!
 //! The default backend, [`Faer`], computes each matrix on the calling thread: its bits do not depend on how many
@@ -39,6 +42,7 @@ mod real;
 mod reduced;
 #[cfg(test)]
 mod suite;
+mod tiled;
 mod tridiagonal;
 
 pub use algebra::{Algebra, NoDevice, Processor, Substituted};
@@ -52,3 +56,4 @@ pub use lowrank_model::AlgebraChoice;
 pub use projector::Split;
 pub use real::Real;
 pub use reduced::Reduced;
+pub use tiled::{TiledCholesky, product_in_strips, product_with_symmetric};

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// Uniform in [-1, 1), exact in bf16.
-fn random(rows: usize, cols: usize, seed: u64) -> Array2<f64> {
+pub(crate) fn random(rows: usize, cols: usize, seed: u64) -> Array2<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     Array2::from_shape_simple_fn((rows, cols), || f64::from((rng.next_u32() >> 25) as i32 - 64) / 64.0)
 }
@@ -17,7 +17,7 @@ fn stored(matrix: &Array2<f64>) -> Tensor {
     Tensor::from_f32(vec![matrix.nrows(), matrix.ncols()], Dtype::Bf16, &values).unwrap()
 }
 
-fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
+pub(crate) fn product(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
     Array2::from_shape_fn((a.nrows(), b.ncols()), |(i, j)| {
         (0..a.ncols()).map(|k| a[[i, k]] * b[[k, j]]).sum()
     })
@@ -28,7 +28,7 @@ fn to<T: Real>(matrix: &Array2<f64>) -> Array2<T> {
 }
 
 #[track_caller]
-fn assert_close<T: Real>(actual: &Array2<T>, expected: &Array2<f64>, summands: usize) {
+pub(crate) fn assert_close<T: Real>(actual: &Array2<T>, expected: &Array2<f64>, summands: usize) {
     assert_eq!(actual.dim(), expected.dim());
     let scale = expected.iter().fold(1.0_f64, |largest, value| largest.max(value.abs()));
     let tolerance = 4.0 * T::EPSILON.as_f64() * (summands as f64).sqrt() * scale;

@@ -459,7 +459,7 @@ impl Layer<'_> {
         regression.check(self.layer, routed.expert)?;
         let columns = wide(&narrow::narrowed(&w2, Projection::Down, kept));
         let shape = MatrixShape { rows: config.hidden_size, cols: kept.len() };
-        let (fitted, _) = self.all.algebra.run(shape, |backend| regression.fit(backend, columns.view()));
+        let fitted = regression.fit(columns.view());
         let Fitted { down, outputs } = fitted.map_err(|source| PipelineError::Svd { name: id, source })?;
         let values: Vec<f32> = down.iter().map(|&value| value as f32).collect();
         let name = config.tensor(Role::Expert(id)).name;

@@ -8,22 +8,20 @@
 //!   1993). This is computed for all channels, then again for the better half with W₂ fitted to it, and so on: each stage
 //!   costs an eighth of the one before.
 //! - **Error of every width.** In that order, with C = L Lᵀ, the first k channels miss Σ_{j≥k} ‖(W₂ L)[:, j]‖².
-//! - **Refit.** min over W of Σ g² ‖W₂ h − W h_S‖² is W = W₂ C[:, S] C[S, S]⁻¹ = (W₂ L)[:, :k] · L⁻¹[:k, :k]: no further
-//!   factorisation for any width.
 //! - **Outputs.** The second moment of what is left, W C[S, S] Wᵀ, is (W₂ L)[:, :k] (W₂ L)[:, :k]ᵀ.
 //!
-//! Measured in `docs/research/widths.md`.
+//! C is [14336, 14336] for Mixtral-8x7B, so all threads work on one expert ([`TiledCholesky`], on the CPU), and beside C there
+//! is half of it, L. Measured in `docs/research/widths.md`.
 
 use crate::error::SvdError;
-use crate::linalg::product;
-use crate::moment::{UnitMoment, check_ridge};
+use crate::moment::{check_moment, check_ridge};
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::{for_each_block, matrix_shape};
-use lowrank_compute::{Backend, Cholesky, Kernels, Side};
+use lowrank_compute::{Side, TiledCholesky, product_with_symmetric};
 use lowrank_model::{MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2, Axis, s};
 
-/// Stages of the order; the last one compares a sixteenth of the channels.
+/// Stages of the order; the last one compares an eighth of the channels.
 const STAGES: usize = 4;
 
 /// An expert's channels by falling importance, with what is needed to keep any number of them.
@@ -33,49 +31,32 @@ pub struct Channels {
     errors: Vec<f64>,
     /// W₂ L [H, F], channels in `order`, in the units of the second moment.
     outputs: Array2<f64>,
-    /// L⁻¹ [F, F], likewise.
-    inverse: Array2<f64>,
-    has_moment: bool,
 }
 
 impl Channels {
     /// From w2 [H, F] and the second moment of the activations [F, F], of which the lower triangle is read and which may be
-    /// singular. If it vanishes, the identity takes its place: see [`Channels::has_moment`].
+    /// singular. If it vanishes, the identity takes its place: channels and errors are then those of the weights alone, and
+    /// errors are in other units than those of an expert with tokens.
     ///
     /// `ridge` is in mean diagonal elements. At least F²·ε is added, so that a singular second moment has a Cholesky factor.
     ///
     /// # Errors
     /// A matrix has another shape or is not finite, the ridge is negative or not finite, or rounding finds the second moment
     /// plus ridge indefinite, as it does if the given matrix is not positive semidefinite.
-    pub fn new(
-        backend: &dyn Backend,
-        w2: &Tensor,
-        second_moment: ArrayView2<'_, f64>,
-        ridge: f64,
-    ) -> Result<Self, SvdError> {
-        check_ridge(ridge)?;
+    pub fn new(w2: &Tensor, second_moment: ArrayView2<'_, f64>, ridge: f64) -> Result<Self, SvdError> {
         weight_stats(w2)?;
-        let kernels: &dyn Kernels<f64> = backend;
         let shape = matrix_shape(w2);
-        let size = shape.cols;
-        let moment = UnitMoment::new(second_moment, size, shape)?;
-        let has_moment = moment.is_some();
-        let (mut moment, mean) =
-            moment.map_or_else(|| (Array2::eye(size), 1.0), |unit| (unit.matrix, unit.mean));
-        let floor = (size * size) as f64 * f64::EPSILON;
-        moment.diag_mut().mapv_inplace(|value| value + ridge.max(floor));
-        let mut w2_wide = Array2::zeros((shape.rows, size));
+        let moment = UnitRidged::new(second_moment, shape, ridge)?;
+        let mut w2_wide = Array2::zeros((shape.rows, shape.cols));
         for_each_block(w2, Side::Cols, |first, block| {
             w2_wide.slice_mut(s![first..first + block.nrows(), ..]).assign(&block);
         });
-        let order = order(kernels, w2_wide.view(), moment.view())?;
-        moment = chosen(moment.view(), &order);
-        let Cholesky { lower, inverse } = cholesky(kernels, moment.view())?;
-        drop(moment);
-        let root = mean.sqrt();
-        let outputs = product(kernels, w2_wide.select(Axis(1), &order).view(), lower.view()) * root;
+        let order = order(w2_wide.view(), &moment)?;
+        let w2_ordered = w2_wide.select(Axis(1), &order);
+        drop(w2_wide);
+        let outputs = moment.factor(&order)?.product(w2_ordered.view()) * moment.mean.sqrt();
         let errors = tails(&outputs);
-        Ok(Self { order, errors, outputs, inverse: inverse / root, has_moment })
+        Ok(Self { order, errors, outputs })
     }
 
     /// All F channels; a width k keeps the first k.
@@ -88,99 +69,109 @@ impl Channels {
         &self.errors
     }
 
-    /// Whether the second moment said anything. If not, channels and errors are those of the weights alone, and errors are in
-    /// other units than those of an expert with tokens.
-    pub fn has_moment(&self) -> bool {
-        self.has_moment
-    }
-
-    /// W [H, k]: the columns of w2 for the first k channels, in order.
-    ///
-    /// # Errors
-    /// The width is not in 1..=F.
-    pub fn refit(&self, backend: &dyn Backend, width: usize) -> Result<Array2<f64>, SvdError> {
-        self.check(width)?;
-        let inverse = self.inverse.slice(s![..width, ..width]);
-        Ok(product(backend, self.outputs.slice(s![.., ..width]), inverse))
-    }
-
-    /// W C[S, S] Wᵀ [H, H]: the second moment of the outputs that the first k channels give, both triangles.
-    ///
-    /// # Errors
-    /// The width is not in 1..=F.
-    pub fn output_moment(&self, backend: &dyn Backend, width: usize) -> Result<Array2<f64>, SvdError> {
-        self.check(width)?;
-        let outputs = self.outputs.slice(s![.., ..width]);
-        Ok(product(backend, outputs, outputs.t()))
-    }
-
     /// W₂ L [H, F].
     pub(crate) fn outputs(&self) -> ArrayView2<'_, f64> {
         self.outputs.view()
     }
+}
 
-    fn check(&self, width: usize) -> Result<(), SvdError> {
-        let width_max = self.order.len();
-        if (1..=width_max).contains(&width) { Ok(()) } else { Err(SvdError::Width { width, width_max }) }
+/// A second moment over its mean eigenvalue, plus a ridge: C. Only its lower triangle is read, where it lies.
+struct UnitRidged<'a> {
+    /// Absent: it vanishes, and the identity takes its place.
+    moment: Option<ArrayView2<'a, f64>>,
+    mean: f64,
+    ridge: f64,
+}
+
+impl<'a> UnitRidged<'a> {
+    fn new(moment: ArrayView2<'a, f64>, shape: MatrixShape, ridge: f64) -> Result<Self, SvdError> {
+        check_ridge(ridge)?;
+        let size = shape.cols;
+        let ridge = ridge.max((size * size) as f64 * f64::EPSILON);
+        Ok(match check_moment(moment, size, shape)? {
+            Some(mean) => Self { moment: Some(moment), mean, ridge },
+            None => Self { moment: None, mean: 1.0, ridge },
+        })
+    }
+
+    fn at(&self, i: usize, j: usize) -> f64 {
+        let value = match self.moment {
+            Some(moment) => moment[[i.max(j), i.min(j)]] / self.mean,
+            None => f64::from(u8::from(i == j)),
+        };
+        if i == j { value + self.ridge } else { value }
+    }
+
+    /// L of C[S, S] in the order of S.
+    fn factor(&self, channels: &[usize]) -> Result<TiledCholesky, SvdError> {
+        TiledCholesky::new(channels.len(), |i, j| self.at(channels[i], channels[j]))
+            .ok_or(SvdError::Indefinite { size: channels.len() })
+    }
+
+    /// A C[:, S] [n, k].
+    fn product(&self, a: ArrayView2<'_, f64>, channels: &[usize]) -> Array2<f64> {
+        let mut out = match self.moment {
+            Some(moment) => product_with_symmetric(a, moment, channels) / self.mean,
+            None => a.select(Axis(1), channels),
+        };
+        for (mut out, &channel) in out.columns_mut().into_iter().zip(channels) {
+            out.scaled_add(self.ridge, &a.column(channel));
+        }
+        out
     }
 }
 
 /// W [H, k] that minimises Σ g² ‖y − W z‖² + ridge · mean(diag C) ‖W − W₂[:, S]‖², where `cross` is Σ g² y zᵀ [H, k],
 /// `moment` C = Σ g² z zᵀ [k, k], lower triangle, and `columns` W₂[:, S] [H, k]: w2 fitted to channels that may be those of
-/// changed matrices. For the original's channels, this is [`Channels::refit`] with the mean of theirs. Without a moment,
-/// the columns.
+/// changed matrices. Without a moment, the columns.
 ///
 /// # Errors
 /// A size is another, a value is not finite, or rounding finds the second moment plus ridge indefinite.
 pub fn fit_columns(
-    backend: &dyn Backend,
     cross: ArrayView2<'_, f64>,
     moment: ArrayView2<'_, f64>,
     columns: ArrayView2<'_, f64>,
     ridge: f64,
 ) -> Result<Array2<f64>, SvdError> {
-    check_ridge(ridge)?;
     let (rows, size) = columns.dim();
     let shape = MatrixShape { rows, cols: size };
     if cross.dim() != (rows, size) {
         let (rows, cols) = cross.dim();
         return Err(SvdError::MetricShape { what: "cross moment", rows, cols, size, shape });
     }
-    let Some(UnitMoment { mut matrix, mean }) = UnitMoment::new(moment, size, shape)? else {
+    let moment = UnitRidged::new(moment, shape, ridge)?;
+    if moment.moment.is_none() {
         return Ok(columns.to_owned());
-    };
-    let ridge = ridge.max((size * size) as f64 * f64::EPSILON);
-    matrix.diag_mut().mapv_inplace(|value| value + ridge);
-    let kernels: &dyn Kernels<f64> = backend;
-    let Cholesky { inverse, .. } = cholesky(kernels, matrix.view())?;
-    drop(matrix);
-    let mut wanted = &cross / mean;
-    wanted.scaled_add(ridge, &columns);
-    let half = product(kernels, wanted.view(), inverse.t());
-    Ok(product(kernels, half.view(), inverse.view()))
+    }
+    let mut fitted = &cross / moment.mean;
+    fitted.scaled_add(moment.ridge, &columns);
+    let all: Vec<usize> = (0..size).collect();
+    moment.factor(&all)?.solve_rows(fitted.view_mut());
+    Ok(fitted)
 }
 
 /// Channels by falling importance; of equal ones the first comes first.
-fn order(
-    kernels: &dyn Kernels<f64>,
-    w2: ArrayView2<'_, f64>,
-    moment: ArrayView2<'_, f64>,
-) -> Result<Vec<usize>, SvdError> {
+fn order(w2: ArrayView2<'_, f64>, moment: &UnitRidged<'_>) -> Result<Vec<usize>, SvdError> {
     let mut left: Vec<usize> = (0..w2.ncols()).collect();
     let mut dropped = Vec::new(); // The last stage's channels come first in the end.
+    // W₂ C[:, S] of the second stage's S; later stages have some of its columns.
+    let mut outputs: Option<(Vec<usize>, Array2<f64>)> = None;
     for stage in 1..=STAGES {
-        let part = chosen(moment, &left);
-        let Cholesky { inverse, .. } = cholesky(kernels, part.view())?;
+        let factor = moment.factor(&left)?;
         let fitted = if stage == 1 {
             w2.to_owned()
         } else {
-            let outputs = product(kernels, w2, moment.select(Axis(1), &left).view());
-            let half = product(kernels, outputs.view(), inverse.t());
-            product(kernels, half.view(), inverse.view())
+            let (channels, outputs) =
+                outputs.get_or_insert_with(|| (left.clone(), moment.product(w2, &left)));
+            let place =
+                |channel| channels.iter().position(|own| own == channel).expect("one of those before");
+            let places: Vec<usize> = left.iter().map(place).collect();
+            let mut fitted = outputs.select(Axis(1), &places);
+            factor.solve_rows(fitted.view_mut());
+            fitted
         };
-        // [C⁻¹]ᵢᵢ is the squared norm of column i of L⁻¹.
-        let columns = fitted.columns().into_iter().zip(inverse.columns());
-        let scores: Vec<f64> = columns.map(|(w, inverse)| w.dot(&w) / inverse.dot(&inverse)).collect();
+        let columns = fitted.columns().into_iter().zip(factor.inverse_diagonal());
+        let scores: Vec<f64> = columns.map(|(w, inverse)| w.dot(&w) / inverse).collect();
         let mut places: Vec<usize> = (0..left.len()).collect();
         places.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
         let mut ordered: Vec<usize> = places.into_iter().map(|place| left[place]).collect();
@@ -192,16 +183,6 @@ fn order(
         }
     }
     Ok(dropped.into_iter().rev().flatten().collect())
-}
-
-/// C[S, S] in the order of S, both triangles.
-fn chosen(moment: ArrayView2<'_, f64>, channels: &[usize]) -> Array2<f64> {
-    let size = channels.len();
-    Array2::from_shape_fn((size, size), |(i, j)| moment[[channels[i], channels[j]]])
-}
-
-fn cholesky(kernels: &dyn Kernels<f64>, matrix: ArrayView2<'_, f64>) -> Result<Cholesky<f64>, SvdError> {
-    kernels.cholesky(matrix).ok_or(SvdError::Indefinite { size: matrix.nrows() })
 }
 
 /// What each number of first columns leaves: sums from the smallest on.

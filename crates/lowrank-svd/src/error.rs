@@ -103,14 +103,6 @@ pub enum SvdError {
         /// Given.
         value: f64,
     },
-    /// No such number of channels.
-    #[error("width {width} is outside 1..={width_max}")]
-    Width {
-        /// Asked for.
-        width: usize,
-        /// The expert's channels.
-        width_max: usize,
-    },
     /// A second moment without a Cholesky factor.
     #[error("a second moment [{size}, {size}] of activations is not positive definite, even with its ridge")]
     Indefinite {
@@ -140,9 +132,7 @@ impl SvdError {
             | Self::Negative { .. }
             | Self::Indefinite { .. }
             | Self::Spectrum(_) => ErrorKind::BadNumbers,
-            Self::Rank { .. } | Self::Width { .. } | Self::Blend { .. } | Self::Ridge { .. } => {
-                ErrorKind::Usage
-            }
+            Self::Rank { .. } | Self::Blend { .. } | Self::Ridge { .. } => ErrorKind::Usage,
             Self::NotAMatrix { .. }
             | Self::OtherSpectrum { .. }
             | Self::MetricShape { .. }

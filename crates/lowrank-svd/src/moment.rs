@@ -20,18 +20,32 @@ impl UnitMoment {
         size: usize,
         shape: MatrixShape,
     ) -> Result<Option<Self>, SvdError> {
-        let what = "moment";
-        check_size(what, moment, size, shape)?;
-        let lower = Array2::from_shape_fn((size, size), |(i, j)| if j <= i { moment[[i, j]] } else { 0.0 });
-        check_square(what, lower.view(), size, shape)?;
-        let mean = lower.diag().sum() / size as f64;
-        if mean <= 0.0 || !mean.is_normal() {
-            return Ok(None);
-        }
-        let mut matrix = lower / mean;
+        let Some(mean) = check_moment(moment, size, shape)? else { return Ok(None) };
+        let of_lower = |(i, j)| if j <= i { moment[[i, j]] / mean } else { 0.0 };
+        let mut matrix = Array2::from_shape_fn((size, size), of_lower);
         mirror_lower(&mut matrix);
         Ok(Some(Self { matrix, mean }))
     }
+}
+
+/// The mean eigenvalue of a matrix of which the lower triangle is read; absent if it vanishes. Refuses what is of another size
+/// or not finite.
+pub(crate) fn check_moment(
+    moment: ArrayView2<'_, f64>,
+    size: usize,
+    shape: MatrixShape,
+) -> Result<Option<f64>, SvdError> {
+    let what = "moment";
+    check_size(what, moment, size, shape)?;
+    for (row, values) in moment.rows().into_iter().enumerate() {
+        if let Some((col, &value)) =
+            values.iter().take(row + 1).enumerate().find(|(_, value)| !value.is_finite())
+        {
+            return Err(SvdError::MetricNotFinite { what, row, col, value });
+        }
+    }
+    let mean = moment.diag().sum() / size as f64;
+    Ok(Some(mean).filter(|mean| *mean > 0.0 && mean.is_normal()))
 }
 
 pub(crate) fn check_shrinkage(shrinkage: f64) -> Result<(), SvdError> {

@@ -19,7 +19,7 @@ use crate::moment::{UnitMoment, check_shrinkage};
 use crate::root::Root;
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::for_each_block;
-use lowrank_compute::{Backend, Kernels, Side};
+use lowrank_compute::{Backend, Kernels, Side, product_in_strips};
 use lowrank_model::Tensor;
 use ndarray::{Array2, ArrayView2};
 
@@ -75,9 +75,8 @@ pub fn narrowed_outputs(
     let kernels: &dyn Kernels<f64> = backend;
     let outputs = channels.outputs();
     let hidden_size = outputs.nrows();
-    let gram = product(kernels, outputs, outputs.t());
-    let vectors = kernels.eigh(gram, hidden_size)?.vectors;
-    let p = product(kernels, outputs.t(), vectors.view()); // [F, H]
+    let vectors = kernels.eigh(product_in_strips(outputs, outputs.t()), hidden_size)?.vectors;
+    let p = product_in_strips(outputs.t(), vectors.view()); // [F, H]
     Ok(tails_of_widths(p.rows().into_iter().map(|row| row.to_vec()), hidden_size, widths))
 }
 
