@@ -1,13 +1,15 @@
 //! Fuzz target for the planner: checkpoints of any dimensions and dtypes, any spectra, and every setting of a recipe.
 
 use crate::outcome::{refused, sign};
+use lowrank_calibrate::widths::{ExpertWidths, WidthsByExpert, width_grid};
 use lowrank_model::display::abridge;
 use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
 use lowrank_model::recipe::Goal;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, RankPlan, Recipe, Spectrum, Target, Unit};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, RankPlan, Recipe, Spectrum, Target, Unit};
 use lowrank_pipeline::PipelineError;
 use lowrank_pipeline::planning::{Errors, Subject, plan_from, plan_of_given};
 use lowrank_reader::{ReadError, family};
+use lowrank_svd::NarrowedErrors;
 use lowrank_svd::allocate::AllocateError;
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,6 +20,9 @@ use std::path::Path;
 const MATRICES_MAX: usize = 96;
 /// Longest spectrum.
 const SHORT_SIDE_MAX: usize = 48;
+
+/// Most channels of an expert.
+const CHANNELS_MAX: usize = 1 << 12;
 
 /// An input. Lists are used in turn, from their start again where they end.
 #[derive(Deserialize)]
@@ -32,6 +37,9 @@ struct Input {
     sensitivity: Sensitivity,
     #[serde(default)]
     measured: Vec<f64>,
+    /// What each channel of an expert carries, in its order of importance. None: widths were not measured.
+    #[serde(default)]
+    channels: Vec<Vec<f64>>,
 }
 
 /// Plans what the input describes, and checks that the plan is what was asked for.
@@ -46,6 +54,7 @@ pub(crate) fn planner(bytes: &[u8]) -> u64 {
     };
     let shapes = || config.matrices().map(|id| config.matrix_shape(id));
     if config.matrices().nth(MATRICES_MAX).is_some()
+        || config.intermediate_size > CHANNELS_MAX
         || shapes().any(|shape| shape.short_side() > SHORT_SIDE_MAX)
     {
         return sign("large");
@@ -123,7 +132,33 @@ fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::
         .map(|_| LayerSensitivity { kl: [0.0; 3], sensitivity: [next(), next(), next()] })
         .collect();
     let layers = (input.sensitivity == Sensitivity::Measured).then_some(layers);
-    Ok(Errors { spectra, sensitivity: input.sensitivity, layers, widths: Default::default() })
+    let widths = widths(config, input, &spectra);
+    Ok(Errors { spectra, sensitivity: input.sensitivity, layers, widths })
+}
+
+/// Orders that begin elsewhere in every expert, errors of all widths, and at each width of the grid a share of the spectra's.
+fn widths(config: &ModelConfig, input: &Input, spectra: &BTreeMap<MatrixId, Spectrum>) -> WidthsByExpert {
+    let full = config.intermediate_size;
+    let mut turn = input.channels.iter().cycle();
+    let of_expert = |id: MatrixId| {
+        let mut errors = turn.next()?.clone();
+        errors.resize(full, 0.0);
+        errors.push(0.0);
+        for width in (0..full).rev() {
+            errors[width] += errors[width + 1];
+        }
+        let tails = |width: usize, projection| {
+            let tails = spectra[&MatrixId { projection, ..id }].tail_energies();
+            tails.into_iter().map(|tail| tail * width as f64 / full as f64).collect()
+        };
+        let narrowed = |width| NarrowedErrors { width, tails: Projection::ALL.map(|own| tails(width, own)) };
+        let mut order: Vec<usize> = (0..full).collect();
+        order.rotate_left((id.layer + id.expert) % full.max(1));
+        let grid = width_grid(full).into_iter().map(narrowed).collect();
+        Some(((id.layer, id.expert), ExpertWidths { order, errors, grid }))
+    };
+    let experts = config.matrices().filter(|id| id.projection == Projection::Gate);
+    experts.filter_map(of_expert).collect()
 }
 
 /// Whether a plan keeps what it promises, and reads back as it is written.
@@ -145,5 +180,7 @@ fn check(plan: &RankPlan, subject: &Subject) -> u64 {
     });
     let own = plan.matrices.iter().filter(|row| row.element_bytes.is_some()).count().min(2);
     let factored = plan.ranks().len().min(2);
-    sign(&format!("plan {kind:?} {own} {factored} {:?} {:?}", plan.cost.storage, plan.allocation))
+    let narrow = plan.experts.len().min(2);
+    let how = (plan.cost.storage, plan.allocation, plan.structures);
+    sign(&format!("plan {kind:?} {own} {factored} {narrow} {how:?}"))
 }

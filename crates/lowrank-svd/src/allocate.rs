@@ -36,8 +36,8 @@ pub fn allocate(request: &AllocationRequest<'_>) -> Result<RankPlan, AllocateErr
 }
 
 /// Whether there is a plan at all, which the shapes decide: spectra may be any.
-pub fn check(request: &AllocationRequest<'_>) -> Result<(), AllocateError> {
-    Problem::new(request)?.capacity(request, request.target.remove_at_least).map(|_| ())
+pub fn check(request: &AllocationRequest<'_>, allocation: Allocation) -> Result<(), AllocateError> {
+    Problem::new(request)?.capacity(request, allocation, request.target.remove_at_least).map(|_| ())
 }
 
 /// The baseline: one rank for every matrix that is not kept dense (or its largest saving rank, where that is less), the
@@ -72,7 +72,7 @@ impl<'a> Allocator<'a> {
             .into_iter()
             .map(|index| {
                 let (remove_at_least, allocation) = wishes[index];
-                let capacity = self.problem.capacity(&self.request, remove_at_least);
+                let capacity = self.problem.capacity(&self.request, allocation, remove_at_least);
                 let plan = capacity.and_then(|capacity| {
                     let relaxed = walk.up_to(capacity);
                     let target = Target { remove_at_least, ..self.request.target };
@@ -200,6 +200,23 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Widths that all experts can have, rising.
+struct CommonWidths<'a> {
+    experts: Vec<&'a ExpertCurve>,
+    widths: Vec<usize>,
+}
+
+impl CommonWidths<'_> {
+    /// Of all experts at one width.
+    fn cost(&self, width: usize) -> u64 {
+        self.experts.iter().map(|expert| expert.cost_of(width)).sum()
+    }
+
+    fn least_cost(&self) -> u64 {
+        self.widths.first().map_or(0, |&width| self.cost(width))
+    }
+}
+
 impl Problem {
     fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
         let &AllocationRequest { target, rank_multiple, sensitivity, .. } = request;
@@ -252,15 +269,24 @@ impl Problem {
     }
 
     /// The cost that may be kept.
-    fn capacity(&self, request: &AllocationRequest<'_>, asked: u64) -> Result<u64, AllocateError> {
+    fn capacity(
+        &self,
+        request: &AllocationRequest<'_>,
+        allocation: Allocation,
+        asked: u64,
+    ) -> Result<u64, AllocateError> {
+        let least = match allocation {
+            Allocation::Uniform if !request.experts.is_empty() => self.common_widths(request)?.least_cost(),
+            _ => self.least,
+        };
         let count = |wanted: fn(Choices) -> bool| {
             request.matrices.iter().filter(|matrix| wanted(matrix.choices)).count()
         };
         match self.dense.checked_sub(asked) {
-            Some(capacity) if capacity >= self.least => Ok(capacity),
+            Some(capacity) if capacity >= least => Ok(capacity),
             _ => Err(AllocateError::Infeasible {
                 asked,
-                most: self.dense.saturating_sub(self.least),
+                most: self.dense.saturating_sub(least),
                 unit: request.target.unit,
                 rank_floor: request.rank_floor(),
                 kept_dense: count(|choices| choices == Choices::Dense),
@@ -332,12 +358,8 @@ impl Problem {
         at(fits)
     }
 
-    /// The same width for every expert, the largest that the capacity allows, and all of what stays of their matrices.
-    fn of_one_width(
-        &self,
-        request: &AllocationRequest<'_>,
-        capacity: u64,
-    ) -> Result<(Self, Vec<usize>), AllocateError> {
+    /// The widths that all experts can have, and a runtime of plain models takes.
+    fn common_widths(&self, request: &AllocationRequest<'_>) -> Result<CommonWidths<'_>, AllocateError> {
         let mut experts = Vec::new();
         for curve in &self.curves {
             match curve {
@@ -346,30 +368,27 @@ impl Problem {
             }
         }
         let channels = experts.iter().map(|expert| expert.channels()).min().unwrap_or(0);
-        let cost = |width: usize| -> u64 { experts.iter().map(|expert| expert.cost_of(width)).sum() };
         let is_even = |width: usize| {
             width.is_multiple_of(PLAIN_WIDTH_MULTIPLE) && width.is_multiple_of(request.rank_multiple)
         };
-        let widths = (1..=channels).filter(|&width| width == channels || is_even(width));
-        let widths: Vec<usize> = widths.collect();
-        // Costs rise with the width.
-        let fitting = widths.partition_point(|&width| cost(width) <= capacity);
-        let Some(&width) = fitting.checked_sub(1).and_then(|last| widths.get(last)) else {
-            let most = self.dense - widths.first().map_or(self.dense, |&width| cost(width));
-            return Err(AllocateError::Infeasible {
-                asked: request.target.remove_at_least,
-                most,
-                unit: request.target.unit,
-                rank_floor: request.rank_multiple,
-                kept_dense: 0,
-                fixed: 0,
-                matrices: request.matrices.len(),
-            });
-        };
+        let widths = (1..=channels).filter(|&width| width == channels || is_even(width)).collect();
+        Ok(CommonWidths { experts, widths })
+    }
+
+    /// The same width for every expert, the largest that the capacity allows, and all of what stays of their matrices.
+    fn of_one_width(
+        &self,
+        request: &AllocationRequest<'_>,
+        capacity: u64,
+    ) -> Result<(Self, Vec<usize>), AllocateError> {
+        let common = self.common_widths(request)?;
+        // Costs rise with the width, and the first fits.
+        let fitting = common.widths.partition_point(|&width| common.cost(width) <= capacity);
+        let width = common.widths[..fitting].last().copied().unwrap_or(0);
         let curves: Vec<Curve> =
-            experts.iter().map(|expert| Curve::Expert(Box::new(expert.at_width(width)))).collect();
+            common.experts.iter().map(|expert| Curve::Expert(Box::new(expert.at_width(width)))).collect();
         let chosen = vec![0; curves.len()];
-        Ok((Self { least: cost(width), dense: self.dense, curves }, chosen))
+        Ok((Self { least: common.cost(width), dense: self.dense, curves }, chosen))
     }
 
     fn plan(

@@ -84,9 +84,7 @@ impl Curve {
     pub(super) fn largest_error(&self) -> f64 {
         match self {
             Self::Matrix(curve) => curve.largest_error(),
-            Self::Expert(curve) => {
-                curve.error(0).max(curve.matrices().iter().map(MatrixCurve::largest_error).sum())
-            }
+            Self::Expert(curve) => curve.largest_error(),
         }
     }
 }

@@ -58,12 +58,15 @@ impl ExpertCurve {
         let ExpertCandidate { order, errors, measured, grid, ranks, .. } = expert;
         let name = matrices[0].name;
         let (full, hidden_size) = (matrices[0].shape.rows, matrices[0].shape.cols);
-        let is_error = |pair: &[f64]| pair[0] >= pair[1] && pair[1] >= 0.0;
+        let is_error = |pair: &[f64]| pair[0].is_finite() && pair[0] >= pair[1] && pair[1] >= 0.0;
         if order.len() != full || errors.len() != full + 1 || !errors.windows(2).all(is_error) {
             return Err(AllocateError::Widths { name });
         }
         if !(measured.is_finite() && measured >= 0.0) {
             return Err(AllocateError::Measured { name, value: measured.to_string() });
+        }
+        if !(measured * errors[0]).is_finite() {
+            return Err(AllocateError::NotFinite { name });
         }
         let curve = |matrix: Candidate<'_>| {
             MatrixCurve::new(matrix, cost, rank_multiple, rank_floor, Sensitivity::Measured)
@@ -106,6 +109,12 @@ impl ExpertCurve {
             hull: (0..choices.len() as u32).collect(),
             choices,
         })
+    }
+
+    /// No choice has a larger one, nor has a width with all of what stays.
+    pub(super) fn largest_error(&self) -> f64 {
+        let whole: f64 = self.matrices.iter().map(MatrixCurve::largest_error).sum();
+        self.error(0).max(self.measured * self.width_errors[0]).max(whole)
     }
 
     /// Whether its matrices may be factored.
@@ -180,7 +189,7 @@ fn narrowed_curve(
     rank_floor: usize,
 ) -> Result<MatrixCurve, AllocateError> {
     let least = shape.short_side() + 1;
-    let falls = tails.windows(2).all(|pair| pair[0] >= pair[1] && pair[1] >= 0.0);
+    let falls = tails.windows(2).all(|pair| pair[0].is_finite() && pair[0] >= pair[1] && pair[1] >= 0.0);
     if tails.len() < least || !falls {
         return Err(AllocateError::Widths { name: matrix.name });
     }
