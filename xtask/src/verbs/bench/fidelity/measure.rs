@@ -20,6 +20,7 @@ pub(crate) struct Bench {
     pub(crate) tokens: usize,
     pub(crate) calibration_tokens: usize,
     pub(crate) small: bool,
+    rows: Vec<String>,
     started: Instant,
 }
 
@@ -78,6 +79,7 @@ impl Bench {
         tokens: usize,
         calibration_tokens: usize,
         small: bool,
+        rows: Vec<String>,
     ) -> Result<Self> {
         let tool = lowrank_compress()?;
         let build = ["build", "--release", "--package", "lowrank-bench", "--bin", "prune_experts"];
@@ -96,7 +98,14 @@ impl Bench {
         let tool = keep(tool)?;
         let prune = keep(target().join("release/prune_experts"))?;
         let started = Instant::now();
-        Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, started })
+        Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, rows, started })
+    }
+
+    /// Whether a row is measured. That of the default always is.
+    pub(crate) fn has(&self, method: &Method) -> bool {
+        let named = |part: &String| method.name.contains(part.as_str());
+        (method.small || !self.small)
+            && (self.rows.is_empty() || method.name == DEFAULT || self.rows.iter().any(named))
     }
 
     /// The folder of all files of the benchmark.
@@ -115,7 +124,7 @@ impl Bench {
         let kinds = inspected["kinds"].as_array().into_iter().flatten();
         let experts = kinds.filter(|kind| kind["kind"] == "experts").find_map(|kind| kind["params"].as_u64());
         let expert_params = experts.context("`inspect` counts no experts")?;
-        let methods: Vec<Method> = METHODS.into_iter().filter(|method| method.small || !self.small).collect();
+        let methods: Vec<Method> = METHODS.into_iter().filter(|method| self.has(method)).collect();
         // These run one after another, so that each measurement is made once; the others find it in the cache.
         for method in &methods {
             if method.how != How::Pruned {

@@ -33,13 +33,18 @@ pub(crate) enum How {
 pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
 /// The two baselines that need no calibration text.
 pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
+/// Ranks alone, fitted through all layers: the default before widths.
+pub(crate) const RANKS: &str = "+ error propagation through layers";
+/// Widths alone.
+pub(crate) const WIDTHS: &str = "widths alone, an eighth of the tokens from the vocabulary";
 /// The tool without flags.
-pub(crate) const DEFAULT: &str = "+ error propagation through layers: **the default**";
+pub(crate) const DEFAULT: &str =
+    "widths and ranks, an eighth of the tokens from the vocabulary: **the default**";
 /// Expert pruning, the usual alternative.
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
 /// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
-pub(crate) const METHODS: [Method; 13] = [
+pub(crate) const METHODS: [Method; 16] = [
     row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
     row("plain SVD, global, u·v", How::DataFree("--storage uv")),
     row(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
@@ -47,36 +52,48 @@ pub(crate) const METHODS: [Method; 13] = [
     in_small(row(
         WHITENED,
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
-             --sensitivity absolute --allocation uniform --storage uv",
+            "--vocabulary-share 0 --propagate none --calibration-target matrix --gate-weight none \
+             --shrinkage 0.001 --sensitivity absolute --allocation uniform --storage uv",
         ),
     )),
     row(
         "+ global by absolute errors",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
-             --sensitivity absolute --storage uv",
+            "--vocabulary-share 0 --propagate none --calibration-target matrix --gate-weight none \
+             --shrinkage 0.001 --sensitivity absolute --storage uv",
         ),
     ),
     row(
         "+ pivoted",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --gate-weight none --shrinkage 0.001 \
-             --sensitivity absolute",
+            "--vocabulary-share 0 --propagate none --calibration-target matrix --gate-weight none \
+             --shrinkage 0.001 --sensitivity absolute",
         ),
     ),
     row(
         "+ router weights squared",
         How::Calibrated(
-            "--propagate none --calibration-target matrix --shrinkage 0.001 --sensitivity absolute",
+            "--vocabulary-share 0 --propagate none --calibration-target matrix --shrinkage 0.001 \
+             --sensitivity absolute",
         ),
     ),
     row(
         "+ measured sensitivities",
-        How::Calibrated("--propagate none --calibration-target matrix --shrinkage 0.001"),
+        How::Calibrated(
+            "--structures rank --vocabulary-share 0 --propagate none --calibration-target matrix --shrinkage 0.001",
+        ),
     ),
-    row("+ errors of the expert's output, shrinkage 0.1", How::Calibrated("--propagate none")),
-    row("+ error propagation within experts", How::Calibrated("--propagate experts")),
+    row(
+        "+ errors of the expert's output, shrinkage 0.1",
+        How::Calibrated("--structures rank --vocabulary-share 0 --propagate none"),
+    ),
+    row(
+        "+ error propagation within experts",
+        How::Calibrated("--structures rank --vocabulary-share 0 --propagate experts"),
+    ),
+    in_small(row(RANKS, How::Calibrated("--structures rank --vocabulary-share 0"))),
+    row("+ an eighth of the tokens from the vocabulary", How::Calibrated("--structures rank")),
+    row(WIDTHS, How::Calibrated("--structures width")),
     in_small(row(DEFAULT, How::Calibrated(""))),
     in_small(row(PRUNED, How::Pruned)),
 ];

@@ -24,11 +24,17 @@ const CALIBRATION_TOKENS: usize = 65_536;
 /// Evaluation and calibration tokens with `--small`.
 const TOKENS_SMALL: usize = 8_192;
 
+/// Models whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have: the hardest first.
+const UPCYCLED: [&str; 2] = ["upcycled-alike", "upcycled-distinct"];
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Checkpoint directory; repeat the flag for several [default: the two bundled models]
+    /// Checkpoint directory; repeat the flag for several [default: the bundled models]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
+    /// Measure only rows whose name contains this; may be repeated [default: all]
+    #[arg(long = "row", value_name = "TEXT")]
+    rows: Vec<String>,
     /// Shares of the expert parameters to remove, in percent [default: 10,22.2,35,50]
     #[arg(long, value_name = "PERCENT,...", value_delimiter = ',')]
     budgets: Vec<f64>,
@@ -56,6 +62,7 @@ pub(crate) struct Args {
 pub(crate) fn small() -> Result<()> {
     let args = Args {
         models: Vec::new(),
+        rows: Vec::new(),
         budgets: Vec::new(),
         texts: Vec::new(),
         calibrate: None,
@@ -90,6 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.tokens.unwrap_or(tokens),
         args.calibration_tokens.unwrap_or(calibration_tokens),
         args.small,
+        args.rows.clone(),
     )?;
     let mut measured = Vec::new();
     for subject in subjects(args) {
@@ -127,5 +135,8 @@ fn subjects(args: &Args) -> Vec<Subject> {
     // This text differs from both evaluation texts, because the limits must also hold if the user calibrates on another kind of text.
     let unlike = fixtures.join("text/shakespeare.txt");
     let second = fixtures.join("second-mixtral");
-    vec![first, Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) }]
+    let second = Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) };
+    let upcycled = UPCYCLED.map(|name| fixtures.join(name)).into_iter().filter(|model| model.exists());
+    let upcycled = upcycled.map(|model| Subject { model, calibrate: args.calibrate.clone() });
+    upcycled.chain([first, second]).collect()
 }
