@@ -55,7 +55,8 @@ fn verified(model: &Path, out: &Path, text: &Path) -> Value {
 fn fitted_factors_make_good_what_those_before_them_lose() {
     let folder = tempdir().unwrap();
     let [alone, experts, layers] = ["none", "experts", "layers"].map(|reach| {
-        let out = compressed(&folder, &tiny_mixtral(), reach, &["--propagate", reach]);
+        let words = ["--structures", "rank", "--propagate", reach];
+        let out = compressed(&folder, &tiny_mixtral(), reach, &words);
         assert_eq!(report(&out)["recipe"]["propagate"], reach);
         verified(&tiny_mixtral(), &out, &text())["outcome"].clone()
     });
@@ -147,7 +148,8 @@ fn experts_that_nobody_asks_are_named_and_compressed_without_data() {
 #[test]
 fn verify_says_how_unlike_its_text_is_to_the_calibration_text() {
     let folder = tempdir().unwrap();
-    let out = compressed(&folder, &tiny_mixtral(), "out", &[]);
+    // Without the vocabulary the calibration text is this text alone.
+    let out = compressed(&folder, &tiny_mixtral(), "out", &["--vocabulary-share", "0"]);
     let distance = |text: &Path| {
         let outcome = verified(&tiny_mixtral(), &out, text)["outcome"].clone();
         outcome["routing_distance"].as_f64().unwrap()

@@ -38,7 +38,8 @@ fn the_budget_is_met_and_missed_by_less_than_one_step() {
 fn untouched_tensors_are_byte_identical_and_factors_have_their_rank() {
     let folder = tempdir().unwrap();
     let out = folder.path().join("out");
-    compress(&tiny_mixtral(), &out, &["--budget", SHARE, "--layout", "uv", "--quiet"]).ok();
+    let words = ["--budget", SHARE, "--structures", "rank", "--layout", "uv", "--quiet"];
+    compress(&tiny_mixtral(), &out, &words).ok();
     let config: serde_json::Value = serde_json::from_slice(&files(&out)["config.json"]).unwrap();
     assert_eq!(config["model_type"], "lowrank_mixtral");
     let ranks: BTreeMap<MatrixId, usize> =
@@ -79,8 +80,8 @@ fn the_randomized_method_repeats_too_and_says_what_it_cost() {
     let folder = tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     // With error propagation, the optimum that w2's error could be compared with is not known.
-    let words =
-        ["--budget", "60%", "--method", "randomized", "--seed", "7", "--propagate", "none", "--quiet"];
+    let randomized = ["--budget", "60%", "--structures", "rank", "--method", "randomized", "--seed", "7"];
+    let words = [&randomized[..], &["--propagate", "none", "--quiet"]].concat();
     compress(&tiny_mixtral(), &a, &[&words[..], &["--workers", "1"]].concat()).ok();
     compress(&tiny_mixtral(), &b, &[&words[..], &["--workers", "2"]].concat()).ok();
     assert!(files(&a) == files(&b));
@@ -133,16 +134,21 @@ fn inspect_counts_parameters_by_kind() {
     let text = run(["inspect".as_ref(), tiny_mixtral().as_os_str()]).ok().stdout;
     assert!(text.contains("5,969,024") && text.contains("BF16"), "{text}");
     // What `inspect` says can be removed is what a budget can ask for.
-    assert!(text.contains("can remove at most 5,449,824 parameters"), "{text}");
+    let said = "can remove at most 5,492,736 parameters; ranks alone (--structures rank) 5,449,824";
+    assert!(text.contains(said), "{text}");
     let folder = tempdir().unwrap();
-    let job = ["--calibrate", "none", "--dry-run", "--quiet", "--plan-out"];
     let plan = folder.path().join("plan.json");
-    let asking = |budget| {
-        let words = [&["--budget", budget], &job[..], &[plan.to_str().unwrap()]].concat();
-        compress(&tiny_mixtral(), &folder.path().join("out"), &words)
-    };
-    asking("5449824").ok();
-    asking("5449825").refused(7, &["the most that can be removed is 5,449,824"]);
+    for (structures, most) in [("rank,width", "5,492,736"), ("rank", "5,449,824")] {
+        let asking = |budget: u64| {
+            let (budget, plan) = (budget.to_string(), plan.to_str().unwrap());
+            let job =
+                ["--budget", &budget, "--structures", structures, "--dry-run", "--quiet", "--plan-out", plan];
+            compress(&tiny_mixtral(), &folder.path().join("out"), &job)
+        };
+        let params: u64 = most.replace(',', "").parse().unwrap();
+        asking(params).ok();
+        asking(params + 1).refused(7, &["the most that can be removed is", most]);
+    }
 }
 
 #[test]
@@ -150,13 +156,13 @@ fn completions_name_the_commands() {
     assert!(run(["completions", "bash"]).ok().stdout.contains("densify"));
 }
 
-/// Pivoted storage of the bundled model at the usual budget.
+/// Pivoted factors of the bundled model at the usual budget, all experts at their full width.
 fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path::PathBuf {
     let out = folder.path().join(name);
     compress(
         &tiny_mixtral(),
         &out,
-        &[&["--budget", SHARE, "--layout", "pivoted", "--quiet"], words].concat(),
+        &[&["--budget", SHARE, "--structures", "rank", "--layout", "pivoted", "--quiet"], words].concat(),
     )
     .ok();
     out
@@ -166,7 +172,8 @@ fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path:
 fn pivoted_storage_buys_more_rank_for_the_same_budget() {
     let folder = tempdir().unwrap();
     let (uv, out) = (folder.path().join("uv"), pivoted(&folder, "pivoted", &[]));
-    compress(&tiny_mixtral(), &uv, &["--budget", SHARE, "--layout", "uv", "--quiet"]).ok();
+    let words = ["--budget", SHARE, "--structures", "rank", "--layout", "uv", "--quiet"];
+    compress(&tiny_mixtral(), &uv, &words).ok();
     let json = |dir, file: &str| -> serde_json::Value { serde_json::from_slice(&files(dir)[file]).unwrap() };
     let config = json(&out, "config.json");
     assert_eq!(config["lowrank_config"]["storage"], "pivoted");

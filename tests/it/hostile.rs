@@ -143,16 +143,20 @@ fn texts_that_do_not_serve() {
 fn values_that_nobody_means() {
     let patterns = "(".repeat(100_000);
     for (words, code, part) in [
-        (["--workers", "18446744073709551615"], 2, "--workers"),
-        (["--workers", "1025"], 2, "at most 1024"),
-        (["--rank-multiple", "18446744073709551615"], 7, "the most that can be removed is 0"),
-        (["--min-rank", "18446744073709551615"], 7, "the most that can be removed is 0"),
-        (["--keep-dense", &patterns], 2, "unclosed group"),
-        (["--keep-dense", "(a{1000}){1000}{1000}"], 2, "size limit"),
+        (&["--workers", "18446744073709551615"][..], 2, "--workers"),
+        (&["--workers", "1025"], 2, "at most 1024"),
+        (&["--rank-multiple", "18446744073709551615"], 7, "the most that can be removed is 0"),
+        (
+            &["--min-rank", "18446744073709551615", "--structures", "rank"],
+            7,
+            "the most that can be removed is 0",
+        ),
+        (&["--keep-dense", &patterns], 2, "unclosed group"),
+        (&["--keep-dense", "(a{1000}){1000}{1000}"], 2, "size limit"),
     ] {
         let folder = tempdir().unwrap();
         let out = folder.path().join("out");
-        let told = compress(&tiny_mixtral(), &out, &[&JOB[..], &words].concat());
+        let told = compress(&tiny_mixtral(), &out, &[&JOB[..], words].concat());
         told.refused(code, &[part]);
         assert!(told.stderr.len() < 2000, "{} bytes", told.stderr.len());
     }
@@ -178,7 +182,8 @@ fn a_cache_that_is_damaged_or_no_folder() {
     let (cache, out) = (folder.path().join("cache"), folder.path().join("out"));
     // With `--propagate layers` every second moment is computed again from the compressed model's activations.
     let reach = ["--propagate", "experts"];
-    let job = [&JOB[..6], &reach, &["--cache", cache.to_str().unwrap(), "--quiet"]].concat();
+    let ranks = ["--structures", "rank"];
+    let job = [&JOB[..6], &reach, &ranks, &["--cache", cache.to_str().unwrap(), "--quiet"]].concat();
     compress(&tiny_mixtral(), &out, &job).ok();
     let made = crate::support::files(&out);
     std::fs::remove_dir_all(&out).unwrap();

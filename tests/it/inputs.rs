@@ -30,12 +30,14 @@ fn a_tokenizer_that_was_saved_for_batches_gives_the_same_calibration() {
         edit_json(&model.join("tokenizer.json"), |tokenizer| change(tokenizer));
         let out = folder.path().join(name);
         let few =
-            ["--calibration-tokens", "1024", "--sensitivity-tokens", "512", "--propagate", "none", "--quiet"];
+            ["--calibration-tokens", "2048", "--sensitivity-tokens", "512", "--propagate", "none", "--quiet"];
         compress(&model, &out, &[&["--budget", "10%"], &few[..]].concat()).ok();
         report(&out)["calibration"].clone()
     };
     let plain = plan("plain", &|_| ());
-    assert_eq!(plain["texts"][0]["tokens"], 1024);
+    // Seven windows of the text, and one of the vocabulary.
+    assert_eq!(plain["texts"][0]["tokens"], 1792);
+    assert_eq!(plain["texts"][1]["tokens"], 256);
     let padding = json!({"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 4096, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
     let truncation = json!({"direction": "Left", "max_length": 100, "strategy": "OnlyFirst", "stride": 10});
     let both = plan("both", &|tokenizer| {
@@ -66,7 +68,12 @@ fn a_text_shorter_than_asked_is_told() {
         &plan,
     ];
     let told = words(&[&job.map(Path::new)[..], &rest].concat()).ok();
-    assert!(told.stderr.contains("Notes.MD: ") && told.stderr.contains("of 65,536 tokens"), "{told:#?}");
+    assert!(told.stderr.contains("Notes.MD: 1,024 of 57,344 tokens"), "{told:#?}");
+    // The vocabulary keeps its share of what there is: one window beside the text's four.
+    assert!(
+        told.stderr.contains("calibrating on Notes.MD, the shuffled vocabulary: 1280 tokens"),
+        "{told:#?}"
+    );
 }
 
 #[test]
@@ -393,7 +400,10 @@ fn chats_are_rendered_by_the_models_template_and_counted() {
     std::fs::write(&chats, rows(&turns)).unwrap();
     let words = ["--budget", "10%", "--calibrate", chats.to_str().unwrap(), "--calibration-tokens", "2048"];
     let said = compress(&model, &out, &words).ok();
-    assert!(said.stderr.contains("calibrating on chats.jsonl: 2048 tokens"), "{said:?}");
+    assert!(
+        said.stderr.contains("calibrating on chats.jsonl, the shuffled vocabulary: 2048 tokens"),
+        "{said:?}"
+    );
     // What the template refuses is refused with its row.
     let wrong = serde_json::json!([{"role": "user"}]);
     std::fs::write(&chats, format!("{}{}", rows(&turns), rows(&wrong))).unwrap();

@@ -153,9 +153,14 @@ fn an_output_without_a_parent() {
 fn a_budget_beyond_what_can_be_removed_says_the_most() {
     let folder = tempdir().unwrap();
     // 96 matrices of 448·128 down to rank 1, which costs 575 by pivots, 576 as u·v: 96 · (57,344 − 575).
-    refused(&folder, &tiny_mixtral(), &["--budget", "5_449_825"], 7, &["5,449,824"]);
-    refused(&folder, &tiny_mixtral(), &["--budget", "10B"], 7, &["5,449,824"]);
-    refused(&folder, &tiny_mixtral(), &["--budget", "10B", "--layout", "uv"], 7, &["5,449,728"]);
+    for (budget, storage, most) in
+        [("5_449_825", "pivoted", "5,449,824"), ("10B", "pivoted", "5,449,824"), ("10B", "uv", "5,449,728")]
+    {
+        let words = ["--budget", budget, "--structures", "rank", "--layout", storage];
+        refused(&folder, &tiny_mixtral(), &words, 7, &[most]);
+    }
+    // 32 experts down to one channel, 3 · 128 parameters: 5,505,024 − 32 · 384.
+    refused(&folder, &tiny_mixtral(), &["--budget", "5_492_737"], 7, &["5,492,736"]);
 }
 
 #[test]
@@ -248,7 +253,7 @@ fn a_plan_that_was_edited() {
     let good = std::fs::read(&plan).unwrap();
     type Edit = fn(&mut serde_json::Value);
     let edits: [(Edit, &str); 4] = [
-        (|plan| plan["plan_version"] = 2.into(), "plan_version"),
+        (|plan| plan["plan_version"] = 3.into(), "plan_version"),
         (|plan| plan["after"]["params"] = 1.into(), "parameters"),
         (|plan| drop(plan["matrices"].as_array_mut().unwrap().pop()), "layers.3.experts.7.up"),
         (|plan| plan["matrices"][0]["shape"]["rows"] = 449.into(), "449"),

@@ -93,7 +93,7 @@ pub(crate) struct RecipeFlags {
     /// How the budget is spread [default: global]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
-    /// What may be cut [default: rank]
+    /// What may be cut [default: rank,width where errors are measured and the allocation is global, else rank]
     #[arg(long, value_name = "WHAT")]
     pub(crate) structures: Option<Structures>,
     /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` or a chat (`messages`) in every row, .json (an array of texts or of
@@ -111,7 +111,7 @@ pub(crate) struct RecipeFlags {
     /// Whether a window of the calibration text starts with the tokenizer's BOS [default: auto]
     #[arg(long, value_name = "WHEN")]
     pub(crate) bos: Option<Bos>,
-    /// Share of the calibration tokens that are those of the whole vocabulary, shuffled, 0 to 1 [default: 0]
+    /// Share of the calibration tokens that are those of the whole vocabulary, shuffled, 0 to 1 [default: 0.125]
     #[arg(long, value_name = "SHARE")]
     pub(crate) vocabulary_share: Option<f64>,
     /// How much each routed token counts [default: squared]

@@ -27,6 +27,7 @@ pub use pattern::{FixedRank, Pattern};
 pub use plan::*;
 pub use propagation::*;
 
+use crate::plan::{Allocation, Sensitivity, Structures};
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,33 @@ impl Recipe {
     /// The calibration, if there is a text.
     pub fn calibration(&self) -> Option<&CalibrationSettings> {
         Some(&self.calibration).filter(|calibration| !calibration.is_off())
+    }
+
+    /// How errors of different matrices compare: measured with a calibration text, relative without one, unless it is said.
+    pub fn sensitivity(&self) -> Sensitivity {
+        self.plan.sensitivity.unwrap_or(match self.calibration() {
+            Some(_) => Sensitivity::Measured,
+            None => Sensitivity::default(),
+        })
+    }
+
+    /// What may be cut, unless it is said: widths and ranks where errors of both can be measured and compared, else ranks.
+    /// A plan that is given says it itself; given ranks are ranks.
+    pub fn structures(&self) -> Structures {
+        let both = self.calibration().is_some()
+            && self.sensitivity() == Sensitivity::Measured
+            && self.plan.allocation == Allocation::Global;
+        match &self.goal {
+            Goal::Plan(plan) if plan.experts.is_empty() => Structures::Rank,
+            Goal::Plan(_) => Structures::RankWidth,
+            Goal::Ranks(_) => Structures::Rank,
+            _ => self.plan.structures.unwrap_or(if both { Structures::RankWidth } else { Structures::Rank }),
+        }
+    }
+
+    /// What is measured for a plan that is yet to be made: one that is given, or given ranks, need no widths.
+    pub fn measured_structures(&self) -> Structures {
+        if self.goal.is_budget() { self.structures() } else { Structures::Rank }
     }
 
     /// Checks what the types of the settings leave open.

@@ -82,6 +82,9 @@ impl CalibrationText {
             return Err(CalibrateError::from(TextError::TooFew { tokens, wanted, least }).into());
         }
         let of_texts = sequences.len();
+        // A share of what there is: a short text is not drowned in the vocabulary.
+        let texts = wanted / window;
+        let vocabulary = if of_texts < texts { (vocabulary * of_texts).div_ceil(texts) } else { vocabulary };
         if vocabulary > 0 {
             let prefix = infos.first().map_or(&[][..], |info| &info.prefix).to_vec();
             let more = vocabulary_windows(checkpoint.config().vocab_size, &prefix, window, vocabulary);

@@ -92,7 +92,7 @@ pub fn compress(
         let scratch = Scratch::new(parent, still_needed);
         let Request { resources, interrupt, .. } = request;
         let context = JobContext { resources, pool: &pool, progress, interrupt };
-        let structures = planning::measured_structures(request.recipe);
+        let structures = request.recipe.measured_structures();
         let calibration = CalibrationContext::new(checkpoint, &inputs, text, structures, algebra, context);
         compress_in(staging, checkpoint, calibration, &inputs, scratch.as_ref(), request, context)
     })

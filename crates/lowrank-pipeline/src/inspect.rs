@@ -4,6 +4,7 @@ use crate::planning::Subject;
 use lowrank_model::Progress;
 use lowrank_model::display::clip;
 use lowrank_model::names::Role;
+use lowrank_model::plan::Structures;
 use lowrank_model::{Layout, ModelConfig, Storage};
 use lowrank_reader::{Checkpoint, LeftOut};
 use serde::Serialize;
@@ -53,8 +54,10 @@ pub struct Inspection {
     pub params: u64,
     /// Bytes of weights.
     pub bytes: u64,
-    /// The most parameters that factors can remove with the default settings: every dense matrix at the smallest rank.
+    /// The most parameters that can be removed with the default settings: every expert at the smallest width.
     pub params_removable: u64,
+    /// The most that ranks alone can remove: every dense matrix at the smallest rank.
+    pub params_removable_by_rank: u64,
     /// By purpose.
     pub kinds: Vec<Kind>,
     /// Elements by dtype.
@@ -95,7 +98,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let mut kinds: BTreeMap<&'static str, Kind> = BTreeMap::new();
     let mut dtypes: BTreeMap<&'static str, u64> = BTreeMap::new();
     let mut ranks = serde_json::Map::new();
-    let mut params_removable = 0;
+    let (mut params_removable, mut params_removable_by_rank) = (0, 0);
     let subject = Subject::of(checkpoint);
     for spec in checkpoint.specs() {
         let mut index_bytes = 0;
@@ -106,7 +109,8 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
                 let storage = checkpoint.storage();
                 let count = |rank| lowrank_model::params::stored_params(shape, storage, rank);
                 if rank.is_none() {
-                    params_removable += subject.most_removable(shape);
+                    params_removable += subject.most_removable(id, Structures::Width);
+                    params_removable_by_rank += subject.most_removable(id, Structures::Rank);
                 }
                 ranks.extend(rank.map(|rank| (config.module_name(id), rank.into())));
                 let tensors = match (rank, storage) {
@@ -143,6 +147,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
         params: size.params,
         bytes: size.bytes,
         params_removable,
+        params_removable_by_rank,
         kinds,
         dtypes,
         shards: checkpoint

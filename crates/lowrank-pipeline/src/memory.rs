@@ -15,7 +15,7 @@ use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
 use lowrank_model::block::{MoeLayers, SharedExperts};
 use lowrank_model::plan::Structures;
-use lowrank_model::recipe::{CalibrationSettings, Goal, PropagationScope};
+use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
 use lowrank_model::widths::expert_shape;
 use lowrank_model::{Dtype, MatrixShape, ModelConfig, Projection, Recipe};
 
@@ -26,7 +26,7 @@ pub(crate) const TOKENS_TOGETHER: usize = 4 * pair::BATCH_TOKENS;
 const PROCESS_BYTES: u64 = 96 << 20;
 /// Stack, packed tiles of products, and blocks on their way to or from the disk, of one worker.
 const WORKER_BYTES: u64 = 48 << 20;
-/// Columns of a moment that one task sums.
+/// Columns of a moment that one task sums or makes a product of.
 const STRIP: u128 = 256;
 /// Up to this short side the factorisation computes in f64 throughout.
 const SHORT_SIDE_F64: usize = 1024;
@@ -72,15 +72,6 @@ impl Stage {
     }
 }
 
-/// What may be cut: a plan that is given says itself.
-fn structures_of(recipe: &Recipe) -> Structures {
-    match &recipe.goal {
-        Goal::Plan(plan) if !plan.experts.is_empty() => Structures::RankWidth,
-        Goal::Plan(_) | Goal::Ranks(_) => Structures::Rank,
-        _ => recipe.plan.structures,
-    }
-}
-
 /// All stages of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
@@ -94,9 +85,10 @@ impl Demand {
         let model = Model::new(config, dtype);
         let mut stages = vec![model.data_free()];
         if let Some(settings) = recipe.calibration() {
-            stages.extend(model.collect(settings, recipe.plan.structures));
+            let structures = recipe.measured_structures();
+            stages.extend(model.collect(settings, structures));
             stages.extend(model.sensitivities(settings));
-            if recipe.plan.structures == Structures::RankWidth {
+            if structures == Structures::RankWidth {
                 stages.push(model.narrowed());
             }
         }
@@ -110,7 +102,7 @@ impl Demand {
             stages.extend(Model::new(config, dtype).fit(
                 settings,
                 recipe.propagation.propagate,
-                structures_of(recipe),
+                recipe.structures(),
             ));
         }
         Self { stages }
@@ -294,7 +286,7 @@ impl<'a> Model<'a> {
         let hidden = ("hidden states", states);
         let block = ("inputs and outputs of the MoE block", 2 * states);
         let [rows, strips] = self.summing(tokens);
-        let activations = self.channels(structures);
+        let [channels, channel_strips] = self.channels(structures);
         vec![
             Stage::new("calibration: embedding", &[hidden, ("embedding", embedding)], &[]),
             self.attend("calibration: attention", states, settings),
@@ -307,10 +299,10 @@ impl<'a> Model<'a> {
                     self.expert(tokens),
                     self.activations(tokens),
                     ("second moments of one expert", 2 * self.moment()),
-                    activations,
+                    channels,
                     rows,
                 ],
-                &[strips],
+                &[strips, channel_strips],
             ),
             Stage::new(
                 "calibration: second moments on their way to the cache",
@@ -327,12 +319,20 @@ impl<'a> Model<'a> {
         ]
     }
 
-    /// What orders the channels of one expert, or fits its w2: the sum over its tokens, that on a scale of 1, one of the channels
-    /// at hand, a Cholesky factor and its inverse, and one more while they are made; w2 in f64, its image and theirs.
-    fn channels(&self, structures: Structures) -> (&'static str, u128) {
-        let bytes = 6 * product(&[self.f, self.f, F64]) + 4 * product(&[self.h, self.f, F64]);
-        let what = "second moment of the activations and what is made of it";
-        (what, if structures.has_widths() { bytes } else { 0 })
+    /// What orders the channels of one expert, or fits its w2: the sum over its tokens, and the lower triangle of a Cholesky
+    /// factor in tiles; w2 in f64, its image, and what both are made from.
+    /// And the strips that each worker makes of it.
+    fn channels(&self, structures: Structures) -> [(&'static str, u128); 2] {
+        if !structures.has_widths() {
+            return [("no second moment of activations", 0); 2];
+        }
+        let whole =
+            product(&[self.f, self.f + (self.f + STRIP) / 2, F64]) + 4 * product(&[self.h, self.f, F64]);
+        let strips = 3 * product(&[self.f, STRIP, F64]);
+        [
+            ("second moment of the activations and what is made of it", whole),
+            ("strips of the activations' second moment", strips),
+        ]
     }
 
     /// Errors of ranks at several widths: gate or up, its images in the norm and in its eigenbasis.
@@ -437,12 +437,13 @@ impl<'a> Model<'a> {
         let moe = ("inputs and outputs of the MoE block", 2 * states);
         let mut outputs = run.to_vec();
         outputs.push(("outputs of one expert", states));
-        outputs.push(self.channels(structures));
+        let [channels, channel_strips] = self.channels(structures);
+        outputs.push(channels);
         vec![
             self.attend("fit: attention", streams * states, settings),
             Stage::new("fit: routing", &with(&[("inputs of the MoE block", states)]), &[]),
             Stage::new("fit: inputs of the experts", &with(&run), &[fits, strips]),
-            Stage::new("fit: outputs of the experts", &with(&outputs), &[fits, strips]),
+            Stage::new("fit: outputs of the experts", &with(&outputs), &[fits, strips, channel_strips]),
             Stage::new(
                 "fit: maps",
                 // With the two of the sums: what is wanted, what it is shrunk towards, the root in three parts, and products.
@@ -534,9 +535,10 @@ mod tests {
         let free = Demand::compress(&mixtral, Dtype::Bf16, &recipe(CalibrationSettings::off()));
         assert!((GIB..3 * GIB).contains(&free.peak(1).bytes(1)), "{:?}", free.peak(1));
         let with_text = Demand::compress(&mixtral, Dtype::Bf16, &calibrated());
-        // Two streams of hidden states and the outputs, 1 GiB each; the factors of one layer, 2.6 GiB.
+        // Two streams of hidden states and the outputs, 1 GiB each; the factors of one layer, 2.6 GiB; the second moment of one
+        // expert's activations and what w2 is fitted with, 4.1 GiB.
         let peak = with_text.peak(1);
-        assert!((6 * GIB..12 * GIB).contains(&peak.bytes(1)), "{peak:?}");
+        assert!((6 * GIB..14 * GIB).contains(&peak.bytes(1)), "{peak:?}");
         let few = CalibrationSettings {
             calibration_tokens: 2048,
             sensitivity_tokens: Some(256),

@@ -14,8 +14,8 @@ use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
 };
 use lowrank_model::{
-    CostModel, Dtype, ElementBytes, MatrixId, MatrixShape, ModelConfig, Progress, Projection, RankPlan,
-    Recipe, Spectrum, SpectrumCurves, Storage, Target, Unit,
+    CostModel, Dtype, ElementBytes, MatrixId, ModelConfig, Progress, Projection, RankPlan, Recipe, Spectrum,
+    SpectrumCurves, Storage, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{
@@ -70,7 +70,7 @@ pub fn plan(
     };
     let inputs = InputHashes::known(base.files, progress);
     let calibration =
-        CalibrationContext::new(checkpoint, &inputs, text, measured_structures(recipe), algebra, context)?;
+        CalibrationContext::new(checkpoint, &inputs, text, recipe.measured_structures(), algebra, context)?;
     let planned = plan_through(checkpoint, &calibration, recipe, context, state)?;
     calibration.note_substituted(progress);
     Ok(planned)
@@ -97,8 +97,9 @@ pub fn refuse_early(
     match recipe.goal.target(subject.before) {
         None => recorded(recipe, &plan_of_given(&subject, recipe)?).map(|_| ()),
         Some(target) => {
-            let errors = subject.without_errors(recipe.plan.structures);
-            subject.with_request(recipe, target?, &errors, |request| Ok(check(request)?))
+            let errors = subject.without_errors(recipe.structures());
+            subject
+                .with_request(recipe, target?, &errors, |request| Ok(check(request, recipe.plan.allocation)?))
         }
     }
 }
@@ -121,13 +122,13 @@ fn hardly_a_budget(recipe: &Recipe, before: Size) -> Option<String> {
 
 /// Refuses widths without what only a calibration can measure, or one for all beside ranks.
 pub fn refuse_widths(recipe: &Recipe) -> Result<(), PipelineError> {
-    if !measured_structures(recipe).has_widths() {
+    if !recipe.measured_structures().has_widths() {
         return Ok(());
     }
-    if recipe.calibration().is_none() || sensitivity(recipe) != Sensitivity::Measured {
+    if recipe.calibration().is_none() || recipe.sensitivity() != Sensitivity::Measured {
         return Err(PipelineError::WidthsNotMeasured);
     }
-    if recipe.plan.allocation == Allocation::Uniform && recipe.plan.structures.has_ranks() {
+    if recipe.plan.allocation == Allocation::Uniform && recipe.structures().has_ranks() {
         return Err(PipelineError::UniformWidths);
     }
     Ok(())
@@ -153,23 +154,10 @@ pub fn plan_through(
         let plan = plan_of_given(&Subject::of(checkpoint), recipe)?;
         return Ok(Planned { plan, spectra: BTreeMap::new(), calibration: None });
     }
-    let errors = errors(checkpoint, calibration, sensitivity(recipe), context, state)?;
+    let errors = errors(checkpoint, calibration, recipe.sensitivity(), context, state)?;
     let plan = plan_from(&Subject::of(checkpoint), recipe, &errors)?;
     let calibration = calibration.report(plan.sensitivities.as_deref());
     Ok(Planned { plan, spectra: errors.spectra, calibration })
-}
-
-/// How errors of different matrices compare.
-pub fn sensitivity(recipe: &Recipe) -> Sensitivity {
-    recipe.plan.sensitivity.unwrap_or(match recipe.calibration() {
-        Some(_) => Sensitivity::Measured,
-        None => Sensitivity::default(),
-    })
-}
-
-/// What is measured for plans: a plan or ranks that are given need nothing.
-pub fn measured_structures(recipe: &Recipe) -> Structures {
-    if recipe.goal.is_budget() { recipe.plan.structures } else { Structures::Rank }
 }
 
 /// How factors are stored.
@@ -204,7 +192,7 @@ pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineEr
         fix_rank: plan.fix_rank.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(wrong)?,
         sensitivity: Some(plan.optimality.map(|optimality| optimality.sensitivity).unwrap_or_default()),
         allocation: plan.allocation,
-        structures: plan.structures,
+        structures: Some(plan.structures),
     };
     recipe.factor.storage = Some(plan.cost.storage);
     recipe.calibration.calibrate = recipe.calibration.calibrate.iter().map(name).collect();
@@ -306,17 +294,18 @@ pub fn plans_from(
             plans[index] = Some(plan.map_err(PipelineError::from));
         }
     }
-    let recorded = |plan: RankPlan, settings: &PlanSettings| {
+    let recorded = |plan: RankPlan, recipe: &Recipe| {
+        let settings = &recipe.plan;
         let patterns = settings.keep_dense.iter().map(ToString::to_string).collect();
         let fixed = settings.fix_rank.iter().map(ToString::to_string).collect();
         plan.constrained(settings.min_rank, patterns, fixed).chosen_by(
             settings.allocation,
-            settings.structures,
+            recipe.structures(),
             errors.layers.clone(),
         )
     };
     let plans = plans.into_iter().map(|plan| plan.expect("every budget is in one of the units"));
-    Ok(plans.zip(recipes).map(|(plan, recipe)| plan.map(|plan| recorded(plan, &recipe.plan))).collect())
+    Ok(plans.zip(recipes).map(|(plan, recipe)| plan.map(|plan| recorded(plan, recipe))).collect())
 }
 
 /// A plan or ranks that were given, held against the checkpoint.
@@ -385,11 +374,17 @@ impl Subject {
         settings.rank_multiple.unwrap_or(usual)
     }
 
-    /// The most parameters that the default settings can remove from one matrix.
-    pub(crate) fn most_removable(&self, shape: MatrixShape) -> u64 {
-        let (rank, storage) = (self.rank_multiple(&PlanSettings::default()), Storage::default());
+    /// The most parameters that the smallest rank of a matrix, or the smallest width of its expert, can remove from it with
+    /// the default settings.
+    pub(crate) fn most_removable(&self, id: MatrixId, structures: Structures) -> u64 {
+        let (shape, full) = (self.config.matrix_shape(id), self.config.intermediate_size);
+        let (least, storage) = (self.rank_multiple(&PlanSettings::default()), Storage::default());
         let count = |rank| stored_params(shape, storage, rank);
-        if rank > rank_max_saving(shape, storage) { 0 } else { count(None) - count(Some(rank)) }
+        match structures.has_widths() {
+            true => (count(None) / full as u64) * full.saturating_sub(least) as u64,
+            false if least > rank_max_saving(shape, storage) => 0,
+            false => count(None) - count(Some(least)),
+        }
     }
 
     /// The recipe with every default spelled out that this checkpoint decides, and the budget resolved. One that cannot be
@@ -400,7 +395,8 @@ impl Subject {
             resolved.goal = Goal::Remove(target);
         }
         resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
-        resolved.plan.sensitivity = Some(sensitivity(recipe));
+        resolved.plan.sensitivity = Some(recipe.sensitivity());
+        resolved.plan.structures = Some(recipe.structures());
         resolved.factor.storage = Some(storage(recipe));
         resolved.factor.dtype = recipe.factor.dtype.or_else(|| self.common_dtype());
         match recipe.calibration() {
@@ -464,10 +460,10 @@ impl Subject {
                 (place, own);
             // An error of a width is one of the outputs, as one of down is.
             let measured = measured(MatrixId { layer, expert, projection: Projection::Down });
-            let ranks = recipe.plan.structures.has_ranks();
+            let ranks = recipe.structures().has_ranks();
             ExpertCandidate { layer, expert, order, errors, measured, grid, ranks }
         };
-        let narrowed = errors.widths.iter().filter(|_| recipe.plan.structures.has_widths());
+        let narrowed = errors.widths.iter().filter(|_| recipe.structures().has_widths());
         let experts: Vec<ExpertCandidate<'_>> = narrowed.map(expert).collect();
         act(&AllocationRequest {
             family: self.config.family,

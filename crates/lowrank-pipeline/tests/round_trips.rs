@@ -202,7 +202,7 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
         false => CalibrationSettings::off(),
     };
     if job.calibrated {
-        recipe.plan.structures = job.structures;
+        recipe.plan.structures = Some(job.structures);
     }
     (recipe.factor.storage, recipe.factor.dtype) = (Some(job.storage), job.factor_dtype);
     recipe.output = OutputSettings { max_shard_size: ByteSize(job.shard_bytes_max) };

@@ -26,7 +26,7 @@ pub fn vocabulary_windows(vocab_size: usize, prefix: &[u32], window: usize, coun
 /// What they are, for the report.
 pub fn vocabulary_info(windows: &[Vec<u32>], window: usize, prefix: &[u32]) -> TextInfo {
     TextInfo {
-        source: "the vocabulary, shuffled".into(),
+        source: "the shuffled vocabulary".into(),
         bundled: true,
         sequences: windows.len(),
         tokens: windows.iter().map(Vec::len).sum(),

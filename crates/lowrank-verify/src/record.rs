@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 /// The versions that this decoder knows: they agree in all that is read here.
-pub const REPORT_VERSIONS: std::ops::RangeInclusive<u64> = 1..=2;
+pub const REPORT_VERSIONS: std::ops::RangeInclusive<u64> = 1..=3;
 
 /// `lowrank_report.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

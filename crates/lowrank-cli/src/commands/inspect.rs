@@ -65,8 +65,9 @@ fn print(found: &Inspection, verbose: bool) {
     }
     if found.ranks.is_empty() && found.widths.is_empty() {
         println!(
-            "Low-rank factors can remove at most {} parameters, stored as they are by default.",
-            grouped(found.params_removable)
+            "A compression can remove at most {} parameters; ranks alone (--structures rank) {}, stored as they are by default.",
+            grouped(found.params_removable),
+            grouped(found.params_removable_by_rank)
         );
     } else if !found.ranks.is_empty() {
         let ranks = || found.ranks.values().filter_map(serde_json::Value::as_u64);

@@ -105,7 +105,7 @@ impl Default for CalibrationSettings {
             calibration_tokens: 65_536,
             calibration_window: 256,
             bos: Bos::Auto,
-            vocabulary_share: 0.0,
+            vocabulary_share: 0.125,
             moments: MomentSettings::default(),
             shrinkage: 0.1,
             sensitivity_tokens: None,

@@ -21,8 +21,8 @@ pub struct PlanSettings {
     pub sensitivity: Option<Sensitivity>,
     /// How the budget is spread.
     pub allocation: Allocation,
-    /// What may be cut: ranks of matrices, widths of experts, or both.
-    pub structures: Structures,
+    /// What may be cut: ranks of matrices, widths of experts, or both; `None`: see [`Recipe::structures`](super::Recipe::structures).
+    pub structures: Option<Structures>,
 }
 
 impl Default for PlanSettings {
@@ -34,7 +34,7 @@ impl Default for PlanSettings {
             fix_rank: Vec::new(),
             sensitivity: None,
             allocation: Allocation::Global,
-            structures: Structures::default(),
+            structures: None,
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Identified<'a> {
 impl Identified<'_> {
     /// What its plan may cut.
     pub(super) fn structures(&self) -> Structures {
-        planning::measured_structures(&self.point.job.recipe)
+        self.point.job.recipe.measured_structures()
     }
 }
 
@@ -75,7 +75,7 @@ pub(super) fn identify<'a>(
                 }
             }),
         };
-        let sensitivity = planning::sensitivity(recipe);
+        let sensitivity = recipe.sensitivity();
         if text.is_none() && sensitivity == Sensitivity::Measured {
             return Err(config.error(point, "sensitivity", Failure::from(PipelineError::NothingToMeasureOn)));
         }
