@@ -107,6 +107,26 @@ fn densified_experts_have_their_shapes_again_and_zeros_for_channels_that_went() 
 }
 
 #[test]
+fn the_experts_of_a_layer_can_share_width_and_ranks() {
+    let (folder, model) = (tempdir().unwrap(), tiny_mixtral());
+    let out = folder.path().join("out");
+    let said = compress(&model, &out, &[&BUDGET[..], &["--rank-groups", "layer"]].concat()).ok();
+    assert!(said.stderr.contains("note: the experts of a layer share one width"), "{}", said.stderr);
+    let report: Value = serde_json::from_slice(&files(&out)["lowrank_report.json"]).unwrap();
+    assert_eq!(report["recipe"]["rank-groups"], "layer");
+    let mut of_layer = std::collections::BTreeMap::new();
+    for row in report["matrices"].as_array().unwrap() {
+        let place = (row["layer"].as_u64(), row["projection"].to_string());
+        of_layer.entry(place).or_insert_with(Vec::new).push((row["rank"].clone(), row["shape"].clone()));
+    }
+    assert_eq!(of_layer.len(), 12);
+    assert!(of_layer.values().all(|rows| rows.len() == 8 && rows.iter().all(|row| *row == rows[0])));
+    let widths: Vec<&Value> = report["experts"].as_array().into_iter().flatten().collect();
+    assert!(!widths.is_empty(), "half of the parameters go: some layer is narrowed");
+    run(["verify", "--static-only", "--original", path(&model), "--compressed", path(&out)]).ok();
+}
+
+#[test]
 fn widths_without_what_they_are_measured_on_are_refused() {
     let (model, folder) = (tiny_mixtral(), tempdir().unwrap());
     let out = folder.path().join("out");

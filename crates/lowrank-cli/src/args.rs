@@ -2,7 +2,7 @@
 //! ([`crate::config`]); [`crate::job`] turns them into a job.
 
 use clap::Args;
-use lowrank_model::plan::{Allocation, Sensitivity, Structures};
+use lowrank_model::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use lowrank_model::recipe::{
     Bos, ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern,
     PropagationScope, Removal, TextChoice,
@@ -96,6 +96,9 @@ pub(crate) struct RecipeFlags {
     /// What may be cut [default: rank,width where errors are measured and the allocation is global, else rank]
     #[arg(long, value_name = "WHAT")]
     pub(crate) structures: Option<Structures>,
+    /// What shares one choice of width and ranks [default: matrix]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) rank_groups: Option<RankGroups>,
     /// Text to measure errors on: .txt or .md, .jsonl or .ndjson with a `text` or a chat (`messages`) in every row, .json (an array of texts or of
     /// token ids), .ids (token ids); may be repeated for equal shares; `none` counts errors by the weights alone [default:
     /// bundled]
@@ -105,7 +108,7 @@ pub(crate) struct RecipeFlags {
     /// Tokens to calibrate on, spread evenly over the text [default: 65536]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_tokens: Option<usize>,
-    /// Tokens of a window of the calibration text; attention does not cross windows [default: 256]
+    /// Tokens of a window of the calibration text; attention does not cross windows [default: 2048 or the positions of the model, for hidden sizes below 1024 256]
     #[arg(long, value_name = "N")]
     pub(crate) calibration_window: Option<usize>,
     /// Whether a window of the calibration text starts with the tokenizer's BOS [default: auto]

@@ -38,6 +38,18 @@ pub enum Allocation {
     Uniform,
 }
 
+/// What shares one choice of width and ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
+pub enum RankGroups {
+    /// Nothing: each expert has its own width, and each of its matrices its own rank
+    #[default]
+    Matrix,
+    /// All experts of a layer: one width, and one rank for each of gate, down and up, as fused kernels want
+    Layer,
+}
+
 /// What a plan may cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -173,6 +185,9 @@ pub struct RankPlan {
     /// What could be cut.
     #[serde(default, skip_serializing_if = "is_default")]
     pub structures: Structures,
+    /// What shares one choice.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rank_groups: RankGroups,
     /// By layer; absent where nothing was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivities: Option<Vec<LayerSensitivity>>,
@@ -343,6 +358,7 @@ impl RankPlan {
             fix_rank: Vec::new(),
             allocation: Allocation::default(),
             structures: Structures::default(),
+            rank_groups: RankGroups::default(),
             sensitivities: None,
             before,
             after,
@@ -392,9 +408,10 @@ impl RankPlan {
         self,
         allocation: Allocation,
         structures: Structures,
+        rank_groups: RankGroups,
         sensitivities: Option<Vec<LayerSensitivity>>,
     ) -> Self {
-        Self { allocation, structures, sensitivities, ..self }
+        Self { allocation, structures, rank_groups, sensitivities, ..self }
     }
 
     /// Ranks of the factored matrices; a matrix left dense is absent.

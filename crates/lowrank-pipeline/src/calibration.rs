@@ -54,7 +54,7 @@ impl CalibrationText {
     pub fn read(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Self>, PipelineError> {
         let Some(settings) = recipe.calibration() else { return Ok(None) };
         check_window(checkpoint, recipe)?;
-        let window = settings.calibration_window;
+        let window = window_of(checkpoint, settings);
         let vocabulary =
             (settings.vocabulary_share * settings.calibration_tokens as f64 / window as f64).round() as usize;
         let wanted = settings.calibration_tokens.saturating_sub(vocabulary * window);
@@ -66,7 +66,7 @@ impl CalibrationText {
             };
             let request = TextRequest {
                 source: &source,
-                window: settings.calibration_window,
+                window,
                 bos: settings.bos,
                 max_tokens: Some((wanted / settings.calibrate.len()).max(2)),
                 pick: Pick::Spread,
@@ -92,7 +92,8 @@ impl CalibrationText {
             sequences.extend(more);
         }
         let blake3 = tokens_hash(&sequences);
-        let (settings, propagation) = (settings.clone(), recipe.propagation);
+        let (mut settings, propagation) = (settings.clone(), recipe.propagation);
+        settings.calibration_window = Some(window);
         Ok(Some(Self { settings, propagation, infos, sequences, of_texts, notes, blake3 }))
     }
 
@@ -114,17 +115,25 @@ impl CalibrationText {
 
     /// Windows to measure sensitivities with, evenly out of those of the texts.
     fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
-        let wanted = self.settings.sensitivity_tokens(hidden_size).div_ceil(self.settings.calibration_window);
         let texts = &self.sequences[..self.of_texts];
-        let count = wanted.clamp(1, texts.len());
-        (0..count).map(|i| texts[i * texts.len() / count].clone()).collect()
+        let longest = texts.iter().map(Vec::len).max().unwrap_or(1).max(1);
+        let window = CalibrationSettings::sensitivity_window(longest);
+        let count = self.settings.sensitivity_tokens(hidden_size).div_ceil(window).clamp(1, texts.len());
+        let cut = |text: &Vec<u32>| text[..window.min(text.len())].to_vec();
+        (0..count).map(|i| cut(&texts[i * texts.len() / count])).collect()
     }
+}
+
+/// Tokens of a window for this model.
+fn window_of(checkpoint: &Checkpoint, settings: &CalibrationSettings) -> usize {
+    let config = checkpoint.config();
+    settings.window(config.hidden_size, config.max_position_embeddings)
 }
 
 /// Refuses windows that have more tokens than the model has positions.
 pub(crate) fn check_window(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<(), PipelineError> {
     let positions = checkpoint.config().max_position_embeddings;
-    match recipe.calibration().map(|settings| settings.calibration_window) {
+    match recipe.calibration().map(|settings| window_of(checkpoint, settings)) {
         Some(window) if window > positions => Err(PipelineError::WindowTooLong { window, positions }),
         _ => Ok(()),
     }

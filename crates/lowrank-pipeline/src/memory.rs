@@ -245,11 +245,16 @@ impl<'a> Model<'a> {
 
     /// One window in the attention: x and the output, queries, heads and their mean, keys and values, scores. A worker
     /// that waits for another may begin a second one.
-    fn window(&self, window: usize) -> (&'static str, u128) {
+    fn attended(&self, window: usize) -> (&'static str, u128) {
         let heads = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
         let keys = product(&[self.config.num_key_value_heads as u128, self.config.head_dim as u128]);
         let per_token = self.h + 3 * heads + 2 * keys + 128;
         ("windows in the attention", product(&[2, window as u128, per_token, F32]))
+    }
+
+    /// Tokens of a window of the calibration text.
+    fn window(&self, settings: &CalibrationSettings) -> usize {
+        settings.window(self.config.hidden_size, self.config.max_position_embeddings)
     }
 
     /// Sums of one expert that are taken at once: rows times their weights, and each worker's strip.
@@ -352,14 +357,15 @@ impl<'a> Model<'a> {
         Stage::new(
             name,
             &[("hidden states", states), self.attention(), ("singular values", self.spectra())],
-            &[self.window(settings.calibration_window)],
+            &[self.attended(self.window(settings))],
         )
     }
 
     /// Spectra in the calibrated norm, and what their errors do to the logits.
     fn sensitivities(&self, settings: &CalibrationSettings) -> [Stage; 5] {
         let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.calibration_tokens);
-        let tokens = wanted.div_ceil(settings.calibration_window) * settings.calibration_window;
+        let window = CalibrationSettings::sensitivity_window(self.window(settings));
+        let tokens = wanted.div_ceil(window) * window;
         let one = self.states(tokens);
         let states = product(&[1 + 3 * self.layers, one]);
         let shared = |more: &[(&'static str, u128)]| {
@@ -375,7 +381,7 @@ impl<'a> Model<'a> {
         let block = ("inputs and outputs of the MoE block", 2 * one);
         let together = (WALKING_BYTES as u128).max(2 * one).min(2 * states);
         let head = product(&[self.config.vocab_size as u128, self.h, self.e + F32]);
-        let logits = product(&[2, self.config.vocab_size as u128, settings.calibration_window as u128, F32]);
+        let logits = product(&[2, self.config.vocab_size as u128, window as u128, F32]);
         [
             self.attend("sensitivities: attention", states, settings),
             Stage::new(

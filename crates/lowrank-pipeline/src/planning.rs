@@ -9,7 +9,7 @@ use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, Pipeline
 use lowrank_calibrate::{ExpertWidths, Sensitivities, WidthsByExpert};
 use lowrank_model::display::grouped;
 use lowrank_model::params::{rank_max_saving, stored_params};
-use lowrank_model::plan::{Allocation, LayerSensitivity, Sensitivity, Size, Structures};
+use lowrank_model::plan::{Allocation, LayerSensitivity, RankGroups, Sensitivity, Size, Structures};
 use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
 };
@@ -19,7 +19,7 @@ use lowrank_model::{
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{
-    AllocationRequest, Allocator, Candidate, Choices, ExpertCandidate, check, plan_from_ranks,
+    self, AllocationRequest, Candidate, Choices, ExpertCandidate, check, plan_from_ranks,
 };
 use lowrank_writer::report::{BaseModel, CalibrationReport};
 use serde_json::{Value, json};
@@ -155,9 +155,33 @@ pub fn plan_through(
         return Ok(Planned { plan, spectra: BTreeMap::new(), calibration: None });
     }
     let errors = errors(checkpoint, calibration, recipe.sensitivity(), context, state)?;
-    let plan = plan_from(&Subject::of(checkpoint), recipe, &errors)?;
+    let subject = Subject::of(checkpoint);
+    let plan = plan_from(&subject, recipe, &errors)?;
+    if let Some(line) = cost_of_groups(&subject, recipe, &errors, &plan)? {
+        context.progress.note(&line);
+    }
     let calibration = calibration.report(plan.sensitivities.as_deref());
     Ok(Planned { plan, spectra: errors.spectra, calibration })
+}
+
+/// What it costs that experts share one choice, in one line.
+fn cost_of_groups(
+    subject: &Subject,
+    recipe: &Recipe,
+    errors: &Errors,
+    plan: &RankPlan,
+) -> Result<Option<String>, PipelineError> {
+    if recipe.plan.rank_groups == RankGroups::Matrix {
+        return Ok(None);
+    }
+    let mut free = recipe.clone();
+    free.plan.rank_groups = RankGroups::Matrix;
+    let objective = |plan: &RankPlan| plan.optimality.map_or(0.0, |proof| proof.objective);
+    Ok(Some(format!(
+        "the experts of a layer share one width and one rank for each projection: predicted error {:.3e}; with choices of their own {:.3e}",
+        objective(plan),
+        objective(&plan_from(subject, &free, errors)?)
+    )))
 }
 
 /// How factors are stored.
@@ -193,6 +217,7 @@ pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineEr
         sensitivity: Some(plan.optimality.map(|optimality| optimality.sensitivity).unwrap_or_default()),
         allocation: plan.allocation,
         structures: Some(plan.structures),
+        rank_groups: plan.rank_groups,
     };
     recipe.factor.storage = Some(plan.cost.storage);
     recipe.calibration.calibrate = recipe.calibration.calibrate.iter().map(name).collect();
@@ -287,9 +312,8 @@ pub fn plans_from(
             .iter()
             .map(|&(index, target)| (target.remove_at_least, recipes[index].plan.allocation))
             .collect();
-        let made = subject.with_request(recipes[0], first, errors, |request| {
-            Ok(Allocator::new(request)?.plans(&removals))
-        })?;
+        let made = subject
+            .with_request(recipes[0], first, errors, |request| Ok(allocate::plans(request, &removals)?))?;
         for ((index, _), plan) in here.into_iter().zip(made) {
             plans[index] = Some(plan.map_err(PipelineError::from));
         }
@@ -301,6 +325,7 @@ pub fn plans_from(
         plan.constrained(settings.min_rank, patterns, fixed).chosen_by(
             settings.allocation,
             recipe.structures(),
+            settings.rank_groups,
             errors.layers.clone(),
         )
     };
@@ -403,6 +428,8 @@ impl Subject {
             Some(calibration) => {
                 let tokens = calibration.sensitivity_tokens(self.config.hidden_size);
                 resolved.calibration.sensitivity_tokens = Some(tokens);
+                let window = calibration.window(self.config.hidden_size, self.config.max_position_embeddings);
+                resolved.calibration.calibration_window = Some(window);
             }
             None => {
                 resolved.calibration = CalibrationSettings::off();
@@ -474,6 +501,7 @@ impl Subject {
             rank_multiple: self.rank_multiple(&recipe.plan),
             rank_min: recipe.plan.min_rank,
             sensitivity: errors.sensitivity,
+            rank_groups: recipe.plan.rank_groups,
             before: self.before,
         })
     }

@@ -194,7 +194,7 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
         true => CalibrationSettings {
             calibrate: vec![TextChoice::File(ids)],
             calibration_tokens: 96,
-            calibration_window: 16,
+            calibration_window: Some(16),
             sensitivity_tokens: Some(48),
             vocabulary_share: job.vocabulary_share,
             ..CalibrationSettings::default()

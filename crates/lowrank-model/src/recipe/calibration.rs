@@ -15,8 +15,8 @@ pub struct CalibrationSettings {
     pub calibrate: Vec<TextChoice>,
     /// Tokens to sum second moments over.
     pub calibration_tokens: usize,
-    /// Tokens of a window; attention does not cross windows.
-    pub calibration_window: usize,
+    /// Tokens of a window; attention does not cross windows. `None`: see [`CalibrationSettings::window`].
+    pub calibration_window: Option<usize>,
     /// Whether a window starts with the token that begins a text.
     pub bos: Bos,
     /// Share of the tokens that are not of the texts but of the whole vocabulary, shuffled, 0 to 1. Sensitivities are measured
@@ -97,13 +97,20 @@ const SENSITIVITY_TOKENS_SMALL: usize = 8192;
 const SENSITIVITY_TOKENS_LARGE: usize = 2048;
 /// From this hidden size on a model is large.
 const LARGE: usize = 1024;
+/// Tokens of a window of a small model, and the most of one that sensitivities are measured with: many short windows say
+/// more than a long one.
+const WINDOW_SMALL: usize = 256;
+/// Of a large model, which is used with long texts.
+const WINDOW_LARGE: usize = 2048;
+/// A calibration has at least so many windows, unless they would be shorter than those of a small model.
+const WINDOWS: usize = 8;
 
 impl Default for CalibrationSettings {
     fn default() -> Self {
         Self {
             calibrate: vec![TextChoice::Bundled],
             calibration_tokens: 65_536,
-            calibration_window: 256,
+            calibration_window: None,
             bos: Bos::Auto,
             vocabulary_share: 0.125,
             moments: MomentSettings::default(),
@@ -130,6 +137,20 @@ impl CalibrationSettings {
         self.sensitivity_tokens.unwrap_or(usual)
     }
 
+    /// Tokens of a window, for a model of so many positions.
+    pub fn window(&self, hidden_size: usize, positions: usize) -> usize {
+        let usual = match hidden_size < LARGE {
+            true => WINDOW_SMALL,
+            false => WINDOW_LARGE.min(self.calibration_tokens / WINDOWS).max(WINDOW_SMALL),
+        };
+        self.calibration_window.unwrap_or(usual.min(positions))
+    }
+
+    /// Tokens of a window that sensitivities are measured with: the first ones of a window of the text.
+    pub fn sensitivity_window(window: usize) -> usize {
+        window.min(WINDOW_SMALL)
+    }
+
     pub(super) fn validate(&self) -> Result<(), RecipeError> {
         let several = || self.calibrate.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         if self.calibrate.is_empty() || self.calibrate.contains(&TextChoice::None) && !self.is_off() {
@@ -137,7 +158,7 @@ impl CalibrationSettings {
             return Err(RecipeError { key: "calibrate", value: several(), expected });
         }
         validate_least("calibration-tokens", self.calibration_tokens, 2, "at least 2")?;
-        validate_least("calibration-window", self.calibration_window, 2, "at least 2")?;
+        validate_least("calibration-window", self.calibration_window.unwrap_or(2), 2, "at least 2")?;
         validate_least("sensitivity-tokens", self.sensitivity_tokens.unwrap_or(2), 2, "at least 2")?;
         validate_share("vocabulary-share", self.vocabulary_share)?;
         validate_share("shrinkage", self.shrinkage)
@@ -198,5 +219,30 @@ impl fmt::Display for TextChoice {
 impl From<TextChoice> for String {
     fn from(text: TextChoice) -> Self {
         text.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_long_where_the_model_is_large_and_the_text_long_enough() {
+        let of = |calibration_tokens, calibration_window, hidden_size, positions| {
+            let settings = CalibrationSettings {
+                calibration_tokens,
+                calibration_window,
+                ..CalibrationSettings::default()
+            };
+            settings.window(hidden_size, positions)
+        };
+        assert_eq!(of(65_536, None, 4096, 32_768), 2048);
+        assert_eq!(of(65_536, None, 4096, 1024), 1024);
+        assert_eq!(of(65_536, None, 128, 32_768), 256);
+        assert_eq!(of(8192, None, 4096, 32_768), 1024);
+        assert_eq!(of(512, None, 4096, 32_768), 256);
+        // What is said is refused elsewhere if the model cannot take it.
+        assert_eq!(of(512, Some(4096), 128, 1024), 4096);
+        assert_eq!([64, 256, 2048].map(CalibrationSettings::sensitivity_window), [64, 256, 256]);
     }
 }

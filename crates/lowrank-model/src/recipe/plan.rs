@@ -2,7 +2,7 @@
 
 use super::error::{RecipeError, validate_least};
 use super::pattern::{FixedRank, Pattern};
-use crate::plan::{Allocation, Sensitivity, Structures};
+use crate::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use serde::{Deserialize, Serialize};
 
 /// How ranks are chosen.
@@ -23,6 +23,8 @@ pub struct PlanSettings {
     pub allocation: Allocation,
     /// What may be cut: ranks of matrices, widths of experts, or both; `None`: see [`Recipe::structures`](super::Recipe::structures).
     pub structures: Option<Structures>,
+    /// What shares one choice of width and ranks.
+    pub rank_groups: RankGroups,
 }
 
 impl Default for PlanSettings {
@@ -35,6 +37,7 @@ impl Default for PlanSettings {
             sensitivity: None,
             allocation: Allocation::Global,
             structures: None,
+            rank_groups: RankGroups::default(),
         }
     }
 }

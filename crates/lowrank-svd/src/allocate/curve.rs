@@ -147,7 +147,7 @@ impl MatrixCurve {
 }
 
 /// The one place where errors of different matrices are made comparable.
-fn weight(sensitivity: Sensitivity, energy: f64, measured: f64) -> f64 {
+pub(super) fn weight(sensitivity: Sensitivity, energy: f64, measured: f64) -> f64 {
     match sensitivity {
         Sensitivity::Absolute => 1.0,
         Sensitivity::Relative if energy > 0.0 => 1.0 / energy,

@@ -1,7 +1,7 @@
 //! What an allocation is asked for, and why there may be none.
 
 use lowrank_model::display::grouped;
-use lowrank_model::plan::{PlanError, Sensitivity, Size};
+use lowrank_model::plan::{PlanError, RankGroups, Sensitivity, Size};
 use lowrank_model::{
     CostModel, ElementBytes, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit,
 };
@@ -82,6 +82,8 @@ pub struct AllocationRequest<'a> {
     pub rank_min: usize,
     /// How errors of different matrices compare.
     pub sensitivity: Sensitivity,
+    /// What shares one choice.
+    pub rank_groups: RankGroups,
     /// The whole checkpoint; contains the matrices.
     pub before: Size,
 }
@@ -142,6 +144,14 @@ pub enum AllocateError {
         /// Its first matrix.
         name: MatrixId,
     },
+    /// Experts that cannot share one choice.
+    #[error(
+        "the experts of layer {layer} differ in shape, dtype or in what is given for them, so they cannot share ranks"
+    )]
+    UnlikeExperts {
+        /// Decoder layer.
+        layer: usize,
+    },
     /// Widths beside ranks whose errors are on another scale.
     #[error("widths compare with ranks by measured sensitivities alone")]
     WidthsNotMeasured,
@@ -172,9 +182,11 @@ impl AllocateError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Infeasible { .. } => ErrorKind::BudgetImpossible,
-            Self::RankMultiple | Self::Plan(_) | Self::WidthsNotMeasured | Self::UniformWidthsAndRanks => {
-                ErrorKind::Usage
-            }
+            Self::RankMultiple
+            | Self::Plan(_)
+            | Self::UnlikeExperts { .. }
+            | Self::WidthsNotMeasured
+            | Self::UniformWidthsAndRanks => ErrorKind::Usage,
             Self::Measured { .. } | Self::NotFinite { .. } => ErrorKind::BadNumbers,
             Self::Duplicate(_) | Self::Spectrum { .. } | Self::Widths { .. } => ErrorKind::Bug,
         }

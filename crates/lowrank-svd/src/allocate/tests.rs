@@ -1,8 +1,8 @@
 //! Properties of every plan, and the true shape of an 8x7B model.
 
 use super::*;
-use lowrank_model::plan::Sensitivity;
-use lowrank_model::{MatrixShape, Projection, Spectrum, Storage, Unit};
+use lowrank_model::plan::{RankGroups, Sensitivity};
+use lowrank_model::{MatrixShape, Projection, Spectrum, Storage, Target, Unit};
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -60,6 +60,7 @@ impl Instance {
             rank_multiple: self.rank_multiple,
             rank_min: self.rank_min,
             sensitivity: self.sensitivity,
+            rank_groups: RankGroups::Matrix,
             before: Size {
                 params: self.dense_cost(Unit::Params) + 1000,
                 bytes: self.dense_cost(Unit::Bytes) + 4000,
@@ -326,6 +327,7 @@ fn a_given_rank_is_kept_and_one_that_saves_nothing_is_refused() {
             rank_multiple: 2,
             rank_min: 1,
             sensitivity: Sensitivity::Absolute,
+            rank_groups: RankGroups::Matrix,
             before: Size { params: size(1), bytes: size(2) },
         })
     };
@@ -388,6 +390,7 @@ fn mixtral_request<'a>(matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
         rank_multiple: 1,
         rank_min: 1,
         sensitivity: Sensitivity::Absolute,
+        rank_groups: RankGroups::Matrix,
         before: Size { params: MIXTRAL_PARAMS, bytes: 2 * MIXTRAL_PARAMS },
     }
 }

@@ -78,6 +78,15 @@ impl Expert {
 
 #[test]
 fn no_plan_is_below_the_bound_and_the_plan_is_what_its_rows_say() {
+    holds(RankGroups::Matrix);
+}
+
+#[test]
+fn nor_is_one_that_gives_all_experts_of_a_layer_the_same() {
+    holds(RankGroups::Layer);
+}
+
+fn holds(rank_groups: RankGroups) {
     for seed in 0..12 {
         let experts = [Expert::new(2 * seed), Expert::new(2 * seed + 1)];
         let matrices: Vec<Candidate<'_>> = (0..6)
@@ -114,20 +123,42 @@ fn no_plan_is_below_the_bound_and_the_plan_is_what_its_rows_say() {
                 rank_multiple: 1,
                 rank_min: 1,
                 sensitivity: Sensitivity::Measured,
+                rank_groups,
                 before: Size { params: dense + 100, bytes: 2 * (dense + 100) },
             };
-            let plan = allocate(&request).unwrap();
+            let plan = plans(&request, &[(removed, Allocation::Global)]).unwrap().remove(0).unwrap();
             assert!(plan.removed_params() >= removed, "{removed}: {}", plan.removed_params());
             let optimality = plan.optimality.unwrap();
             let (first, second) = (experts[0].choices(), experts[1].choices());
-            let best = first
+            let sum = |a: &(u64, f64), b: &(u64, f64)| (a.0 + b.0, a.1 + b.1);
+            let all: Vec<(u64, f64)> = match rank_groups {
+                RankGroups::Matrix => {
+                    first.iter().flat_map(|a| second.iter().map(move |b| sum(a, b))).collect()
+                }
+                RankGroups::Layer => first.iter().zip(&second).map(|(a, b)| sum(a, b)).collect(),
+            };
+            let best = all
                 .iter()
-                .flat_map(|a| second.iter().map(move |b| (a.0 + b.0, a.1 + b.1)))
                 .filter(|(cost, _)| dense - cost >= removed)
-                .fold(f64::INFINITY, |best, (_, error)| best.min(error));
+                .fold(f64::INFINITY, |best, (_, error)| best.min(*error));
             let slack = 1e-12 * best;
             assert!(optimality.lower_bound <= best + slack, "seed {seed}, {removed}");
             assert!(optimality.objective >= best - slack, "seed {seed}, {removed}");
+
+            if rank_groups == RankGroups::Layer {
+                let of = |expert: usize| {
+                    let rows = plan.matrices.iter().filter(move |row| row.matrix.id.expert == expert);
+                    (plan.widths().of(0, expert), rows.map(|row| row.rank).collect::<Vec<_>>())
+                };
+                assert_eq!(of(0), of(1));
+            }
+            for row in &plan.matrices {
+                let tails =
+                    experts[row.matrix.id.expert].spectra[row.matrix.id.projection.index()].tail_energies();
+                // A share of the whole's at every width of the grid.
+                let expected = row.rank.map_or(0.0, |rank| (tails[rank] / tails[0]).sqrt());
+                assert!((row.relative_error.unwrap() - expected).abs() < 1e-12, "{row:?}");
+            }
 
             // The objective and the sizes, from the rows alone.
             let widths = plan.widths();
