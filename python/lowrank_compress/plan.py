@@ -18,7 +18,7 @@ _FILES = ("lowrank_report.json", "plan.json")
 
 @dataclass(frozen=True)
 class Matrix:
-    """One expert matrix W [rows, cols]."""
+    """One expert matrix W [rows, cols] of the original."""
 
     name: str
     layer: int
@@ -26,6 +26,8 @@ class Matrix:
     projection: str
     rows: int
     cols: int
+    #: Channels that its expert keeps: of the rows of gate and up, and of the columns of down.
+    width: int
     #: None if it is dense.
     rank: int | None
     #: The truncation error ‖W − Ŵ‖ / ‖W‖, Frobenius.
@@ -81,16 +83,24 @@ def read_plan(path: str | PathLike[str]) -> Plan:
             bytes_before=before["bytes"],
             bytes_after=after["bytes"],
             storage=document["storage"] if "storage" in document else document["cost"]["storage"],
-            matrices=tuple(_matrix(row) for row in document["matrices"]),
+            matrices=tuple(_matrix(row, _widths(document)) for row in document["matrices"]),
             document=document,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: neither a report nor a plan of lowrank-compress ({error!r})") from error
 
 
-def _matrix(row: dict[str, Any]) -> Matrix:
+def _widths(document: dict[str, Any]) -> dict[tuple[int, int], int]:
+    """Of the narrowed experts, by layer and expert. A plan has the channels themselves, as the digits of a bitmap."""
+    rows = document.get("experts", [])
+    width = lambda row: row["width"] if "width" in row else int(row["channels"], 16).bit_count()
+    return {(row["layer"], row["expert"]): width(row) for row in rows}
+
+
+def _matrix(row: dict[str, Any], widths: dict[tuple[int, int], int]) -> Matrix:
     shape = row["shape"]
     rows, cols = (shape["rows"], shape["cols"]) if isinstance(shape, dict) else shape
+    full = cols if row["projection"] == "down" else rows
     return Matrix(
         name=row["name"],
         layer=row["layer"],
@@ -98,6 +108,7 @@ def _matrix(row: dict[str, Any]) -> Matrix:
         projection=row["projection"],
         rows=rows,
         cols=cols,
+        width=widths.get((row["layer"], row["expert"]), full),
         rank=row["rank"],
         relative_error=row["relative_error"],
         calibrated_error=row.get("calibrated_error"),

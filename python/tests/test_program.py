@@ -52,6 +52,19 @@ def test_a_table_has_a_row_for_every_matrix(compressed):
     assert str(table["rank"].dtype) == "Int64"
 
 
+def test_widths_are_read_from_a_report_and_from_a_plan(base, tmp_path):
+    settings = {"budget": "40%", "calibration_tokens": 2048, "sensitivity_tokens": 512, "quiet": True}
+    made = lowrank_compress.compress(base, tmp_path / "out", **settings)
+    widths = json.loads((tmp_path / "out/config.json").read_text())["lowrank_config"]["widths"]
+    assert widths
+    found = {row.name.rsplit(".", 1)[0]: row.width for row in made.matrices if row.width != 448}
+    assert found == widths
+    flags = lowrank_compress.program._flags({**settings, "model": base, "plan_out": tmp_path / "plan.json"})
+    lowrank_compress.program._run(["plan", *flags])
+    planned = lowrank_compress.read_plan(tmp_path / "plan.json")
+    assert [row.width for row in planned.matrices] == [row.width for row in made.matrices]
+
+
 def test_what_is_no_plan_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="plan.json"):
         lowrank_compress.read_plan(tmp_path)

@@ -24,6 +24,8 @@ enum Verb {
     Tidy,
     /// Load compressed checkpoints in Hugging Face transformers, in an old and a new version
     Conformance,
+    /// Build the Python package's wheel, install it into an environment of its own, and use it
+    WheelTest,
     /// Cross-check the linear algebra against LAPACK (installs Debian's libopenblas-dev if it can)
     Lapack,
     /// Run the example sweep on the bundled model, kill it in the middle, and resume it
@@ -61,6 +63,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Ci => verbs::ci::run(),
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
+        Verb::WheelTest => verbs::wheel_test::run(),
         Verb::Lapack => verbs::lapack::run(),
         Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),

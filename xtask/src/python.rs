@@ -78,16 +78,43 @@ pub(crate) fn with_peers() -> Result<Command> {
     Ok(python)
 }
 
+/// maturin, which builds wheels.
+pub(crate) fn maturin() -> Result<Command> {
+    let pins = shell::root().join("tests/python/requirements-build.txt");
+    let venv = ensure("maturin", &pins, |place| make_venv(place, &pins))?;
+    Ok(shell::command(venv.join("bin/maturin")))
+}
+
+/// The Python of a new environment with this wheel alone. What it depends on, gigabytes of torch, is taken from the
+/// environment of [`python`] and not installed again.
+pub(crate) fn with_only(wheel: &Path, place: &Path) -> Result<PathBuf> {
+    let dependencies = site_packages(&venv()?)?;
+    shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+    let mut pip = shell::command(place.join("bin/pip"));
+    shell::run(pip.args(["install", "--quiet", "--no-deps"]).arg(wheel))?;
+    let mut pip = shell::command(place.join("bin/pip"));
+    let pins = shell::root().join("tests/python/requirements-use.txt");
+    shell::run(pip.args(["install", "--quiet", "-r"]).arg(pins))?;
+    let link = site_packages(place)?.join("dependencies.pth");
+    std::fs::write(&link, format!("{}\n", dependencies.display()))?;
+    Ok(place.join("bin/python"))
+}
+
+/// The folder of an environment's packages.
+fn site_packages(venv: &Path) -> Result<PathBuf> {
+    let lib = venv.join("lib");
+    let pythons = std::fs::read_dir(&lib).with_context(|| lib.display().to_string())?.flatten();
+    let mut found = pythons.map(|python| python.path().join("site-packages")).filter(|place| place.is_dir());
+    found.next().with_context(|| format!("{}: no python3.*/site-packages", lib.display()))
+}
+
 /// The folder in which torch's wheels install CUDA's libraries.
 pub(crate) fn cuda_libraries() -> Result<PathBuf> {
-    let lib = venv()?.join("lib");
-    let pythons = std::fs::read_dir(&lib).with_context(|| lib.display().to_string())?.flatten();
-    let found = pythons
-        .map(|python| python.path().join("site-packages/nvidia/cu13/lib"))
-        .find(|folder| folder.join("libnvrtc.so.13").is_file());
-    found.with_context(|| {
-        format!("{}: no python3.*/site-packages/nvidia/cu13/lib with nvrtc in it", lib.display())
-    })
+    let folder = site_packages(&venv()?)?.join("nvidia/cu13/lib");
+    if !folder.join("libnvrtc.so.13").is_file() {
+        bail!("{}: no nvrtc in it", folder.display());
+    }
+    Ok(folder)
 }
 
 fn folder() -> PathBuf {

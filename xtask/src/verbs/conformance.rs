@@ -79,10 +79,21 @@ pub(crate) fn run() -> Result<()> {
     live.push(plain(&tool, &bundled, &folder)?);
     every_path_loads(&[outputs[1].clone(), outputs[CASES.len() + 1].clone()])?;
     package_works(&tool)?;
+    documents_are_true(&tool, &bundled, &outputs[0], &folder)?;
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
     forward_agrees(&live)?;
     configs_agree(&tool)
+}
+
+/// Runs the Python of the documents on an output.
+fn documents_are_true(tool: &Path, base: &Path, output: &Path, folder: &Path) -> Result<()> {
+    let scratch = folder.join("snippets");
+    std::fs::create_dir_all(&scratch)?;
+    let mut script = python_with_package(Transformers::V5)?;
+    script.arg("tests/conformance/check_snippets.py").arg(base).arg(output).arg(scratch);
+    script.args(["README.md", "docs/serving.md", "python/README.md"]);
+    sh(script.env("LOWRANK_COMPRESS", tool))
 }
 
 /// Runs the tests of the Python package.

@@ -13,3 +13,4 @@ pub(crate) mod report_test;
 pub(crate) mod sweep;
 pub(crate) mod tidy;
 pub(crate) mod torture;
+pub(crate) mod wheel_test;
