@@ -64,7 +64,12 @@ function ramp() {
 // ---- numbers
 
 const grouped = (count) => count.toLocaleString("en-US");
-const digits = (value, count = 4) => (value === null || value === undefined ? "–" : Number(value).toPrecision(count));
+function digits(value, count = 4) {
+  if (value === null || value === undefined) return "–";
+  // Not five zeros before the first digit.
+  const small = value !== 0 && Math.abs(value) < 1e-4;
+  return small ? Number(value).toExponential(count - 1) : Number(value).toPrecision(count);
+}
 const percent = (part, whole) => `${(100 * part / whole).toFixed(2)}\u00a0%`;
 const margin = (error, show) => (error === null || error === undefined ? "" : `± ${show(error)}`);
 
