@@ -136,7 +136,7 @@ fn subjects(args: &Args) -> Vec<Subject> {
     let unlike = fixtures.join("text/shakespeare.txt");
     let second = fixtures.join("second-mixtral");
     let second = Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) };
-    let upcycled = UPCYCLED.map(|name| fixtures.join(name)).into_iter().filter(|model| model.exists());
-    let upcycled = upcycled.map(|model| Subject { model, calibrate: args.calibrate.clone() });
-    upcycled.chain([first, second]).collect()
+    let upcycled =
+        UPCYCLED.map(|name| Subject { model: fixtures.join(name), calibrate: args.calibrate.clone() });
+    upcycled.into_iter().chain([first, second]).collect()
 }

@@ -63,9 +63,6 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
                     let limits = ranks.iter().map(|loss| loss * share).collect();
                     hold(limits, &format!("{share} of what ranks alone lose"));
                 }
-                if let Some(widths) = increases(model, WIDTHS, at) {
-                    hold(widths, "what widths alone lose");
-                }
             }
             if let Some(whitened) = increases(model, WHITENED, at).filter(|_| budget == BUDGET_USUAL) {
                 let limits = whitened.iter().map(|loss| loss * SHARE_OF_WHITENED).collect();
@@ -76,14 +73,16 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
                     hold(limits, name);
                 }
             }
-            if let Some(worse) = worse_than_ranks(model, at) {
-                goals.push(Goal {
-                    what: format!(
-                        "{}, −{budget} %: the default is worse than ranks alone on no text beyond both errors",
-                        model.model
-                    ),
-                    kept: !worse,
-                });
+            for (what, name) in [("ranks alone", RANKS), ("widths alone", WIDTHS)] {
+                if let Some(worse) = worse_than(name, model, at) {
+                    goals.push(Goal {
+                        what: format!(
+                            "{}, −{budget} %: the default is worse than {what} on no text beyond both errors",
+                            model.model
+                        ),
+                        kept: !worse,
+                    });
+                }
             }
             let beaten_by = beaten_by(model, at);
             let what = match beaten_by.as_slice() {
@@ -99,14 +98,14 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
     goals
 }
 
-/// Whether the default loses more than ranks alone on any text, by more than both standard errors.
-fn worse_than_ranks(measured: &Measured, budget: usize) -> Option<bool> {
+/// Whether the default loses more than another row on any text, by more than both standard errors.
+fn worse_than(other: &str, measured: &Measured, budget: usize) -> Option<bool> {
     let scores = |name: &str| {
         let row = measured.rows.iter().find(|row| row.method.name == name)?;
         Some(row.cells[budget].scores.iter().map(|score| score.increase))
     };
-    let mut pairs = scores(DEFAULT)?.zip(scores(RANKS)?);
-    Some(pairs.any(|((is, error), (ranks, of_ranks))| is > ranks + error + of_ranks))
+    let mut pairs = scores(DEFAULT)?.zip(scores(other)?);
+    Some(pairs.any(|((is, error), (limit, of_limit))| is > limit + error + of_limit))
 }
 
 /// Rows whose perplexity increase is smaller than the default's on every text, by more than twice the standard errors of both.
