@@ -10,7 +10,7 @@
 //! - **Error of every width.** In that order, with C = L Lᵀ, the first k channels miss Σ_{j≥k} ‖(W₂ L)[:, j]‖².
 //! - **Outputs.** The second moment of what is left, W C[S, S] Wᵀ, is (W₂ L)[:, :k] (W₂ L)[:, :k]ᵀ.
 //!
-//! C is [14336, 14336] for Mixtral-8x7B, so all threads work on one expert ([`TiledCholesky`], on the CPU), and beside C there
+//! C takes gigabytes where F is 14,336, so all threads work on one expert ([`TiledCholesky`], on the CPU), and beside C there
 //! is half of it, L. Measured in `docs/research/widths.md`.
 
 use crate::error::SvdError;

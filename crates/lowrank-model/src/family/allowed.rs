@@ -165,7 +165,7 @@ pub(super) const HUGGING_FACE: &[Keys] = &[
     (Rule::Only(&[Neutral::True]), &["is_causal", "return_dict"]),
 ];
 
-/// Keys with which other families change what Mixtral also computes. Where they change nothing they are harmless.
+/// Keys with which other families change what every family computes. Where they change nothing they are harmless.
 pub(super) const OTHER_FAMILIES: &[Keys] = &[
     (
         OFF,
