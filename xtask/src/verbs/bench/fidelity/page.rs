@@ -58,11 +58,11 @@ pub(crate) fn goals(bench: &Bench, measured: &[Measured]) -> Vec<Goal> {
                 hold(largest.to_vec(), "the goal of this model");
             }
             let share = UPCYCLED.1.iter().find(|(at, _)| *at == budget).map(|(_, share)| *share);
-            if let Some(share) = share.filter(|_| model.model.starts_with(UPCYCLED.0)) {
-                if let Some(ranks) = increases(model, RANKS, at) {
-                    let limits = ranks.iter().map(|loss| loss * share).collect();
-                    hold(limits, &format!("{share} of what ranks alone lose"));
-                }
+            if let Some(share) = share.filter(|_| model.model.starts_with(UPCYCLED.0))
+                && let Some(ranks) = increases(model, RANKS, at)
+            {
+                let limits = ranks.iter().map(|loss| loss * share).collect();
+                hold(limits, &format!("{share} of what ranks alone lose"));
             }
             if let Some(whitened) = increases(model, WHITENED, at).filter(|_| budget == BUDGET_USUAL) {
                 let limits = whitened.iter().map(|loss| loss * SHARE_OF_WHITENED).collect();
