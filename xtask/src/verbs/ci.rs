@@ -48,5 +48,6 @@ pub(crate) fn run() -> Result<()> {
         }),
         ("report pages in a browser", &super::report_test::run),
         ("conformance with transformers", &super::conformance::run),
+        ("the wheel of the Python package", &super::wheel_test::run),
     ])
 }
