@@ -78,9 +78,11 @@ impl<'a> Layers<'a> {
         for expert in request.experts {
             by_layer.entry(expert.layer).or_default().push(expert);
         }
+        let by_name: BTreeMap<MatrixId, f64> =
+            request.matrices.iter().map(|matrix| (matrix.name, matrix.measured)).collect();
         let measured = |expert: &ExpertCandidate<'_>, projection: Projection| {
             let id = MatrixId { layer: expert.layer, expert: expert.expert, projection };
-            request.matrices.iter().find(|matrix| matrix.name == id).map_or(1.0, |matrix| matrix.measured)
+            by_name.get(&id).copied().unwrap_or(1.0)
         };
         let widths = by_layer
             .into_values()
@@ -156,9 +158,9 @@ impl<'a> Layers<'a> {
             plan.experts.iter().map(|row| (row.layer, row.channels.width())).collect();
         let mut matrices: Vec<&Candidate<'_>> = request.matrices.iter().collect();
         matrices.sort_unstable_by_key(|matrix| matrix.name);
-        let own = |id: MatrixId| {
-            request.experts.iter().find(|own| (own.layer, own.expert) == (id.layer, id.expert))
-        };
+        let experts: BTreeMap<(usize, usize), &ExpertCandidate<'_>> =
+            request.experts.iter().map(|own| ((own.layer, own.expert), own)).collect();
+        let own = |id: MatrixId| experts.get(&(id.layer, id.expert)).copied();
         let rows = matrices.into_iter().map(|matrix| {
             let id = matrix.name;
             let row = of_layer(id);
