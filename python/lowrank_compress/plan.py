@@ -45,6 +45,8 @@ class Plan:
     bytes_before: int
     bytes_after: int
     storage: str
+    #: Layers whose experts share a base: there a matrix with a rank is the base plus its factors.
+    shared_base_layers: tuple[int, ...]
     matrices: tuple[Matrix, ...]
     #: The whole document, as docs/format.md describes it.
     document: dict[str, Any]
@@ -83,6 +85,7 @@ def read_plan(path: str | PathLike[str]) -> Plan:
             bytes_before=before["bytes"],
             bytes_after=after["bytes"],
             storage=document["storage"] if "storage" in document else document["cost"]["storage"],
+            shared_base_layers=tuple(document.get("shared_base_layers", ())),
             matrices=tuple(_matrix(row, _widths(document)) for row in document["matrices"]),
             document=document,
         )

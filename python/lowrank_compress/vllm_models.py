@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """vLLM's classes of compressed models, and the quantization method `lowrank` of their routed experts.
 
-The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. With tensor parallelism every rank has
-the whole of some experts, and vLLM adds up the ranks' outputs, as it does for experts that are split. Expert parallelism is
-refused.
+The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. With tensor parallelism every
+rank has the whole of some experts, and a whole shared base, which it multiplies for its own experts alone. vLLM adds up
+the ranks' outputs, as it does for experts that are split. Expert parallelism is refused.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LowRankConfig(QuantizationConfig):
 class Elsewhere(torch.nn.Module):
     """An expert that another rank has."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, add_base: Any = None) -> torch.Tensor:
         return torch.zeros_like(x)
 
 

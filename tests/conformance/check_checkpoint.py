@@ -258,7 +258,7 @@ def main():
     check("fp16, device_map=\"auto\", apply_chat_template, generate", check_call, args.compressed)
     check("without trust_remote_code it is refused", check_untrusted, args.compressed)
     for name, change, words in [
-        ("another format version", lambda c: c.update(format_version=3), "format_version"),
+        ("another format version", lambda c: c.update(format_version=4), "format_version"),
         ("another storage", lambda c: c.update(storage="unheard-of"), "storage"),
         ("another format", lambda c: c.update(format="x"), "lowrank_config"),
     ]:

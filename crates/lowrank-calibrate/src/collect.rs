@@ -1,7 +1,8 @@
 //! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
 
 use crate::moments::column_energies;
-use crate::widths::{ActivationMoment, WidthStore};
+use crate::shared_bases::down_base;
+use crate::widths::{ActivationMoment, Passed, WidthStore};
 use crate::{CalibrateError, ExpertMoments, Store};
 use lowrank_forward::{ExpertBatch, Forward, Observer};
 use lowrank_model::recipe::MomentSettings;
@@ -36,6 +37,10 @@ pub fn collect(
         let output = if there(layer) {
             forward.moe(layer, &[&input], &mut ())?.remove(0)
         } else {
+            let base = match widths.filter(|widths| widths.structures.has_bases()) {
+                Some(_) => down_base(forward.checkpoint(), layer)?,
+                None => None,
+            };
             let new = || Sums::new(config, settings, widths.is_some());
             let sums = RefCell::new(new());
             let keep = |expert: usize| -> Result<(), CalibrateError> {
@@ -45,7 +50,9 @@ pub fn collect(
                     return Err(CalibrateError::NotFinite { layer, expert });
                 }
                 if let (Some(widths), Some(activations), Some(w2)) = (widths, activations, w2) {
-                    widths.put((layer, expert), &w2, &activations)?;
+                    let tokens = moments.tokens;
+                    let passed = Passed { w2: &w2, moment: &activations, tokens, base: base.as_ref() };
+                    widths.put((layer, expert), passed)?;
                 }
                 store.put(layer, expert, &moments)
             };

@@ -16,6 +16,7 @@
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
 //! | [`pair`] | moments of what a compressed model sees, beside what the original saw |
 //! | [`widths`] | orders of channels and errors of widths |
+//! | [`shared_bases`] | the base that a layer's experts may share, and errors of what distinguishes them |
 //! | [`regression`] | down of a narrowed expert by least squares |
 //! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
 //!
@@ -28,6 +29,7 @@ pub mod norm;
 pub mod pair;
 pub mod regression;
 pub mod sensitivity;
+pub mod shared_bases;
 pub mod store;
 pub mod widths;
 
@@ -38,5 +40,6 @@ pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use regression::{Fitted, Regression};
 pub use sensitivity::{Sensitivities, measure};
+pub use shared_bases::DifferenceSpectra;
 pub use store::Store;
 pub use widths::{ExpertWidths, WidthStore, WidthsByExpert};

@@ -121,9 +121,14 @@ impl Norms {
 
     /// The data-free share at so many routed tokens: 1 at none, the chosen shrinkage at many.
     pub fn shrinkage_of(&self, routed: f64) -> f64 {
-        let weight_of_none = ROUTED_PER_FEATURE * self.hidden_size as f64;
-        (self.shrinkage * routed + weight_of_none) / (routed + weight_of_none)
+        shrinkage_of(self.shrinkage, routed, self.hidden_size)
     }
+}
+
+/// See [`Norms::shrinkage_of`].
+pub(crate) fn shrinkage_of(chosen: f64, routed: f64, hidden_size: usize) -> f64 {
+    let weight_of_none = ROUTED_PER_FEATURE * hidden_size as f64;
+    (chosen * routed + weight_of_none) / (routed + weight_of_none)
 }
 
 /// No trace, no moment.

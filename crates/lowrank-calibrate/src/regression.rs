@@ -5,6 +5,7 @@ use crate::moments::add_cross;
 use crate::pair::BATCH_TOKENS;
 use crate::widths::{ActivationMoment, RIDGE};
 use lowrank_compute::{product_in_strips, product_with_symmetric};
+use lowrank_model::Tensor;
 use lowrank_svd::{SvdError, fit_columns};
 use ndarray::{Array2, ArrayView2};
 
@@ -18,9 +19,9 @@ pub struct Regression {
 /// What was fitted.
 #[derive(Debug)]
 pub struct Fitted {
-    /// W [H, k].
+    /// W [H, k], less the base if there is one.
     pub down: Array2<f64>,
-    /// The second moment of its outputs, W (Σ weight · z zᵀ) Wᵀ [H, H], both triangles.
+    /// The second moment of its outputs, W (Σ weight · z zᵀ) Wᵀ [H, H], both triangles; likewise.
     pub outputs: Array2<f64>,
 }
 
@@ -40,9 +41,17 @@ impl Regression {
         }
     }
 
-    /// Fits; `columns` [H, k] are those of the original's down for the channels that stay.
-    pub fn fit(&self, columns: ArrayView2<'_, f64>) -> Result<Fitted, SvdError> {
-        let down = fit_columns(self.cross.view(), self.moment.sum(), columns, RIDGE)?;
+    /// Fits; `columns` [H, k] are those of the original's down for the channels that stay, `base` [H, k] what is stored beside
+    /// the result.
+    pub fn fit(&self, columns: ArrayView2<'_, f64>, base: Option<&Tensor>) -> Result<Fitted, SvdError> {
+        let mut down = fit_columns(self.cross.view(), self.moment.sum(), columns, RIDGE)?;
+        if let Some(base) = base {
+            let mut values = vec![0.0_f32; down.ncols()];
+            for (row, mut down) in down.rows_mut().into_iter().enumerate() {
+                base.widen(row * values.len(), &mut values);
+                down.iter_mut().zip(&values).for_each(|(down, &base)| *down -= f64::from(base));
+            }
+        }
         let all: Vec<usize> = (0..down.ncols()).collect();
         let image = product_with_symmetric(down.view(), self.moment.sum(), &all);
         let outputs = product_in_strips(image.view(), down.t());
@@ -59,6 +68,7 @@ impl Regression {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lowrank_model::Dtype;
 
     #[test]
     fn a_map_that_exists_is_found_and_its_outputs_have_their_moment() {
@@ -71,9 +81,16 @@ mod tests {
         let mut regression = Regression::new(h, k);
         regression.add(&wanted, &z, &vec![0.5; tokens]);
         // The ridge pulls towards the map itself, so it moves nothing.
-        let Fitted { down, outputs } = regression.fit(map.view()).unwrap();
+        let Fitted { down, outputs } = regression.fit(map.view(), None).unwrap();
         assert!((&down - &map).iter().all(|gap| gap.abs() < 1e-5), "{down}");
         let expected = y.t().dot(&y) * 0.5;
         assert!((&outputs - &expected).iter().all(|gap| gap.abs() < 1e-3), "{outputs} {expected}");
+        let base = Array2::from_elem((h, k), 0.25);
+        let stored = Tensor::from_f32(vec![h, k], Dtype::Bf16, &vec![0.25; h * k]).unwrap();
+        let beside = regression.fit(map.view(), Some(&stored)).unwrap();
+        let y = activations.dot(&(&map - &base).t());
+        let expected = y.t().dot(&y) * 0.5;
+        assert!((&beside.down + &base - &down).iter().all(|gap| gap.abs() < 1e-12));
+        assert!((&beside.outputs - &expected).iter().all(|gap| gap.abs() < 1e-3), "{expected}");
     }
 }

@@ -3,10 +3,13 @@
 //! The second moment of an expert's activations, C = Σ g² h hᵀ [F, F], is summed while the text passes and never stored: the
 //! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
 
+use crate::norm::shrinkage_of;
 use crate::pair::BATCH_TOKENS;
+use crate::shared_bases::down_difference;
 use crate::{CalibrateError, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
 use lowrank_compute::{Accumulate, Algebra, Faer, Kernels};
+use lowrank_model::plan::Structures;
 use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Channels, NarrowedErrors, narrowed_inputs, narrowed_outputs};
@@ -97,6 +100,9 @@ fn add_gram(sum: &mut Array2<f64>, rows: &Array2<f32>) {
     });
 }
 
+/// Of the singular values in an expert's file.
+const DIFFERENCE: &str = "difference";
+
 /// Where orders and errors lie, and how they are made.
 #[derive(Debug, Clone)]
 pub struct WidthStore<'a> {
@@ -104,8 +110,21 @@ pub struct WidthStore<'a> {
     pub entry: Entry,
     /// What computes.
     pub algebra: &'a Algebra,
-    /// Whether ranks are considered beside widths.
-    pub ranks: bool,
+    /// What plans may cut: what is measured.
+    pub structures: Structures,
+    /// The data-free share of a norm at many routed tokens.
+    pub shrinkage: f64,
+}
+
+/// What is known of an expert once its tokens have passed.
+pub(crate) struct Passed<'a> {
+    pub(crate) w2: &'a Tensor,
+    /// Of its activations.
+    pub(crate) moment: &'a ActivationMoment,
+    /// Its routed tokens.
+    pub(crate) tokens: u64,
+    /// Of its layer's down matrices, where one may pay.
+    pub(crate) base: Option<&'a Tensor>,
 }
 
 impl WidthStore<'_> {
@@ -118,32 +137,50 @@ impl WidthStore<'_> {
         self.entry.has(&Self::name(layer, expert))
     }
 
-    /// Orders the channels of an expert and keeps the errors of its widths.
+    /// Orders the channels of an expert and keeps the errors of its widths, and those of the ranks of its down matrix without
+    /// the base.
     pub(crate) fn put(
         &self,
         (layer, expert): (usize, usize),
-        w2: &Tensor,
-        moment: &ActivationMoment,
+        passed: Passed<'_>,
     ) -> Result<(), CalibrateError> {
         let id = MatrixId { layer, expert, projection: Projection::Down };
-        let failed = |source| CalibrateError::Svd { name: id, source };
-        let shape = lowrank_compute::blocks::matrix_shape(w2);
-        let widths = width_grid(shape.cols);
-        let channels = Channels::new(w2, moment.sum.view(), RIDGE).map_err(failed)?;
-        let down = if self.ranks {
-            self.algebra
-                .run(shape, |backend| narrowed_outputs(backend, &channels, &widths))
-                .0
-                .map_err(failed)?
-        } else {
-            Vec::new()
-        };
+        let Passed { w2, moment, tokens, base } = passed;
         let mut arrays = Arrays::default();
-        let order = channels.order().iter().map(|&channel| channel as f64).collect();
-        arrays.arrays.insert("order".into(), Numbers::F64(order));
-        arrays.arrays.insert("errors".into(), Numbers::F64(channels.errors().to_vec()));
-        arrays.arrays.insert("down".into(), Numbers::F64(down.concat()));
+        let mut keep = |name: &str, values: Vec<f64>| {
+            arrays.arrays.insert(name.into(), Numbers::F64(values));
+        };
+        if let Some(base) = base {
+            let hidden_size = base.shape()[0];
+            let shrinkage = (tokens > 0).then(|| shrinkage_of(self.shrinkage, tokens as f64, hidden_size));
+            let spectrum = down_difference(self.algebra, id, w2, base, moment, shrinkage)?;
+            keep(DIFFERENCE, spectrum.sigma().to_vec());
+        }
+        if self.structures.has_widths() {
+            let failed = |source| CalibrateError::Svd { name: id, source };
+            let shape = lowrank_compute::blocks::matrix_shape(w2);
+            let widths = width_grid(shape.cols);
+            let channels = Channels::new(w2, moment.sum.view(), RIDGE).map_err(failed)?;
+            let down = match self.structures.has_ranks() {
+                true => self.algebra.run(shape, |backend| narrowed_outputs(backend, &channels, &widths)).0,
+                false => Ok(Vec::new()),
+            };
+            keep("order", channels.order().iter().map(|&channel| channel as f64).collect());
+            keep("errors", channels.errors().to_vec());
+            keep("down", down.map_err(failed)?.concat());
+        }
         Ok(self.entry.put(&Self::name(layer, expert), &arrays)?)
+    }
+
+    /// Singular values of W₂ − B₂, where a base may pay: see [`down_difference`].
+    pub(crate) fn down_difference(
+        &self,
+        layer: usize,
+        expert: usize,
+    ) -> Result<Option<Vec<f64>>, CalibrateError> {
+        let arrays = self.entry.get(&Self::name(layer, expert))?;
+        let mut arrays = arrays.ok_or(CalibrateError::Absent { layer, expert })?;
+        Ok(arrays.take_f64(DIFFERENCE))
     }
 
     /// Order, errors and the narrowed errors of down, in sums over the text.
@@ -166,6 +203,9 @@ impl WidthStore<'_> {
         progress: &dyn Progress,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<WidthsByExpert, CalibrateError> {
+        if !self.structures.has_widths() {
+            return Ok(WidthsByExpert::new());
+        }
         let config = checkpoint.config();
         let experts: Vec<(usize, usize)> = (0..config.num_hidden_layers)
             .flat_map(|layer| (0..config.experts_in(layer)).map(move |expert| (layer, expert)))
@@ -202,7 +242,7 @@ impl WidthStore<'_> {
             errors.into_iter().map(|error| error / tokens as f64).collect()
         };
         let (errors, down) = (per_token(errors), per_token(down));
-        if !self.ranks {
+        if !self.structures.has_ranks() {
             return Ok(ExpertWidths { order, errors, grid: Vec::new() });
         }
         let widths = width_grid(config.intermediate_size);

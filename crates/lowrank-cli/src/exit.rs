@@ -178,7 +178,10 @@ fn of_pipeline(error: &PipelineError) -> Option<&'static str> {
         }
         E::NoDevice(_) => Some("--algebra cuda needs a device, --algebra cpu does not"),
         E::NothingToMeasureOn => Some("drop --calibrate none or --sensitivity measured"),
-        E::WidthsNotMeasured => Some("drop --calibrate none and --sensitivity, or --structures"),
+        E::StructuresNotMeasured => Some("drop --calibrate none and --sensitivity, or --structures"),
+        E::SharedBasesAndEqualExperts => {
+            Some("leave `base` out of --structures, or drop --rank-groups layer and --allocation uniform")
+        }
         E::UniformWidths => Some("with --allocation uniform give --structures width or rank"),
         E::PlanStorage { .. } => Some("drop --storage, or make a new plan"),
         E::PlanDtype { .. } => Some("give the --dtype that the plan was made with, or make a new plan"),

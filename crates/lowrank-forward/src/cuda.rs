@@ -67,6 +67,10 @@ impl CudaEngine {
         };
         match stored {
             StoredMatrix::Dense(w) => self.dense(lane, w),
+            StoredMatrix::OfBase { base, difference } => Ok(DeviceLinear::OfBase {
+                base: lane.matrix(base, self.products)?,
+                difference: Box::new(self.linear(lane, difference)?),
+            }),
             StoredMatrix::Factored { u, v } => product(u, v),
             StoredMatrix::Pivoted { side, basis, coefficients, order } => {
                 let spread = spread(*side, coefficients, order);

@@ -1,4 +1,4 @@
-//! A linear map, stored dense, as two factors, or as pivots and coefficients.
+//! A linear map, stored dense, as two factors, as pivots and coefficients, or as a base with one of the latter two.
 
 use crate::product::tokens_times_weight;
 use lowrank_model::{PivotSide, StoredMatrix, Tensor};
@@ -62,6 +62,13 @@ pub enum Linear {
         /// Π, pivots first.
         order: Vec<usize>,
     },
+    /// W = B + difference.
+    OfBase {
+        /// B [m, n]
+        base: Matrix,
+        /// Factored or pivoted.
+        difference: Box<Linear>,
+    },
 }
 
 impl Linear {
@@ -69,6 +76,7 @@ impl Linear {
     pub fn outputs(&self) -> usize {
         match self {
             Self::Dense(w) => w.rows,
+            Self::OfBase { base, .. } => base.rows,
             Self::Factored { u, .. } => u.rows,
             Self::Pivoted { side: PivotSide::Inputs, basis, .. } => basis.rows,
             Self::Pivoted { side: PivotSide::Outputs, order, .. } => order.len(),
@@ -79,6 +87,7 @@ impl Linear {
     pub fn inputs(&self) -> usize {
         match self {
             Self::Dense(w) => w.cols,
+            Self::OfBase { base, .. } => base.cols,
             Self::Factored { v, .. } => v.cols,
             Self::Pivoted { side: PivotSide::Inputs, order, .. } => order.len(),
             Self::Pivoted { side: PivotSide::Outputs, basis, .. } => basis.cols,
@@ -90,6 +99,12 @@ impl Linear {
     pub fn apply(&self, x: &[f32], y: &mut [f32]) {
         match self {
             Self::Dense(w) => w.apply(x, y),
+            Self::OfBase { base, difference } => {
+                difference.apply(x, y);
+                let mut of_base = vec![0.0; y.len()];
+                base.apply(x, &mut of_base);
+                y.iter_mut().zip(of_base).for_each(|(y, of_base)| *y += of_base);
+            }
             Self::Factored { u, v } => {
                 let mut inner = vec![0.0; x.len() / v.cols * v.rows]; // [N, r]
                 v.apply(x, &mut inner);
@@ -132,6 +147,9 @@ impl From<&StoredMatrix> for Linear {
     fn from(stored: &StoredMatrix) -> Self {
         match stored {
             StoredMatrix::Dense(w) => Self::Dense(Matrix::widened(w)),
+            StoredMatrix::OfBase { base, difference } => {
+                Self::OfBase { base: Matrix::widened(base), difference: Box::new((&**difference).into()) }
+            }
             StoredMatrix::Factored { u, v } => {
                 Self::Factored { u: Matrix::widened(u), v: Matrix::widened(v) }
             }
@@ -167,8 +185,12 @@ mod tests {
             y
         };
         let expected = [45.0, 21.0, 60.0, 14.5, 7.75, 24.25];
-        assert_eq!(run(StoredMatrix::Dense(w)), expected);
-        assert_eq!(run(StoredMatrix::Factored { u, v }), expected);
+        assert_eq!(run(StoredMatrix::Dense(w.clone())), expected);
+        let factored = StoredMatrix::Factored { u, v };
+        assert_eq!(run(factored.clone()), expected);
+        // With a base that is the same once more.
+        let twice = StoredMatrix::OfBase { base: w.into(), difference: Box::new(factored) };
+        assert_eq!(run(twice), expected.map(|value| 2.0 * value));
     }
     #[test]
     fn a_pivoted_matrix_acts_like_what_it_stands_for() {

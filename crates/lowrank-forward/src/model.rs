@@ -34,6 +34,11 @@ impl<'a> Forward<'a> {
         Self { checkpoint, config: checkpoint.config(), engine }
     }
 
+    /// What it reads.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// Dimensions of the model.
     pub fn config(&self) -> &'a ModelConfig {
         self.config

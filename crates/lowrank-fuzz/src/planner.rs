@@ -1,10 +1,12 @@
 //! Fuzz target for the planner: checkpoints of any dimensions and dtypes, any spectra, and every setting of a recipe.
 
 use crate::outcome::{refused, sign};
+use lowrank_calibrate::DifferenceSpectra;
 use lowrank_calibrate::widths::{ExpertWidths, WidthsByExpert, width_grid};
 use lowrank_model::display::abridge;
 use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
 use lowrank_model::recipe::Goal;
+use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, RankPlan, Recipe, Spectrum, Target, Unit};
 use lowrank_pipeline::PipelineError;
 use lowrank_pipeline::planning::{Errors, Subject, plan_from, plan_of_given};
@@ -40,6 +42,9 @@ struct Input {
     /// What each channel of an expert carries, in its order of importance. None: widths were not measured.
     #[serde(default)]
     channels: Vec<Vec<f64>>,
+    /// What of each layer's singular values a shared base leaves. None: no layer may have one.
+    #[serde(default)]
+    differences: Vec<f64>,
 }
 
 /// Plans what the input describes, and checks that the plan is what was asked for.
@@ -118,7 +123,7 @@ fn subject(config: &ModelConfig, input: &Input) -> Subject {
 }
 
 /// Spectra that take turns, cut or filled with zeros to the length that they must have.
-fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::spectrum::SpectrumError> {
+fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, SpectrumError> {
     let mut turn = input.spectra.iter().cycle();
     let spectrum = |id: MatrixId| {
         let mut sigma = turn.next().cloned().unwrap_or_default();
@@ -133,7 +138,25 @@ fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, lowrank_model::
         .collect();
     let layers = (input.sensitivity == Sensitivity::Measured).then_some(layers);
     let widths = widths(config, input, &spectra);
-    Ok(Errors { spectra, sensitivity: input.sensitivity, layers, widths })
+    let differences = differences(config, input, &spectra)?;
+    Ok(Errors { spectra, sensitivity: input.sensitivity, layers, widths, differences })
+}
+
+/// A share of the spectra of each layer with two experts or more.
+fn differences(
+    config: &ModelConfig,
+    input: &Input,
+    spectra: &BTreeMap<MatrixId, Spectrum>,
+) -> Result<DifferenceSpectra, SpectrumError> {
+    let layers = (0..config.num_hidden_layers).filter(|&layer| config.experts_in(layer) > 1);
+    let of_layer = |(layer, &share): (usize, &f64)| {
+        let own = spectra.iter().filter(|(id, _)| id.layer == layer);
+        let scaled = own.map(|(&id, spectrum)| {
+            Ok((id, Spectrum::new(spectrum.sigma().iter().map(|sigma| sigma * share).collect())?))
+        });
+        Ok((layer, scaled.collect::<Result<_, SpectrumError>>()?))
+    };
+    layers.zip(input.differences.iter().cycle()).map(of_layer).collect()
 }
 
 /// Orders that begin elsewhere in every expert, errors of all widths, and at each width of the grid a share of the spectra's.
@@ -180,7 +203,7 @@ fn check(plan: &RankPlan, subject: &Subject) -> u64 {
     });
     let own = plan.matrices.iter().filter(|row| row.element_bytes.is_some()).count().min(2);
     let factored = plan.ranks().len().min(2);
-    let narrow = plan.experts.len().min(2);
+    let (narrow, bases) = (plan.experts.len().min(2), plan.shared_base_layers.len().min(2));
     let how = (plan.cost.storage, plan.allocation, plan.structures);
-    sign(&format!("plan {kind:?} {own} {factored} {narrow} {how:?}"))
+    sign(&format!("plan {kind:?} {own} {factored} {narrow} {bases} {how:?}"))
 }

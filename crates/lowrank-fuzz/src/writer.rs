@@ -11,7 +11,7 @@ use lowrank_model::plan::Size;
 use lowrank_model::recipe::Goal;
 use lowrank_model::{
     CostModel, Dtype, ElementBytes, ElementType, MatrixId, ModelConfig, PivotOrder, PivotSide, RankPlan,
-    Recipe, Storage, StoredMatrix, Tensor, Unit, Widths,
+    Recipe, Storage, StoredMatrix, Tensor, Unit,
 };
 use lowrank_reader::index::Index;
 use lowrank_reader::{Checkpoint, family, header};
@@ -315,9 +315,8 @@ impl Written {
     fn configs(&self, input: &Input) -> u64 {
         let stated = Self::stated(input);
         let base = &input.config;
-        let (ranks, widths) = (&self.ranks, Widths::default());
         let factored =
-            lowrank_writer::config::factored(base, &self.config, ranks, &widths, self.storage, stated);
+            lowrank_writer::config::factored(base, &self.config, &self.ranks, self.storage, stated);
         let dense = lowrank_writer::config::dense(base, &self.config, stated);
         let (factored, dense) = match (factored, dense) {
             (Ok(factored), Ok(dense)) => (factored, dense),
@@ -396,7 +395,7 @@ impl Written {
 fn check_decoder(stored: &StoredMatrix, shape: lowrank_model::MatrixShape) {
     let wide = |tensor: &Tensor| tensor.to_f32().into_iter().map(f64::from).collect::<Vec<f64>>();
     let (left, right, inner) = match stored {
-        StoredMatrix::Dense(_) => return,
+        StoredMatrix::Dense(_) | StoredMatrix::OfBase { .. } => return,
         StoredMatrix::Factored { u, v } => (wide(u), wide(v), u.shape()[1]),
         StoredMatrix::Pivoted { side, basis, coefficients, order } => {
             // [I T] Π [r, short], where T is [r, short − r] or its transpose.

@@ -10,7 +10,7 @@ use crate::rules::Keys;
 use crate::widths::expert_shape;
 use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Why a model description was refused.
@@ -263,6 +263,8 @@ pub struct ModelConfig {
     pub clip_qkv: Option<f64>,
     /// Experts that have fewer than F channels. Its config does not say: a factored checkpoint's own metadata does.
     pub widths: Widths,
+    /// Layers whose experts share a base: there a factored matrix is the base plus its factors.
+    pub shared_bases: BTreeSet<usize>,
 }
 
 impl ModelConfig {
@@ -309,6 +311,17 @@ impl ModelConfig {
     #[must_use]
     pub fn with_widths(&self, widths: Widths) -> Self {
         Self { widths, ..self.clone() }
+    }
+
+    /// The same model with a base that the experts of these layers share.
+    #[must_use]
+    pub fn with_shared_bases(&self, layers: impl IntoIterator<Item = usize>) -> Self {
+        Self { shared_bases: layers.into_iter().collect(), ..self.clone() }
+    }
+
+    /// Shape of a projection's matrices, out × in, of experts with all channels: that of a shared base.
+    pub fn full_shape(&self, projection: Projection) -> MatrixShape {
+        expert_shape(projection, self.intermediate_size, self.hidden_size)
     }
 
     /// What its checkpoint calls an expert matrix: the module's canonical name.

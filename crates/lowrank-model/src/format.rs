@@ -5,10 +5,14 @@
 pub const CONFIG_KEY: &str = "lowrank_config";
 /// `lowrank_config.format`.
 pub const FORMAT: &str = "lowrank-compress";
-/// `lowrank_config.format_version` of a checkpoint with narrowed experts.
-pub const FORMAT_VERSION: u64 = 2;
-/// Of one without: what readers knew before there were widths.
+/// `lowrank_config.format_version` of a checkpoint whose experts share a base in some layers.
+pub const FORMAT_VERSION_BASES: u64 = 3;
+/// Of one without, with narrowed experts.
+pub const FORMAT_VERSION_WIDTHS: u64 = 2;
+/// Of one with neither: what readers knew before there were widths.
 pub const FORMAT_VERSION_RANKS: u64 = 1;
+/// `lowrank_config.shared_base_layers`: the layers with a base.
+pub const SHARED_BASES_KEY: &str = "shared_base_layers";
 /// Which channels of narrowed experts are stored; loaders do not read it.
 pub const CHANNELS_FILE: &str = "lowrank_channels.json";
 /// Provenance and rank metadata; loaders do not read it.

@@ -64,6 +64,13 @@ pub enum Role {
     },
     /// An expert matrix.
     Expert(MatrixId),
+    /// What the factored matrices of a layer's experts have in common: a factored matrix is this one plus its factors.
+    SharedBase {
+        /// Decoder layer.
+        layer: usize,
+        /// Of which matrices.
+        projection: Projection,
+    },
     /// A matrix of the expert that every token takes.
     SharedExpert {
         /// Decoder layer.
@@ -140,7 +147,7 @@ impl Role {
             Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
             Self::Norm(_) => "norms",
             Self::Router { .. } => "routers",
-            Self::Expert(_) => "experts",
+            Self::Expert(_) | Self::SharedBase { .. } => "experts",
             Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
             Self::DenseBlock { .. } => "dense blocks",
             Self::Head => "lm_head",
@@ -228,6 +235,10 @@ impl Spelling {
             Role::Norm(NormPlace::Key { layer }) => of_layer(layer, "self_attn.k_norm"),
             Role::Router { layer } => of_layer(layer, &format!("{}.gate", self.moe)),
             Role::Expert(id) => format!("{}.weight", self.module(id)),
+            Role::SharedBase { layer, projection } => {
+                let projection = self.projections[projection.index()];
+                of_layer(layer, &format!("{}.experts.shared_base.{projection}", self.moe))
+            }
             Role::SharedExpert { layer, projection } => {
                 let projection = self.projections[projection.index()];
                 of_layer(layer, &format!("{}.{}.{projection}", self.moe, self.shared_expert))

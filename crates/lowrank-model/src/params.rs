@@ -84,6 +84,15 @@ pub struct ElementBytes {
 }
 
 impl CostModel {
+    /// What a base costs that the experts of a layer share: a dense matrix in the dtype of factors.
+    pub fn of_shared_base(&self, shape: MatrixShape) -> u64 {
+        let params = stored_params(shape, self.storage, None);
+        match self.unit {
+            Unit::Params => params,
+            Unit::Bytes => params * self.factor_element_bytes,
+        }
+    }
+
     /// The element sizes that it counts with.
     pub const fn element_bytes(&self) -> ElementBytes {
         ElementBytes { dense: self.dense_element_bytes, factor: self.factor_element_bytes }

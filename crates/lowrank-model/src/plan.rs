@@ -64,17 +64,35 @@ pub enum Structures {
     #[serde(rename = "rank,width")]
     #[cfg_attr(feature = "clap", value(name = "rank,width"))]
     RankWidth,
+    /// Ranks of matrices, or in some layers of what distinguishes an expert's matrices from a base that all its experts share
+    #[serde(rename = "rank,base")]
+    #[cfg_attr(feature = "clap", value(name = "rank,base"))]
+    RankBase,
+    /// In each layer either widths and ranks, or a shared base and ranks
+    #[serde(rename = "rank,width,base")]
+    #[cfg_attr(feature = "clap", value(name = "rank,width,base"))]
+    RankWidthBase,
 }
 
 impl Structures {
     /// Whether matrices may be factored.
     pub const fn has_ranks(self) -> bool {
-        matches!(self, Self::Rank | Self::RankWidth)
+        !matches!(self, Self::Width)
     }
 
     /// Whether experts may be narrowed.
     pub const fn has_widths(self) -> bool {
-        matches!(self, Self::Width | Self::RankWidth)
+        matches!(self, Self::Width | Self::RankWidth | Self::RankWidthBase)
+    }
+
+    /// Whether the experts of a layer may share a base.
+    pub const fn has_bases(self) -> bool {
+        matches!(self, Self::RankBase | Self::RankWidthBase)
+    }
+
+    /// Whether errors are computed from the activations' second moment.
+    pub const fn need_activations(self) -> bool {
+        self.has_widths() || self.has_bases()
     }
 }
 
@@ -196,6 +214,9 @@ pub struct RankPlan {
     /// Experts that keep some of their channels, by layer and expert; the others keep all. Since version 2.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<PlannedExpert>,
+    /// Layers whose experts share a base, rising: there a matrix with a rank is the base plus its factors. Since version 3.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_base_layers: Vec<usize>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<PlannedMatrix>,
     /// The spectra that the ranks were chosen from, thinned, so that whoever executes the plan can show them; absent when
@@ -206,9 +227,11 @@ pub struct RankPlan {
 
 /// Widths of a plain model are multiples of this: grouped products of runtimes want rows of whole 16 bytes, in bf16 too.
 pub const PLAIN_WIDTH_MULTIPLE: usize = 8;
-/// Version of a `plan.json` with widths.
-pub const PLAN_VERSION: u32 = 2;
-/// Version of one without: the programs that came before widths read it.
+/// Version of a `plan.json` with shared bases.
+pub const PLAN_VERSION: u32 = 3;
+/// Version of one without them, with widths.
+const PLAN_VERSION_WIDTHS: u32 = 2;
+/// Version of one with neither: the programs that came before widths read it.
 const PLAN_VERSION_RANKS: u32 = 1;
 
 /// The most patterns of matrices to keep dense.
@@ -263,7 +286,7 @@ pub enum PlanError {
         unit: Unit,
     },
     /// A version this program does not know, or that is not of such a plan.
-    #[error("`plan_version` is {found}, this program knows {known} of a plan {} narrowed experts", if *known == PLAN_VERSION { "with" } else { "without" })]
+    #[error("`plan_version` is {found}, this program knows {known} of a plan {}", contents_of(*known))]
     Version {
         /// In the plan.
         found: u32,
@@ -297,6 +320,14 @@ pub enum PlanError {
         expert: usize,
         /// F of the model.
         intermediate_size: usize,
+    },
+    /// Layers that can have no base, or have one and narrowed experts.
+    #[error(
+        "`shared_base_layers`: {layer} is not in its place, or is no layer of this model with two experts or more and all their channels"
+    )]
+    SharedBase {
+        /// Decoder layer.
+        layer: usize,
     },
     /// A rank that saves nothing, or is zero.
     #[error(
@@ -347,7 +378,7 @@ impl RankPlan {
         optimality: Option<Optimality>,
         matrices: Vec<PlannedMatrix>,
     ) -> Result<Self, PlanError> {
-        let after = size_after(&cost, before, &matrices, &Widths::default())?;
+        let after = size_after(&cost, before, &matrices, &Widths::default(), &[])?;
         Ok(Self {
             plan_version: PLAN_VERSION_RANKS,
             target,
@@ -364,19 +395,38 @@ impl RankPlan {
             after,
             optimality,
             experts: Vec::new(),
+            shared_base_layers: Vec::new(),
             matrices,
             spectra: None,
         })
     }
 
+    /// The version that such a plan has.
+    const fn version(&self) -> u32 {
+        match (self.shared_base_layers.is_empty(), self.experts.is_empty()) {
+            (false, _) => PLAN_VERSION,
+            (true, false) => PLAN_VERSION_WIDTHS,
+            (true, true) => PLAN_VERSION_RANKS,
+        }
+    }
+
+    fn counted(mut self) -> Result<Self, PlanError> {
+        self.plan_version = self.version();
+        let bases = &self.shared_base_layers;
+        self.after = size_after(&self.cost, self.before, &self.matrices, &self.widths(), bases)?;
+        Ok(self)
+    }
+
+    /// Records in which layers the experts share a base, and what is then left of the checkpoint.
+    pub fn with_shared_bases(mut self, layers: Vec<usize>) -> Result<Self, PlanError> {
+        self.shared_base_layers = layers;
+        self.counted()
+    }
+
     /// Records which experts keep some of their channels alone, in order, and what is then left of the checkpoint.
     pub fn narrowed(mut self, experts: Vec<PlannedExpert>) -> Result<Self, PlanError> {
-        if !experts.is_empty() {
-            self.plan_version = PLAN_VERSION;
-        }
         self.experts = experts;
-        self.after = size_after(&self.cost, self.before, &self.matrices, &self.widths())?;
-        Ok(self)
+        self.counted()
     }
 
     /// The width of every expert of a plan that gives all experts the same and factors nothing: its output is an ordinary model
@@ -394,6 +444,11 @@ impl RankPlan {
     /// Widths of the experts that keep some of their channels.
     pub fn widths(&self) -> Widths {
         self.experts.iter().map(|row| (row.layer, row.expert, row.channels.width())).collect()
+    }
+
+    /// The model as it is stored: with its widths and shared bases.
+    pub fn stored_config(&self, config: &ModelConfig) -> ModelConfig {
+        config.with_widths(self.widths()).with_shared_bases(self.shared_base_layers.iter().copied())
     }
 
     /// Records the constraints under which the ranks were chosen.
@@ -442,12 +497,13 @@ impl RankPlan {
 
     /// Checks a plan that came from a file against the model it is to be used on.
     pub fn validate(&self, config: &ModelConfig, before: Size) -> Result<(), PlanError> {
-        let known = if self.experts.is_empty() { PLAN_VERSION_RANKS } else { PLAN_VERSION };
+        let known = self.version();
         if self.plan_version != known {
             return Err(PlanError::Version { found: self.plan_version, known });
         }
         self.check_settings()?;
         self.check_experts(config)?;
+        self.check_bases(config)?;
         let narrowed = config.with_widths(self.widths());
         let mut rows = self.matrices.iter();
         for id in config.matrices() {
@@ -491,7 +547,8 @@ impl RankPlan {
                 return Err(PlanError::OtherCheckpoint { what, planned, actual });
             }
         }
-        let after = size_after(&self.cost, before, &self.matrices, &narrowed.widths)?;
+        let bases = &self.shared_base_layers;
+        let after = size_after(&self.cost, before, &self.matrices, &narrowed.widths, bases)?;
         for (what, planned, actual) in
             [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
         {
@@ -530,6 +587,18 @@ impl RankPlan {
             {
                 let name = MatrixId { layer, expert, projection: Projection::Down };
                 return Err(PlanError::RelativeError { name, value: value.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_bases(&self, config: &ModelConfig) -> Result<(), PlanError> {
+        let mut before = None;
+        for &layer in &self.shared_base_layers {
+            let rises = before.replace(layer).is_none_or(|before| before < layer);
+            let is_one = layer < config.num_hidden_layers && config.experts_in(layer) > 1;
+            if !rises || !is_one || self.experts.iter().any(|row| row.layer == layer) {
+                return Err(PlanError::SharedBase { layer });
             }
         }
         Ok(())
@@ -597,13 +666,25 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
     deserializer.deserialize_seq(PatternsVisitor)
 }
 
+fn contents_of(version: u32) -> &'static str {
+    match version {
+        PLAN_VERSION => "with shared bases",
+        PLAN_VERSION_WIDTHS => "with narrowed experts",
+        _ => "without narrowed experts and shared bases",
+    }
+}
+
 /// The checkpoint without the dense matrices and with what is stored in their place.
 fn size_after(
     cost: &CostModel,
     before: Size,
     matrices: &[PlannedMatrix],
     widths: &Widths,
+    shared_base_layers: &[usize],
 ) -> Result<Size, PlanError> {
+    let of_base =
+        |row: &&PlannedMatrix| row.matrix.id.expert == 0 && shared_base_layers.contains(&row.matrix.id.layer);
+    let bases: Vec<&PlannedMatrix> = matrices.iter().filter(of_base).collect();
     let total = |unit: Unit, whole: u64| {
         let of = |row: &PlannedMatrix| {
             let cost = CostModel { unit, ..*cost }.with(row.element_bytes);
@@ -614,7 +695,11 @@ fn size_after(
             Some((dense.checked_add(one_dense)?, stored.checked_add(one_stored)?))
         };
         let (dense, stored) = matrices.iter().try_fold((0, 0), add)?;
-        whole.checked_sub(dense)?.checked_add(stored)
+        let base = |row: &&PlannedMatrix| {
+            CostModel { unit, ..*cost }.with(row.element_bytes).of_shared_base(row.shape)
+        };
+        let bases = bases.iter().map(base).try_fold(0_u64, u64::checked_add)?;
+        whole.checked_sub(dense)?.checked_add(stored)?.checked_add(bases)
     };
     let size = || {
         Some(Size { params: total(Unit::Params, before.params)?, bytes: total(Unit::Bytes, before.bytes)? })
@@ -672,6 +757,24 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_base_costs_three_dense_matrices_in_the_dtype_of_factors() {
+        let before = Size { params: 1_000_000, bytes: 2_000_000 };
+        let of = |expert, projection| PlannedMatrix {
+            matrix: config().named(MatrixId { layer: 0, expert, projection }),
+            ..row(Some(8))
+        };
+        let rows = (0..2).flat_map(|expert| Projection::ALL.map(|projection| of(expert, projection)));
+        let cost = CostModel { factor_element_bytes: 4, ..COST };
+        let plan = RankPlan::new(None, cost, 1, before, None, rows.collect()).unwrap();
+        let based = plan.clone().with_shared_bases(vec![0]).unwrap();
+        assert_eq!(based.after.params - plan.after.params, 3 * 448 * 128);
+        assert_eq!(based.after.bytes - plan.after.bytes, 4 * 3 * 448 * 128);
+        assert_eq!((plan.plan_version, based.plan_version), (1, 3));
+        let json = serde_json::to_string(&based).unwrap();
+        assert_eq!(RankPlan::from_json(json.as_bytes()).unwrap(), based);
+    }
+
+    #[test]
     fn a_row_may_have_element_sizes_of_its_own() {
         let before = Size { params: 200_000, bytes: 600_000 };
         let wide =
@@ -720,7 +823,7 @@ mod tests {
         let (config, good) = small();
         assert_eq!(good.validate(&config, good.before), Ok(()));
         type Lie = fn(&mut RankPlan);
-        let lies: [(Lie, &str); 10] = [
+        let lies: [(Lie, &str); 12] = [
             (
                 |plan| plan.cost.dense_element_bytes = u64::MAX,
                 "`dense_element_bytes` is 18446744073709551615",
@@ -736,6 +839,18 @@ mod tests {
                 "down: `element_bytes` is 2 dense and 3 factored",
             ),
             (|plan| plan.rank_multiple = 0, "`rank_multiple` is 0"),
+            // It has one expert, which shares nothing.
+            (
+                |plan| {
+                    plan.plan_version = PLAN_VERSION;
+                    plan.shared_base_layers = vec![0];
+                },
+                "`shared_base_layers`: 0 is not in its place, or is no layer",
+            ),
+            (
+                |plan| plan.shared_base_layers = vec![7],
+                "`plan_version` is 1, this program knows 3 of a plan with",
+            ),
             (|plan| plan.rank_min = 0, "`rank_min` is 0"),
             (
                 |plan| plan.matrices[1].relative_error = Some(-0.5),

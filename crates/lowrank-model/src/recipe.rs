@@ -27,7 +27,7 @@ pub use pattern::{FixedRank, Pattern};
 pub use plan::*;
 pub use propagation::*;
 
-use crate::plan::{Allocation, Sensitivity, Structures};
+use crate::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use serde::de::{Deserializer, Error as _};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -102,17 +102,26 @@ impl Recipe {
         })
     }
 
-    /// What may be cut, unless it is said: widths and ranks where errors of both can be measured and compared, else ranks.
-    /// A plan that is given says it itself; given ranks are ranks.
+    /// What may be cut, unless it is said: ranks, widths and shared bases where the errors of all can be measured and compared,
+    /// else ranks. Experts that must be equal share no base, since its cost and use differ from layer to layer. A plan that is
+    /// given says it itself; given ranks are ranks.
     pub fn structures(&self) -> Structures {
-        let both = self.calibration().is_some()
+        let comparable = self.calibration().is_some()
             && self.sensitivity() == Sensitivity::Measured
             && self.plan.allocation == Allocation::Global;
         match &self.goal {
-            Goal::Plan(plan) if plan.experts.is_empty() => Structures::Rank,
-            Goal::Plan(_) => Structures::RankWidth,
+            Goal::Plan(plan) => match (plan.experts.is_empty(), plan.shared_base_layers.is_empty()) {
+                (true, true) => Structures::Rank,
+                (false, true) => Structures::RankWidth,
+                (true, false) => Structures::RankBase,
+                (false, false) => Structures::RankWidthBase,
+            },
             Goal::Ranks(_) => Structures::Rank,
-            _ => self.plan.structures.unwrap_or(if both { Structures::RankWidth } else { Structures::Rank }),
+            _ => self.plan.structures.unwrap_or(match (comparable, self.plan.rank_groups) {
+                (true, RankGroups::Matrix) => Structures::RankWidthBase,
+                (true, RankGroups::Layer) => Structures::RankWidth,
+                (false, _) => Structures::Rank,
+            }),
         }
     }
 

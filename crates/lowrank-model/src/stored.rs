@@ -1,6 +1,7 @@
 //! An expert matrix as a checkpoint holds it: dense, or in one of the two ways to store factors.
 
 use crate::{PivotOrder, PivotSide, Tensor};
+use std::sync::Arc;
 
 /// An expert matrix as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,4 +26,21 @@ pub enum StoredMatrix {
         /// Π
         order: PivotOrder,
     },
+    /// W ≈ B + difference, B shared by the experts of a layer.
+    OfBase {
+        /// B [m, n]
+        base: Arc<Tensor>,
+        /// Factors of W − B.
+        difference: Box<StoredMatrix>,
+    },
+}
+
+impl StoredMatrix {
+    /// The factors themselves, without a base.
+    pub fn factors(&self) -> &Self {
+        match self {
+            Self::OfBase { difference, .. } => difference.factors(),
+            own => own,
+        }
+    }
 }

@@ -104,6 +104,9 @@ impl ModelConfig {
             } else {
                 roles.extend(Projection::ALL.map(|projection| Role::DenseBlock { layer, projection }));
             }
+            if self.shared_bases.contains(&layer) {
+                roles.extend(Projection::ALL.map(|projection| Role::SharedBase { layer, projection }));
+            }
             while let Some(id) = matrices.next_if(|id| id.layer == layer) {
                 roles.push(Role::Expert(id));
             }
@@ -137,6 +140,10 @@ impl ModelConfig {
             Role::Router { .. } => vec![self.num_local_experts, h],
             Role::Expert(id) => {
                 let MatrixShape { rows, cols } = self.matrix_shape(id);
+                vec![rows, cols]
+            }
+            Role::SharedBase { projection, .. } => {
+                let MatrixShape { rows, cols } = self.full_shape(projection);
                 vec![rows, cols]
             }
             Role::SharedExpert { projection, .. } => match self.block.shared_experts {

@@ -7,7 +7,8 @@ use crate::base::InputHashes;
 use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
-    CalibrateError, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert, collect, measure,
+    CalibrateError, DifferenceSpectra, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert,
+    collect, measure,
 };
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
@@ -255,15 +256,36 @@ impl<'a> CalibrationContext<'a> {
         text: &CalibrationText,
         engine: &dyn Engine,
     ) -> Result<Option<WidthStore<'_>>, PipelineError> {
-        if !self.structures.has_widths() {
+        if !self.structures.need_activations() {
             return Ok(None);
         }
-        let ranks = self.structures.has_ranks();
         let key = json!({
             "what": "widths", "model": self.model()?, "text": text.key(), "engine": engine.describe(),
-            "algebra": self.algebra.identity(), "ranks": ranks, "ridge": lowrank_calibrate::widths::RIDGE,
+            "algebra": self.algebra.identity(), "structures": self.structures, "ridge": lowrank_calibrate::widths::RIDGE,
         });
-        Ok(Some(WidthStore { entry: self.cache.entry(&key), algebra: &self.algebra, ranks }))
+        let (entry, algebra) = (self.cache.entry(&key), &self.algebra);
+        let (structures, shrinkage) = (self.structures, text.settings.shrinkage);
+        Ok(Some(WidthStore { entry, algebra, structures, shrinkage }))
+    }
+
+    /// Errors of ranks in the layers whose experts may share a base, if the recipe allows any. `own`: those of the matrices
+    /// themselves.
+    pub fn differences(
+        &self,
+        own: &BTreeMap<MatrixId, Spectrum>,
+        context: JobContext<'_>,
+    ) -> Result<DifferenceSpectra, PipelineError> {
+        let JobContext { pool, progress, interrupt, .. } = context;
+        let none = || Ok(DifferenceSpectra::new());
+        let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return none() };
+        if !self.structures.has_bases() {
+            return none();
+        }
+        let Some(store) = self.width_store(text, &**engine)? else { return none() };
+        let stop = || interrupt.check().is_err();
+        let (checkpoint, tokens) = (self.checkpoint, text.tokens());
+        pool.install(|| store.differences(checkpoint, norms, tokens, own, progress, &stop))
+            .map_err(|error| explained(error, checkpoint, context))
     }
 
     /// Errors of all widths, if the recipe allows any.

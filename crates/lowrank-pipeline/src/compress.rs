@@ -130,7 +130,7 @@ fn compress_in(
         plan: &plan,
         ranks: plan.ranks(),
         kept: narrow::kept(&plan),
-        config: checkpoint.config().with_widths(plan.widths()),
+        config: plan.stored_config(checkpoint.config()),
         optimum: plan.matrices.iter().map(|row| (row.matrix.id, row.relative_error)).collect(),
         spectra: &planned.spectra,
         scratch,

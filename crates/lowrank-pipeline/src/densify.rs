@@ -1,6 +1,6 @@
 //! `densify`: factors multiplied back, u·v or [I T] on its basis, under the base's names and shapes.
 //!
-//! For runtimes that know no factors. Channels that narrowed experts lack become zeros. The result is as large as the base and loses what the factors lost.
+//! For runtimes that know no factors. In a layer with a shared base that is added. Channels that narrowed experts lack become zeros. The result is as large as the base and loses what the factors lost.
 
 use crate::inspect::tell_left_out;
 use crate::memory::Demand;
@@ -43,7 +43,7 @@ pub fn densify(
     }
     check_place(checkpoint, out)?;
     tell_left_out(checkpoint, progress);
-    let config = &checkpoint.config().with_widths(Widths::default());
+    let config = &checkpoint.config().with_widths(Widths::default()).with_shared_bases([]);
     let kept = kept_of(checkpoint)?;
     let pool = workers::pool(
         &Demand::densify(config, workers::widest(checkpoint, settings.dtype)),
@@ -140,8 +140,24 @@ fn dense_matrix(
     id: MatrixId,
     dtype: Option<Dtype>,
 ) -> Result<Tensor, PipelineError> {
-    match checkpoint.read_matrix(id)? {
+    multiplied(checkpoint, id, checkpoint.read_matrix(id)?, dtype)
+}
+
+fn multiplied(
+    checkpoint: &Checkpoint,
+    id: MatrixId,
+    stored: StoredMatrix,
+    dtype: Option<Dtype>,
+) -> Result<Tensor, PipelineError> {
+    match stored {
         StoredMatrix::Dense(tensor) => Ok(tensor),
+        StoredMatrix::OfBase { base, difference } => {
+            let difference = multiplied(checkpoint, id, *difference, Some(Dtype::F32))?;
+            let sum = base.to_f32().into_iter().zip(difference.to_f32()).map(|(base, own)| base + own);
+            let name = checkpoint.config().tensor(Role::Expert(id)).name;
+            let dtype = dtype.unwrap_or(base.dtype());
+            round(&name, base.shape().to_vec(), dtype, &sum.collect::<Vec<f32>>())
+        }
         StoredMatrix::Pivoted { side, basis, coefficients, order } => {
             let (stored_basis, stored_table) = (basis.to_f32(), coefficients.to_f32());
             let wide = |tensor: &Tensor, values| {

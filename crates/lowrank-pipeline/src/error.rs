@@ -44,9 +44,14 @@ pub enum PipelineError {
     /// Sensitivities that were asked for and cannot be measured.
     #[error("measuring sensitivities needs a calibration text")]
     NothingToMeasureOn,
-    /// Widths without a text.
-    #[error("widths are measured on, and fitted to, a calibration text, with measured sensitivities")]
-    WidthsNotMeasured,
+    /// Widths or shared bases without a text.
+    #[error(
+        "widths and shared bases are measured on, and fitted to, a calibration text, with measured sensitivities"
+    )]
+    StructuresNotMeasured,
+    /// Shared bases where all experts, or those of a layer, are to be equal.
+    #[error("shared bases go with choices of their own for every matrix, and with the global allocation")]
+    SharedBasesAndEqualExperts,
     /// One width for all experts, and ranks.
     #[error("the uniform allocation gives every expert one width, and no ranks beside it")]
     UniformWidths,
@@ -215,7 +220,8 @@ impl PipelineError {
             Self::Plan(_)
             | Self::NoDevice(_)
             | Self::NothingToMeasureOn
-            | Self::WidthsNotMeasured
+            | Self::StructuresNotMeasured
+            | Self::SharedBasesAndEqualExperts
             | Self::UniformWidths
             | Self::OtherTexts { .. }
             | Self::WindowTooLong { .. }

@@ -68,6 +68,8 @@ pub struct Inspection {
     pub ranks: serde_json::Map<String, serde_json::Value>,
     /// Channels of experts that have fewer than F, by module name and in stored order.
     pub widths: serde_json::Map<String, serde_json::Value>,
+    /// Layers whose experts share a base.
+    pub shared_base_layers: Vec<usize>,
     /// Files that an output gets verbatim.
     pub companions: Vec<PathBuf>,
     /// What else is in the folder, and goes into no output.
@@ -156,6 +158,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
             .map(|shard| ShardSize { name: shard.name.clone(), bytes: shard.len_bytes })
             .collect(),
         ranks,
+        shared_base_layers: config.shared_bases.iter().copied().collect(),
         widths: config
             .widths
             .iter()

@@ -26,6 +26,7 @@ mod propagate;
 pub mod reproduce;
 pub mod round;
 pub mod scratch;
+mod shared_base;
 pub mod spectra;
 mod stored;
 pub mod sweep;

@@ -6,7 +6,7 @@ use crate::memory::Demand;
 use crate::spectra::{RunState, spectra};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
-use lowrank_calibrate::{ExpertWidths, Sensitivities, WidthsByExpert};
+use lowrank_calibrate::{DifferenceSpectra, ExpertWidths, Sensitivities, WidthsByExpert};
 use lowrank_model::display::grouped;
 use lowrank_model::params::{rank_max_saving, stored_params};
 use lowrank_model::plan::{Allocation, LayerSensitivity, RankGroups, Sensitivity, Size, Structures};
@@ -19,7 +19,7 @@ use lowrank_model::{
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::allocate::{
-    self, AllocationRequest, Candidate, Choices, ExpertCandidate, check, plan_from_ranks,
+    self, AllocationRequest, BaseCandidate, Candidate, Choices, ExpertCandidate, check, plan_from_ranks,
 };
 use lowrank_writer::report::{BaseModel, CalibrationReport};
 use serde_json::{Value, json};
@@ -88,7 +88,7 @@ pub fn refuse_early(
     if recipe.calibration().is_none() && recipe.plan.sensitivity == Some(Sensitivity::Measured) {
         return Err(PipelineError::NothingToMeasureOn);
     }
-    refuse_widths(recipe)?;
+    refuse_structures(recipe)?;
     check_window(checkpoint, recipe)?;
     let subject = Subject::of(checkpoint);
     if let Some(line) = hardly_a_budget(recipe, subject.before) {
@@ -120,13 +120,19 @@ fn hardly_a_budget(recipe: &Recipe, before: Size) -> Option<String> {
     }
 }
 
-/// Refuses widths without what only a calibration can measure, or one for all beside ranks.
-pub fn refuse_widths(recipe: &Recipe) -> Result<(), PipelineError> {
-    if !recipe.measured_structures().has_widths() {
+/// Refuses widths and shared bases without what only a calibration can measure, or one choice for all beside ranks.
+pub fn refuse_structures(recipe: &Recipe) -> Result<(), PipelineError> {
+    let structures = recipe.measured_structures();
+    if !structures.need_activations() {
         return Ok(());
     }
     if recipe.calibration().is_none() || recipe.sensitivity() != Sensitivity::Measured {
-        return Err(PipelineError::WidthsNotMeasured);
+        return Err(PipelineError::StructuresNotMeasured);
+    }
+    let is_free =
+        recipe.plan.allocation == Allocation::Global && recipe.plan.rank_groups == RankGroups::Matrix;
+    if structures.has_bases() && !is_free {
+        return Err(PipelineError::SharedBasesAndEqualExperts);
     }
     if recipe.plan.allocation == Allocation::Uniform && recipe.structures().has_ranks() {
         return Err(PipelineError::UniformWidths);
@@ -253,6 +259,8 @@ pub struct Errors {
     pub layers: Option<Vec<LayerSensitivity>>,
     /// Of the experts that may be narrowed.
     pub widths: WidthsByExpert,
+    /// Of the matrices of layers whose experts may share a base, without it.
+    pub differences: DifferenceSpectra,
 }
 
 /// Looks up or measures what plans are made from; any budget's plan then takes milliseconds.
@@ -265,11 +273,19 @@ pub fn errors(
 ) -> Result<Errors, PipelineError> {
     if sensitivity != Sensitivity::Measured {
         let spectra = spectra(checkpoint, calibration, context.pool, context.progress, state)?;
-        return Ok(Errors { spectra, sensitivity, layers: None, widths: WidthsByExpert::new() });
+        let (widths, differences) = (WidthsByExpert::new(), DifferenceSpectra::new());
+        return Ok(Errors { spectra, sensitivity, layers: None, widths, differences });
     }
     let measured = calibration.sensitivities(checkpoint, context)?;
     let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
-    Ok(Errors { spectra, sensitivity, layers: Some(layers), widths: calibration.widths(context)? })
+    let differences = calibration.differences(&spectra, context)?;
+    Ok(Errors {
+        spectra,
+        sensitivity,
+        layers: Some(layers),
+        widths: calibration.widths(context)?,
+        differences,
+    })
 }
 
 impl Errors {
@@ -448,6 +464,8 @@ impl Subject {
             sensitivity: if structures.has_widths() { Sensitivity::Measured } else { Sensitivity::default() },
             layers: None,
             widths: self.widths_without_errors(structures),
+            // A base costs something, so it does not decide what can be removed at most.
+            differences: DifferenceSpectra::new(),
         }
     }
 
@@ -492,10 +510,14 @@ impl Subject {
         };
         let narrowed = errors.widths.iter().filter(|_| recipe.structures().has_widths());
         let experts: Vec<ExpertCandidate<'_>> = narrowed.map(expert).collect();
+        let may_share = errors.differences.iter().filter(|_| recipe.structures().has_bases());
+        let shared_bases: Vec<BaseCandidate<'_>> =
+            may_share.map(|(&layer, differences)| BaseCandidate { layer, differences }).collect();
         act(&AllocationRequest {
             family: self.config.family,
             matrices: &candidates,
             experts: &experts,
+            shared_bases: &shared_bases,
             target,
             cost: self.cost_model(recipe, target.unit),
             rank_multiple: self.rank_multiple(&recipe.plan),

@@ -14,6 +14,9 @@
 //! An expert that keeps k of its channels has w1 and w3 with k rows, and its w2 [H, k] is fitted to the targets by least
 //! squares in ẑ `[k]` ([`Regression`]), whatever the scope, before it is factored, if it is.
 //!
+//! In a layer whose experts share a base B, gate and up are fitted as W M − B, M the map of the inputs, and down by least
+//! squares as that of an expert that keeps all its channels, less its base.
+//!
 //! The streams use the factors as they are stored, rounded. The result depends on the model, the text and the ranks alone: a
 //! resumed run starts the streams again, with the factors that the earlier run finished, and writes the same bytes.
 
@@ -21,6 +24,7 @@ use crate::calibration::Calibrated;
 use crate::memory::TOKENS_TOGETHER;
 use crate::narrow::{self, Kept, error_of_narrowed, wide};
 use crate::round::round;
+use crate::shared_base::{LayerBases, SharedBases, error_beside_base, mapped_difference, with_base};
 use crate::stored::{self, FactoredMatrix};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
@@ -56,6 +60,8 @@ pub(crate) struct Propagation<'a> {
     pub(crate) ranks: &'a BTreeMap<MatrixId, usize>,
     /// Channels of the experts that keep some: all three matrices of these are made.
     pub(crate) kept: &'a Kept,
+    /// Bases of layers whose experts share one.
+    pub(crate) bases: SharedBases<'a>,
     /// Of those, the ones to hand on; what only they depend on is made, too.
     pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
     pub(crate) finished: &'a Finished<'a>,
@@ -88,6 +94,7 @@ impl Propagation<'_> {
                 calibrated,
                 forward: &forward,
                 layer,
+                bases: self.bases.of(layer)?,
                 has_next,
                 original: &original,
                 compressed: compressed.as_ref(),
@@ -126,6 +133,8 @@ struct Layer<'a> {
     calibrated: &'a Calibrated,
     forward: &'a Forward<'a>,
     layer: usize,
+    /// That its experts share.
+    bases: Option<LayerBases>,
     /// Whether layers come after it.
     has_next: bool,
     /// Hidden states of the original after the attention.
@@ -162,9 +171,9 @@ struct InputStatistics {
 enum Fit {
     /// As without propagation.
     Alone(Norm),
-    /// Down of a narrowed expert, by least squares.
-    Narrowed {
-        /// [H, k] in f32.
+    /// Down of an expert that keeps some channels, or that has a base, by least squares.
+    Regression {
+        /// [H, k] in f32, without the base.
         down: Tensor,
         /// Of its outputs.
         moment: Array2<f64>,
@@ -183,6 +192,24 @@ enum Fit {
 }
 
 impl Fit {
+    /// What the inputs of the original's matrix are mapped by.
+    fn map(&self) -> Option<&Array2<f64>> {
+        match self {
+            Self::Inputs { statistics, .. } => Some(&statistics.map),
+            _ => None,
+        }
+    }
+
+    /// For a matrix that the map was applied to.
+    fn metric_of_mapped(&self) -> Metric<'_> {
+        match self.metric() {
+            Metric::Inputs { second_moment, row_weights, shrinkage, root, .. } => {
+                Metric::Inputs { second_moment, row_weights, shrinkage, root, map: None }
+            }
+            metric => metric,
+        }
+    }
+
     fn metric(&self) -> Metric<'_> {
         match self {
             Self::Alone(norm) => norm.metric(),
@@ -194,7 +221,7 @@ impl Fit {
             Self::Outputs { moment, shrinkage, map } => {
                 Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: Some(map) }
             }
-            Self::Narrowed { moment, shrinkage, .. } => {
+            Self::Regression { moment, shrinkage, .. } => {
                 Metric::Outputs { second_moment: moment, shrinkage: *shrinkage, map: None }
             }
         }
@@ -281,9 +308,23 @@ impl Layer<'_> {
     fn finished(&self, expert: usize) -> Result<Vec<(MatrixId, StoredMatrix)>, PipelineError> {
         let mut found = Vec::new();
         for id in self.changed(expert, &Projection::ALL) {
-            found.extend((self.all.finished)(id)?.map(|matrix| (id, matrix)));
+            found.extend((self.all.finished)(id)?.map(|matrix| (id, self.whole(id, matrix))));
         }
         Ok(found)
+    }
+
+    /// What pieces of a matrix stand for: with a base the difference from it.
+    fn whole(&self, id: MatrixId, pieces: StoredMatrix) -> StoredMatrix {
+        match self.base(id) {
+            Some(base) => with_base(base, pieces),
+            None => pieces,
+        }
+    }
+
+    /// That its factors are added to.
+    fn base(&self, id: MatrixId) -> Option<&Arc<Tensor>> {
+        let bases = self.bases.as_ref().filter(|_| self.all.ranks.contains_key(&id))?;
+        Some(&bases[id.projection.index()])
     }
 
     /// Of an expert's matrices those that are still to be made.
@@ -389,7 +430,11 @@ impl Layer<'_> {
         let inputs = [Projection::Gate, Projection::Up].map(|projection| self.id(routed.expert, projection));
         let is_changed = self.compressed.is_some() || inputs.iter().any(|id| made.contains_key(id));
         if let Some(kept) = self.kept(routed.expert) {
-            return self.narrowed_fit(routed, id, weights, made, kept, &y_of).map(|fit| Some((id, fit)));
+            return self.regression_fit(routed, id, weights, made, kept, &y_of).map(|fit| Some((id, fit)));
+        }
+        if self.base(id).is_some() {
+            let all: Vec<usize> = (0..self.forward.config().intermediate_size).collect();
+            return self.regression_fit(routed, id, weights, made, &all, &y_of).map(|fit| Some((id, fit)));
         }
         let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
         let is_alone = self.calibrated.propagation().propagate == PropagationScope::None;
@@ -416,8 +461,9 @@ impl Layer<'_> {
         Ok(Some((id, Fit::Outputs { moment: pair.moment, shrinkage, map })))
     }
 
-    /// For w2 of an expert that keeps some channels: from the activations that its w1 and w3 give to the original's outputs.
-    fn narrowed_fit<'y>(
+    /// For w2 of an expert that keeps some channels, or that has a base: from the activations that its w1 and w3 give to the
+    /// original's outputs.
+    fn regression_fit<'y>(
         &self,
         routed: &RoutedExpert,
         id: MatrixId,
@@ -436,22 +482,21 @@ impl Layer<'_> {
         let StoredMatrix::Dense(w2) = weights.down else {
             return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout()));
         };
-        let of = |projection| {
-            let id = self.id(routed.expert, projection);
-            made.get(&id).cloned().expect("w1 and w3 of a narrowed expert are made before its w2")
-        };
-        let narrowed = StoredExpert {
-            gate: of(Projection::Gate),
+        // Those of a narrowed expert are made before its w2.
+        let of =
+            |projection, original| made.get(&self.id(routed.expert, projection)).cloned().unwrap_or(original);
+        let changed = StoredExpert {
+            gate: of(Projection::Gate, weights.gate),
             down: StoredMatrix::Dense(w2.clone()),
-            up: of(Projection::Up),
+            up: of(Projection::Up, weights.up),
         };
-        let narrowed = narrowed.without_outputs(config.hidden_size, kept.len());
+        let changed = changed.without_outputs(config.hidden_size, kept.len());
         let shares = self.calibrated.moments().gate_weight.of_all(router_weights);
         let mut regression = Regression::new(config.hidden_size, kept.len());
         for (tokens, shares) in tokens.chunks(TOKENS_TOGETHER).zip(shares.chunks(TOKENS_TOGETHER)) {
             let mut activations = Activations(Vec::with_capacity(tokens.len() * kept.len()));
             let rows = self.rows(stream, tokens)?;
-            let run = self.forward.expert_on(self.layer, narrowed.clone(), &rows, &mut activations);
+            let run = self.forward.expert_on(self.layer, changed.clone(), &rows, &mut activations);
             run.map_err(CalibrateError::from)?;
             let wanted: Vec<f32> = tokens.iter().flat_map(|&token| y_of(token)).copied().collect(); // [n, H]
             regression.add(&wanted, &activations.0, shares);
@@ -459,13 +504,13 @@ impl Layer<'_> {
         regression.check(self.layer, routed.expert)?;
         let columns = wide(&narrow::narrowed(&w2, Projection::Down, kept));
         let shape = MatrixShape { rows: config.hidden_size, cols: kept.len() };
-        let fitted = regression.fit(columns.view());
+        let fitted = regression.fit(columns.view(), self.base(id).map(|base| &**base));
         let Fitted { down, outputs } = fitted.map_err(|source| PipelineError::Svd { name: id, source })?;
         let values: Vec<f32> = down.iter().map(|&value| value as f32).collect();
         let name = config.tensor(Role::Expert(id)).name;
         let down = round(&name, vec![shape.rows, shape.cols], Dtype::F32, &values)?;
         let shrinkage = self.calibrated.norms.shrinkage_of(tokens.len() as f64);
-        Ok(Fit::Narrowed { down, moment: outputs, shrinkage })
+        Ok(Fit::Regression { down, moment: outputs, shrinkage })
     }
 
     /// From what is given to what is wanted, for a matrix.
@@ -498,22 +543,32 @@ impl Layer<'_> {
                 };
                 self.all.checkpoint.check_matrix_finite(id, &matrix)?;
                 let kept = self.kept(id.expert);
-                let own = match (&fit, kept) {
-                    (Fit::Narrowed { down, .. }, _) => down.clone(),
-                    (_, Some(kept)) => narrow::narrowed(&matrix, id.projection, kept),
-                    (_, None) => matrix.clone(),
+                let base = self.base(id);
+                let own = match (&fit, kept, base) {
+                    (Fit::Regression { down, .. }, ..) => down.clone(),
+                    (_, Some(kept), _) => narrow::narrowed(&matrix, id.projection, kept),
+                    (_, None, Some(base)) => mapped_difference(&matrix, fit.map(), base),
+                    (_, None, None) => matrix.clone(),
                 };
-                let is_alone = kept.is_none() && matches!(fit, Fit::Alone(_));
+                let metric = if base.is_some() { fit.metric_of_mapped() } else { fit.metric() };
+                let is_alone = kept.is_none() && base.is_none() && matches!(fit, Fit::Alone(_));
                 let shape = matrix_shape(&own);
-                let mut factored = (self.all.make)(id, own, &fit.metric(), is_alone)?;
-                if let Some(kept) = kept {
-                    let stored = stored::stored_of(&factored.pieces, shape);
-                    let error = error_of_narrowed(self.all.algebra, &matrix, id.projection, kept, &stored);
+                let mut factored = (self.all.make)(id, own, &metric, is_alone)?;
+                let stored = stored::stored_of(&factored.pieces, shape);
+                let error = match (kept, base) {
+                    (Some(kept), _) => {
+                        Some(error_of_narrowed(self.all.algebra, &matrix, id.projection, kept, &stored))
+                    }
+                    (None, Some(base)) => Some(error_beside_base(self.all.algebra, &matrix, base, &stored)),
+                    (None, None) => None,
+                };
+                drop(stored);
+                if let Some(error) = error {
                     factored.outcome.relative_error =
                         error.map_err(|source| PipelineError::Svd { name: id, source })?;
                 }
                 drop(matrix);
-                let matrix = stored::stored(&factored.pieces, shape);
+                let matrix = self.whole(id, stored::stored(&factored.pieces, shape));
                 if (self.all.wanted)(id) {
                     (self.all.take)(id, factored, is_alone)?;
                 }

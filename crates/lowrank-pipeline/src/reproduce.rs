@@ -13,6 +13,7 @@ use crate::memory::Demand;
 use crate::narrow;
 use crate::planning::Subject;
 use crate::propagate::Propagation as Propagated;
+use crate::shared_base::SharedBases;
 use crate::stored::{FactorFormat, FactoredMatrix, Piece, pieces_of, svd_options};
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
@@ -20,10 +21,12 @@ use compare::{Gap, compare, tensor_gap};
 use lowrank_compute::Processor;
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::{Cpu, Engine};
+use lowrank_model::names::Role;
 use lowrank_model::plan::Structures;
 use lowrank_model::recipe::TextChoice;
 use lowrank_model::{
-    AlgebraChoice, Device, MatrixId, ModelConfig, Progress, Recipe, StoredMatrix, Tensor, failure, format,
+    AlgebraChoice, Device, MatrixId, ModelConfig, Progress, Projection, Recipe, StoredMatrix, Tensor,
+    failure, format,
 };
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, SvdOptions};
@@ -31,7 +34,7 @@ use lowrank_writer::report::{BaseModel, REPORT_VERSION};
 use lowrank_writer::{CompressionReport, Leftover, Manifest};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -321,10 +324,12 @@ impl Sampled<'_> {
             format(id).factor(calibration.algebra(), matrix, id, rank, options)
         };
         progress.start("make again", ids.len() as u64, "matrices");
-        let fitted = match kept.is_empty() {
+        let fitted = match kept.is_empty() && out.config().shared_bases.is_empty() {
             true => calibration.propagating(),
             false => calibration.calibrated(),
         };
+        let bases = SharedBases { checkpoint: base, config: out.config(), dtype: factor.dtype };
+        let other_bases = other_bases(&out, bases, &ids)?;
         if let Some(calibrated) = fitted {
             let found = Mutex::new(Vec::new());
             let propagated = Propagated {
@@ -332,6 +337,7 @@ impl Sampled<'_> {
                 algebra: calibration.algebra(),
                 ranks: out.ranks(),
                 kept: &kept,
+                bases,
                 wanted: &|id| ids.contains(&id),
                 // What is to be checked serves nothing.
                 finished: &|_| Ok(None),
@@ -348,7 +354,8 @@ impl Sampled<'_> {
             progress.finish();
             let mut found = found.into_inner().expect("nobody panics");
             found.sort_by_key(|(id, _)| *id);
-            return Ok((ids.len(), found.into_iter().map(|(_, difference)| difference).collect()));
+            let found = found.into_iter().map(|(_, difference)| difference);
+            return Ok((ids.len(), other_bases.into_iter().chain(found).collect()));
         }
         let found: Result<Vec<Vec<Difference>>, PipelineError> = pool.install(|| {
             ids.par_iter()
@@ -367,6 +374,23 @@ impl Sampled<'_> {
         progress.finish();
         Ok((ids.len(), found?.into_iter().flatten().collect()))
     }
+}
+
+/// How the bases that some matrices are made with differ from those of an output.
+fn other_bases(
+    out: &Checkpoint,
+    bases: SharedBases<'_>,
+    ids: &[MatrixId],
+) -> Result<Vec<Difference>, PipelineError> {
+    let with_base = ids.iter().filter(|id| out.config().shared_bases.contains(&id.layer));
+    let places: BTreeSet<(usize, Projection)> = with_base.map(|id| (id.layer, id.projection)).collect();
+    let mut found = Vec::new();
+    for (layer, projection) in places {
+        let spec = out.config().tensor(Role::SharedBase { layer, projection });
+        let gap = tensor_gap(&out.read_tensor(&spec)?, &bases.tensor(layer, projection)?);
+        found.extend(gap.map(|gap| gap.of_tensor(&out.dir().display().to_string(), &spec.name)));
+    }
+    Ok(found)
 }
 
 /// The matrices whose hashes with the seed are smallest.

@@ -263,6 +263,7 @@ fn stored_error(
 pub(crate) fn pieces_of(config: &ModelConfig, id: MatrixId, matrix: StoredMatrix) -> Vec<(String, Piece)> {
     match matrix {
         StoredMatrix::Dense(w) => vec![(config.tensor(Role::Expert(id)).name, Piece::Weights(w))],
+        StoredMatrix::OfBase { difference, .. } => pieces_of(config, id, *difference),
         StoredMatrix::Factored { u, v } => {
             let names = config.factor_names(id);
             vec![(names.0, Piece::Weights(u)), (names.1, Piece::Weights(v))]

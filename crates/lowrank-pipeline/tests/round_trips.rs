@@ -34,6 +34,8 @@ enum Kind {
     SomeZero,
     /// Some numbers are below the normal range of their dtype.
     Denormal,
+    /// Those of a layer's experts are nearly the same.
+    Alike,
 }
 
 #[derive(Debug, Clone)]
@@ -56,6 +58,7 @@ fn model() -> impl Strategy<Value = Model> {
         1 => Just(Kind::RankOne),
         1 => Just(Kind::SomeZero),
         1 => Just(Kind::Denormal),
+        2 => Just(Kind::Alike),
     ];
     (dimensions, dtypes, layout, kind, any::<u64>()).prop_map(|(dimensions, dtypes, layout, kind, seed)| {
         let (heads, half_head, intermediate, layers, experts, tied) = dimensions;
@@ -81,6 +84,11 @@ impl Model {
                 let (u, v): (Vec<f32>, Vec<f32>) =
                     ((0..rows).map(|_| one()).collect(), (0..cols).map(|_| one()).collect());
                 (0..count).map(|e| u[e / cols] * v[e % cols]).collect()
+            }
+            (Role::Expert(id), Kind::Alike) => {
+                let seed = self.seed ^ (1 + id.layer as u64 * 3 + id.projection.index() as u64);
+                let mut common = ChaCha8Rng::seed_from_u64(seed);
+                (0..count).map(|_| common.random_range(-1.0_f32..1.0) + 0.2 * one()).collect()
             }
             (Role::Expert(_), Kind::SomeZero) if at.is_multiple_of(3) => vec![0.0; count],
             (Role::Expert(_), Kind::Denormal) => {
@@ -147,8 +155,13 @@ fn job() -> impl Strategy<Value = Job> {
     let storage = prop_oneof![Just(Storage::Uv), Just(Storage::Pivoted)];
     let dtype = prop_oneof![3 => Just(None), 1 => Just(Some(Dtype::F32)), 1 => Just(Some(Dtype::Bf16))];
     let unit = prop_oneof![Just(Unit::Params), Just(Unit::Bytes)];
-    let structures =
-        prop_oneof![Just(Structures::Rank), Just(Structures::Width), Just(Structures::RankWidth)];
+    let structures = prop::sample::select(vec![
+        Structures::Rank,
+        Structures::Width,
+        Structures::RankWidth,
+        Structures::RankBase,
+        Structures::RankWidthBase,
+    ]);
     let calibration = (any::<bool>(), structures, prop_oneof![Just(0.0), Just(0.25)]);
     (storage, dtype, 0.01..0.6_f64, unit, calibration, 200_u64..20_000, 1_usize..3).prop_map(
         |(storage, factor_dtype, share, unit, calibration, shard_bytes_max, workers)| {
@@ -252,6 +265,8 @@ proptest! {
         let ranks: BTreeMap<MatrixId, usize> = done.plan.ranks();
         prop_assert_eq!(read.ranks(), &ranks);
         prop_assert_eq!(&read.config().widths, &done.plan.widths());
+        let bases: Vec<usize> = read.config().shared_bases.iter().copied().collect();
+        prop_assert_eq!(&bases, &done.plan.shared_base_layers);
 
         let options = VerifyOptions { depth: Depth::Static, ..VerifyOptions::default() };
         let report = verify(&base, &out, &options, &Silent).unwrap();

@@ -7,6 +7,7 @@
 //! | Mistral `wq [heads·d, H]`, `wk` | rows reordered within each head |
 //! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
+//! | a base of a layer `[F, H]` or `[H, F]`, and factors of the difference | neither: [`StoredMatrix::OfBase`] |
 
 use crate::companions::{Beside, LeftOut};
 use crate::error::{ReadError, clip};
@@ -30,6 +31,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What is read at once of something long.
 const BLOCK_BYTES: u64 = 1 << 19;
@@ -268,8 +270,18 @@ impl Checkpoint {
         })
     }
 
-    /// Reads an expert matrix as it is stored.
+    /// Reads an expert matrix as it is stored: in a layer with a base that and the factors of the difference.
     pub fn read_matrix(&self, id: MatrixId) -> Result<StoredMatrix, ReadError> {
+        let is_based = self.factored.contains_key(&id) && self.config.shared_bases.contains(&id.layer);
+        if !is_based {
+            return self.read_own(id);
+        }
+        let role = Role::SharedBase { layer: id.layer, projection: id.projection };
+        let base = Arc::new(self.read_tensor(&self.config.tensor(role))?);
+        Ok(StoredMatrix::OfBase { base, difference: Box::new(self.read_own(id)?) })
+    }
+
+    fn read_own(&self, id: MatrixId) -> Result<StoredMatrix, ReadError> {
         if let Some((u, v)) = self.factored.get(&id) {
             let (first, second) = (self.read(u)?, self.read(v)?);
             return Ok(match self.orders.get(&id) {
@@ -291,7 +303,7 @@ impl Checkpoint {
 
     /// Whether any of its matrices is stored as factors, or narrowed.
     pub fn is_compressed(&self) -> bool {
-        !self.ranks.is_empty() || !self.config.widths.is_empty()
+        !self.ranks.is_empty() || !self.config.widths.is_empty() || !self.config.shared_bases.is_empty()
     }
 
     /// Whether it is an ordinary model with narrower experts, made by us: it says which channels they keep.

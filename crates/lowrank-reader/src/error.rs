@@ -227,6 +227,18 @@ pub enum ReadError {
         /// F of the model.
         intermediate_size: usize,
     },
+    /// A layer that can have no shared base, or has one twice, or an empty list of them.
+    #[error(
+        "{}: `lowrank_config.shared_base_layers`: found {found}, expected a rising list of layers with two experts or more and no \
+         narrowed ones",
+        path.display()
+    )]
+    BadSharedBase {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
     /// The list of channels is not that of the widths.
     #[error("{}: {what}", path.display())]
     Channels {
@@ -705,6 +717,7 @@ impl ReadError {
             | Self::RankOfUnknownMatrix { .. }
             | Self::BadRank { .. }
             | Self::BadWidth { .. }
+            | Self::BadSharedBase { .. }
             | Self::Channels { .. }
             | Self::NoWeights { .. }
             | Self::WebPage { .. }

@@ -8,7 +8,7 @@ use crate::others;
 use lowrank_model::{Layout, MatrixId, ModelConfig, Storage, Widths, format};
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The largest `config.json` or `params.json` read; a rank map of 50,000 matrices fits.
@@ -69,6 +69,7 @@ pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Description, ReadEr
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
         let storage = check_format(path, lowrank)?;
         config.widths = read_widths(path, lowrank.get("widths"), &config)?;
+        config.shared_bases = read_shared_bases(path, lowrank.get(format::SHARED_BASES_KEY), &config)?;
         let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config, storage)?;
         (DescribedLayout::Known(Layout::LowRank), ranks, storage)
     } else if let Some(ranks) = json.get("ranks").filter(|ranks| !ranks.is_null()) {
@@ -86,9 +87,10 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
         return Err(ReadError::ForeignFormat { path: path.into(), found: shown("format") });
     }
     let version = lowrank.get("format_version").and_then(Value::as_u64);
-    let known: &[u64] = match lowrank.get("widths") {
-        None => &[format::FORMAT_VERSION_RANKS],
-        Some(_) => &[format::FORMAT_VERSION],
+    let known: &[u64] = match (lowrank.get(format::SHARED_BASES_KEY), lowrank.get("widths")) {
+        (Some(_), _) => &[format::FORMAT_VERSION_BASES],
+        (None, Some(_)) => &[format::FORMAT_VERSION_WIDTHS],
+        (None, None) => &[format::FORMAT_VERSION_RANKS],
     };
     if version.is_none_or(|version| !known.contains(&version)) {
         let found = shown("format_version");
@@ -121,6 +123,30 @@ fn read_widths(path: &Path, map: Option<&Value>, config: &ModelConfig) -> Result
         }
     };
     map.iter().map(row).collect()
+}
+
+/// `lowrank_config.shared_base_layers`: layers whose experts share a base, rising.
+fn read_shared_bases(
+    path: &Path,
+    list: Option<&Value>,
+    config: &ModelConfig,
+) -> Result<BTreeSet<usize>, ReadError> {
+    let Some(list) = list else { return Ok(BTreeSet::new()) };
+    let bad = |found: &Value| ReadError::BadSharedBase { path: path.into(), found: clip(&found.to_string()) };
+    let Some(list) = list.as_array().filter(|list| !list.is_empty()) else { return Err(bad(list)) };
+    let mut layers = BTreeSet::new();
+    for found in list {
+        let layer = found.as_u64().and_then(|layer| usize::try_from(layer).ok());
+        let layer = layer.filter(|&layer| layer < config.num_hidden_layers && config.experts_in(layer) > 1);
+        let layer = layer
+            .filter(|&layer| layers.last().is_none_or(|&last| last < layer))
+            .ok_or_else(|| bad(found))?;
+        if config.widths.iter().any(|(narrowed, ..)| narrowed == layer) {
+            return Err(bad(found));
+        }
+        layers.insert(layer);
+    }
+    Ok(layers)
 }
 
 fn read_ranks(

@@ -277,6 +277,8 @@ function heatMaps({ report, error_basis }) {
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
   const experts = 1 + Math.max(...rows.map((row) => row.expert));
   const widths = new Map((report.experts ?? []).map((row) => [`${row.layer}.${row.expert}`, row.width]));
+  const shared = new Set(report.shared_base_layers ?? []);
+  const besideBase = (row) => row.rank !== null && shared.has(row.layer);
   const widthOf = (row) => widths.get(`${row.layer}.${row.expert}`) ?? null;
   const tooltip = (name) => {
     const row = byName.get(name);
@@ -284,6 +286,7 @@ function heatMaps({ report, error_basis }) {
       row.name,
       `[${row.shape.join(", ")}]: ${row.rank === null ? (widthOf(row) === null ? "left dense" : "not factored") : `rank ${row.rank}, ${row.route}`}`,
       widthOf(row) !== null && `${widthOf(row)} channels stay`,
+      besideBase(row) && "beside a base that the experts of its layer share",
       row.rank !== null && `relative error ${digits(row.relative_error, 5)}`,
       typeof row.calibrated_error === "number" && `in the calibrated norm, before rounding ${digits(row.calibrated_error, 5)}`,
       row.excess_over_optimum !== null && `excess over the optimum of this rank ${digits(row.excess_over_optimum, 2)}`,
@@ -308,7 +311,8 @@ function heatMaps({ report, error_basis }) {
     group("widths", "Width of every expert", "Channels that stay. Hover over a cell or tap it for details of its gate matrix.",
       widthOf, String, "all channels", ["gate"]);
   }
-  group("ranks", "Rank of every expert matrix", "Hover over a cell or tap it for details of its matrix.", (row) => row.rank, String);
+  const ofBases = shared.size > 0 ? ` In layers ${[...shared].join(", ")} the experts share a base, and ranks are those of the differences from it.` : "";
+  group("ranks", "Rank of every expert matrix", `Hover over a cell or tap it for details of its matrix.${ofBases}`, (row) => row.rank, String);
   group("errors", "Relative error of every expert matrix", `‖W − Ŵ‖ / ‖W‖ ${error_basis}.`,
     (row) => (row.rank === null && widthOf(row) === null ? null : row.relative_error), (value) => digits(value, 3));
 }

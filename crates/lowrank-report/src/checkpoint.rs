@@ -7,6 +7,7 @@ use lowrank_model::params::stored_params;
 use lowrank_model::widths::expert_shape;
 use lowrank_model::{MatrixId, MatrixShape, Projection, SpectrumCurves, Widths, format};
 use lowrank_writer::CompressionReport;
+use lowrank_writer::report::MatrixReport;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -137,11 +138,17 @@ fn layers(report: &CompressionReport) -> Vec<Layer> {
         let sums = (stored(shape, None), stored(narrowed, row.rank), row.relative_error * row.relative_error);
         all.entry(row.matrix.id.layer).or_default().push(sums);
     }
+    let of_base = |layer: usize| -> u64 {
+        let is_first = |row: &&MatrixReport| (row.matrix.id.layer, row.matrix.id.expert) == (layer, 0);
+        let first =
+            report.matrices.iter().filter(is_first).filter(|_| report.shared_base_layers.contains(&layer));
+        first.map(|row| row.shape[0] as u64 * row.shape[1] as u64).sum()
+    };
     all.into_iter()
         .map(|(layer, rows)| Layer {
             layer,
             params_before: rows.iter().map(|row| row.0).sum(),
-            params_after: rows.iter().map(|row| row.1).sum(),
+            params_after: rows.iter().map(|row| row.1).sum::<u64>() + of_base(layer),
             weight_error: (rows.iter().map(|row| row.2).sum::<f64>() / rows.len() as f64).sqrt(),
         })
         .collect()

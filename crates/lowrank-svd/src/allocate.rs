@@ -8,6 +8,7 @@
 //!
 //! Pure: no threads, no clock, no dependence on the order of the input.
 
+mod bases;
 mod choices;
 mod curve;
 mod expert;
@@ -22,7 +23,9 @@ use lowrank_model::{CostModel, ElementBytes, MatrixId, ModelConfig, RankPlan, pa
 use problem::Allocator;
 use std::collections::BTreeMap;
 
-pub use request::{AllocateError, AllocationRequest, Candidate, Choices, ExpertCandidate, NarrowedErrors};
+pub use request::{
+    AllocateError, AllocationRequest, BaseCandidate, Candidate, Choices, ExpertCandidate, NarrowedErrors,
+};
 
 /// The ranks of least total error that remove at least the target, and less than one step more: afterwards no matrix can
 /// be given the next rank, or be left dense, without missing the target. (Given ranks alone may remove more.)
@@ -50,6 +53,7 @@ pub fn plans(
     wishes: &[(u64, Allocation)],
 ) -> Result<Vec<Result<RankPlan, AllocateError>>, AllocateError> {
     match request.rank_groups {
+        RankGroups::Matrix if !request.shared_bases.is_empty() => bases::plans(request, wishes),
         RankGroups::Matrix => Ok(Allocator::new(request)?.plans(wishes)),
         RankGroups::Layer => layers::plans(request, wishes),
     }

@@ -19,6 +19,7 @@
 //! | [`ridge`] | what to approximate when the inputs are those of a compressed model |
 //! | [`mod@channels`] | which channels of an expert to keep, and w2 fitted to them |
 //! | [`mod@narrowed`] | errors of every rank of what stays at a width |
+//! | [`mod@mean`] | the base that a layer's experts share, and what distinguishes a matrix from it |
 //! | [`factors`] | balancing u and v |
 //! | [`residual`] | errors of factors |
 //! | [`mod@interpolative`] | u·v as an interpolative decomposition: fewer numbers for the same matrix |
@@ -38,6 +39,7 @@ pub mod factors;
 mod inputs;
 pub mod interpolative;
 mod linalg;
+pub mod mean;
 pub mod metric;
 mod moment;
 pub mod narrowed;
@@ -63,6 +65,7 @@ pub use error::SvdError;
 pub use factors::Factors;
 pub use interpolative::{Interpolative, expanded, interpolative};
 pub use lowrank_model::recipe::MethodChoice;
+pub use mean::{MatrixMean, difference};
 pub use metric::Metric;
 pub use narrowed::{narrowed_inputs, narrowed_outputs};
 pub use options::SvdOptions;

@@ -3,6 +3,7 @@
 //! Every tensor is read from both sides once. Whatever is not a factored expert matrix must be the same bytes; a
 //! factored one must have the rank and the error that its record says; counts in metadata must be those of the headers.
 
+use crate::bases::base_differences;
 use crate::error::VerifyError;
 use crate::factors::{
     energy, largest_coefficient, relative_error, relative_error_of_narrowed, rounding_at_most,
@@ -34,6 +35,7 @@ pub fn check(
     let budget = claims.counts(record.as_ref());
     claims.base_files(record.as_ref(), progress)?;
     let kept = claims.widths(record.as_ref());
+    claims.findings.extend(base_differences(original, compressed, record.as_ref())?);
     let (untouched_tensors, factored, dense_matrices) = claims.tensors(record.as_ref(), &kept, progress)?;
     let files = Files {
         original: original.size(),
@@ -343,7 +345,8 @@ impl Claims<'_> {
         kept: Option<&Vec<usize>>,
         row: Option<&RecordedMatrix>,
     ) -> FactoredMatrix {
-        let factors = match theirs {
+        let factors = match theirs.factors() {
+            StoredMatrix::OfBase { .. } => Vec::new(),
             StoredMatrix::Dense(w) => vec![(self.name(id), w)],
             StoredMatrix::Factored { u, v } => {
                 let (u_name, v_name) = self.original.config().factor_names(id);
@@ -366,9 +369,10 @@ impl Claims<'_> {
         let recorded = row.map(|row| row.relative_error);
         if let Some(recorded) = recorded {
             let dtype = self.compressed.matrix_dtype(id);
+            let is_measured = kept.is_some() || matches!(theirs, StoredMatrix::OfBase { .. });
             let rounding = match rounding_energy(theirs, dtype.unit_roundoff()) {
                 // Measured on what is stored.
-                _ if kept.is_some() || row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
+                _ if is_measured || row.is_some_and(|row| row.calibrated_error.is_some()) => 0.0,
                 // Of a zero matrix too: nothing was rounded.
                 Some(0.0) => 0.0,
                 Some(rounding) => rounding / energy(ours) * chance(theirs),
@@ -387,7 +391,11 @@ impl Claims<'_> {
         let rank = self.compressed.rank(id);
         let MatrixShape { rows, cols } = self.compressed.config().matrix_shape(id);
         if let Some(row) = row {
-            self.pivots(id, row, ours, theirs, measured);
+            match theirs {
+                // Its factors stand for themselves: W is of another size.
+                StoredMatrix::OfBase { difference, .. } => self.pivots(id, row, difference, difference, 0.0),
+                _ => self.pivots(id, row, ours, theirs, measured),
+            }
         }
         FactoredMatrix {
             name: self.name(id),

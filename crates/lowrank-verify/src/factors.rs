@@ -75,12 +75,16 @@ enum Rows<'a> {
     Dense(&'a Tensor),
     Factored { u: &'a Tensor, v: Array2<f64> },      // v [r, n]
     Expanded { r: Array2<f64>, basis: Array2<f64> }, // [m, r], [r, n]
+    OfBase { base: &'a Tensor, difference: Box<Rows<'a>> },
 }
 
 impl<'a> Rows<'a> {
     fn new(stored: &'a StoredMatrix) -> Self {
         match stored {
             StoredMatrix::Dense(w) => Self::Dense(w),
+            StoredMatrix::OfBase { base, difference } => {
+                Self::OfBase { base, difference: Box::new(Rows::new(difference)) }
+            }
             StoredMatrix::Factored { u, v } => Self::Factored { u, v: widened(v, 0, v.shape()[0]) },
             StoredMatrix::Pivoted { side, basis, coefficients, order } => {
                 let table = widened(coefficients, 0, coefficients.shape()[0]);
@@ -97,7 +101,9 @@ impl<'a> Rows<'a> {
 
     fn rows(&self) -> usize {
         match self {
-            Self::Dense(tensor) | Self::Factored { u: tensor, .. } => tensor.shape()[0],
+            Self::Dense(tensor) | Self::Factored { u: tensor, .. } | Self::OfBase { base: tensor, .. } => {
+                tensor.shape()[0]
+            }
             Self::Expanded { r, .. } => r.nrows(),
         }
     }
@@ -106,6 +112,7 @@ impl<'a> Rows<'a> {
     fn block(&self, first: usize, count: usize) -> Array2<f64> {
         match self {
             Self::Dense(w) => widened(w, first, count),
+            Self::OfBase { base, difference } => difference.block(first, count) + widened(base, first, count),
             Self::Expanded { r, basis } => {
                 let rows = r.slice(s![first..first + count, ..]);
                 let mut product = Array2::zeros((count, basis.ncols()));

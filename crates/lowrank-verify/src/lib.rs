@@ -18,6 +18,7 @@
 //!
 //! Without a text, a bundled passage is used ([`lowrank_text::Passage`]); the report says so.
 
+mod bases;
 pub mod claims;
 mod error;
 pub mod factors;

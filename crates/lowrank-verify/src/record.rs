@@ -34,6 +34,9 @@ pub struct Record {
     /// Experts that keep some of their channels; the others keep all.
     #[serde(default)]
     pub experts: Vec<RecordedExpert>,
+    /// Layers whose experts share a base.
+    #[serde(default)]
+    pub shared_base_layers: Vec<usize>,
     /// One row per expert matrix.
     pub matrices: Vec<RecordedMatrix>,
 }
@@ -150,6 +153,7 @@ pub fn chance(stored: &StoredMatrix) -> f64 {
         StoredMatrix::Dense(w) => vec![w],
         StoredMatrix::Factored { u, v } => vec![u, v],
         StoredMatrix::Pivoted { basis, coefficients, .. } => vec![basis, coefficients],
+        StoredMatrix::OfBase { difference, .. } => return chance(difference),
     };
     let fewest = factors.iter().map(|factor| factor.elements()).filter(|&elements| elements > 0).min();
     1.0 + 3.0 / (fewest.unwrap_or(1) as f64).sqrt()

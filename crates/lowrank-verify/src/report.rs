@@ -76,6 +76,8 @@ pub enum FindingKind {
     RankDiffers,
     /// A width in the record is not that of the file.
     WidthDiffers,
+    /// Layers with a shared base are others than the record says, or a base is not the mean of the original's matrices.
+    SharedBaseDiffers,
     /// A recomputed error is not the recorded one.
     ErrorDiffers,
     /// NaN or infinity.
@@ -233,6 +235,7 @@ impl fmt::Display for FindingKind {
             Self::BudgetMissed => "budget missed",
             Self::RankDiffers => "rank differs",
             Self::WidthDiffers => "width differs",
+            Self::SharedBaseDiffers => "shared base differs",
             Self::ErrorDiffers => "error differs",
             Self::NonFinite => "not finite",
             Self::Threshold => "threshold missed",

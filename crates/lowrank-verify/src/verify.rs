@@ -7,7 +7,7 @@ use crate::outcome;
 use crate::record::read_record;
 use crate::report::{Finding, FindingKind, ModelComparison, Verification};
 use lowrank_forward::{Cpu, Engine};
-use lowrank_model::{Progress, failure};
+use lowrank_model::{ModelConfig, Progress, failure};
 use lowrank_reader::Checkpoint;
 use lowrank_text::windows;
 use std::path::Path;
@@ -66,8 +66,9 @@ pub fn verify_on(
         }
     };
     let mut findings = config_differences(&original, &compressed);
-    let narrowed = original.config().with_widths(compressed.config().widths.clone());
-    if narrowed.tensors() != compressed.specs() {
+    let ModelConfig { widths, shared_bases, .. } = compressed.config().clone();
+    let stored = original.config().with_widths(widths).with_shared_bases(shared_bases);
+    if stored.tensors() != compressed.specs() {
         // Other tensors: nothing further can be compared.
         return failed(findings);
     }

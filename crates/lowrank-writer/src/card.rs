@@ -40,8 +40,11 @@ impl Card<'_> {
     /// The card of a factored checkpoint, which embeds these figures.
     pub fn factored(&self, model: &ModelConfig, report: &CompressionReport, figures: &[Figure]) -> String {
         let family = model.family;
-        let version =
-            if report.experts.is_empty() { format::FORMAT_VERSION_RANKS } else { format::FORMAT_VERSION };
+        let version = match (report.shared_base_layers.is_empty(), report.experts.is_empty()) {
+            (false, _) => format::FORMAT_VERSION_BASES,
+            (true, false) => format::FORMAT_VERSION_WIDTHS,
+            (true, true) => format::FORMAT_VERSION_RANKS,
+        };
         let mut values = Self::sizes(report);
         values.extend([
             ("front_matter", self.front_matter(family, &["moe", "low-rank", "svd", "custom_code"])),
@@ -52,7 +55,7 @@ impl Card<'_> {
             ("load_name", self.load_name(family, "lowrank")),
             ("instruction_section", self.instruction()),
             ("rank_table", rank_table(model, &report.matrices)),
-            ("width_sentence", width_sentence(model, report)),
+            ("width_sentence", width_sentence(model, report) + &base_sentence(model, report)),
             ("figures", figure_section(figures)),
             ("error_section", error_section(report)),
             ("version", report.version.clone()),
@@ -217,6 +220,19 @@ fn width_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
         model.projection_title(Projection::Up),
         model.projection_title(Projection::Down),
         model.projection_title(Projection::Down),
+    )
+}
+
+/// Says in which layers the experts share a base; empty if in none.
+fn base_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
+    let layers = report.shared_base_layers.len();
+    if layers == 0 {
+        return String::new();
+    }
+    format!(
+        "\n\nIn {layers} of {} layers the experts share a base B, the mean of their matrices: there a factored `W` is B plus its \
+         factors, which stand for `W − B`.",
+        model.num_hidden_layers,
     )
 }
 

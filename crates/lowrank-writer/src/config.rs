@@ -5,7 +5,7 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, Widths, format};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -49,12 +49,12 @@ impl StatedDtype {
     }
 }
 
-/// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks.
+/// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks. `model` has the widths and shared bases that
+/// are stored.
 pub fn factored(
     base: &Value,
     model: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
-    widths: &Widths,
     storage: Storage,
     dtype: StatedDtype,
 ) -> Result<Value, WriteError> {
@@ -72,12 +72,16 @@ pub fn factored(
         "storage": storage,
         "ranks": ranks,
     });
-    if !widths.is_empty() {
+    if !model.widths.is_empty() {
         let spelling = model.family.spelling();
         let widths =
-            widths.iter().map(|(layer, expert, width)| (spelling.expert(layer, expert), width.into()));
-        lowrank["format_version"] = format::FORMAT_VERSION.into();
+            model.widths.iter().map(|(layer, expert, width)| (spelling.expert(layer, expert), width.into()));
+        lowrank["format_version"] = format::FORMAT_VERSION_WIDTHS.into();
         lowrank["widths"] = Value::Object(widths.collect());
+    }
+    if !model.shared_bases.is_empty() {
+        lowrank["format_version"] = format::FORMAT_VERSION_BASES.into();
+        lowrank[format::SHARED_BASES_KEY] = json!(model.shared_bases);
     }
     config.insert(format::CONFIG_KEY.into(), lowrank);
     Ok(config.into())
@@ -174,7 +178,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
-        let config = factored(&base(), &model(), &ranks(), &Widths::default(), Storage::Uv, BF16).unwrap();
+        let config = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
         assert_eq!(config["task_specific_params"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
@@ -195,7 +199,7 @@ pub(crate) mod tests {
 
     #[test]
     fn densifying_undoes_factoring() {
-        let factored = factored(&base(), &model(), &ranks(), &Widths::default(), Storage::Uv, BF16).unwrap();
+        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
         let undone = dense(&factored, &model(), BF16).unwrap();
         assert_eq!(undone, dense(&base(), &model(), BF16).unwrap());
         assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));

@@ -25,7 +25,7 @@ pub struct Documents {
 }
 
 impl Documents {
-    /// The files of a factored checkpoint: config with ranks and widths, the channels that stay, the family's Python files,
+    /// The files of a factored checkpoint: config with ranks, widths and layers with a base, the channels that stay, the family's Python files,
     /// report, card with its figures, and a selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
     /// differ from the sizes in the report.
     pub fn factored(
@@ -41,8 +41,8 @@ impl Documents {
         }
         let RankPlan { spectra: curves, experts, cost, .. } = plan;
         let curves = curves.as_ref();
-        let config =
-            config::factored(base_config, &model, &plan.ranks(), &plan.widths(), cost.storage, dtype)?;
+        let stored = plan.stored_config(&model);
+        let config = config::factored(base_config, &stored, &plan.ranks(), cost.storage, dtype)?;
         let figures = figures::all(&model, report, curves);
         let mut documents = Self::default();
         if let Some(curves) = curves {

@@ -46,6 +46,9 @@ pub struct CompressionReport {
     /// Experts that keep some of their channels; the others keep all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<ExpertReport>,
+    /// Layers whose experts share a base: there a factored matrix is the base plus its factors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_base_layers: Vec<usize>,
     /// One row per expert matrix, in stored order.
     pub matrices: Vec<MatrixReport>,
 }
@@ -243,6 +246,7 @@ impl CompressionReport {
                     relative_error: row.relative_error,
                 })
                 .collect(),
+            shared_base_layers: plan.shared_base_layers.clone(),
             matrices,
         }
     }

@@ -27,6 +27,9 @@ const CASES: [Case; 5] = [
     case("45%", "pivoted", "rank,width"),
 ];
 
+/// An upcycled model, whose experts are alike.
+const BASE: Case = case("50%", "pivoted", "rank,width,base");
+
 /// A small model of every other family: `tests/golden/make_fixtures.py`.
 const FAMILIES: [&str; 4] = ["qwen3-moe", "dense-layers", "qwen2-moe", "olmoe"];
 /// Tokens to calibrate them on.
@@ -55,8 +58,9 @@ pub(crate) fn run() -> Result<()> {
         let (storage, structures) = (["uv", "pivoted"][i % 2], ["rank,width", "rank"][i / 2 % 2]);
         (format!("family-{family}"), case("20%", storage, structures), base)
     });
+    let alike = ("shared-base".to_owned(), BASE, root().join("tests/fixtures/upcycled-alike"));
     let mut outputs = Vec::new();
-    for (name, case, base) in cases.into_iter().chain(families) {
+    for (name, case, base) in cases.into_iter().chain(families).chain([alike]) {
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
         compress(&tool, case, &base, &factored)?;
         sh(command(&tool)
@@ -77,7 +81,7 @@ pub(crate) fn run() -> Result<()> {
     }
     live.extend_from_slice(&outputs);
     live.push(plain(&tool, &bundled, &folder)?);
-    every_path_loads(&[outputs[1].clone(), outputs[CASES.len() + 1].clone()])?;
+    every_path_loads(&[1, CASES.len() + 1, outputs.len() - 1].map(|at| outputs[at].clone()))?;
     package_works(&tool)?;
     documents_are_true(&tool, &bundled, &outputs[0], &folder)?;
     tokenizers_are_kept(&tool, &folder)?;

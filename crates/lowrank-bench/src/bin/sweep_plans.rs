@@ -25,8 +25,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let subject = mixtral()?;
     let mut rng = ChaCha8Rng::seed_from_u64(10);
     let spectra = subject.config.matrices().map(|id: MatrixId| (id, trained_like(4096, &mut rng))).collect();
-    let errors =
-        Errors { spectra, sensitivity: Sensitivity::Relative, layers: None, widths: Default::default() };
+    let errors = Errors {
+        spectra,
+        sensitivity: Sensitivity::Relative,
+        layers: None,
+        widths: Default::default(),
+        differences: Default::default(),
+    };
     let points = grid()?;
     let asked: Vec<&Recipe> = points.iter().collect();
     let gaps = Mutex::new(Vec::new());

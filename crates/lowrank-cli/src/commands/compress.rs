@@ -98,11 +98,19 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
             )
         );
     } else {
-        let header = ["layer", "width", "gate rank", "down rank", "up rank", "dense", "predicted error"];
-        // Where every expert keeps all channels, nobody asks how many.
-        let shown =
-            if plan.experts.is_empty() { [&header[..1], &header[2..]].concat() } else { header.to_vec() };
-        println!("{}", table(&shown, layer_rows(plan)));
+        // Where no layer has a base, or every expert keeps all channels, nobody asks which.
+        let shown = [
+            Some("layer"),
+            (!plan.shared_base_layers.is_empty()).then_some("base"),
+            (!plan.experts.is_empty()).then_some("width"),
+            Some("gate rank"),
+            Some("down rank"),
+            Some("up rank"),
+            Some("dense"),
+            Some("predicted error"),
+        ];
+        let header: Vec<&str> = shown.into_iter().flatten().collect();
+        println!("{}", table(&header, layer_rows(plan)));
     }
     let row = |what: &str, before: u64, after: u64, show: fn(u64) -> String| {
         let removed = before.saturating_sub(after);
@@ -172,7 +180,7 @@ fn span(values: impl Iterator<Item = usize> + Clone) -> Option<String> {
     Some(if low < high { format!("{low}–{high}") } else { low.to_string() })
 }
 
-/// One row per layer: smallest–largest width, if there are narrowed experts, and rank of each projection, how many matrices
+/// One row per layer: whether its experts share a base, smallest–largest width, each if the plan has such, and rank of each projection, how many matrices
 /// are not factored, the layer's mean error.
 fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
     let widths = plan.widths();
@@ -181,6 +189,10 @@ fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
         .map(|layer| {
             let rows = || plan.matrices.iter().filter(move |row| row.matrix.id.layer == layer);
             let mut cells = vec![layer.to_string()];
+            if !plan.shared_base_layers.is_empty() {
+                let is_shared = plan.shared_base_layers.contains(&layer);
+                cells.push(if is_shared { "shared" } else { "" }.to_owned());
+            }
             if !plan.experts.is_empty() {
                 let gates = rows().filter(|row| row.matrix.id.projection == Projection::Gate);
                 cells.push(span(gates.map(|row| row.stored_shape(&widths).rows)).unwrap_or_default());

@@ -63,6 +63,9 @@ fn print(found: &Inspection, verbose: bool) {
             found.intermediate_size
         );
     }
+    if !found.shared_base_layers.is_empty() {
+        println!("The experts of {} layers share a base.", found.shared_base_layers.len());
+    }
     if found.ranks.is_empty() && found.widths.is_empty() {
         println!(
             "A compression can remove at most {} parameters; ranks alone (--structures rank) {}, stored as they are by default.",

@@ -43,6 +43,13 @@ pub enum DeviceLinear {
         /// [r, n]
         v: DeviceMatrix,
     },
+    /// W = B + difference.
+    OfBase {
+        /// B [m, n]
+        base: DeviceMatrix,
+        /// Of the same shape.
+        difference: Box<DeviceLinear>,
+    },
 }
 
 /// Dimensions of grouped-query attention.
@@ -71,6 +78,7 @@ impl DeviceLinear {
         match self {
             Self::Dense(w) => w.rows,
             Self::Factored { u, .. } => u.rows,
+            Self::OfBase { base, .. } => base.rows,
         }
     }
 
@@ -79,6 +87,7 @@ impl DeviceLinear {
         match self {
             Self::Dense(w) => w.cols,
             Self::Factored { v, .. } => v.cols,
+            Self::OfBase { base, .. } => base.cols,
         }
     }
 }
@@ -121,11 +130,16 @@ impl Lane {
         Ok(y)
     }
 
-    /// Y [N, m] = X [N, n] Wᵀ; factored: (X vᵀ) uᵀ.
+    /// Y [N, m] = X [N, n] Wᵀ; factored: (X vᵀ) uᵀ; with a base: X Bᵀ added.
     pub fn linear(&self, x: &Buffer<f32>, linear: &DeviceLinear) -> Result<Buffer<f32>, CudaError> {
         match linear {
             DeviceLinear::Dense(w) => self.times(x, w),
             DeviceLinear::Factored { u, v } => self.times(&self.times(x, v)?, u),
+            DeviceLinear::OfBase { base, difference } => {
+                let mut y = self.linear(x, difference)?;
+                self.add(&mut y, &self.times(x, base)?)?;
+                Ok(y)
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::config::{ConfigError, Family, ModelConfig};
 use crate::rules::{Keys, Rule};
 use crate::widths::Widths;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// Values of absent keys.
 pub(super) struct Defaults {
@@ -104,6 +105,7 @@ impl Defaults {
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
             widths: Widths::default(),
+            shared_bases: BTreeSet::new(),
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
 use crate::widths::Widths;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// The family.
 pub(super) const FAMILY: &dyn Family = &Mixtral;
@@ -133,6 +134,7 @@ impl Family for Mixtral {
             Role::Norm(NormPlace::Head) => "norm.weight".into(),
             Role::AttentionBias { .. }
             | Role::Norm(NormPlace::Query { .. } | NormPlace::Key { .. })
+            | Role::SharedBase { .. }
             | Role::SharedExpert { .. }
             | Role::DenseBlock { .. }
             | Role::SharedExpertGate { .. } => return None,
@@ -211,6 +213,7 @@ impl Family for Mixtral {
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
             widths: Widths::default(),
+            shared_bases: BTreeSet::new(),
         })
     }
 
@@ -260,6 +263,7 @@ impl Family for Mixtral {
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
                 clip_qkv: None,
                 widths: Widths::default(),
+                shared_bases: BTreeSet::new(),
             })
         };
         Some(read())

@@ -5,6 +5,7 @@ use crate::calibration::Calibrated;
 use crate::narrow::Kept;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
+use crate::shared_base::SharedBases;
 use crate::stored::{FactorFormat, FactoredMatrix, svd_options};
 use crate::{CalibrationContext, PipelineError};
 use lowrank_model::names::Role;
@@ -54,17 +55,24 @@ impl Work<'_> {
         }
     }
 
-    /// What factors are fitted to. Experts that keep some channels need it, whatever the scope.
+    /// What factors are fitted to. Experts that keep some channels or share a base need it, whatever the scope.
     fn fitted(&self) -> Result<Option<&Calibrated>, PipelineError> {
+        let needs_it = !self.kept.is_empty() || !self.config.shared_bases.is_empty();
         match (self.calibration.propagating(), self.calibration.calibrated()) {
-            (None, None) if !self.kept.is_empty() => Err(PipelineError::WidthsNotMeasured),
-            (None, calibrated) if !self.kept.is_empty() => Ok(calibrated),
+            (None, None) if needs_it => Err(PipelineError::StructuresNotMeasured),
+            (None, calibrated) if needs_it => Ok(calibrated),
             (propagating, _) => Ok(propagating),
         }
     }
 
+    fn bases(&self) -> SharedBases<'_> {
+        let dtype = self.request.recipe.factor.dtype;
+        SharedBases { checkpoint: self.checkpoint, config: &self.config, dtype }
+    }
+
     fn stored_dtype(&self, spec: &TensorSpec) -> Dtype {
         match spec.role {
+            Role::SharedBase { layer, projection } => self.bases().dtype(layer, projection),
             Role::Expert(id) => self.checkpoint.matrix_dtype(id),
             _ => self.checkpoint.dtype(&spec.name).expect("validated when opened"),
         }
@@ -73,7 +81,7 @@ impl Work<'_> {
     /// Every tensor of the output, in stored order.
     pub(super) fn layout(&self) -> Result<ShardLayout, PipelineError> {
         let mut output = Vec::new();
-        for spec in self.checkpoint.specs() {
+        for spec in &self.config.tensors() {
             match self.made(spec) {
                 Some(id) => {
                     let (shape, rank) = (self.config.matrix_shape(id), self.ranks.get(&id).copied());
@@ -96,10 +104,10 @@ impl Work<'_> {
         progress: &dyn Progress,
     ) -> Result<BTreeMap<MatrixId, MatrixOutcome>, PipelineError> {
         let fitted = self.fitted()?;
-        let specs: Vec<&TensorSpec> = self.checkpoint.specs().iter().collect();
+        let specs = self.config.tensors();
         // Factors that are fitted to others come after, layer by layer.
         let (later, now): (Vec<&TensorSpec>, Vec<&TensorSpec>) =
-            specs.into_iter().partition(|spec| fitted.is_some() && self.made(spec).is_some());
+            specs.iter().partition(|spec| fitted.is_some() && self.made(spec).is_some());
         progress.start("factor and write", (now.len() + later.len()) as u64, "tensors");
         let outcomes: Result<Vec<Option<(MatrixId, MatrixOutcome)>>, PipelineError> = pool.install(|| {
             now.par_iter()
@@ -156,6 +164,7 @@ impl Work<'_> {
             algebra: self.calibration.algebra(),
             ranks: &self.ranks,
             kept: &self.kept,
+            bases: self.bases(),
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
                 true => Ok(None),
@@ -181,7 +190,11 @@ impl Work<'_> {
         Ok(outcomes.into_inner().expect("nobody panics"))
     }
 
+    /// Writes what no matrix is made of: as it is, or the mean that a layer's experts share.
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
+        if let Role::SharedBase { layer, projection } = spec.role {
+            return Ok(writer.write(&spec.name, &self.bases().tensor(layer, projection)?)?);
+        }
         let mut copied = writer.begin(&spec.name, self.stored_dtype(spec).into(), &spec.shape)?;
         self.checkpoint.read_in_blocks(spec, &mut |block| Ok::<_, PipelineError>(copied.write(block)?))?;
         Ok(copied.finish()?)

@@ -32,6 +32,10 @@ impl<'a> Allocator<'a> {
         Ok(Self { request: *request, segments: problem.segments(), problem })
     }
 
+    pub(super) fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
     /// The plan of each removal, in their order; all in one walk over the steps.
     pub(super) fn plans(&self, wishes: &[(u64, Allocation)]) -> Vec<Result<RankPlan, AllocateError>> {
         let mut order: Vec<usize> = (0..wishes.len()).collect();
@@ -78,7 +82,7 @@ impl<'a> Allocator<'a> {
 }
 
 /// The choices of every matrix, in the order of their names.
-struct Problem {
+pub(super) struct Problem {
     curves: Vec<Curve>,
     /// Cost of all of them left dense.
     dense: u64,
@@ -162,7 +166,7 @@ impl CommonWidths<'_> {
 }
 
 impl Problem {
-    fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
+    pub(super) fn new(request: &AllocationRequest<'_>) -> Result<Self, AllocateError> {
         let &AllocationRequest { target, rank_multiple, sensitivity, .. } = request;
         if rank_multiple == 0 {
             return Err(AllocateError::RankMultiple);
@@ -210,6 +214,15 @@ impl Problem {
         }
         let least = curves.iter().map(|curve| curve.cost(0)).sum();
         Ok(Self { curves, dense, least })
+    }
+
+    pub(super) fn curves(&self) -> &[Curve] {
+        &self.curves
+    }
+
+    /// Cost of leaving everything as it is.
+    pub(super) fn dense(&self) -> u64 {
+        self.dense
     }
 
     /// The cost that may be kept.

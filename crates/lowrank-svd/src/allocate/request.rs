@@ -5,6 +5,7 @@ use lowrank_model::plan::{PlanError, RankGroups, Sensitivity, Size};
 use lowrank_model::{
     CostModel, ElementBytes, ErrorKind, Family, MatrixId, MatrixShape, Spectrum, Target, Unit,
 };
+use std::collections::BTreeMap;
 
 /// One matrix that may be factored.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +55,15 @@ pub struct ExpertCandidate<'a> {
     pub ranks: bool,
 }
 
+/// A layer whose experts may share a base, at the cost of three dense matrices.
+#[derive(Debug, Clone, Copy)]
+pub struct BaseCandidate<'a> {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Singular values of W − B for every matrix W of the layer, in the norm of its own spectrum.
+    pub differences: &'a BTreeMap<MatrixId, Spectrum>,
+}
+
 /// Squared errors of every rank of what stays of an expert's matrices at one width.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NarrowedErrors {
@@ -72,6 +82,8 @@ pub struct AllocationRequest<'a> {
     pub matrices: &'a [Candidate<'a>],
     /// Experts that may be narrowed; then errors compare by [`Sensitivity::Measured`].
     pub experts: &'a [ExpertCandidate<'a>],
+    /// Layers whose experts may share a base, where every matrix and expert has a choice of its own.
+    pub shared_bases: &'a [BaseCandidate<'a>],
     /// How much must go.
     pub target: Target,
     /// How cost is counted, for matrices without element sizes of their own. Its unit is replaced by the target's.

@@ -55,6 +55,7 @@ impl Instance {
             family: family(),
             matrices,
             experts: &[],
+            shared_bases: &[],
             target: Target { unit: self.cost.unit, remove_at_least },
             cost: self.cost,
             rank_multiple: self.rank_multiple,
@@ -322,6 +323,7 @@ fn a_given_rank_is_kept_and_one_that_saves_nothing_is_refused() {
             family: family(),
             matrices,
             experts: &[],
+            shared_bases: &[],
             target: Target { unit: Unit::Params, remove_at_least },
             cost: COST,
             rank_multiple: 2,
@@ -385,6 +387,7 @@ fn mixtral_request<'a>(matrices: &'a [Candidate<'a>]) -> AllocationRequest<'a> {
         family: family(),
         matrices,
         experts: &[],
+        shared_bases: &[],
         target: Target { unit: Unit::Params, remove_at_least: 10_000_000_000 },
         cost: COST,
         rank_multiple: 1,
@@ -456,6 +459,7 @@ fn single(sigma: &[f64], rows: usize, cols: usize, remove: u64) -> Result<RankPl
         family: family(),
         matrices: &matrices,
         experts: &[],
+        shared_bases: &[],
         target: Target { unit: Unit::Params, remove_at_least: remove },
         before: Size { params: 1000, bytes: 2000 },
         ..mixtral_request(&matrices)
@@ -630,4 +634,5 @@ fn given_ranks_become_a_plan_or_are_refused_by_name() {
     }
 }
 
+mod bases;
 mod experts;

@@ -17,6 +17,8 @@ A compiled graph sees the experts of v5 as one operator, because how many tokens
      "ranks": {"model.layers.0.mlp.experts.0.gate_proj": 464, ...}}
 
 In version 2 `widths` maps experts that keep some of their channels to how many: `{"model.layers.0.mlp.experts.0": 300}`.
+In version 3 `shared_base_layers` lists layers whose experts share a base: `....experts.shared_base.PROJECTION.weight`,
+a dense matrix B. There a matrix with a rank is B plus its factors, W ~= B + u @ v, and experts keep all channels.
 
 `storage` is "uv" (two factors u @ v) or "pivoted" (interpolative decomposition: some of the matrix's own columns or rows,
 and coefficients that compute the others from them). A matrix without a rank is dense.
@@ -24,6 +26,8 @@ and coefficients that compute the others from them). A matrix without a rank is 
 
 import re
 from contextlib import contextmanager
+from functools import partial
+from itertools import repeat
 from weakref import WeakValueDictionary
 
 import torch
@@ -31,7 +35,7 @@ from torch import library, nn
 from transformers.activations import ACT2FN
 
 FORMAT = "lowrank-compress"
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSIONS = (1, 2, 3)
 STORAGES = ("uv", "pivoted")
 
 # What `order` holds until it is loaded: out of range from both ends, so that no gather takes it for an index.
@@ -120,28 +124,98 @@ def inner_size(config, path, names):
     return config.lowrank_config.get("widths", {}).get(path, getattr(config, names["width"]))
 
 
+def shapes(projections, hidden, inner):
+    """Name, inputs and outputs of each matrix of an expert."""
+    gate, down, up = projections
+    return (gate, hidden, inner), (down, inner, hidden), (up, hidden, inner)
+
+
+def has_base(config, path):
+    """Whether the experts of the layer at `path` share a base."""
+    layers = config.lowrank_config.get("shared_base_layers", ())
+    return any(path.startswith(f"model.layers.{layer}.") for layer in layers)
+
+
+class SharedBase(nn.Module):
+    """What the experts of a layer have in common: each of their factored matrices is the base's plus its factors."""
+
+    def __init__(self, config, names):
+        super().__init__()
+        self.names = names["projections"]
+        for name, inputs, outputs in shapes(self.names, config.hidden_size, getattr(config, names["width"])):
+            setattr(self, name, nn.Linear(inputs, outputs, bias=False))
+
+    def add_to(self, own, name, x):
+        """W x of an expert's matrix W, given the product `own` with its factors."""
+        return own + getattr(self, name)(x)
+
+
+class BaseProducts:
+    """A base's products with all tokens: one per token and projection, however many experts a token has.
+
+    Those of gate and up are gathered for each expert. Down is linear, so its product is that of a token's activations,
+    weighted and summed over its experts.
+    """
+
+    def __init__(self, base, hidden_states, weights):
+        self.base, self.hidden_states = base, hidden_states
+        self.dtype = torch.result_type(hidden_states, weights)
+        self.products, self.activations = {}, None
+
+    def of_expert(self, tokens, weights):
+        """What an expert calls in place of `SharedBase.add_to`, given its tokens and their weights [tokens, 1]."""
+        return partial(self.add_to, tokens, weights)
+
+    def add_to(self, tokens, weights, own, name, x):
+        if name == self.base.names[1]:
+            if self.activations is None:
+                self.activations = x.new_zeros(len(self.hidden_states), x.shape[-1], dtype=self.dtype)
+            self.activations.index_add_(0, tokens, (x * weights).to(self.dtype))
+            return own
+        if name not in self.products:
+            self.products[name] = getattr(self.base, name)(self.hidden_states)
+        return own + self.products[name].index_select(0, tokens)
+
+    def finish(self, output):
+        """The layer's output, given the weighted sum of what the experts returned."""
+        if self.activations is None:
+            return output
+        down = getattr(self.base, self.base.names[1])
+        return output + down(self.activations.to(output.dtype)).to(output.dtype)
+
+
 class LowRankExpert(nn.Module):
     """SwiGLU: down(act(gate x) * up x), each matrix factored or dense on its own."""
 
-    def __init__(self, config, ranks, path, names):
+    def __init__(self, config, ranks, path, names, base=None):
         super().__init__()
-        hidden, inner = config.hidden_size, inner_size(config, path, names)
-        self.names = gate, down, up = names["projections"]
-        for name, inputs, outputs in ((gate, hidden, inner), (down, inner, hidden), (up, hidden, inner)):
+        self.names = names["projections"]
+        for name, inputs, outputs in shapes(self.names, config.hidden_size, inner_size(config, path, names)):
             setattr(self, name, make_linear(inputs, outputs, ranks.get(f"{path}.{name}"), storage_of(config)))
         self.act_fn = ACT2FN[config.hidden_act]
+        # The base is the layer's child. Here it is a plain attribute, so that each of its tensors has one name.
+        self.__dict__["base"] = base
+        self.on_base = [name for name in self.names if base is not None and f"{path}.{name}" in ranks]
 
-    def forward(self, x):
-        gate, down, up = (getattr(self, name) for name in self.names)
+    def matrix(self, name, add_base):
+        """A function x -> W x. `add_base` adds the base's product to that of the factors, if W is stored so."""
+        own = getattr(self, name)
+        if name not in self.on_base:
+            return own
+        add_base = self.base.add_to if add_base is None else add_base
+        return lambda x: add_base(own(x), name, x)
+
+    def forward(self, x, add_base=None):
+        gate, down, up = (self.matrix(name, add_base) for name in self.names)
         # vLLM's Transformers backend traces one instance of a class, fuses sibling nn.Linear that share an argument,
         # or `act(gate(x)) * up(x)`, and applies that to all instances. Here some are factored and some dense:
-        # `contiguous` (a no-op) and `torch.mul` keep the pattern from matching.
+        # `contiguous` (a no-op) and `torch.mul` keep the pattern from matching. A shared base has no forward to trace.
         x = x.contiguous()
         return down(torch.mul(self.act_fn(gate(x)), up(x)))
 
 
 class LowRankExperts(nn.Module):
-    """The experts of a layer as children named 0 .. E-1.
+    """The experts of a layer as children named 0 .. E-1, and `shared_base` if they have one.
 
     Not an nn.ModuleList on purpose: vLLM and SGLang swap any ModuleList (or 3-D parameter) called `experts` for a fused
     kernel that knows no factors.
@@ -150,8 +224,9 @@ class LowRankExperts(nn.Module):
     def __init__(self, config, ranks, path, names, num_experts):
         super().__init__()
         self.num_experts = num_experts
+        self.shared_base = SharedBase(config, names) if has_base(config, path) else None
         for e in range(num_experts):
-            self.add_module(str(e), LowRankExpert(config, ranks, f"{path}.{e}", names))
+            self.add_module(str(e), LowRankExpert(config, ranks, f"{path}.{e}", names, self.shared_base))
         self.key = registered(self, path)
 
     def __setstate__(self, state):
@@ -180,21 +255,28 @@ class LowRankExperts(nn.Module):
         index, weights = index.flatten(), top_k_weights.gather(-1, by_expert).flatten()
         order = index.argsort(stable=True)
         counts = torch.bincount(index, minlength=self.num_experts).tolist()
-        rows = hidden_states[order // slots].split(counts)
-        outputs = [self[e](its_rows) for e, its_rows in enumerate(rows) if len(its_rows)]
+        tokens, weights = order // slots, weights[order, None]
+        rows = hidden_states[tokens].split(counts)
+        base, parts = BaseProducts(self.shared_base, hidden_states, weights), repeat(None)
+        if self.shared_base is not None:
+            parts = map(base.of_expert, tokens.split(counts), weights.split(counts))
+        outputs = [self[e](its_rows, part) for e, (its_rows, part) in enumerate(zip(rows, parts)) if len(its_rows)]
         if not outputs:
             return torch.zeros_like(hidden_states)
-        weighted = (torch.cat(outputs) * weights[order, None]).to(hidden_states.dtype)
+        weighted = (torch.cat(outputs) * weights).to(hidden_states.dtype)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         first, *others = weighted[back].view(-1, slots, weighted.shape[-1]).unbind(1)
-        return sum(others, start=first)
+        return base.finish(sum(others, start=first))
 
     def run_all(self, hidden_states, top_k_index, top_k_weights):
         """Every expert on all tokens, most with weight 0: a CUDA graph cannot ask how many tokens an expert gets."""
         weights = top_k_weights.new_zeros(len(hidden_states), self.num_experts).scatter(1, top_k_index, top_k_weights)
-        weighted = (self[e](hidden_states) * weights[:, e, None] for e in range(self.num_experts))
-        return sum(output.to(hidden_states.dtype) for output in weighted)
+        base = BaseProducts(self.shared_base, hidden_states, weights)
+        tokens = torch.arange(len(hidden_states), device=hidden_states.device)
+        parts = ((self[e], weights[:, e, None]) for e in range(self.num_experts))
+        weighted = (expert(hidden_states, base.of_expert(tokens, its)) * its for expert, its in parts)
+        return base.finish(sum(output.to(hidden_states.dtype) for output in weighted))
 
 
 # The experts of every layer, for the operator below: a graph holds strings and tensors, not modules.

@@ -79,7 +79,7 @@ pub(super) fn identify<'a>(
         if text.is_none() && sensitivity == Sensitivity::Measured {
             return Err(config.error(point, "sensitivity", Failure::from(PipelineError::NothingToMeasureOn)));
         }
-        planning::refuse_widths(recipe)
+        planning::refuse_structures(recipe)
             .map_err(|error| config.error(point, "structures", Failure::from(error)))?;
         let mut resolved = subject.resolve(recipe);
         // Decides no tensor.

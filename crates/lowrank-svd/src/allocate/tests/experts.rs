@@ -118,6 +118,7 @@ fn holds(rank_groups: RankGroups) {
                 family: family(),
                 matrices: &matrices,
                 experts: &candidates,
+                shared_bases: &[],
                 target: Target { unit: Unit::Params, remove_at_least: removed },
                 cost: COST,
                 rank_multiple: 1,

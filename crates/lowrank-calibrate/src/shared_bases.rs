@@ -1,0 +1,211 @@
+//! What plans with shared bases are made from: the base of a layer's experts, and the errors of every rank of what
+//! distinguishes each matrix from it.
+//!
+//! W ≈ B + u·v with one B per layer and projection, the mean of the experts' matrices. It costs one dense matrix of E, so it
+//! pays where the experts are alike: those of a model that was made from a dense one and trained little.
+
+use crate::widths::ActivationMoment;
+use crate::{CalibrateError, Norms, WidthStore};
+use lowrank_cache::{Arrays, Numbers};
+use lowrank_compute::{Algebra, product_in_strips, product_with_symmetric};
+use lowrank_model::{Dtype, MatrixId, MatrixShape, Progress, Projection, Spectrum, StoredMatrix, Tensor};
+use lowrank_reader::Checkpoint;
+use lowrank_svd::{MatrixMean, Metric, SvdOptions, difference};
+use ndarray::Array2;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// No base is considered where the differences of a layer's down matrices from their mean have a larger share of these
+/// matrices' energy. At 0.58, a mean cosine of 0.34 between eight experts, a base lost by far (`docs/research/widths.md`).
+pub const MOST_SHARE_OF_DIFFERENCES: f64 = 0.5;
+
+/// Spectra of W − B in the calibrated norm, of all matrices of the layers that may have a base.
+pub type DifferenceSpectra = BTreeMap<usize, BTreeMap<MatrixId, Spectrum>>;
+
+/// The mean of a layer's matrices.
+pub fn mean_of_layer(
+    checkpoint: &Checkpoint,
+    layer: usize,
+    projection: Projection,
+) -> Result<MatrixMean, CalibrateError> {
+    let config = checkpoint.config();
+    let mut mean = MatrixMean::new(config.full_shape(projection));
+    for expert in 0..config.experts_in(layer) {
+        let id = MatrixId { layer, expert, projection };
+        let w = dense(checkpoint, id)?;
+        mean.add(&w).map_err(|source| CalibrateError::Svd { name: id, source })?;
+    }
+    Ok(mean)
+}
+
+/// As a base of this dtype. Values are not checked.
+pub fn base_tensor(mean: &MatrixMean, shape: MatrixShape, dtype: Dtype) -> Tensor {
+    Tensor::from_f32(vec![shape.rows, shape.cols], dtype, &mean.mean())
+        .expect("a mean has its matrices' shape")
+}
+
+/// The base of a layer's down matrices in f32; `None` where the layer can have none, or none could pay.
+pub(crate) fn down_base(checkpoint: &Checkpoint, layer: usize) -> Result<Option<Tensor>, CalibrateError> {
+    let config = checkpoint.config();
+    let dtype = |expert, projection| checkpoint.matrix_dtype(MatrixId { layer, expert, projection });
+    let experts = config.experts_in(layer);
+    let of_one_dtype = Projection::ALL
+        .into_iter()
+        .all(|projection| (0..experts).all(|expert| dtype(expert, projection) == dtype(0, projection)));
+    if experts < 2 || !of_one_dtype {
+        return Ok(None);
+    }
+    let mean = mean_of_layer(checkpoint, layer, Projection::Down)?;
+    let may_pay = mean.share_of_differences() <= MOST_SHARE_OF_DIFFERENCES;
+    Ok(may_pay.then(|| base_tensor(&mean, config.full_shape(Projection::Down), Dtype::F32)))
+}
+
+/// The spectrum of the outputs of W₂ − B₂ on the text, in sums over its tokens; of its weights where no token is routed.
+pub(crate) fn down_difference(
+    algebra: &Algebra,
+    id: MatrixId,
+    w2: &Tensor,
+    base: &Tensor,
+    moment: &ActivationMoment,
+    shrinkage: Option<f64>,
+) -> Result<Spectrum, CalibrateError> {
+    let own = difference(w2, base);
+    let MatrixShape { rows, cols } = lowrank_compute::blocks::matrix_shape(&own);
+    let Some(shrinkage) = shrinkage else { return spectrum(algebra, id, &own, Metric::Weights) };
+    let second_moment = {
+        let values = own.to_f32().into_iter().map(f64::from).collect();
+        let wide = Array2::from_shape_vec((rows, cols), values).expect("[H, F]");
+        let all: Vec<usize> = (0..cols).collect();
+        let image = product_with_symmetric(wide.view(), moment.sum(), &all);
+        product_in_strips(image.view(), wide.t())
+    };
+    spectrum(algebra, id, &own, Metric::Outputs { second_moment: &second_moment, shrinkage, map: None })
+}
+
+impl WidthStore<'_> {
+    /// Of the layers whose experts may share a base. `own`: the spectra of the matrices themselves, in the same norms.
+    pub fn differences(
+        &self,
+        checkpoint: &Checkpoint,
+        norms: &Norms,
+        tokens: usize,
+        own: &BTreeMap<MatrixId, Spectrum>,
+        progress: &dyn Progress,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<DifferenceSpectra, CalibrateError> {
+        let layers = checkpoint.config().num_hidden_layers;
+        progress.start("errors of shared bases", layers as u64, "layers");
+        let mut found = DifferenceSpectra::new();
+        for layer in 0..layers {
+            if let Some(spectra) = self.differences_of_layer(checkpoint, norms, tokens, own, layer, stop)? {
+                found.insert(layer, spectra);
+            }
+            progress.advance(1);
+        }
+        progress.finish();
+        Ok(found)
+    }
+
+    fn differences_of_layer(
+        &self,
+        checkpoint: &Checkpoint,
+        norms: &Norms,
+        tokens: usize,
+        own: &BTreeMap<MatrixId, Spectrum>,
+        layer: usize,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<BTreeMap<MatrixId, Spectrum>>, CalibrateError> {
+        let config = checkpoint.config();
+        let mut spectra = BTreeMap::new();
+        for expert in 0..config.experts_in(layer) {
+            let id = MatrixId { layer, expert, projection: Projection::Down };
+            let Some(sums) = self.down_difference(layer, expert)? else { return Ok(None) };
+            let scale = if norms.is_unrouted(layer, expert) { 1.0 } else { (tokens as f64).sqrt() };
+            let sigma = sums.into_iter().map(|sigma| sigma / scale).collect();
+            spectra.insert(id, of_sigma(id, sigma)?);
+        }
+        if spectra.is_empty() {
+            return Ok(None);
+        }
+        let name = format!("differences-{layer:03}");
+        let known = self.entry.get(&name)?;
+        let mut arrays = Arrays::default();
+        for projection in [Projection::Gate, Projection::Up] {
+            let ids: Vec<MatrixId> =
+                (0..config.experts_in(layer)).map(|expert| MatrixId { layer, expert, projection }).collect();
+            let found: Vec<(MatrixId, Vec<f64>)> = match &known {
+                Some(arrays) => known_of(arrays, &ids).ok_or(CalibrateError::Absent { layer, expert: 0 })?,
+                None => {
+                    let mean = mean_of_layer(checkpoint, layer, projection)?;
+                    let base = base_tensor(&mean, config.full_shape(projection), Dtype::F32);
+                    drop(mean);
+                    let one = |&id: &MatrixId| {
+                        if stop() {
+                            return Err(CalibrateError::Stopped);
+                        }
+                        let w = difference(&dense(checkpoint, id)?, &base);
+                        let norm = norms.of(id)?;
+                        Ok((id, spectrum(self.algebra, id, &w, norm.metric())?.sigma().to_vec()))
+                    };
+                    ids.par_iter().with_max_len(1).map(one).collect::<Result<_, _>>()?
+                }
+            };
+            for (id, sigma) in found {
+                arrays.arrays.insert(id.to_string(), Numbers::F64(sigma.clone()));
+                spectra.insert(id, of_sigma(id, sigma)?);
+            }
+        }
+        if known.is_none() {
+            self.entry.put(&name, &arrays)?;
+        }
+        let unrouted = spectra.iter_mut().filter(|(id, _)| norms.is_unrouted(layer, id.expert));
+        for (&id, spectrum) in unrouted {
+            *spectrum = on_the_scale_of(&own[&id], &dense(checkpoint, id)?, id, spectrum)?;
+        }
+        Ok(Some(spectra))
+    }
+}
+
+/// A spectrum of weights of an expert without routed tokens, on the scale that was given to the matrix' own.
+fn on_the_scale_of(
+    own: &Spectrum,
+    w: &Tensor,
+    id: MatrixId,
+    found: &Spectrum,
+) -> Result<Spectrum, CalibrateError> {
+    let energy: f64 = w.to_f32().into_iter().map(|value| f64::from(value).powi(2)).sum();
+    let scale = if energy > 0.0 { (own.energy() / energy).sqrt() } else { 1.0 };
+    of_sigma(id, found.sigma().iter().map(|sigma| sigma * scale).collect())
+}
+
+fn known_of(arrays: &Arrays, ids: &[MatrixId]) -> Option<Vec<(MatrixId, Vec<f64>)>> {
+    let one = |&id: &MatrixId| match arrays.arrays.get(&id.to_string()) {
+        Some(Numbers::F64(sigma)) => Some((id, sigma.clone())),
+        _ => None,
+    };
+    ids.iter().map(one).collect()
+}
+
+fn spectrum(
+    algebra: &Algebra,
+    id: MatrixId,
+    w: &Tensor,
+    metric: Metric<'_>,
+) -> Result<Spectrum, CalibrateError> {
+    let options = SvdOptions { metric, ..SvdOptions::default() }.for_matrix(id);
+    let shape = lowrank_compute::blocks::matrix_shape(w);
+    let (found, _) = algebra.run(shape, |backend| lowrank_svd::spectrum(backend, w, &options));
+    Ok(found.map_err(|source| CalibrateError::Svd { name: id, source })?.0)
+}
+
+fn of_sigma(id: MatrixId, sigma: Vec<f64>) -> Result<Spectrum, CalibrateError> {
+    Spectrum::new(sigma).map_err(|source| CalibrateError::Svd { name: id, source: source.into() })
+}
+
+fn dense(checkpoint: &Checkpoint, id: MatrixId) -> Result<Tensor, CalibrateError> {
+    let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
+        unreachable!("a factored checkpoint is refused before it is calibrated")
+    };
+    checkpoint.check_matrix_finite(id, &w)?;
+    Ok(w)
+}
