@@ -37,14 +37,17 @@ pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", 
 pub(crate) const RANKS: &str = "+ error propagation through layers";
 /// Widths alone.
 pub(crate) const WIDTHS: &str = "widths alone, an eighth of the tokens from the vocabulary";
+/// Ranks, in some layers beside a base.
+pub(crate) const BASES: &str = "ranks and shared bases, likewise";
+/// Both in one plan.
+pub(crate) const WIDTHS_AND_RANKS: &str = "ranks and widths, likewise";
 /// The tool without flags.
-pub(crate) const DEFAULT: &str =
-    "widths and ranks, an eighth of the tokens from the vocabulary: **the default**";
+pub(crate) const DEFAULT: &str = "ranks, widths and shared bases: **the default**";
 /// Expert pruning, the usual alternative.
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
 /// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
-pub(crate) const METHODS: [Method; 16] = [
+pub(crate) const METHODS: [Method; 18] = [
     row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
     row("plain SVD, global, u·v", How::DataFree("--storage uv")),
     row(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
@@ -94,6 +97,8 @@ pub(crate) const METHODS: [Method; 16] = [
     in_small(row(RANKS, How::Calibrated("--structures rank --vocabulary-share 0"))),
     row("+ an eighth of the tokens from the vocabulary", How::Calibrated("--structures rank")),
     row(WIDTHS, How::Calibrated("--structures width")),
+    row(BASES, How::Calibrated("--structures rank,base")),
+    row(WIDTHS_AND_RANKS, How::Calibrated("--structures rank,width")),
     in_small(row(DEFAULT, How::Calibrated(""))),
     in_small(row(PRUNED, How::Pruned)),
 ];
