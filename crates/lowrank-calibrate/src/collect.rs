@@ -1,8 +1,9 @@
 //! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
 
+use crate::activations::ActivationMoment;
+use crate::layer_base::down_base;
 use crate::moments::column_energies;
-use crate::shared_bases::down_base;
-use crate::widths::{ActivationMoment, Passed, WidthStore};
+use crate::widths::{Passed, WidthStore};
 use crate::{CalibrateError, ExpertMoments, Store};
 use lowrank_forward::{ExpertBatch, Forward, Observer};
 use lowrank_model::recipe::MomentSettings;

@@ -15,15 +15,19 @@
 //! | [`store`] | where they lie until they are used |
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
 //! | [`pair`] | moments of what a compressed model sees, beside what the original saw |
+//! | [`activations`] | the second moment of an expert's activations |
 //! | [`widths`] | orders of channels and errors of widths |
-//! | [`shared_bases`] | the base that a layer's experts may share, and errors of what distinguishes them |
+//! | [`layer_base`] | the base that a layer's experts may share |
+//! | [`shared_bases`] | errors of what distinguishes their matrices from it |
 //! | [`regression`] | down of a narrowed expert by least squares |
 //! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
 //!
 //! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
 
+pub mod activations;
 pub mod collect;
 mod error;
+pub mod layer_base;
 pub mod moments;
 pub mod norm;
 pub mod pair;

@@ -1,9 +1,10 @@
 //! Down (w2) of a narrowed expert, fitted by least squares to the activations that its own gate and up give.
 
 use crate::CalibrateError;
+use crate::activations::ActivationMoment;
 use crate::moments::add_cross;
 use crate::pair::BATCH_TOKENS;
-use crate::widths::{ActivationMoment, RIDGE};
+use crate::widths::RIDGE;
 use lowrank_compute::{product_in_strips, product_with_symmetric};
 use lowrank_model::Tensor;
 use lowrank_svd::{SvdError, fit_columns};

@@ -4,83 +4,17 @@
 //! W ≈ B + u·v with one B per layer and projection, the mean of the experts' matrices. It costs one dense matrix of E, so it
 //! pays where the experts are alike: those of a model that was made from a dense one and trained little.
 
-use crate::widths::ActivationMoment;
+use crate::layer_base::{base_tensor, dense, mean_of_layer, of_sigma, spectrum};
 use crate::{CalibrateError, Norms, WidthStore};
 use lowrank_cache::{Arrays, Numbers};
-use lowrank_compute::{Algebra, product_in_strips, product_with_symmetric};
-use lowrank_model::{Dtype, MatrixId, MatrixShape, Progress, Projection, Spectrum, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, MatrixId, Progress, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{MatrixMean, Metric, SvdOptions, difference};
-use ndarray::Array2;
+use lowrank_svd::difference;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// No base is considered where the differences of a layer's down matrices from their mean have a larger share of these
-/// matrices' energy. At 0.58, a mean cosine of 0.34 between eight experts, a base lost by far (`docs/research/widths.md`).
-pub const MOST_SHARE_OF_DIFFERENCES: f64 = 0.5;
-
 /// Spectra of W − B in the calibrated norm, of all matrices of the layers that may have a base.
 pub type DifferenceSpectra = BTreeMap<usize, BTreeMap<MatrixId, Spectrum>>;
-
-/// The mean of a layer's matrices.
-pub fn mean_of_layer(
-    checkpoint: &Checkpoint,
-    layer: usize,
-    projection: Projection,
-) -> Result<MatrixMean, CalibrateError> {
-    let config = checkpoint.config();
-    let mut mean = MatrixMean::new(config.full_shape(projection));
-    for expert in 0..config.experts_in(layer) {
-        let id = MatrixId { layer, expert, projection };
-        let w = dense(checkpoint, id)?;
-        mean.add(&w).map_err(|source| CalibrateError::Svd { name: id, source })?;
-    }
-    Ok(mean)
-}
-
-/// As a base of this dtype. Values are not checked.
-pub fn base_tensor(mean: &MatrixMean, shape: MatrixShape, dtype: Dtype) -> Tensor {
-    Tensor::from_f32(vec![shape.rows, shape.cols], dtype, &mean.mean())
-        .expect("a mean has its matrices' shape")
-}
-
-/// The base of a layer's down matrices in f32; `None` where the layer can have none, or none could pay.
-pub(crate) fn down_base(checkpoint: &Checkpoint, layer: usize) -> Result<Option<Tensor>, CalibrateError> {
-    let config = checkpoint.config();
-    let dtype = |expert, projection| checkpoint.matrix_dtype(MatrixId { layer, expert, projection });
-    let experts = config.experts_in(layer);
-    let of_one_dtype = Projection::ALL
-        .into_iter()
-        .all(|projection| (0..experts).all(|expert| dtype(expert, projection) == dtype(0, projection)));
-    if experts < 2 || !of_one_dtype {
-        return Ok(None);
-    }
-    let mean = mean_of_layer(checkpoint, layer, Projection::Down)?;
-    let may_pay = mean.share_of_differences() <= MOST_SHARE_OF_DIFFERENCES;
-    Ok(may_pay.then(|| base_tensor(&mean, config.full_shape(Projection::Down), Dtype::F32)))
-}
-
-/// The spectrum of the outputs of W₂ − B₂ on the text, in sums over its tokens; of its weights where no token is routed.
-pub(crate) fn down_difference(
-    algebra: &Algebra,
-    id: MatrixId,
-    w2: &Tensor,
-    base: &Tensor,
-    moment: &ActivationMoment,
-    shrinkage: Option<f64>,
-) -> Result<Spectrum, CalibrateError> {
-    let own = difference(w2, base);
-    let MatrixShape { rows, cols } = lowrank_compute::blocks::matrix_shape(&own);
-    let Some(shrinkage) = shrinkage else { return spectrum(algebra, id, &own, Metric::Weights) };
-    let second_moment = {
-        let values = own.to_f32().into_iter().map(f64::from).collect();
-        let wide = Array2::from_shape_vec((rows, cols), values).expect("[H, F]");
-        let all: Vec<usize> = (0..cols).collect();
-        let image = product_with_symmetric(wide.view(), moment.sum(), &all);
-        product_in_strips(image.view(), wide.t())
-    };
-    spectrum(algebra, id, &own, Metric::Outputs { second_moment: &second_moment, shrinkage, map: None })
-}
 
 impl WidthStore<'_> {
     /// Of the layers whose experts may share a base. `own`: the spectra of the matrices themselves, in the same norms.
@@ -184,28 +118,4 @@ fn known_of(arrays: &Arrays, ids: &[MatrixId]) -> Option<Vec<(MatrixId, Vec<f64>
         _ => None,
     };
     ids.iter().map(one).collect()
-}
-
-fn spectrum(
-    algebra: &Algebra,
-    id: MatrixId,
-    w: &Tensor,
-    metric: Metric<'_>,
-) -> Result<Spectrum, CalibrateError> {
-    let options = SvdOptions { metric, ..SvdOptions::default() }.for_matrix(id);
-    let shape = lowrank_compute::blocks::matrix_shape(w);
-    let (found, _) = algebra.run(shape, |backend| lowrank_svd::spectrum(backend, w, &options));
-    Ok(found.map_err(|source| CalibrateError::Svd { name: id, source })?.0)
-}
-
-fn of_sigma(id: MatrixId, sigma: Vec<f64>) -> Result<Spectrum, CalibrateError> {
-    Spectrum::new(sigma).map_err(|source| CalibrateError::Svd { name: id, source: source.into() })
-}
-
-fn dense(checkpoint: &Checkpoint, id: MatrixId) -> Result<Tensor, CalibrateError> {
-    let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
-        unreachable!("a factored checkpoint is refused before it is calibrated")
-    };
-    checkpoint.check_matrix_finite(id, &w)?;
-    Ok(w)
 }

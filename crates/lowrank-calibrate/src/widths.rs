@@ -3,17 +3,16 @@
 //! The second moment of an expert's activations, C = Σ g² h hᵀ [F, F], is summed while the text passes and never stored: the
 //! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
 
+use crate::activations::ActivationMoment;
+use crate::layer_base::down_difference;
 use crate::norm::shrinkage_of;
-use crate::pair::BATCH_TOKENS;
-use crate::shared_bases::down_difference;
 use crate::{CalibrateError, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
-use lowrank_compute::{Accumulate, Algebra, Faer, Kernels};
+use lowrank_compute::Algebra;
 use lowrank_model::plan::Structures;
 use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Channels, NarrowedErrors, narrowed_inputs, narrowed_outputs};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -21,8 +20,6 @@ use std::collections::BTreeMap;
 const GRID: usize = 16;
 /// From this F on, grid widths are multiples of 8, as ranks are.
 const TRUE_SIZE: usize = 1024;
-/// Columns of the second moment that one task sums.
-const STRIP: usize = 256;
 /// Added to the second moment, in mean diagonal elements: `docs/research/widths.md`.
 pub const RIDGE: f64 = 0.03;
 
@@ -49,56 +46,6 @@ pub struct ExpertWidths {
 /// Of every expert, by layer and expert. An expert without routed tokens is narrowed by its weights alone, and counts as a
 /// whole like the least of its layer's others.
 pub type WidthsByExpert = BTreeMap<(usize, usize), ExpertWidths>;
-
-/// Σ g² h hᵀ of one expert. Products in f32 within a block of tokens, sums in f64: the ridge bounds the condition number of
-/// what is made of it by F/[`RIDGE`].
-#[derive(Debug)]
-pub struct ActivationMoment {
-    /// [F, F], lower triangle.
-    sum: Array2<f64>,
-}
-
-impl ActivationMoment {
-    /// Of no tokens.
-    pub fn new(intermediate_size: usize) -> Self {
-        Self { sum: Array2::zeros((intermediate_size, intermediate_size)) }
-    }
-
-    /// Adds activations [n, F] of tokens that count so much.
-    pub fn add(&mut self, activations: &[f32], weights: &[f64]) {
-        let size = self.sum.nrows();
-        let batches = activations.chunks(BATCH_TOKENS * size).zip(weights.chunks(BATCH_TOKENS));
-        for (rows, weights) in batches {
-            let mut scaled = Array2::from_shape_vec((weights.len(), size), rows.to_vec()).expect("[n, F]");
-            let rows = scaled.rows_mut().into_iter().zip(weights);
-            rows.for_each(|(mut row, weight)| row *= weight.sqrt() as f32);
-            add_gram(&mut self.sum, &scaled);
-        }
-    }
-
-    /// [F, F], lower triangle.
-    pub fn sum(&self) -> ArrayView2<'_, f64> {
-        self.sum.view()
-    }
-
-    /// Whether every sum is finite.
-    pub fn is_finite(&self) -> bool {
-        self.sum.iter().all(|value| value.is_finite())
-    }
-}
-
-/// sum += rowsᵀ rows, lower triangle, strip by strip.
-fn add_gram(sum: &mut Array2<f64>, rows: &Array2<f32>) {
-    let strips: Vec<ArrayViewMut2<'_, f64>> = sum.axis_chunks_iter_mut(Axis(1), STRIP).collect();
-    strips.into_par_iter().enumerate().for_each(|(strip, mut out)| {
-        let first = strip * STRIP;
-        let mut product = Array2::<f32>::zeros((out.nrows() - first, out.ncols()));
-        let (left, right) = (rows.slice(s![.., first..]), rows.slice(s![.., first..first + out.ncols()]));
-        Faer.gemm(left.reversed_axes(), right, product.view_mut(), Accumulate::Replace);
-        let mut below = out.slice_mut(s![first.., ..]);
-        below.zip_mut_with(&product, |sum, &value| *sum += f64::from(value));
-    });
-}
 
 /// Of the singular values in an expert's file.
 const DIFFERENCE: &str = "difference";
@@ -160,7 +107,7 @@ impl WidthStore<'_> {
             let failed = |source| CalibrateError::Svd { name: id, source };
             let shape = lowrank_compute::blocks::matrix_shape(w2);
             let widths = width_grid(shape.cols);
-            let channels = Channels::new(w2, moment.sum.view(), RIDGE).map_err(failed)?;
+            let channels = Channels::new(w2, moment.sum(), RIDGE).map_err(failed)?;
             let down = match self.structures.has_ranks() {
                 true => self.algebra.run(shape, |backend| narrowed_outputs(backend, &channels, &widths)).0,
                 false => Ok(Vec::new()),
@@ -330,26 +277,5 @@ mod tests {
         assert_eq!(width_grid(14_336).len(), 15);
         assert_eq!(width_grid(3), [1, 2]);
         assert!(width_grid(1).is_empty());
-    }
-
-    #[test]
-    fn the_moment_is_the_weighted_sum_over_tokens_however_they_are_cut() {
-        let (size, tokens) = (300, BATCH_TOKENS + 3);
-        let activations: Vec<f32> = (0..size * tokens).map(|i| (i as f32 * 0.37).sin()).collect();
-        let weights: Vec<f64> = (0..tokens).map(|t| 0.1 + (t % 7) as f64 / 8.0).collect();
-        let mut moment = ActivationMoment::new(size);
-        moment.add(&activations, &weights);
-        for (i, j) in [(0, 0), (299, 2), (256, 255), (299, 299)] {
-            let expected: f64 = (0..tokens)
-                .map(|t| {
-                    weights[t] * f64::from(activations[t * size + i]) * f64::from(activations[t * size + j])
-                })
-                .sum();
-            assert!(
-                (moment.sum[[i, j]] - expected).abs() < 1e-3,
-                "{i} {j}: {} {expected}",
-                moment.sum[[i, j]]
-            );
-        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::PipelineError;
 use crate::narrow::Stored;
 use crate::round::round;
-use lowrank_calibrate::shared_bases::mean_of_layer;
+use lowrank_calibrate::layer_base::mean_of_layer;
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Accumulate, Algebra, Faer, Kernels};
 use lowrank_model::names::Role;

@@ -48,6 +48,7 @@ class Settings:
     spectra: str = "exact"
     """shared: errors of ranks at all widths from one eigenbasis of the full width."""
     base: int = 0
+    """1: a shared base in every layer that minimises the calibrated errors; 2: the mean of the experts' matrices."""
     vocabulary: float = 0.0
     """Share of calibration windows that are replaced by shuffled tokens of the vocabulary."""
     rare: int = 0
@@ -134,7 +135,7 @@ class Study:
         return self.cached(("norms", *s.text(), s.shrinkage), make)
 
     def bases(self, s):
-        """Per layer a matrix for w1, w3, w2 that minimises Σ ‖(W_e − B) C_e^½‖²."""
+        """Per layer a matrix for w1, w3, w2: the one that minimises Σ ‖(W_e − B) C_e^½‖², or the mean."""
         if not s.base:
             return [None] * len(self.model.experts)
         plain, channels = self.moments(s)[0], self.channels(s)
@@ -146,11 +147,14 @@ class Study:
                 xs = [m.x + s.shrinkage * m.x.diagonal().mean() * eye for m in ms]
                 least = lambda ws, c: torch.linalg.solve(sum(c), sum(w.double() @ m for w, m in zip(ws, c)).T).T
                 hs = [c.c for c in cs]
+                if s.base == 2:
+                    found.append(tuple(torch.stack(ws).double().mean(0) for ws in zip(*((e.w1, e.w3, e.w2) for e in experts))))
+                    continue
                 found.append((least([e.w1 for e in experts], xs), least([e.w3 for e in experts], xs),
                               least([e.w2 for e in experts], hs)))
             return found
 
-        return self.cached(("bases", *s.text(), s.ridge, s.order, s.shrinkage), make)
+        return self.cached(("bases", s.base, *s.text(), s.ridge, s.order, s.shrinkage), make)
 
     def curves(self, s):
         plain, tokens = self.moments(s)
