@@ -8,9 +8,10 @@ use lowrank_reader::Checkpoint;
 use lowrank_svd::{MatrixMean, Metric, SvdOptions, difference};
 use ndarray::Array2;
 
-/// No base is considered where the differences of a layer's down matrices from their mean have a larger share of these
-/// matrices' energy. At 0.58, a mean cosine of 0.34 between eight experts, a base lost by far (`docs/research/widths.md`).
-pub const MOST_SHARE_OF_DIFFERENCES: f64 = 0.5;
+/// A base costs an E-th of a layer's parameters and spares what its E experts have in common. None is considered where the mean
+/// cosine between their down matrices is below so many E-ths: at 0.34 between eight experts, 2.7, a base lost by far
+/// (`docs/research/widths.md`).
+const LEAST_COSINE_BY_EXPERTS: f64 = 3.5;
 
 /// The mean of a layer's matrices.
 pub fn mean_of_layer(
@@ -46,7 +47,7 @@ pub(crate) fn down_base(checkpoint: &Checkpoint, layer: usize) -> Result<Option<
         return Ok(None);
     }
     let mean = mean_of_layer(checkpoint, layer, Projection::Down)?;
-    let may_pay = mean.share_of_differences() <= MOST_SHARE_OF_DIFFERENCES;
+    let may_pay = mean.mean_cosine() * experts as f64 >= LEAST_COSINE_BY_EXPERTS;
     Ok(may_pay.then(|| base_tensor(&mean, config.full_shape(Projection::Down), Dtype::F32)))
 }
 

@@ -15,10 +15,12 @@ use lowrank_svd::allocate::AllocateError;
 use lowrank_verify::{Depth, Verdict, VerifyOptions, verify};
 use lowrank_writer::Leftover;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tempfile::TempDir;
@@ -231,51 +233,77 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
     compress(&checkpoint, request, &Silent)
 }
 
+/// Whether what is written holds against the verifier; how many layers have a base.
+fn holds(model: &Model, job: &Job) -> Result<usize, TestCaseError> {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+    let done = match run(model, job, &folder) {
+        Ok(done) => done,
+        // So small matrices cannot give everything away.
+        Err(PipelineError::Allocate(AllocateError::Infeasible { .. })) => {
+            prop_assert!(!out.exists());
+            return Ok(0);
+        }
+        Err(error) => return Err(TestCaseError::fail(error.to_string())),
+    };
+    let asked = done.plan.target.unwrap().remove_at_least;
+    let removed = match job.unit {
+        Unit::Params => done.plan.removed_params(),
+        Unit::Bytes => done.plan.removed_bytes(),
+    };
+    prop_assert!(removed >= asked);
+
+    let mut read = Checkpoint::open(&out).unwrap();
+    // Where all experts have the same width, the output is a plain model.
+    prop_assert_eq!(read.is_narrow(), done.plan.plain_width().is_some());
+    if read.is_narrow() {
+        read = read.narrowed_from(model.config.intermediate_size);
+    }
+    prop_assert_eq!(read.size(), done.plan.after);
+    prop_assert_eq!(read.size().params, done.published.params);
+    let ranks: BTreeMap<MatrixId, usize> = done.plan.ranks();
+    prop_assert_eq!(read.ranks(), &ranks);
+    prop_assert_eq!(&read.config().widths, &done.plan.widths());
+    let bases: Vec<usize> = read.config().shared_bases.iter().copied().collect();
+    prop_assert_eq!(&bases, &done.plan.shared_base_layers);
+
+    let options = VerifyOptions { depth: Depth::Static, ..VerifyOptions::default() };
+    let report = verify(&base, &out, &options, &Silent).unwrap();
+    prop_assert_eq!(report.verdict, Verdict::Passed, "{}", report);
+    let files = report.files.unwrap();
+    let is_made =
+        |id: &MatrixId| ranks.contains_key(id) || done.plan.widths().of(id.layer, id.expert).is_some();
+    prop_assert_eq!(files.factored.len(), model.config.matrices().filter(is_made).count());
+    prop_assert_eq!(files.original.params - files.compressed.params, done.plan.removed_params());
+    Ok(bases.len())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_written_holds_against_the_verifier(model in model(), job in job()) {
-        let folder = tempfile::tempdir().unwrap();
-        let (base, out) = (folder.path().join("base"), folder.path().join("out"));
-        let done = match run(&model, &job, &folder) {
-            Ok(done) => done,
-            // So small matrices cannot give everything away.
-            Err(PipelineError::Allocate(AllocateError::Infeasible { .. })) => {
-                prop_assert!(!out.exists());
-                return Ok(());
-            }
-            Err(error) => return Err(TestCaseError::fail(error.to_string())),
-        };
-        let asked = done.plan.target.unwrap().remove_at_least;
-        let removed = match job.unit {
-            Unit::Params => done.plan.removed_params(),
-            Unit::Bytes => done.plan.removed_bytes(),
-        };
-        prop_assert!(removed >= asked);
-
-        let mut read = Checkpoint::open(&out).unwrap();
-        // Where all experts have the same width, the output is a plain model.
-        prop_assert_eq!(read.is_narrow(), done.plan.plain_width().is_some());
-        if read.is_narrow() {
-            read = read.narrowed_from(model.config.intermediate_size);
-        }
-        prop_assert_eq!(read.size(), done.plan.after);
-        prop_assert_eq!(read.size().params, done.published.params);
-        let ranks: BTreeMap<MatrixId, usize> = done.plan.ranks();
-        prop_assert_eq!(read.ranks(), &ranks);
-        prop_assert_eq!(&read.config().widths, &done.plan.widths());
-        let bases: Vec<usize> = read.config().shared_bases.iter().copied().collect();
-        prop_assert_eq!(&bases, &done.plan.shared_base_layers);
-
-        let options = VerifyOptions { depth: Depth::Static, ..VerifyOptions::default() };
-        let report = verify(&base, &out, &options, &Silent).unwrap();
-        prop_assert_eq!(report.verdict, Verdict::Passed, "{}", report);
-        let files = report.files.unwrap();
-        let is_made = |id: &MatrixId| {
-            ranks.contains_key(id) || done.plan.widths().of(id.layer, id.expert).is_some()
-        };
-        prop_assert_eq!(files.factored.len(), model.config.matrices().filter(is_made).count());
-        prop_assert_eq!(files.original.params - files.compressed.params, done.plan.removed_params());
+        holds(&model, &job)?;
     }
+}
+
+/// Bases pay where experts are alike and many, which few of those models have.
+#[test]
+fn what_is_written_with_shared_bases_holds_too() {
+    let mut runner = TestRunner::new(ProptestConfig { cases: 24, ..ProptestConfig::default() });
+    let with_bases = Cell::new(0);
+    let alike = |mut model: Model, mut job: Job| {
+        (model.kind, model.config.num_local_experts, model.config.num_experts_per_tok) = (Kind::Alike, 5, 2);
+        (job.calibrated, job.structures, job.share) =
+            (true, Structures::RankWidthBase, 0.2 + job.share / 2.0);
+        (model, job)
+    };
+    runner
+        .run(&(model(), job()), |(model, job)| {
+            let (model, job) = alike(model, job);
+            with_bases.set(with_bases.get() + usize::from(holds(&model, &job)? > 0));
+            Ok(())
+        })
+        .unwrap();
+    assert!(with_bases.get() > 2, "{} of 24", with_bases.get());
 }

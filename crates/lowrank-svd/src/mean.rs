@@ -48,11 +48,14 @@ impl MatrixMean {
         self.sum.iter().map(|sum| (sum / self.count.max(1) as f64) as f32).collect()
     }
 
-    /// Σ ‖W − B‖² / Σ ‖W‖², from 0 where all are equal to 1 where they have nothing in common; 1 of zero matrices.
-    pub fn share_of_differences(&self) -> f64 {
-        let count = self.count.max(1) as f64;
-        let of_mean: f64 = self.sum.iter().map(|sum| sum * sum).sum::<f64>() / count;
-        if self.energy > 0.0 { (1.0 - of_mean / self.energy).clamp(0.0, 1.0) } else { 1.0 }
+    /// (‖Σ W‖² − Σ ‖W‖²) / ((E − 1) Σ ‖W‖²): of matrices of one norm the mean cosine between two. 1 where all are equal, 0 of
+    /// zero matrices and of a single one.
+    pub fn mean_cosine(&self) -> f64 {
+        if self.count < 2 || self.energy == 0.0 {
+            return 0.0;
+        }
+        let of_sum: f64 = self.sum.iter().map(|sum| sum * sum).sum();
+        (of_sum - self.energy) / ((self.count - 1) as f64 * self.energy)
     }
 }
 
@@ -81,22 +84,27 @@ mod tests {
     }
 
     #[test]
-    fn equal_matrices_differ_in_nothing_and_opposite_ones_in_all() {
+    fn equal_matrices_are_alike_and_opposite_ones_are_not() {
         let (a, b) = ([1.0, 2.0, -3.0, 4.0], [-1.0, -2.0, 3.0, -4.0]);
-        assert_eq!((of(&[&a, &a]).mean(), of(&[&a, &a]).share_of_differences()), (a.to_vec(), 0.0));
-        assert_eq!((of(&[&a, &b]).mean(), of(&[&a, &b]).share_of_differences()), (vec![0.0; 4], 1.0));
-        assert_eq!(of(&[&[0.0; 4]]).share_of_differences(), 1.0);
+        assert_eq!((of(&[&a, &a]).mean(), of(&[&a, &a]).mean_cosine()), (a.to_vec(), 1.0));
+        assert_eq!((of(&[&a, &b]).mean(), of(&[&a, &b]).mean_cosine()), (vec![0.0; 4], -1.0));
+        assert_eq!((of(&[&[0.0; 4], &[0.0; 4]]).mean_cosine(), of(&[&a]).mean_cosine()), (0.0, 0.0));
     }
 
     #[test]
-    fn the_share_is_that_of_the_plain_sums() {
-        let matrices: [&[f32]; 3] = [&[1.0, 2.0, 3.0, 4.0], &[2.0, 2.0, 1.0, -4.0], &[0.5, 1.0, 3.0, 8.0]];
+    fn the_cosine_is_that_of_the_plain_sums() {
+        let matrices: [&[f32]; 3] = [&[5.0, 0.0, 3.0, 4.0], &[4.0, 3.0, -3.0, -4.0], &[0.0, 5.0, 5.0, 0.0]];
+        let dot =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+        let pairs = [(0, 1), (0, 2), (1, 2)].map(|(i, j)| dot(matrices[i], matrices[j]) / 50.0);
+        let expected = pairs.iter().sum::<f64>() / 3.0;
         let mean = of(&matrices);
+        assert!((mean.mean_cosine() - expected).abs() < 1e-12, "{} {expected}", mean.mean_cosine());
         let base = Tensor::from_f32(vec![2, 2], Dtype::F32, &mean.mean()).unwrap();
-        let energy = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-        let lost: f64 = matrices.iter().map(|w| energy(&difference(&tensor(w), &base).to_f32())).sum();
-        let all: f64 = matrices.iter().map(|w| energy(w)).sum();
-        assert!((mean.share_of_differences() - lost / all).abs() < 1e-6);
+        let differing: Vec<f32> = difference(&tensor(matrices[0]), &base).to_f32();
+        assert!(
+            differing.iter().zip([2.0, -8.0 / 3.0, 4.0 / 3.0, 4.0]).all(|(is, was)| (is - was).abs() < 1e-6)
+        );
     }
 
     #[test]
