@@ -105,7 +105,7 @@ fn copies_in_many_pieces_carry_the_numbers_of_their_time() {
 
 #[test]
 #[ignore = "needs a CUDA device: --include-ignored"]
-fn linear_maps_equal_plain_sums_dense_and_factored() {
+fn linear_maps_equal_plain_sums_dense_factored_and_beside_a_base() {
     let lane = lane();
     let (n, m, r) = (70, 33, 9);
     for tokens in [1, 5, 130] {
@@ -128,6 +128,13 @@ fn linear_maps_equal_plain_sums_dense_and_factored() {
             let expected = times(&inner, &u.to_f32(), r);
             let got = host(&lane, &lane.linear(&on_device, &factored).unwrap());
             assert_close(&got, &expected, 16.0 * tolerance);
+            let base = lane.matrix(&w, products).unwrap();
+            let beside = DeviceLinear::OfBase { base, difference: Box::new(factored) };
+            assert_eq!((beside.outputs(), beside.inputs()), (m, n));
+            let of_base = times(&wide(&x), &w.to_f32(), n);
+            let expected: Vec<f64> = of_base.iter().zip(&expected).map(|(base, own)| base + own).collect();
+            let got = host(&lane, &lane.linear(&on_device, &beside).unwrap());
+            assert_close(&got, &expected, 32.0 * tolerance);
         }
         // bf16: equal to the definition on inputs rounded to bf16.
         let w = stored([m, n], Dtype::Bf16, 6);

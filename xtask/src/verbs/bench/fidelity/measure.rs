@@ -101,6 +101,13 @@ impl Bench {
         Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, rows, started })
     }
 
+    /// The flags that chose what is measured, as they are typed.
+    pub(crate) fn flags(&self) -> String {
+        let rows = self.rows.iter().map(|row| format!(" --row \"{row}\""));
+        let small = if self.small { " --small" } else { "" };
+        std::iter::once(small.to_owned()).chain(rows).collect()
+    }
+
     /// Whether a row is measured. That of the default always is.
     pub(crate) fn has(&self, method: &Method) -> bool {
         let named = |part: &String| method.name.contains(part.as_str());

@@ -141,13 +141,13 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
     writeln!(
         page,
         "# Fidelity: what compression costs\n\n\
-         Written by `cargo xtask bench fidelity{small}`, {date}, {machine}, {seconds} s.\n\n\
+         Written by `cargo xtask bench fidelity{flags}`, {date}, {machine}, {seconds} s.\n\n\
          Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. Rows that\n\
          calibrate use the text named in the heading (`--calibration-tokens {calibration}`). `compress` and `verify` run as a user runs them, and\n\
          `verify` compares both models on the first {tokens} tokens of *other* texts ({texts}) in windows of 256; bf16, seed 0.\n\
          ± is the standard error of the paired difference over windows. Each row has one calibration set, so a difference\n\
          between two rows means little unless it is several times its error.\n",
-        small = if bench.small { " --small" } else { "" },
+        flags = bench.flags(),
         date = date.trim(),
         machine = machine(),
         seconds = bench.seconds(),
