@@ -99,18 +99,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.small,
         args.rows.clone(),
     )?;
-    let mut measured = Vec::new();
-    for subject in subjects(args) {
-        measured.push(bench.measure(&subject).with_context(|| subject.model.display().to_string())?);
-    }
-    let goals = page::goals(&bench, &measured);
     let out = match (&args.out, args.small) {
         (Some(out), _) => out.clone(),
         (None, true) => bench.folder().join("fidelity.md"),
         (None, false) => root().join("docs/fidelity.md"),
     };
-    std::fs::write(&out, page::page(&bench, &measured, &goals)?)
-        .with_context(|| out.display().to_string())?;
+    let (mut measured, mut goals) = (Vec::new(), Vec::new());
+    for subject in subjects(args) {
+        measured.push(bench.measure(&subject).with_context(|| subject.model.display().to_string())?);
+        goals = page::goals(&bench, &measured);
+        // After every model: a run that is ended keeps those before.
+        std::fs::write(&out, page::page(&bench, &measured, &goals)?)
+            .with_context(|| out.display().to_string())?;
+    }
     println!("{}", out.display());
     for goal in &goals {
         println!("{goal}");
