@@ -132,6 +132,8 @@ fn inspect_counts_parameters_by_kind() {
     let experts = found["kinds"].as_array().unwrap().iter().find(|kind| kind["kind"] == "experts").unwrap();
     assert_eq!((&experts["params"], &experts["tensors"]), (&5_505_024.into(), &96.into()));
     let text = run(["inspect".as_ref(), tiny_mixtral().as_os_str()]).ok().stdout;
+    // As other commands name it.
+    assert_eq!(run(["inspect".as_ref(), "-m".as_ref(), tiny_mixtral().as_os_str()]).ok().stdout, text);
     assert!(text.contains("5,969,024") && text.contains("BF16"), "{text}");
     // What `inspect` says can be removed is what a budget can ask for.
     let said = "can remove at most 5,492,736 parameters; ranks alone (--structures rank) 5,449,824";

@@ -30,6 +30,11 @@ fn dry_run_is_plan_and_leaves_nothing_at_out() {
     compress(&tiny_mixtral(), &out, &["--budget", "20%", "--dry-run", "--plan-out", file.to_str().unwrap()])
         .ok();
     assert!(!out.exists() && file.exists());
+    // The checkpoint's place is not the plan's.
+    let (model, elsewhere) = (tiny_mixtral(), folder.path().join("elsewhere.json"));
+    let words =
+        ["plan", "--budget", "20%", "--model", model.to_str().unwrap(), "--out", elsewhere.to_str().unwrap()];
+    run(words.to_vec()).refused(2, &["`plan` writes no checkpoint", "--plan-out FILE"]);
     let again = folder.path().join("again.json");
     plan(&again, &["--budget", "20%"]).ok();
     assert_eq!(std::fs::read(file).unwrap(), std::fs::read(again).unwrap());

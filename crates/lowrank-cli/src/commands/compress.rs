@@ -56,6 +56,12 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
 
 /// Runs `plan`.
 pub(crate) fn run_plan(args: JobArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        let out = out.display();
+        return Err(usage(format!(
+            "`plan` writes no checkpoint to {out}: --plan-out FILE is where the plan goes"
+        )));
+    }
     run(JobArgs { dry_run: true, ..args })
 }
 

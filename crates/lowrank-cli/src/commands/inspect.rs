@@ -12,14 +12,19 @@ use lowrank_pipeline::inspect::{Inspection, inspect, left_out_line};
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Checkpoint directory, or org/name in the local Hugging Face cache
-    model: String,
+    #[arg(value_name = "DIR|ORG/NAME", required_unless_present = "named", conflicts_with = "named")]
+    model: Option<String>,
+    /// The same, as other commands take it
+    #[arg(long = "model", short = 'm', value_name = "DIR|ORG/NAME")]
+    named: Option<String>,
     #[command(flatten)]
     verbosity: Verbosity,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
-    let checkpoint = open(&args.model)?;
+    let model = args.model.as_ref().or(args.named.as_ref()).expect("clap asks for one of them");
+    let checkpoint = open(model)?;
     let found = inspect(&checkpoint);
     if args.verbosity.json {
         return print_json(&found);
