@@ -204,7 +204,8 @@ fn linear_algebra_on_a_device_that_is_not_there() {
     let run = |command: &str, flag: &str| {
         let mut tool = tool();
         tool.args([command, "--budget", "20%", flag, "cuda", "--model"]).arg(tiny_mixtral());
-        tool.arg("--out").arg(&out).env("LOWRANK_CUDA_LIBS", folder.path());
+        let place = if command == "plan" { "--plan-out" } else { "--out" };
+        tool.arg(place).arg(&out).env("LOWRANK_CUDA_LIBS", folder.path());
         outcome(&mut tool)
     };
     for command in ["compress", "plan"] {
