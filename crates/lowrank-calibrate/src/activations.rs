@@ -9,7 +9,7 @@ use rayon::prelude::*;
 const STRIP: usize = 256;
 
 /// Σ g² h hᵀ of one expert. Products in f32 within a block of tokens, sums in f64: the ridge bounds the condition number of
-/// what is made of it by F/[`RIDGE`].
+/// what is made of it by F/[`RIDGE`](crate::widths::RIDGE).
 #[derive(Debug)]
 pub struct ActivationMoment {
     /// [F, F], lower triangle.
