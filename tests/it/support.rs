@@ -139,6 +139,16 @@ pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// A JSON document of an output.
+pub(crate) fn document(out: &Path, name: &str) -> serde_json::Value {
+    serde_json::from_slice(&files(out)[name]).unwrap()
+}
+
+/// As a word of a command line.
+pub(crate) fn word(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 /// Every tensor of a checkpoint: name → (dtype, shape, bytes), decoded by the safetensors crate.
 pub(crate) fn tensors(dir: &Path) -> BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)> {
     let mut all = BTreeMap::new();

@@ -2,8 +2,9 @@
 
 use crate::CalibrateError;
 use crate::activations::ActivationMoment;
+use crate::weights::dense;
 use lowrank_compute::{Algebra, product_in_strips, product_with_symmetric};
-use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, Spectrum, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{MatrixMean, Metric, SvdOptions, difference};
 use ndarray::Array2;
@@ -29,9 +30,9 @@ pub fn mean_of_layer(
     Ok(mean)
 }
 
-/// As a base of this dtype. Values are not checked.
-pub fn base_tensor(mean: &MatrixMean, shape: MatrixShape, dtype: Dtype) -> Tensor {
-    Tensor::from_f32(vec![shape.rows, shape.cols], dtype, &mean.mean())
+/// Before it is rounded: in f32.
+pub(crate) fn base_tensor(mean: &MatrixMean, shape: MatrixShape) -> Tensor {
+    Tensor::from_f32(vec![shape.rows, shape.cols], Dtype::F32, &mean.mean())
         .expect("a mean has its matrices' shape")
 }
 
@@ -48,7 +49,7 @@ pub(crate) fn down_base(checkpoint: &Checkpoint, layer: usize) -> Result<Option<
     }
     let mean = mean_of_layer(checkpoint, layer, Projection::Down)?;
     let may_pay = mean.mean_cosine() * experts as f64 >= LEAST_COSINE_BY_EXPERTS;
-    Ok(may_pay.then(|| base_tensor(&mean, config.full_shape(Projection::Down), Dtype::F32)))
+    Ok(may_pay.then(|| base_tensor(&mean, config.full_shape(Projection::Down))))
 }
 
 /// The spectrum of the outputs of W₂ − B₂ on the text, in sums over its tokens; of its weights where no token is routed.
@@ -87,12 +88,4 @@ pub(crate) fn spectrum(
 
 pub(crate) fn of_sigma(id: MatrixId, sigma: Vec<f64>) -> Result<Spectrum, CalibrateError> {
     Spectrum::new(sigma).map_err(|source| CalibrateError::Svd { name: id, source: source.into() })
-}
-
-pub(crate) fn dense(checkpoint: &Checkpoint, id: MatrixId) -> Result<Tensor, CalibrateError> {
-    let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
-        unreachable!("a factored checkpoint is refused before it is calibrated")
-    };
-    checkpoint.check_matrix_finite(id, &w)?;
-    Ok(w)
 }

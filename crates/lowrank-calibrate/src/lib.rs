@@ -35,6 +35,7 @@ pub mod regression;
 pub mod sensitivity;
 pub mod shared_bases;
 pub mod store;
+mod weights;
 pub mod widths;
 
 pub use collect::collect;

@@ -8,6 +8,7 @@
 //! One pass for all groups: a group's hidden states part from the model's own at its layer, and from there on all walk
 //! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
 
+use crate::weights::dense;
 use crate::{CalibrateError, Norms};
 use lowrank_compute::Algebra;
 use lowrank_forward::distribution::compare;
@@ -146,10 +147,7 @@ impl Halves<'_> {
         if (self.stop)() {
             return Err(CalibrateError::Stopped);
         }
-        let StoredMatrix::Dense(w) = self.checkpoint.read_matrix(id)? else {
-            unreachable!("a factored checkpoint is refused before it is calibrated")
-        };
-        self.checkpoint.check_matrix_finite(id, &w)?;
+        let w = dense(self.checkpoint, id)?;
         let shape = self.config.matrix_shape(id);
         let rank = rank_reference(shape);
         let norm = self.norms.of(id)?;

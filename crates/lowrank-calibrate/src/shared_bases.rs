@@ -4,10 +4,11 @@
 //! W ≈ B + u·v with one B per layer and projection, the mean of the experts' matrices. It costs one dense matrix of E, so it
 //! pays where the experts are alike: those of a model that was made from a dense one and trained little.
 
-use crate::layer_base::{base_tensor, dense, mean_of_layer, of_sigma, spectrum};
+use crate::layer_base::{base_tensor, mean_of_layer, of_sigma, spectrum};
+use crate::weights::dense;
 use crate::{CalibrateError, Norms, WidthStore};
 use lowrank_cache::{Arrays, Numbers};
-use lowrank_model::{Dtype, MatrixId, Progress, Projection, Spectrum, Tensor};
+use lowrank_model::{MatrixId, Progress, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::difference;
 use rayon::prelude::*;
@@ -71,7 +72,7 @@ impl WidthStore<'_> {
                 Some(arrays) => known_of(arrays, &ids).ok_or(CalibrateError::Absent { layer, expert: 0 })?,
                 None => {
                     let mean = mean_of_layer(checkpoint, layer, projection)?;
-                    let base = base_tensor(&mean, config.full_shape(projection), Dtype::F32);
+                    let base = base_tensor(&mean, config.full_shape(projection));
                     drop(mean);
                     let one = |&id: &MatrixId| {
                         if stop() {

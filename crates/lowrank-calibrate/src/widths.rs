@@ -6,11 +6,12 @@
 use crate::activations::ActivationMoment;
 use crate::layer_base::down_difference;
 use crate::norm::shrinkage_of;
+use crate::weights::dense;
 use crate::{CalibrateError, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
 use lowrank_compute::Algebra;
 use lowrank_model::plan::Structures;
-use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, StoredMatrix, Tensor};
+use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Channels, NarrowedErrors, narrowed_inputs, narrowed_outputs};
 use rayon::prelude::*;
@@ -224,10 +225,7 @@ impl WidthStore<'_> {
         }
         let of = |projection| -> Result<Vec<f64>, CalibrateError> {
             let id = MatrixId { layer, expert, projection };
-            let StoredMatrix::Dense(w) = checkpoint.read_matrix(id)? else {
-                unreachable!("a factored checkpoint is refused before it is calibrated")
-            };
-            checkpoint.check_matrix_finite(id, &w)?;
+            let w = dense(checkpoint, id)?;
             let norm = norms.of(id)?;
             let (found, _) = self.algebra.run(checkpoint.config().matrix_shape(id), |backend| {
                 narrowed_inputs(backend, &w, &norm.metric(), order, widths)

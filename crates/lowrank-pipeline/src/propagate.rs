@@ -24,7 +24,7 @@ use crate::calibration::Calibrated;
 use crate::memory::TOKENS_TOGETHER;
 use crate::narrow::{self, Kept, error_of_narrowed, wide};
 use crate::round::round;
-use crate::shared_base::{LayerBases, SharedBases, error_beside_base, mapped_difference, with_base};
+use crate::shared_base::{LayerBases, error_beside_base, mapped_difference, with_base};
 use crate::stored::{self, FactoredMatrix};
 use crate::{Interrupt, PipelineError};
 use lowrank_calibrate::moments::column_energies;
@@ -52,6 +52,9 @@ type Finished<'a> = dyn Fn(MatrixId) -> Result<Option<StoredMatrix>, PipelineErr
 /// Takes a matrix that was made, and whether it was so.
 type Take<'a> = dyn Fn(MatrixId, FactoredMatrix, bool) -> Result<(), PipelineError> + Sync + 'a;
 
+/// The bases of a layer, if its experts share some, as they are stored.
+type BasesOf<'a> = dyn Fn(usize) -> Result<Option<LayerBases>, PipelineError> + Sync + 'a;
+
 /// What to make, and what to do with it.
 pub(crate) struct Propagation<'a> {
     pub(crate) checkpoint: &'a Checkpoint,
@@ -61,7 +64,7 @@ pub(crate) struct Propagation<'a> {
     /// Channels of the experts that keep some: all three matrices of these are made.
     pub(crate) kept: &'a Kept,
     /// Bases of layers whose experts share one.
-    pub(crate) bases: SharedBases<'a>,
+    pub(crate) bases: &'a BasesOf<'a>,
     /// Of those, the ones to hand on; what only they depend on is made, too.
     pub(crate) wanted: &'a (dyn Fn(MatrixId) -> bool + Sync),
     pub(crate) finished: &'a Finished<'a>,
@@ -94,7 +97,7 @@ impl Propagation<'_> {
                 calibrated,
                 forward: &forward,
                 layer,
-                bases: self.bases.of(layer)?,
+                bases: (self.bases)(layer)?,
                 has_next,
                 original: &original,
                 compressed: compressed.as_ref(),

@@ -337,7 +337,7 @@ impl Sampled<'_> {
                 algebra: calibration.algebra(),
                 ranks: out.ranks(),
                 kept: &kept,
-                bases,
+                bases: &|layer| bases.of_layer(layer, &|projection| bases.tensor(layer, projection)),
                 wanted: &|id| ids.contains(&id),
                 // What is to be checked serves nothing.
                 finished: &|_| Ok(None),

@@ -41,12 +41,16 @@ impl SharedBases<'_> {
         round(&spec.name, spec.shape, self.dtype(layer, projection), &mean.mean())
     }
 
-    /// Those of a layer that has some.
-    pub(crate) fn of(&self, layer: usize) -> Result<Option<LayerBases>, PipelineError> {
+    /// Those of a layer that has some, each made or read by `one`.
+    pub(crate) fn of_layer(
+        &self,
+        layer: usize,
+        one: &dyn Fn(Projection) -> Result<Tensor, PipelineError>,
+    ) -> Result<Option<LayerBases>, PipelineError> {
         if !self.config.shared_bases.contains(&layer) {
             return Ok(None);
         }
-        let one = |projection| self.tensor(layer, projection).map(Arc::new);
+        let one = |projection| one(projection).map(Arc::new);
         Ok(Some([one(Projection::Gate)?, one(Projection::Down)?, one(Projection::Up)?]))
     }
 }

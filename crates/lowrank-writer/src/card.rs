@@ -55,7 +55,7 @@ impl Card<'_> {
             ("load_name", self.load_name(family, "lowrank")),
             ("instruction_section", self.instruction()),
             ("rank_table", rank_table(model, &report.matrices)),
-            ("width_sentence", width_sentence(model, report) + &base_sentence(model, report)),
+            ("width_sentence", width_sentence(model, report) + &shared_base_sentence(model, report)),
             ("figures", figure_section(figures)),
             ("error_section", error_section(report)),
             ("version", report.version.clone()),
@@ -224,7 +224,7 @@ fn width_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
 }
 
 /// Says in which layers the experts share a base; empty if in none.
-fn base_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
+fn shared_base_sentence(model: &ModelConfig, report: &CompressionReport) -> String {
     let layers = report.shared_base_layers.len();
     if layers == 0 {
         return String::new();

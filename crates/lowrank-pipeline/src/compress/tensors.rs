@@ -10,7 +10,9 @@ use crate::stored::{FactorFormat, FactoredMatrix, svd_options};
 use crate::{CalibrationContext, PipelineError};
 use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Progress, RankPlan, Spectrum, StoredMatrix};
+use lowrank_model::{
+    Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum, StoredMatrix, Tensor,
+};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
@@ -164,7 +166,10 @@ impl Work<'_> {
             algebra: self.calibration.algebra(),
             ranks: &self.ranks,
             kept: &self.kept,
-            bases: self.bases(),
+            // They are written by now: nobody averages a layer twice.
+            bases: &|layer| {
+                self.bases().of_layer(layer, &|projection| self.written_base(writer, layer, projection))
+            },
             wanted: &|id| units.contains_key(&id),
             finished: &|id| match units.contains_key(&id) {
                 true => Ok(None),
@@ -188,6 +193,19 @@ impl Work<'_> {
         };
         pool.install(|| propagation.run(calibrated))?;
         Ok(outcomes.into_inner().expect("nobody panics"))
+    }
+
+    /// A base as it was written.
+    fn written_base(
+        &self,
+        writer: &CheckpointWriter,
+        layer: usize,
+        projection: Projection,
+    ) -> Result<Tensor, PipelineError> {
+        let spec = self.config.tensor(Role::SharedBase { layer, projection });
+        let bytes = writer.read(&spec.name)?;
+        let dtype = self.bases().dtype(layer, projection);
+        Ok(Tensor::new(spec.shape, dtype, bytes).expect("written with this shape and dtype"))
     }
 
     /// Writes what no matrix is made of: as it is, or the mean that a layer's experts share.
