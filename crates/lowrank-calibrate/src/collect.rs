@@ -1,6 +1,7 @@
 //! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
 
 use crate::activations::ActivationMoment;
+use crate::half_width::Sampled;
 use crate::layer_base::down_base;
 use crate::moments::column_energies;
 use crate::widths::{Passed, WidthStore};
@@ -42,18 +43,18 @@ pub fn collect(
                 Some(_) => down_base(forward.checkpoint(), layer)?,
                 None => None,
             };
-            let new = || Sums::new(config, settings, widths.is_some());
+            let new = || Sums::new(config, settings, widths);
             let sums = RefCell::new(new());
             let keep = |expert: usize| -> Result<(), CalibrateError> {
-                let Sums { moments, activations, w2, .. } = sums.replace(new());
+                let Sums { moments, activations, sampled, w2, .. } = sums.replace(new());
                 let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
                 if !moments.is_finite() || !is_finite {
                     return Err(CalibrateError::NotFinite { layer, expert });
                 }
                 if let (Some(widths), Some(activations), Some(w2)) = (widths, activations, w2) {
                     let tokens = moments.tokens;
-                    let passed = Passed { w2: &w2, moment: &activations, tokens, base: base.as_ref() };
-                    widths.put((layer, expert), passed)?;
+                    let (moment, sampled, base) = (&activations, &sampled, base.as_ref());
+                    widths.put((layer, expert), Passed { w2: &w2, moment, tokens, sampled, base })?;
                 }
                 store.put(layer, expert, &moments)
             };
@@ -82,37 +83,47 @@ pub fn collect(
 }
 
 /// Of the expert that is under way.
-struct Sums {
+struct Sums<'a> {
     settings: MomentSettings,
     /// ‖column‖² of its w2, \[F\].
     column_energies: Vec<f64>,
     moments: ExpertMoments,
     /// Of the activations, where widths are wanted.
     activations: Option<ActivationMoment>,
-    /// Likewise.
+    /// The tokens that sensitivities are measured with.
+    sample: &'a [usize],
+    sampled: Sampled,
+    /// Where widths are wanted.
     w2: Option<Tensor>,
 }
 
-impl Sums {
-    fn new(config: &ModelConfig, settings: MomentSettings, widths: bool) -> Self {
+impl<'a> Sums<'a> {
+    fn new(config: &ModelConfig, settings: MomentSettings, widths: Option<&'a WidthStore<'_>>) -> Self {
         Self {
             settings,
             column_energies: Vec::new(),
             moments: ExpertMoments::new(config.hidden_size, config.intermediate_size, settings),
-            activations: widths.then(|| ActivationMoment::new(config.intermediate_size)),
+            activations: widths.map(|_| ActivationMoment::new(config.intermediate_size)),
+            sample: match widths {
+                Some(widths) if widths.structures.has_widths() => &widths.sample,
+                _ => &[],
+            },
+            sampled: Sampled::default(),
             w2: None,
         }
     }
 }
 
-struct Watch<'a>(&'a RefCell<Sums>);
+struct Watch<'a, 'b>(&'a RefCell<Sums<'b>>);
 
-impl Observer for Watch<'_> {
+impl Observer for Watch<'_, '_> {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
-        let Sums { settings, column_energies, moments, activations, .. } = &mut *self.0.borrow_mut();
+        let Sums { settings, column_energies, moments, activations, sample, sampled, .. } =
+            &mut *self.0.borrow_mut();
         moments.add(batch, column_energies, *settings);
         if let Some(activations) = activations {
             activations.add(batch.activations, &settings.gate_weight.of_all(batch.weights));
+            sampled.add(batch, sample);
         }
     }
 }

@@ -39,10 +39,10 @@ pub enum CalibrateError {
         expert: usize,
     },
     /// The logits are not finite, so nothing can be said about sensitivities.
-    #[error("the logits are NaN or infinite on the calibration text{}", .spoilt.map_or(String::new(), |(layer, projection)| format!(" with {} of layer {layer} at half size", projection.as_str())))]
+    #[error("the logits are NaN or infinite on the calibration text{}", .spoilt.map_or(String::new(), |Spoilt { layer, half }| format!(" with {half} of layer {layer} at half size")))]
     LogitsNotFinite {
-        /// Of the model itself, or with one (layer, projection) approximated.
-        spoilt: Option<(usize, lowrank_model::Projection)>,
+        /// Of the model itself, or with a part of it approximated.
+        spoilt: Option<Spoilt>,
     },
     /// Moments that should be in the cache are not.
     #[error(
@@ -57,6 +57,15 @@ pub enum CalibrateError {
     /// Asked to stop.
     #[error("stopped")]
     Stopped,
+}
+
+/// A part of a model at half its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spoilt {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Which projection of its experts, or their width.
+    pub half: &'static str,
 }
 
 impl CalibrateError {

@@ -20,13 +20,15 @@
 //! | [`layer_base`] | the base that a layer's experts may share |
 //! | [`shared_bases`] | errors of what distinguishes their matrices from it |
 //! | [`regression`] | down of a narrowed expert by least squares |
-//! | [`sensitivity`] | what an error of each (layer, projection) does to the logits |
+//! | `half_width` | what experts at half their width change |
+//! | [`sensitivity`] | what an error of each (layer, projection), and of each layer's widths, does to the logits |
 //!
 //! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
 
 pub mod activations;
 pub mod collect;
 mod error;
+mod half_width;
 pub mod layer_base;
 pub mod moments;
 pub mod norm;
@@ -39,12 +41,12 @@ mod weights;
 pub mod widths;
 
 pub use collect::collect;
-pub use error::CalibrateError;
+pub use error::{CalibrateError, Spoilt};
 pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use regression::{Fitted, Regression};
-pub use sensitivity::{Sensitivities, measure};
+pub use sensitivity::{HalfWidths, Sensitivities, measure};
 pub use shared_bases::DifferenceSpectra;
 pub use store::Store;
 pub use widths::{ExpertWidths, WidthStore, WidthsByExpert};

@@ -1,19 +1,22 @@
 //! What an error of each (layer, projection) does to the logits: measured, not guessed.
 //!
-//! Each of the 3·L groups is approximated alone, all its experts at the rank where factors are half the matrix; the KL of
-//! the logits, over the errors that caused it, says what a unit of calibrated error of this group costs:
+//! Each of the 3·L groups is approximated alone, all its experts at the rank where factors are half the matrix; where experts
+//! may be narrowed, a fourth group of each layer has all its experts at half their width. The KL of the logits, over the errors
+//! that caused it, says what a unit of calibrated error of this group costs:
 //!
-//! s = max(KL, 10⁻⁷) / Σ err(r_ref), in nats per unit, so s·err adds up over all matrices.
+//! s = max(KL, 10⁻⁷) / Σ err, in nats per unit, so s·err adds up over all matrices and widths.
 //!
 //! One pass for all groups: a group's hidden states part from the model's own at its layer, and from there on all walk
 //! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
 
+use crate::half_width::half_width;
 use crate::weights::dense;
-use crate::{CalibrateError, Norms};
+use crate::widths::{WidthStore, WidthsByExpert};
+use crate::{CalibrateError, Norms, Spoilt};
 use lowrank_compute::Algebra;
 use lowrank_forward::distribution::compare;
 use lowrank_forward::{Forward, Hidden};
-use lowrank_model::plan::LayerSensitivity;
+use lowrank_model::plan::{LayerSensitivity, WidthSensitivity};
 use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{
     Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, StoredMatrix, Tensor,
@@ -53,24 +56,41 @@ pub fn rank_reference(shape: MatrixShape) -> usize {
     fits
 }
 
-/// Measures on windows of tokens.
+/// Experts at half their width: where their changes lie, and the errors of all widths.
+#[derive(Debug, Clone, Copy)]
+pub struct HalfWidths<'a> {
+    /// Where the changes lie.
+    pub store: &'a WidthStore<'a>,
+    /// Errors.
+    pub errors: &'a WidthsByExpert,
+}
+
+impl HalfWidths<'_> {
+    /// Summed over the experts of a layer.
+    fn error(&self, layer: usize, config: &ModelConfig) -> f64 {
+        let width = half_width(config.intermediate_size);
+        (0..config.experts_in(layer)).map(|expert| self.errors[&(layer, expert)].errors[width]).sum()
+    }
+}
+
+/// Measures on windows of tokens. `half_widths`: where experts may be narrowed; their tokens are those of the windows.
 pub fn measure(
-    checkpoint: &Checkpoint,
     forward: &Forward<'_>,
     norms: &Norms,
     algebra: &Algebra,
     windows: &[Vec<u32>],
+    half_widths: Option<HalfWidths<'_>>,
     progress: &dyn Progress,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Sensitivities, CalibrateError> {
-    let config = forward.config();
+    let (config, checkpoint) = (forward.config(), forward.checkpoint());
     progress.start("spectra and sensitivities", config.num_hidden_layers as u64, "layers");
     let mut spectra = BTreeMap::new();
-    let mut errors: Vec<(usize, [f64; 3])> = Vec::new();
+    let mut errors: Vec<(usize, Vec<f64>)> = Vec::new();
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
-        let halves = Halves { checkpoint, norms, algebra, config, layer, stop };
+        let halves = Halves { checkpoint, norms, algebra, half_widths, config, layer, stop };
         let (walked, mut halved) = walk(forward, states, &halves)?;
         states = walked;
         progress.advance(1);
@@ -78,23 +98,32 @@ pub fn measure(
             continue;
         }
         scale_unrouted(norms, layer, &mut halved)?;
-        let of_groups = Projection::ALL.map(|projection| {
+        let of_group = |projection| {
             let group = halved.iter().filter(|half| half.id.projection == projection);
             group.map(|half| half.spectrum.tail_energies()[half.rank]).sum()
-        });
+        };
+        let mut of_groups: Vec<f64> = Projection::ALL.into_iter().map(of_group).collect();
+        of_groups.extend(half_widths.map(|half_widths| half_widths.error(layer, config)));
         errors.push((layer, of_groups));
         spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
     }
     progress.finish();
     let measured: Vec<usize> = errors.iter().map(|&(layer, _)| layer).collect();
-    let kls = divergences(forward, &states, &measured, progress)?;
+    let groups = 3 + usize::from(half_widths.is_some());
+    let spoilt = |group: usize| Spoilt {
+        layer: measured[group / groups],
+        half: Projection::ALL.get(group % groups).map_or("the width", |projection| projection.as_str()),
+    };
+    let kls = divergences(forward, &states, &spoilt, progress)?;
     // A layer without experts has nothing to lose: its entry keeps the others at their places.
-    let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3] };
+    let width = half_widths.map(|_| WidthSensitivity { kl: 0.0, sensitivity: 0.0 });
+    let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3], width };
     let mut layers = vec![nothing; config.num_hidden_layers];
-    for ((layer, errors), kls) in errors.into_iter().zip(kls.chunks_exact(3)) {
-        let kl = [kls[0], kls[1], kls[2]];
-        let sensitivity = [0, 1, 2].map(|group| kl[group].max(KL_LEAST) / errors[group]);
-        layers[layer] = LayerSensitivity { kl, sensitivity };
+    for ((layer, errors), kls) in errors.into_iter().zip(kls.chunks_exact(groups)) {
+        let of = |group: usize| kls[group].max(KL_LEAST) / errors[group];
+        let width = half_widths.map(|_| WidthSensitivity { kl: kls[3], sensitivity: of(3) });
+        layers[layer] =
+            LayerSensitivity { kl: [kls[0], kls[1], kls[2]], sensitivity: [0, 1, 2].map(of), width };
     }
     Ok(Sensitivities { spectra, layers: finite(layers) })
 }
@@ -102,12 +131,14 @@ pub fn measure(
 /// A group without error at half its size is exact from there on; what less would cost was not measured, so it counts
 /// like the dearest.
 fn finite(mut layers: Vec<LayerSensitivity>) -> Vec<LayerSensitivity> {
-    let all = || layers.iter().flat_map(|layer| layer.sensitivity);
-    let dearest = all().filter(|s| s.is_finite()).fold(0.0, f64::max);
-    let dearest = if dearest > 0.0 { dearest } else { 1.0 };
-    for s in layers.iter_mut().flat_map(|layer| &mut layer.sensitivity).filter(|s| !s.is_finite()) {
-        *s = dearest;
+    let mut all: Vec<&mut f64> = Vec::new();
+    for LayerSensitivity { sensitivity, width, .. } in &mut layers {
+        all.extend(sensitivity);
+        all.extend(width.as_mut().map(|width| &mut width.sensitivity));
     }
+    let dearest = all.iter().map(|s| **s).filter(|s| s.is_finite()).fold(0.0, f64::max);
+    let dearest = if dearest > 0.0 { dearest } else { 1.0 };
+    all.into_iter().filter(|s| !s.is_finite()).for_each(|s| *s = dearest);
     layers
 }
 
@@ -123,6 +154,7 @@ struct Halves<'a> {
     checkpoint: &'a Checkpoint,
     norms: &'a Norms,
     algebra: &'a Algebra,
+    half_widths: Option<HalfWidths<'a>>,
     config: &'a ModelConfig,
     layer: usize,
     stop: &'a (dyn Fn() -> bool + Sync),
@@ -163,8 +195,8 @@ impl Halves<'_> {
     }
 }
 
-/// All states through a layer, and three new ones: the model's own, with one projection of this layer halved; and the
-/// spectra of the layer. Factors are made for as many matrices at once as there are workers, and dropped when they were used.
+/// All states through a layer, and three or four new ones: the model's own, with one projection or the width of this layer
+/// halved; and the spectra of the layer. Factors are made for as many matrices at once as there are workers, and dropped when they were used.
 fn walk(
     forward: &Forward<'_>,
     mut states: Vec<Hidden>,
@@ -175,7 +207,7 @@ fn walk(
         forward.attention(layer, state)?;
     }
     let own = forward.moe_input(layer, &states[0])?; // [N, H]
-    let mut parted = Vec::with_capacity(3);
+    let mut parted = Vec::with_capacity(4);
     let (ids, mut halved) = (halves.ids(), Vec::new());
     let mut groups = ids.chunks(rayon::current_num_threads());
     let mut ready = VecDeque::new();
@@ -211,6 +243,16 @@ fn walk(
             forward.add(state, output);
         }
     }
+    if let Some(half_widths) = halves.half_widths.filter(|_| !ids.is_empty()) {
+        let mut change = vec![0.0; own.len()];
+        for expert in 0..halves.config.experts_in(layer) {
+            half_widths.store.add_half_width((layer, expert), halves.config.hidden_size, &mut change)?;
+        }
+        // The first state has gone through the layer by now.
+        let mut state = states[0].clone();
+        forward.add(&mut state, &change);
+        parted.push(state);
+    }
     states.extend(parted);
     Ok((states, halved))
 }
@@ -240,11 +282,11 @@ fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) -> Result<()
     Ok(())
 }
 
-/// Mean KL(own ‖ group) of the logits of every group: three for each of `layers`.
+/// Mean KL(own ‖ group) of the logits of every group. `spoilt`: what is halved in a group.
 fn divergences(
     forward: &Forward<'_>,
     states: &[Hidden],
-    layers: &[usize],
+    spoilt: &dyn Fn(usize) -> Spoilt,
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, CalibrateError> {
     let head = forward.head()?;
@@ -266,8 +308,7 @@ fn divergences(
                 .collect();
             let sum: f64 = kls.iter().sum();
             if !sum.is_finite() {
-                let spoilt = Some((layers[group / 3], Projection::ALL[group % 3]));
-                return Err(CalibrateError::LogitsNotFinite { spoilt });
+                return Err(CalibrateError::LogitsNotFinite { spoilt: Some(spoilt(group)) });
             }
             sums[group] += sum;
         }
@@ -294,10 +335,12 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_counts_like_the_dearest() {
-        let layer = |sensitivity| LayerSensitivity { kl: [0.1; 3], sensitivity };
+        let width = Some(WidthSensitivity { kl: 0.2, sensitivity: f64::INFINITY });
+        let layer = |sensitivity| LayerSensitivity { kl: [0.1; 3], sensitivity, width };
         let layers = finite(vec![layer([1.0, f64::INFINITY, 5.0]), layer([2.0, 3.0, f64::INFINITY])]);
         assert_eq!(layers[0].sensitivity, [1.0, 5.0, 5.0]);
         assert_eq!(layers[1].sensitivity, [2.0, 3.0, 5.0]);
+        assert_eq!(layers[1].width.unwrap().sensitivity, 5.0);
         assert_eq!(finite(vec![layer([f64::INFINITY; 3])])[0].sensitivity, [1.0; 3]);
     }
 }

@@ -4,6 +4,7 @@
 //! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
 
 use crate::activations::ActivationMoment;
+use crate::half_width::Sampled;
 use crate::layer_base::down_difference;
 use crate::norm::shrinkage_of;
 use crate::weights::dense;
@@ -62,6 +63,8 @@ pub struct WidthStore<'a> {
     pub structures: Structures,
     /// The data-free share of a norm at many routed tokens.
     pub shrinkage: f64,
+    /// The tokens of the text that sensitivities are measured with, by their places in it, rising.
+    pub sample: Vec<usize>,
 }
 
 /// What is known of an expert once its tokens have passed.
@@ -71,6 +74,8 @@ pub(crate) struct Passed<'a> {
     pub(crate) moment: &'a ActivationMoment,
     /// Its routed tokens.
     pub(crate) tokens: u64,
+    /// Those that sensitivities are measured with.
+    pub(crate) sampled: &'a Sampled,
     /// Of its layer's down matrices, where one may pay.
     pub(crate) base: Option<&'a Tensor>,
 }
@@ -93,7 +98,7 @@ impl WidthStore<'_> {
         passed: Passed<'_>,
     ) -> Result<(), CalibrateError> {
         let id = MatrixId { layer, expert, projection: Projection::Down };
-        let Passed { w2, moment, tokens, base } = passed;
+        let Passed { w2, moment, tokens, sampled, base } = passed;
         let mut arrays = Arrays::default();
         let mut keep = |name: &str, values: Vec<f64>| {
             arrays.arrays.insert(name.into(), Numbers::F64(values));
@@ -116,6 +121,7 @@ impl WidthStore<'_> {
             keep("order", channels.order().iter().map(|&channel| channel as f64).collect());
             keep("errors", channels.errors().to_vec());
             keep("down", down.map_err(failed)?.concat());
+            self.put_half_width((layer, expert), sampled, &channels)?;
         }
         Ok(self.entry.put(&Self::name(layer, expert), &arrays)?)
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 const TILE: usize = 256;
 
 /// L [d, d] of C = L Lᵀ.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TiledCholesky {
     size: usize,
     /// Rows and columns of a tile.
@@ -104,19 +104,42 @@ impl TiledCholesky {
                 }
                 solve_lower(self.rows[j][j].view(), rest[0].view_mut().reversed_axes());
             }
-            // Y L = Z is Lᵀ Yᵀ = Zᵀ, from the last one back.
-            for j in (0..tiles.len()).rev() {
-                let (head, done) = tiles.split_at_mut(j + 1);
-                let own = &mut head[j];
-                for (left, row) in done.iter().zip(&self.rows[j + 1..]) {
-                    subtract_product(left.view(), row[j].view(), own.view_mut());
-                }
-                solve_lower_transposed(self.rows[j][j].view(), own.view_mut().reversed_axes());
-            }
+            self.divide(&mut tiles);
             for (mut place, tile) in rows.axis_chunks_iter_mut(Axis(1), self.tile).zip(&tiles) {
                 place.assign(tile);
             }
         });
+    }
+
+    /// A L[:k, :k]⁻¹ in place, by the first k rows and columns of L: [n, k].
+    ///
+    /// # Panics
+    /// If A has more columns than L.
+    pub fn divide_by_leading(&self, mut a: ArrayViewMut2<'_, f64>) {
+        assert!(a.ncols() <= self.size);
+        let strips: Vec<ArrayViewMut2<'_, f64>> = a.axis_chunks_iter_mut(Axis(0), self.tile).collect();
+        strips.into_par_iter().for_each(|mut rows| {
+            let mut tiles: Vec<Array2<f64>> =
+                rows.axis_chunks_iter(Axis(1), self.tile).map(|tile| tile.to_owned()).collect();
+            self.divide(&mut tiles);
+            for (mut place, tile) in rows.axis_chunks_iter_mut(Axis(1), self.tile).zip(&tiles) {
+                place.assign(tile);
+            }
+        });
+    }
+
+    /// Y of Y L = Z, whose columns are those of the first tiles, in place.
+    fn divide(&self, z: &mut [Array2<f64>]) {
+        // Lᵀ Yᵀ = Zᵀ, from the last one back. The last tile may be cut short.
+        for j in (0..z.len()).rev() {
+            let (head, done) = z.split_at_mut(j + 1);
+            let own = &mut head[j];
+            for (left, row) in done.iter().zip(&self.rows[j + 1..]) {
+                subtract_product(left.view(), row[j].slice(s![..left.ncols(), ..]), own.view_mut());
+            }
+            let diagonal = self.rows[j][j].slice(s![..own.ncols(), ..own.ncols()]);
+            solve_lower_transposed(diagonal, own.view_mut().reversed_axes());
+        }
     }
 
     /// A L: [n, d] × [d, d].
@@ -223,6 +246,13 @@ mod tests {
             let mut solved = product(a.view(), matrix.view());
             factor.solve_rows(solved.view_mut());
             assert_close(&solved, &a, 64 * size);
+            for k in [1, size / 2, size] {
+                let leading = lower.slice(ndarray::s![..k, ..k]);
+                let a = random(5, k, 9);
+                let mut divided = product(a.view(), leading);
+                factor.divide_by_leading(divided.view_mut());
+                assert_close(&divided, &a, 64 * size);
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use crate::outcome::{refused, sign};
 use lowrank_calibrate::DifferenceSpectra;
 use lowrank_calibrate::widths::{ExpertWidths, WidthsByExpert, width_grid};
 use lowrank_model::display::abridge;
-use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size};
+use lowrank_model::plan::{LayerSensitivity, Sensitivity, Size, WidthSensitivity};
 use lowrank_model::recipe::Goal;
 use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, RankPlan, Recipe, Spectrum, Target, Unit};
@@ -134,7 +134,11 @@ fn errors(config: &ModelConfig, input: &Input) -> Result<Errors, SpectrumError> 
     let mut turn = input.measured.iter().copied().cycle();
     let mut next = || turn.next().unwrap_or(1.0);
     let layers = (0..config.num_hidden_layers)
-        .map(|_| LayerSensitivity { kl: [0.0; 3], sensitivity: [next(), next(), next()] })
+        .map(|_| LayerSensitivity {
+            kl: [0.0; 3],
+            sensitivity: [next(), next(), next()],
+            width: Some(WidthSensitivity { kl: 0.0, sensitivity: next() }),
+        })
         .collect();
     let layers = (input.sensitivity == Sensitivity::Measured).then_some(layers);
     let widths = widths(config, input, &spectra);

@@ -103,12 +103,29 @@ pub struct LayerSensitivity {
     pub kl: [f64; 3],
     /// KL per unit of calibrated error.
     pub sensitivity: [f64; 3],
+    /// Of its experts' widths, where experts may be narrowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width: Option<WidthSensitivity>,
+}
+
+/// What errors of the widths of one layer's experts do to the logits: measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WidthSensitivity {
+    /// KL(original ‖ all experts of the layer at half their width), nats per token.
+    pub kl: f64,
+    /// KL per unit of calibrated error.
+    pub sensitivity: f64,
 }
 
 impl LayerSensitivity {
     /// s of a projection.
     pub fn of(&self, projection: Projection) -> f64 {
         self.sensitivity[projection.index()]
+    }
+
+    /// s of a width; where that was not measured, that of down, since both are errors of the experts' outputs.
+    pub fn of_width(&self) -> f64 {
+        self.width.map_or(self.of(Projection::Down), |width| width.sensitivity)
     }
 }
 

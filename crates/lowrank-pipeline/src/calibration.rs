@@ -7,13 +7,13 @@ use crate::base::InputHashes;
 use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
-    CalibrateError, DifferenceSpectra, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert,
-    collect, measure,
+    CalibrateError, DifferenceSpectra, HalfWidths, Norm, Norms, Sensitivities, Store, WidthStore,
+    WidthsByExpert, collect, measure,
 };
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
 use lowrank_model::names::{Role, Spelling};
-use lowrank_model::plan::{LayerSensitivity, Structures};
+use lowrank_model::plan::{LayerSensitivity, Structures, WidthSensitivity};
 use lowrank_model::recipe::{
     CalibrationSettings, MomentSettings, PropagationScope, PropagationSettings, TextChoice,
 };
@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
-const CACHE_VERSION: u32 = 4;
+const CACHE_VERSION: u32 = 5;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]
@@ -115,14 +115,27 @@ impl CalibrationText {
     }
 
     /// Windows to measure sensitivities with, evenly out of those of the texts.
-    fn for_sensitivities(&self, hidden_size: usize) -> Vec<Vec<u32>> {
+    fn for_sensitivities(&self, hidden_size: usize) -> Sample {
         let texts = &self.sequences[..self.of_texts];
         let longest = texts.iter().map(Vec::len).max().unwrap_or(1).max(1);
         let window = CalibrationSettings::sensitivity_window(longest);
         let count = self.settings.sensitivity_tokens(hidden_size).div_ceil(window).clamp(1, texts.len());
-        let cut = |text: &Vec<u32>| text[..window.min(text.len())].to_vec();
-        (0..count).map(|i| cut(&texts[i * texts.len() / count])).collect()
+        let chosen: Vec<usize> = (0..count).map(|i| i * texts.len() / count).collect();
+        let windows = chosen.iter().map(|&text| texts[text][..window.min(texts[text].len())].to_vec());
+        let begin = |text: usize| texts[..text].iter().map(Vec::len).sum::<usize>();
+        let places = chosen.iter().flat_map(|&text| {
+            let begin = begin(text);
+            begin..begin + window.min(texts[text].len())
+        });
+        Sample { windows: windows.collect(), places: places.collect() }
     }
+}
+
+/// The beginnings of some windows.
+struct Sample {
+    windows: Vec<Vec<u32>>,
+    /// Of their tokens in the whole text, rising.
+    places: Vec<usize>,
 }
 
 /// Tokens of a window for this model.
@@ -265,7 +278,8 @@ impl<'a> CalibrationContext<'a> {
         });
         let (entry, algebra) = (self.cache.entry(&key), &self.algebra);
         let (structures, shrinkage) = (self.structures, text.settings.shrinkage);
-        Ok(Some(WidthStore { entry, algebra, structures, shrinkage }))
+        let sample = text.for_sensitivities(self.checkpoint.config().hidden_size).places;
+        Ok(Some(WidthStore { entry, algebra, structures, shrinkage, sample }))
     }
 
     /// Errors of ranks in the layers whose experts may share a base, if the recipe allows any. `own`: those of the matrices
@@ -367,26 +381,31 @@ impl<'a> CalibrationContext<'a> {
         Ok(self.entry("spectra")?.put(SPECTRA, &arrays).map_err(CalibrateError::from)?)
     }
 
-    /// Spectra in the calibrated norm and what their errors cost, measured unless they are known; `None` without a text.
+    /// Spectra in the calibrated norm and what their errors and those of widths cost, measured unless they are known; `None`
+    /// without a text.
     pub fn sensitivities(
         &self,
         checkpoint: &Checkpoint,
+        widths: &WidthsByExpert,
         context: JobContext<'_>,
     ) -> Result<Option<Sensitivities>, PipelineError> {
         let JobContext { pool, progress, interrupt, .. } = context;
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
-        let entry = self.entry("sensitivities")?;
+        let entry =
+            self.entry(if widths.is_empty() { "sensitivities" } else { "sensitivities, of widths too" })?;
         if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
             && let Ok(layers) = serde_json::from_str::<Vec<LayerSensitivity>>(&arrays.note)
             && let Some(spectra) = spectra_of(arrays)
         {
             return Ok(Some(Sensitivities { spectra, layers }));
         }
-        let windows = text.for_sensitivities(checkpoint.config().hidden_size);
+        let windows = text.for_sensitivities(checkpoint.config().hidden_size).windows;
+        let store = self.width_store(text, &**engine)?.filter(|_| !widths.is_empty());
+        let half_widths = store.as_ref().map(|store| HalfWidths { store, errors: widths });
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
-            .install(|| measure(checkpoint, &forward, norms, &self.algebra, &windows, progress, &stop))
+            .install(|| measure(&forward, norms, &self.algebra, &windows, half_widths, progress, &stop))
             .map_err(|error| explained(error, checkpoint, context))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;
@@ -405,8 +424,18 @@ impl<'a> CalibrationContext<'a> {
             unrouted_experts: calibrated.unrouted(self.checkpoint.config().family.spelling()),
             kl_at_half: layers.map(|layers| layers.iter().map(|layer| layer.kl).collect()),
             sensitivity: layers.map(|layers| layers.iter().map(|layer| layer.sensitivity).collect()),
+            width_kl_at_half: of_widths(layers, |width| width.kl),
+            width_sensitivity: of_widths(layers, |width| width.sensitivity),
         })
     }
+}
+
+/// By layer, where that was measured.
+fn of_widths(
+    layers: Option<&[LayerSensitivity]>,
+    value: impl Fn(WidthSensitivity) -> f64,
+) -> Option<Vec<f64>> {
+    layers?.iter().map(|layer| layer.width.map(&value)).collect()
 }
 
 /// The file of an entry that holds spectra.

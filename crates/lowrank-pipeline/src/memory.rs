@@ -87,7 +87,7 @@ impl Demand {
         if let Some(settings) = recipe.calibration() {
             let structures = recipe.measured_structures();
             stages.extend(model.collect(settings, structures));
-            stages.extend(model.sensitivities(settings));
+            stages.extend(model.sensitivities(settings, structures));
             if structures.has_ranks() && structures.has_widths() {
                 stages.push(model.narrowed());
             }
@@ -295,6 +295,11 @@ impl<'a> Model<'a> {
         let block = ("inputs and outputs of the MoE block", 2 * states);
         let [rows, strips] = self.summing(tokens);
         let [channels, channel_strips] = self.channels(structures);
+        let sampled = match structures.has_widths() {
+            true => product(&[self.sampled(settings) as u128, self.f + 2 * self.h, F32]),
+            false => 0,
+        };
+        let sampled = ("activations and outputs that sensitivities are measured with", sampled);
         let (base, mean) = match structures.has_bases() {
             true => (self.wide(), product(&[self.h, self.f, F64])),
             false => (0, 0),
@@ -318,6 +323,7 @@ impl<'a> Model<'a> {
                     self.activations(tokens),
                     ("second moments of one expert", 2 * self.moment()),
                     channels,
+                    sampled,
                     base,
                     rows,
                 ],
@@ -392,16 +398,23 @@ impl<'a> Model<'a> {
         )
     }
 
-    /// Spectra in the calibrated norm, and what their errors do to the logits.
-    fn sensitivities(&self, settings: &CalibrationSettings) -> [Stage; 5] {
+    /// Tokens that sensitivities are measured with.
+    fn sampled(&self, settings: &CalibrationSettings) -> usize {
         let wanted = settings.sensitivity_tokens(self.config.hidden_size).min(settings.calibration_tokens);
         let window = CalibrationSettings::sensitivity_window(self.window(settings));
-        let tokens = wanted.div_ceil(window) * window;
+        wanted.div_ceil(window) * window
+    }
+
+    /// Spectra in the calibrated norm, and what their errors do to the logits.
+    fn sensitivities(&self, settings: &CalibrationSettings, structures: Structures) -> [Stage; 5] {
+        let window = CalibrationSettings::sensitivity_window(self.window(settings));
+        let tokens = self.sampled(settings);
         let one = self.states(tokens);
-        let states = product(&[1 + 3 * self.layers, one]);
+        let groups = 3 + u128::from(structures.has_widths());
+        let states = product(&[1 + groups * self.layers, one]);
         let shared = |more: &[(&'static str, u128)]| {
             let mut shared = vec![
-                ("hidden states, one and three for each layer", states),
+                ("hidden states, one and some for each layer", states),
                 ("singular values", self.spectra()),
             ];
             shared.extend_from_slice(more);

@@ -14,7 +14,7 @@ use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
 };
 use lowrank_model::{
-    CostModel, Dtype, ElementBytes, MatrixId, ModelConfig, Progress, Projection, RankPlan, Recipe, Spectrum,
+    CostModel, Dtype, ElementBytes, MatrixId, ModelConfig, Progress, RankPlan, Recipe, Spectrum,
     SpectrumCurves, Storage, Target, Unit,
 };
 use lowrank_reader::Checkpoint;
@@ -276,16 +276,11 @@ pub fn errors(
         let (widths, differences) = (WidthsByExpert::new(), DifferenceSpectra::new());
         return Ok(Errors { spectra, sensitivity, layers: None, widths, differences });
     }
-    let measured = calibration.sensitivities(checkpoint, context)?;
+    let widths = calibration.widths(context)?;
+    let measured = calibration.sensitivities(checkpoint, &widths, context)?;
     let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
     let differences = calibration.differences(&spectra, context)?;
-    Ok(Errors {
-        spectra,
-        sensitivity,
-        layers: Some(layers),
-        widths: calibration.widths(context)?,
-        differences,
-    })
+    Ok(Errors { spectra, sensitivity, layers: Some(layers), widths, differences })
 }
 
 impl Errors {
@@ -491,6 +486,8 @@ impl Subject {
         let (choices, element_bytes) = (self.choices(recipe)?, self.element_bytes(recipe));
         let measured =
             |id: MatrixId| errors.layers.as_ref().map_or(1.0, |layers| layers[id.layer].of(id.projection));
+        let width_measured =
+            |layer: usize| errors.layers.as_ref().map_or(1.0, |layers| layers[layer].of_width());
         let candidate = |(&name, spectrum)| Candidate {
             name,
             shape: self.config.matrix_shape(name),
@@ -503,8 +500,7 @@ impl Subject {
         let expert = |(place, own)| {
             let (&(layer, expert), ExpertWidths { order, errors, grid }): (&(usize, usize), &ExpertWidths) =
                 (place, own);
-            // An error of a width is one of the outputs, as one of down is.
-            let measured = measured(MatrixId { layer, expert, projection: Projection::Down });
+            let measured = width_measured(layer);
             let ranks = recipe.structures().has_ranks();
             ExpertCandidate { layer, expert, order, errors, measured, grid, ranks }
         };

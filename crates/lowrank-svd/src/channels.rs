@@ -31,6 +31,9 @@ pub struct Channels {
     errors: Vec<f64>,
     /// W₂ L [H, F], channels in `order`, in the units of the second moment.
     outputs: Array2<f64>,
+    /// L of the second moment over `mean`.
+    factor: TiledCholesky,
+    mean: f64,
 }
 
 impl Channels {
@@ -54,9 +57,10 @@ impl Channels {
         let order = order(w2_wide.view(), &moment)?;
         let w2_ordered = w2_wide.select(Axis(1), &order);
         drop(w2_wide);
-        let outputs = moment.factor(&order)?.product(w2_ordered.view()) * moment.mean.sqrt();
+        let factor = moment.factor(&order)?;
+        let outputs = factor.product(w2_ordered.view()) * moment.mean.sqrt();
         let errors = tails(&outputs);
-        Ok(Self { order, errors, outputs })
+        Ok(Self { order, errors, outputs, factor, mean: moment.mean })
     }
 
     /// All F channels; a width k keeps the first k.
@@ -67,6 +71,17 @@ impl Channels {
     /// The error Σ g² ‖W₂ h − W h_S‖² of every width 0..=F, the ridge's share included; it does not grow.
     pub fn errors(&self) -> &[f64] {
         &self.errors
+    }
+
+    /// W [H, k] that minimises Σ g² ‖W₂ h − W h_S‖² and the ridge's share of it, S the first k channels in their order:
+    /// (W₂ L)[:, :k] L[:k, :k]⁻¹.
+    ///
+    /// # Panics
+    /// If there are fewer channels.
+    pub fn fitted(&self, width: usize) -> Array2<f64> {
+        let mut fitted = self.outputs.slice(s![.., ..width]).to_owned() / self.mean.sqrt();
+        self.factor.divide_by_leading(fitted.view_mut());
+        fitted
     }
 
     /// W₂ L [H, F].

@@ -118,6 +118,12 @@ pub struct CalibrationReport {
     pub kl_at_half: Option<Vec<[f64; 3]>>,
     /// KL per unit of calibrated error, likewise.
     pub sensitivity: Option<Vec<[f64; 3]>>,
+    /// KL(original ‖ all experts of a layer at half their width), nats per token, by layer, where experts may be narrowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width_kl_at_half: Option<Vec<f64>>,
+    /// KL per unit of calibrated error, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub width_sensitivity: Option<Vec<f64>>,
 }
 
 /// One row.

@@ -104,6 +104,19 @@ fn the_error_of_every_width_is_that_of_least_squares_on_the_activations() {
 }
 
 #[test]
+fn a_width_has_w2_fitted_to_its_channels() {
+    for case in cases() {
+        let channels = case.channels();
+        for k in 1..=channels.order().len() {
+            let expected = case.fitted(&channels.order()[..k]);
+            let scale = energy(&expected).sqrt();
+            let difference = energy(&(&channels.fitted(k) - &expected)).sqrt();
+            assert!(difference <= 1e-7 * scale, "{k}: {difference} of {scale}");
+        }
+    }
+}
+
+#[test]
 fn a_singular_second_moment_without_ridge_has_the_errors_of_least_squares() {
     let case = Case::new((8, 24), 10, 0.0, 6);
     let channels = case.channels();
