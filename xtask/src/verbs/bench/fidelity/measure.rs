@@ -1,6 +1,6 @@
 //! Runs the tool for every method and budget, and collects the results of `verify`.
 
-use super::methods::{BUNDLED, DEFAULT, How, METHODS, Method};
+use super::methods::{BUNDLED, DEFAULT, How, METHODS, Method, When};
 use crate::shell::{cargo, command, lowrank_compress, output, target};
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -19,9 +19,18 @@ pub(crate) struct Bench {
     pub(crate) texts: Vec<PathBuf>,
     pub(crate) tokens: usize,
     pub(crate) calibration_tokens: usize,
-    pub(crate) small: bool,
-    rows: Vec<String>,
+    wanted: Wanted,
     started: Instant,
+}
+
+/// Which rows are measured.
+pub(crate) struct Wanted {
+    /// A few.
+    pub(crate) small: bool,
+    /// Those of each step from plain SVD to ranks alone, too.
+    pub(crate) ablation: bool,
+    /// If there are any: those whose names contain one of these.
+    pub(crate) rows: Vec<String>,
 }
 
 /// A model and its calibration text; if absent, the bundled passage.
@@ -78,8 +87,7 @@ impl Bench {
         texts: Vec<PathBuf>,
         tokens: usize,
         calibration_tokens: usize,
-        small: bool,
-        rows: Vec<String>,
+        wanted: Wanted,
     ) -> Result<Self> {
         let tool = lowrank_compress()?;
         let build = ["build", "--release", "--package", "lowrank-bench", "--bin", "prune_experts"];
@@ -98,21 +106,29 @@ impl Bench {
         let tool = keep(tool)?;
         let prune = keep(target().join("release/prune_experts"))?;
         let started = Instant::now();
-        Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, small, rows, started })
+        Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, wanted, started })
     }
 
     /// The flags that chose what is measured, as they are typed.
     pub(crate) fn flags(&self) -> String {
-        let rows = self.rows.iter().map(|row| format!(" --row \"{row}\""));
-        let small = if self.small { " --small" } else { "" };
-        std::iter::once(small.to_owned()).chain(rows).collect()
+        let Wanted { small, ablation, rows } = &self.wanted;
+        let rows = rows.iter().map(|row| format!(" --row \"{row}\""));
+        let flags = [(*small, " --small"), (*ablation, " --ablation")];
+        let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned());
+        flags.chain(rows).collect()
     }
 
     /// Whether a row is measured. That of the default always is.
     pub(crate) fn has(&self, method: &Method) -> bool {
-        let named = |part: &String| method.name.contains(part.as_str());
-        (method.small || !self.small)
-            && (self.rows.is_empty() || method.name == DEFAULT || self.rows.iter().any(named))
+        let Wanted { small, ablation, rows } = &self.wanted;
+        if !rows.is_empty() {
+            return method.name == DEFAULT || rows.iter().any(|part| method.name.contains(part.as_str()));
+        }
+        match method.when {
+            When::Always => true,
+            When::Whole => !small,
+            When::Ablation => *ablation,
+        }
     }
 
     /// The folder of all files of the benchmark.

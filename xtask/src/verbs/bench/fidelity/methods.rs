@@ -14,8 +14,19 @@ pub(crate) struct Method {
     pub(crate) name: &'static str,
     /// What is done.
     pub(crate) how: How,
-    /// Whether `--small` includes this row.
-    pub(crate) small: bool,
+    /// Who asks for this row.
+    pub(crate) when: When,
+}
+
+/// When a row is measured that nobody named.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum When {
+    /// Always, with `--small` too.
+    Always,
+    /// Except with `--small`.
+    Whole,
+    /// With `--ablation`.
+    Ablation,
 }
 
 /// What is done.
@@ -48,9 +59,9 @@ pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
 /// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
 pub(crate) const METHODS: [Method; 18] = [
-    row("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
-    row("plain SVD, global, u·v", How::DataFree("--storage uv")),
-    row(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
+    step("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
+    step("plain SVD, global, u·v", How::DataFree("--storage uv")),
+    step(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
     in_small(row(DATA_FREE_PIVOTED[1], How::DataFree(""))),
     in_small(row(
         WHITENED,
@@ -59,38 +70,38 @@ pub(crate) const METHODS: [Method; 18] = [
              --shrinkage 0.001 --sensitivity absolute --allocation uniform --storage uv",
         ),
     )),
-    row(
+    step(
         "+ global by absolute errors",
         How::Calibrated(
             "--vocabulary-share 0 --propagate none --calibration-target matrix --gate-weight none \
              --shrinkage 0.001 --sensitivity absolute --storage uv",
         ),
     ),
-    row(
+    step(
         "+ pivoted",
         How::Calibrated(
             "--vocabulary-share 0 --propagate none --calibration-target matrix --gate-weight none \
              --shrinkage 0.001 --sensitivity absolute",
         ),
     ),
-    row(
+    step(
         "+ router weights squared",
         How::Calibrated(
             "--vocabulary-share 0 --propagate none --calibration-target matrix --shrinkage 0.001 \
              --sensitivity absolute",
         ),
     ),
-    row(
+    step(
         "+ measured sensitivities",
         How::Calibrated(
             "--structures rank --vocabulary-share 0 --propagate none --calibration-target matrix --shrinkage 0.001",
         ),
     ),
-    row(
+    step(
         "+ errors of the expert's output, shrinkage 0.1",
         How::Calibrated("--structures rank --vocabulary-share 0 --propagate none"),
     ),
-    row(
+    step(
         "+ error propagation within experts",
         How::Calibrated("--structures rank --vocabulary-share 0 --propagate experts"),
     ),
@@ -104,9 +115,13 @@ pub(crate) const METHODS: [Method; 18] = [
 ];
 
 const fn row(name: &'static str, how: How) -> Method {
-    Method { name, how, small: false }
+    Method { name, how, when: When::Whole }
 }
 
 const fn in_small(method: Method) -> Method {
-    Method { small: true, ..method }
+    Method { when: When::Always, ..method }
+}
+
+const fn step(name: &'static str, how: How) -> Method {
+    Method { when: When::Ablation, ..row(name, how) }
 }

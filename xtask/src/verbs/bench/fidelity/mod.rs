@@ -11,7 +11,7 @@ mod page;
 
 use crate::shell::root;
 use anyhow::{Context, Result, bail};
-use measure::{Bench, Subject};
+use measure::{Bench, Subject, Wanted};
 use methods::BUDGET_USUAL;
 use std::path::PathBuf;
 
@@ -24,15 +24,15 @@ const CALIBRATION_TOKENS: usize = 65_536;
 /// Evaluation and calibration tokens with `--small`.
 const TOKENS_SMALL: usize = 8_192;
 
-/// Models whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have: the hardest first.
-const UPCYCLED: [&str; 2] = ["upcycled-alike", "upcycled-distinct"];
+/// The hardest first: those whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have.
+const MODELS: [&str; 4] = ["upcycled-alike", "upcycled-distinct", "tiny-mixtral", "second-mixtral"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Checkpoint directory; repeat the flag for several [default: the bundled models]
     #[arg(long = "model", value_name = "DIR")]
     models: Vec<PathBuf>,
-    /// Measure only rows whose name contains this; may be repeated [default: all]
+    /// Measure only rows whose name contains this; may be repeated [default: all without those of --ablation]
     #[arg(long = "row", value_name = "TEXT")]
     rows: Vec<String>,
     /// Shares of the expert parameters to remove, in percent [default: 10,22.2,35,50]
@@ -56,6 +56,9 @@ pub(crate) struct Args {
     /// Measure only one budget and a few methods of the first bundled model on few tokens, within a minute, as CI does
     #[arg(long)]
     pub(crate) small: bool,
+    /// Measure each step from plain SVD to ranks alone, too
+    #[arg(long)]
+    ablation: bool,
 }
 
 /// The benchmark with `--small`, which CI runs.
@@ -70,6 +73,7 @@ pub(crate) fn small() -> Result<()> {
         calibration_tokens: None,
         out: None,
         small: true,
+        ablation: false,
     };
     run(&args)
 }
@@ -96,8 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         texts,
         args.tokens.unwrap_or(tokens),
         args.calibration_tokens.unwrap_or(calibration_tokens),
-        args.small,
-        args.rows.clone(),
+        Wanted { small: args.small, ablation: args.ablation, rows: args.rows.clone() },
     )?;
     let out = match (&args.out, args.small) {
         (Some(out), _) => out.clone(),
@@ -125,19 +128,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The models with their calibration texts.
 fn subjects(args: &Args) -> Vec<Subject> {
     let fixtures = root().join("tests/fixtures");
-    if !args.models.is_empty() {
-        let subject = |model: &PathBuf| Subject { model: model.clone(), calibrate: args.calibrate.clone() };
-        return args.models.iter().map(subject).collect();
-    }
-    let first = Subject { model: fixtures.join("tiny-mixtral"), calibrate: args.calibrate.clone() };
-    if args.small {
-        return vec![first];
-    }
-    // This text differs from both evaluation texts, because the limits must also hold if the user calibrates on another kind of text.
-    let unlike = fixtures.join("text/shakespeare.txt");
-    let second = fixtures.join("second-mixtral");
-    let second = Subject { model: second, calibrate: Some(args.calibrate.clone().unwrap_or(unlike)) };
-    let upcycled =
-        UPCYCLED.map(|name| Subject { model: fixtures.join(name), calibrate: args.calibrate.clone() });
-    upcycled.into_iter().chain([first, second]).collect()
+    let models = match args.models.as_slice() {
+        [] if args.small => vec![fixtures.join("tiny-mixtral")],
+        [] => MODELS.iter().map(|name| fixtures.join(name)).collect(),
+        given => given.to_vec(),
+    };
+    let subject = |model: PathBuf| {
+        // This text differs from both evaluation texts, because the limits must also hold if the user calibrates on another
+        // kind of text.
+        let unlike = model.ends_with("second-mixtral").then(|| fixtures.join("text/shakespeare.txt"));
+        Subject { model, calibrate: args.calibrate.clone().or(unlike) }
+    };
+    models.into_iter().map(subject).collect()
 }
