@@ -26,6 +26,9 @@ enum Verb {
     Conformance,
     /// Build the Python package's wheel, install it into an environment of its own, and use it
     WheelTest,
+    /// Serve original and compressed models with vLLM over HTTP, run plain ones as GGUF with llama.cpp, and compare with
+    /// transformers and our own forward pass (installs 6 GB and compiles llama.cpp; on demand, not in CI)
+    ServeTest(verbs::serve_test::Args),
     /// Cross-check the linear algebra against LAPACK (installs Debian's libopenblas-dev if it can)
     Lapack,
     /// Run the example sweep on the bundled model, kill it in the middle, and resume it
@@ -64,6 +67,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Tidy => verbs::tidy::run(),
         Verb::Conformance => verbs::conformance::run(),
         Verb::WheelTest => verbs::wheel_test::run(),
+        Verb::ServeTest(args) => verbs::serve_test::run(&args),
         Verb::Lapack => verbs::lapack::run(),
         Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),

@@ -1,5 +1,6 @@
 //! Python environments under `target/python`: one with torch and the newest transformers, an overlay with the last 4.x that
-//! shares its torch, and one that drives a browser. Each is made once per set of pinned versions.
+//! shares its torch, and others for a browser, for benchmarks, for vLLM and for llama.cpp. Each is made once per set of pinned
+//! versions.
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
@@ -28,7 +29,15 @@ impl Transformers {
 
 /// A Python with torch and this version of transformers, which cannot download models.
 pub(crate) fn python(transformers: Transformers) -> Result<Command> {
-    let venv = venv()?;
+    let mut python = offline(&venv()?);
+    if transformers == Transformers::V4 {
+        python.env("PYTHONPATH", overlay()?);
+    }
+    Ok(python)
+}
+
+/// An environment's Python, which cannot download models.
+fn offline(venv: &Path) -> Command {
     let mut python = shell::command(venv.join("bin/python"));
     python
         .env("HF_HUB_OFFLINE", "1")
@@ -36,10 +45,7 @@ pub(crate) fn python(transformers: Transformers) -> Result<Command> {
         .env("PYTHONDONTWRITEBYTECODE", "1");
     // transformers caches remote code by the folder's name. With our own cache we never get a stale copy from elsewhere.
     python.env("HF_HOME", folder().join("hf-home"));
-    if transformers == Transformers::V4 {
-        python.env("PYTHONPATH", overlay()?);
-    }
-    Ok(python)
+    python
 }
 
 /// The same with this repository's own Python package, as it is in the checkout.
@@ -100,6 +106,50 @@ pub(crate) fn with_only(wheel: &Path, place: &Path) -> Result<PathBuf> {
     Ok(place.join("bin/python"))
 }
 
+/// The Python of an environment with vLLM's CPU build: 6 GB.
+pub(crate) fn vllm() -> Result<PathBuf> {
+    let pins = serving_pins("requirements-vllm.txt");
+    let venv = ensure("vllm", &pins, |place| {
+        shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+        let mut pip = shell::command(place.join("bin/pip"));
+        shell::run(pip.args(["install", "--quiet", "--no-deps", "-r"]).arg(&pins))
+    })?;
+    Ok(venv.join("bin/python"))
+}
+
+/// A Python with llama.cpp and transformers, and the folder of llama.cpp's sources. Compiling takes minutes.
+pub(crate) fn llama() -> Result<(Command, PathBuf)> {
+    let dependencies = site_packages(&venv()?)?;
+    let pins = serving_pins("requirements-llama.txt");
+    let venv = ensure("llama", &pins, |place| {
+        shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+        let pip = |verb: &str| {
+            let mut pip = shell::command(place.join("bin/pip"));
+            pip.args([verb, "--quiet", "--no-binary", "llama-cpp-python", "-r"]).arg(&pins);
+            // Without its part for images.
+            pip.env("CMAKE_ARGS", "-DLLAVA_BUILD=OFF");
+            pip
+        };
+        let archives = place.join("archives");
+        shell::run(pip("download").arg("--no-deps").arg("--dest").arg(&archives))?;
+        shell::run(&mut pip("install"))?;
+        let archive = the_only(&archives, |name| name.starts_with("llama_cpp_python"))?;
+        let mut unpack = shell::command(place.join("bin/python"));
+        shell::run(unpack.args(["-m", "tarfile", "-e"]).arg(archive).arg(place.join("sources")))?;
+        let link = site_packages(place)?.join("dependencies.pth");
+        Ok(std::fs::write(link, format!("{}\n", dependencies.display()))?)
+    })?;
+    let sources = the_only(&venv.join("sources"), |_| true)?.join("vendor/llama.cpp");
+    Ok((offline(&venv), sources))
+}
+
+/// The entry of a folder whose name passes.
+fn the_only(folder: &Path, passes: impl Fn(&str) -> bool) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?.flatten();
+    let mut found = entries.filter(|entry| entry.file_name().to_str().is_some_and(&passes));
+    Ok(found.next().with_context(|| format!("{}: not what pip writes", folder.display()))?.path())
+}
+
 /// The folder of an environment's packages.
 fn site_packages(venv: &Path) -> Result<PathBuf> {
     let lib = venv.join("lib");
@@ -119,6 +169,10 @@ pub(crate) fn cuda_libraries() -> Result<PathBuf> {
 
 fn folder() -> PathBuf {
     shell::target().join("python")
+}
+
+fn serving_pins(name: &str) -> PathBuf {
+    shell::root().join("tests/serving").join(name)
 }
 
 fn pins(name: &str) -> PathBuf {

@@ -10,6 +10,7 @@ pub(crate) mod gpu_check;
 pub(crate) mod lapack;
 pub(crate) mod other_cpu;
 pub(crate) mod report_test;
+pub(crate) mod serve_test;
 pub(crate) mod sweep;
 pub(crate) mod tidy;
 pub(crate) mod torture;

@@ -1,0 +1,50 @@
+"""Log-probabilities of checkpoints by two programs that serve nothing: transformers, and our own forward pass."""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+transformers.utils.logging.disable_progress_bar()
+TEXT = Path(__file__).parents[1] / "fixtures/text/inaugural_addresses.txt"
+# Tokens of the prompts: from less than a block of vLLM's cache to many blocks.
+PROMPT_TOKENS = (2, 17, 64, 200)
+
+
+def prompts(model):
+    """Token ids from different places of a text, each list beginning with BOS."""
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    text, found = TEXT.read_text(), []
+    for place, count in enumerate(PROMPT_TOKENS):
+        begin = len(text) // len(PROMPT_TOKENS) * place
+        ids = tokenizer(text[begin : begin + 40 * count])["input_ids"][:count]
+        assert len(ids) == count and ids[0] == tokenizer.bos_token_id, ids[:3]
+        found.append(ids)
+    return found
+
+
+@torch.no_grad()
+def by_transformers(model, sequences):
+    """One tensor of log-probabilities [tokens, vocabulary] for each list of token ids."""
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=True).eval()
+    return [loaded(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1) for ids in sequences]
+
+
+def by_our_own(program, model, sequences):
+    """The same by the example `logits` of the crate lowrank-forward."""
+    with tempfile.TemporaryDirectory() as folder:
+        ids, out = Path(folder) / "ids.json", Path(folder) / "logits.safetensors"
+        ids.write_text(json.dumps(sequences))
+        subprocess.run([program, model, ids, out], check=True)
+        logits = load_file(out)
+    return [logits[f"logits.{s}"].float().log_softmax(-1) for s in range(len(sequences))]
+
+
+def largest(values):
+    """The largest of some numbers, and NaN if one of them is."""
+    return torch.tensor(list(values)).max().item()

@@ -1,0 +1,222 @@
+//! `cargo xtask serve-test` gives outputs to the programs that people run them with, on the CPU: vLLM serves them over HTTP, with
+//! our plugin or, where an output is a plain model, without it; llama.cpp runs plain models as GGUF. Tokens and
+//! log-probabilities are compared with those of transformers and of our own forward pass.
+
+use super::demo::bundled_model;
+use crate::python::{self, Transformers};
+use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Original, default output and plain narrow model of one bundled model alone, by one worker
+    #[arg(long)]
+    small: bool,
+    /// One of the two programs alone
+    #[arg(long, value_enum)]
+    only: Option<Runtime>,
+    /// Compare no logits; time servers of the bundled model and of a wide random one against vLLM's own class
+    #[arg(long, conflicts_with_all = ["small", "only"])]
+    throughput: bool,
+    /// Use the release builds in this folder (lowrank-compress, examples/logits) and build none
+    #[arg(long, value_name = "DIR")]
+    built: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Runtime {
+    Vllm,
+    Gguf,
+}
+
+/// Few tokens suffice for outputs whose quality does not matter.
+const QUICK: [&str; 4] = ["--calibration-tokens", "8192", "--sensitivity-tokens", "2048"];
+
+/// An ordinary model with narrower experts.
+const PLAIN: [&str; 6] = ["--budget", "30%", "--structures", "width", "--allocation", "uniform"];
+const DEFAULT: [&str; 2] = ["--budget", "30%"];
+const UV: [&str; 6] = ["--budget", "21.412%", "--structures", "rank", "--storage", "uv"];
+const PIVOTED: [&str; 6] = ["--budget", "21.412%", "--structures", "rank", "--storage", "pivoted"];
+const BASE: [&str; 4] = ["--budget", "50%", "--structures", "rank,width,base"];
+
+/// Models that ship with the repository.
+const BUNDLED: [&str; 4] = ["tiny-mixtral", "second-mixtral", "upcycled-distinct", "upcycled-alike"];
+
+/// Runs this verb.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let folder = target().join("serving");
+    let outputs = folder.join("outputs");
+    if outputs.exists() {
+        std::fs::remove_dir_all(&outputs)?;
+    }
+    std::fs::create_dir_all(&outputs)?;
+    let test = Test { tool: tool(args)?, logits: logits(args)?, folder, outputs };
+    if args.throughput {
+        return test.throughput();
+    }
+    if args.only != Some(Runtime::Gguf) {
+        test.vllm(args.small)?;
+    }
+    if args.only != Some(Runtime::Vllm) {
+        test.gguf(args.small)?;
+    }
+    Ok(())
+}
+
+struct Test {
+    tool: PathBuf,
+    logits: PathBuf,
+    folder: PathBuf,
+    outputs: PathBuf,
+}
+
+impl Test {
+    /// Serves outputs over HTTP.
+    fn vllm(&self, small: bool) -> Result<()> {
+        let tiny = bundled_model();
+        let default = self.compressed("default", &tiny, &DEFAULT)?;
+        let mut cases =
+            vec![served("original", &tiny, 1, &[]), served("default", &default, 1, &["ranks", "widths"])];
+        if !small {
+            let alike = self.made("heads", &fixture("upcycled-alike"))?;
+            let others: [(_, _, &[&str], _); 3] = [
+                ("u·v", &tiny, &UV, "ranks"),
+                ("pivoted", &tiny, &PIVOTED, "ranks"),
+                ("shared base", &alike, &BASE, "shared_base_layers"),
+            ];
+            for (name, base, settings, uses) in others {
+                let output = self.compressed(name, base, settings)?;
+                cases.push(served(name, &output, 1, &[uses]));
+                cases.push(served(&format!("{name} two workers"), &output, 2, &[uses]));
+            }
+        }
+        for model in bundled(small) {
+            let name = format!("plain {model}");
+            cases.push(served(&name, &self.compressed(&name, &fixture(model), &PLAIN)?, 1, &[]));
+        }
+        let mut check = python::python(Transformers::V5)?;
+        check.arg("tests/serving/check_vllm.py").arg(self.written("vllm.json", cases)?);
+        check.arg("--vllm").arg(python::vllm()?).arg("--logits-program").arg(&self.logits);
+        sh(check.arg("--work").arg(self.folder.join("vllm")))
+    }
+
+    /// Converts plain models, and a dense export, and runs them.
+    fn gguf(&self, small: bool) -> Result<()> {
+        let script = "tests/serving/check_gguf.py";
+        let (_, sources) = python::llama()?;
+        let mut cases = Vec::new();
+        for model in bundled(small) {
+            let base = self.outputs.join(format!("{model} with a tokenizer.model"));
+            copy(&fixture(model), &base)?;
+            sh(python::llama()?.0.arg(script).arg("--add-tokenizer").arg(&base))?;
+            let name = format!("plain {model} as GGUF");
+            let plain = self.compressed(&name, &base, &PLAIN)?;
+            cases.push(json!({ "name": name, "model": plain, "same_as": plain }));
+            if *model == BUNDLED[0] {
+                let output = self.compressed("for a dense export", &base, &DEFAULT)?;
+                let dense = self.outputs.join("dense export");
+                let mut densify = command(&self.tool);
+                densify.args(["densify", "--quiet", "--dtype", "f32", "--model"]).arg(&output);
+                sh(densify.arg("--out").arg(&dense))?;
+                cases.push(json!({ "name": "dense export", "model": dense, "same_as": output }));
+            }
+        }
+        let work = self.folder.join("gguf");
+        std::fs::create_dir_all(&work)?;
+        let mut check = python::llama()?.0;
+        check.arg(script).arg(self.written("gguf.json", cases)?).arg("--llama-cpp").arg(sources);
+        sh(check.arg("--logits-program").arg(&self.logits).arg("--work").arg(work))
+    }
+
+    /// Times servers against that of the original.
+    fn throughput(&self) -> Result<()> {
+        let tiny = bundled_model();
+        let mut models = vec![tiny.clone()];
+        for (name, settings) in [("default", &DEFAULT[..]), ("u·v", &UV), ("pivoted", &PIVOTED)] {
+            models.push(self.compressed(name, &tiny, settings)?);
+        }
+        self.timed(&models)?;
+        let wide = self.made("wide", &tiny)?;
+        let mut models = vec![wide.clone()];
+        for (name, settings) in [("u·v", &UV), ("pivoted", &PIVOTED)] {
+            let out = self.outputs.join(format!("wide {name}"));
+            self.compress(&wide, &out, &["--calibrate", "none"], settings)?;
+            models.push(out);
+        }
+        self.timed(&models)
+    }
+
+    fn timed(&self, models: &[PathBuf]) -> Result<()> {
+        let mut time = python::python(Transformers::V5)?;
+        time.arg("tests/serving/throughput.py").arg("--vllm").arg(python::vllm()?);
+        sh(time.arg("--work").arg(self.folder.join("vllm")).args(models))
+    }
+
+    /// A model that is not bundled.
+    fn made(&self, which: &str, model: &Path) -> Result<PathBuf> {
+        let out = self.outputs.join(which);
+        let mut make = python::python(Transformers::V5)?;
+        sh(make.arg("tests/serving/make_model.py").arg(which).arg(&out).arg(model))?;
+        Ok(out)
+    }
+
+    fn compressed(&self, name: &str, base: &Path, settings: &[&str]) -> Result<PathBuf> {
+        let out = self.outputs.join(name);
+        self.compress(base, &out, &QUICK, settings)?;
+        Ok(out)
+    }
+
+    fn compress(&self, base: &Path, out: &Path, calibration: &[&str], settings: &[&str]) -> Result<()> {
+        let mut job = command(&self.tool);
+        job.args(["--quiet", "--cache", "none"]).args(calibration).args(settings);
+        sh(job.arg("--model").arg(base).arg("--out").arg(out))
+    }
+
+    fn written(&self, name: &str, cases: Vec<Value>) -> Result<PathBuf> {
+        let file = self.outputs.join(name);
+        std::fs::write(&file, Value::from(cases).to_string()).with_context(|| file.display().to_string())?;
+        Ok(file)
+    }
+}
+
+/// A case of check_vllm.py. A model whose `lowrank_config` uses something is for the plugin; others get no plugin.
+fn served(name: &str, model: &Path, workers: u32, uses: &[&str]) -> Value {
+    let plugin = !uses.is_empty();
+    let class = if plugin { "LowRankMixtralForCausalLM" } else { "MixtralForCausalLM" };
+    json!({ "name": name, "model": model, "class": class, "plugin": plugin, "parallel": workers, "uses": uses })
+}
+
+fn tool(args: &Args) -> Result<PathBuf> {
+    args.built
+        .as_ref()
+        .map_or_else(lowrank_compress, |built| Ok(std::path::absolute(built)?.join("lowrank-compress")))
+}
+
+/// The program that prints logits of our own forward pass.
+fn logits(args: &Args) -> Result<PathBuf> {
+    if let Some(built) = &args.built {
+        return Ok(std::path::absolute(built)?.join("examples/logits"));
+    }
+    sh(&mut cargo(&["build", "--release", "--package", "lowrank-forward", "--example", "logits"]))?;
+    Ok(target().join("release/examples/logits"))
+}
+
+fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+fn bundled(small: bool) -> &'static [&'static str] {
+    if small { &BUNDLED[..1] } else { &BUNDLED }
+}
+
+/// Copies the files of a folder.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
