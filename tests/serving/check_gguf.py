@@ -94,16 +94,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.add_tokenizer:
         return add_tokenizer(arguments.add_tokenizer)
-    failed = 0
     print("GGUF | answers equal, largest difference of a log-probability", flush=True)
-    for case in json.loads(arguments.cases.read_text()):
-        try:
-            text, good = check(case, arguments)
-        except Exception as error:  # a checkpoint that does not convert is a failure to report, and the others still run
-            text, good = f"{type(error).__name__}: {error}", False
-        failed += not good
-        print(f"{'ok' if good else 'FAILED'}  {case['name']} | {text}", flush=True)
-    sys.exit(1 if failed else 0)
+    reference.run(arguments.cases, lambda case: check(case, arguments))
 
 
 if __name__ == "__main__":

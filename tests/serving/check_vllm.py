@@ -81,16 +81,8 @@ def main():
     arguments = parser.parse_args()
     # So that a server ends with this program.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    failed = 0
     print("case | served by, workers | tokens equal, largest difference of a log-probability", flush=True)
-    for case in json.loads(arguments.cases.read_text()):
-        try:
-            text, good = check(case, arguments)
-        except Exception as error:  # a server that does not start is a failure to report, and the other cases still run
-            text, good = f"{type(error).__name__}: {error}", False
-        failed += not good
-        print(f"{'ok' if good else 'FAILED'}  {case['name']} | {text}", flush=True)
-    sys.exit(1 if failed else 0)
+    reference.run(arguments.cases, lambda case: check(case, arguments))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Log-probabilities of checkpoints by two programs that serve nothing: transformers, and our own forward pass."""
+"""Log-probabilities of checkpoints by two programs that serve nothing, transformers and our own forward pass; and what checks
+against them share."""
 
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -48,3 +50,16 @@ def by_our_own(program, model, sequences):
 def largest(values):
     """The largest of some numbers, and NaN if one of them is."""
     return torch.tensor(list(values)).max().item()
+
+
+def run(cases, check):
+    """Prints a line for each case, and ends the program; with 1 if a case failed."""
+    failed = 0
+    for case in json.loads(cases.read_text()):
+        try:
+            text, good = check(case)
+        except Exception as error:  # a checkpoint that does not load is a failure to report, and the others still run
+            text, good = f"{type(error).__name__}: {error}", False
+        failed += not good
+        print(f"{'ok' if good else 'FAILED'}  {case['name']} | {text}", flush=True)
+    sys.exit(1 if failed else 0)

@@ -3,6 +3,7 @@
 //! log-probabilities are compared with those of transformers and of our own forward pass.
 
 use super::demo::bundled_model;
+use super::gpu_check::copy_folder;
 use crate::python::{self, Transformers};
 use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
 use anyhow::{Context, Result};
@@ -109,7 +110,7 @@ impl Test {
         let mut cases = Vec::new();
         for model in bundled(small) {
             let base = self.outputs.join(format!("{model} with a tokenizer.model"));
-            copy(&fixture(model), &base)?;
+            copy_folder(&fixture(model), &base)?;
             sh(python::llama()?.0.arg(script).arg("--add-tokenizer").arg(&base))?;
             let name = format!("plain {model} as GGUF");
             let plain = self.compressed(&name, &base, &PLAIN)?;
@@ -209,14 +210,4 @@ fn fixture(name: &str) -> PathBuf {
 
 fn bundled(small: bool) -> &'static [&'static str] {
     if small { &BUNDLED[..1] } else { &BUNDLED }
-}
-
-/// Copies the files of a folder.
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
-    }
-    Ok(())
 }
