@@ -3,6 +3,7 @@
 mod document;
 pub(crate) mod fidelity;
 pub(crate) mod forward;
+pub(crate) mod peers;
 pub(crate) mod speed;
 pub(crate) mod sweep;
 pub(crate) mod synth;
@@ -21,6 +22,8 @@ pub(crate) enum What {
     Speed(speed::Args),
     /// Compare the speed of our forward pass with that of transformers on the same tokens
     Forward(forward::Args),
+    /// Run published programs beside ours on the bundled models, from clones that you make; write docs/research/peers.md
+    Peers(peers::Args),
 }
 
 /// Runs this verb.
@@ -31,5 +34,6 @@ pub(crate) fn run(what: &What) -> Result<()> {
         What::Synth(args) => synth::run(args),
         What::Speed(args) => speed::run(args),
         What::Forward(args) => forward::run(args),
+        What::Peers(args) => peers::run(args),
     }
 }

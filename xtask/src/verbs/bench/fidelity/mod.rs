@@ -13,6 +13,7 @@ use crate::shell::root;
 use anyhow::{Context, Result, bail};
 use measure::{Bench, Subject, Wanted};
 use methods::BUDGET_USUAL;
+pub(crate) use page::{machine, with_error};
 use std::path::PathBuf;
 
 /// Budgets in percent of the expert parameters.

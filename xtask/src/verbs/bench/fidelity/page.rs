@@ -237,7 +237,8 @@ fn removed_instead(model: &Measured, name: &str, cell: &Cell) -> String {
     if name == PRUNED { format!(" (−{share:.1} %)") } else { String::new() }
 }
 
-fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
+/// A figure with its standard error, both times `scale`, to the digits that the error allows.
+pub(crate) fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
     let (value, error) = (value * scale, error * scale);
     // At most two significant digits of the standard error.
     let digits = if error >= 0.95 {
@@ -252,7 +253,7 @@ fn with_error((value, error): (f64, f64), scale: f64, sign: bool) -> String {
 }
 
 /// The processor and its number of cores.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
