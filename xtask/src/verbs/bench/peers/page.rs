@@ -70,7 +70,7 @@ fn page() -> Result<String> {
     let ahead: Vec<String> = all.iter().flat_map(ahead).collect();
     writeln!(page, "## Where a published program loses less than the default, beyond both errors\n")?;
     match ahead.as_slice() {
-        [] => writeln!(page, "Nowhere in these tables.\n")?,
+        [] => writeln!(page, "Nowhere among the cells where both were measured.\n")?,
         some => writeln!(page, "{}\n", some.join("\n"))?,
     }
     not_run(&mut page, &all)?;
