@@ -1,13 +1,12 @@
-//! What a layer's experts at half their width change, on the tokens that sensitivities are measured with.
+//! Halves, at which sensitivities are measured: the width and the ranks; and what experts at half their width change.
 //!
 //! An expert's w2 is fitted to its first channels by the second moment of its activations, which is gone once its tokens have
 //! passed. So the change of its outputs, g (W h_S − W₂ h), is computed then and kept: [n, H] per expert.
 
-use crate::CalibrateError;
-use crate::widths::WidthStore;
-use lowrank_cache::{Arrays, Numbers};
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::ExpertBatch;
+use lowrank_model::params::stored_params;
+use lowrank_model::{MatrixShape, Storage};
 use lowrank_svd::Channels;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
@@ -18,6 +17,21 @@ const TOKENS: usize = 256;
 /// The width at which sensitivities are measured.
 pub(crate) fn half_width(intermediate_size: usize) -> usize {
     intermediate_size / 2
+}
+
+/// The largest rank at which a pivoted matrix has at most half its parameters.
+pub fn rank_reference(shape: MatrixShape) -> usize {
+    let half = stored_params(shape, Storage::Pivoted, None) / 2;
+    let (mut fits, mut beyond) = (1, shape.short_side().max(2));
+    while beyond - fits > 1 {
+        let middle = fits + (beyond - fits) / 2;
+        if stored_params(shape, Storage::Pivoted, Some(middle)) <= half {
+            fits = middle
+        } else {
+            beyond = middle
+        }
+    }
+    fits
 }
 
 /// Routed tokens of one expert among those that sensitivities are measured with.
@@ -48,7 +62,7 @@ impl Sampled {
     }
 
     /// What changes if the expert keeps its first channels alone.
-    fn change(&self, channels: &Channels) -> Change {
+    pub(crate) fn change(&self, channels: &Channels) -> Change {
         let inner = channels.order().len();
         let width = half_width(inner);
         let fitted = channels.fitted(width).mapv(|value| value as f32); // [H, k]
@@ -74,52 +88,13 @@ impl Sampled {
     }
 }
 
-/// Of one expert.
+/// Of one expert's weighted outputs.
 #[derive(Debug, Clone, PartialEq)]
-struct Change {
+pub(crate) struct Change {
     /// Places among the tokens that sensitivities are measured with.
-    places: Vec<usize>,
+    pub(crate) places: Vec<usize>,
     /// [n, H].
-    rows: Vec<f32>,
-}
-
-impl WidthStore<'_> {
-    fn change_name(layer: usize, expert: usize) -> String {
-        format!("half-width-{layer:03}-{expert:03}")
-    }
-
-    /// Keeps what an expert at half its width changes.
-    pub(crate) fn put_half_width(
-        &self,
-        (layer, expert): (usize, usize),
-        sampled: &Sampled,
-        channels: &Channels,
-    ) -> Result<(), CalibrateError> {
-        let Change { places, rows } = sampled.change(channels);
-        let places = places.into_iter().map(|place| place as f64).collect();
-        let mut arrays = Arrays::default();
-        arrays.arrays.insert("places".into(), Numbers::F64(places));
-        arrays.arrays.insert("rows".into(), Numbers::F32(rows));
-        Ok(self.entry.put(&Self::change_name(layer, expert), &arrays)?)
-    }
-
-    /// Adds what an expert at half its width changes to the outputs [N, H] of its MoE block on those tokens.
-    pub(crate) fn add_half_width(
-        &self,
-        (layer, expert): (usize, usize),
-        hidden_size: usize,
-        outputs: &mut [f32],
-    ) -> Result<(), CalibrateError> {
-        let absent = || CalibrateError::Absent { layer, expert };
-        let mut arrays = self.entry.get(&Self::change_name(layer, expert))?.ok_or_else(absent)?;
-        let places = arrays.take_f64("places").ok_or_else(absent)?;
-        let rows = arrays.take_f32("rows").ok_or_else(absent)?;
-        for (place, row) in places.into_iter().zip(rows.chunks_exact(hidden_size)) {
-            let output = outputs.get_mut(place as usize * hidden_size..).ok_or_else(absent)?;
-            output.iter_mut().zip(row).for_each(|(output, change)| *output += change);
-        }
-        Ok(())
-    }
+    pub(crate) rows: Vec<f32>,
 }
 
 #[cfg(test)]
@@ -136,6 +111,17 @@ mod tests {
                 (state >> 8) as f32 / 8_388_608.0 - 1.0
             })
             .collect()
+    }
+
+    #[test]
+    fn the_reference_rank_is_the_last_that_halves() {
+        for (rows, cols) in [(448, 128), (128, 448), (14336, 4096), (5, 3), (1, 1)] {
+            let shape = MatrixShape { rows, cols };
+            let r = rank_reference(shape);
+            let size = |r| stored_params(shape, Storage::Pivoted, Some(r));
+            assert!(r == 1 || 2 * size(r) <= (rows * cols) as u64, "{shape}");
+            assert!(r + 1 >= shape.short_side() || 2 * size(r + 1) > (rows * cols) as u64, "{shape}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@
 //! | [`layer_base`] | the base that a layer's experts may share |
 //! | [`shared_bases`] | errors of what distinguishes their matrices from it |
 //! | [`regression`] | down of a narrowed expert by least squares |
-//! | `half_width` | what experts at half their width change |
+//! | [`half_width`] | halves, at which sensitivities are measured |
 //! | [`sensitivity`] | what an error of each (layer, projection), and of each layer's widths, does to the logits |
 //!
 //! The recipe, its sources and what was tried and left: `docs/research/calibration.md`.
@@ -28,7 +28,7 @@
 pub mod activations;
 pub mod collect;
 mod error;
-mod half_width;
+pub mod half_width;
 pub mod layer_base;
 pub mod moments;
 pub mod norm;
@@ -46,7 +46,7 @@ pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use regression::{Fitted, Regression};
-pub use sensitivity::{HalfWidths, Sensitivities, measure};
+pub use sensitivity::{Sensitivities, measure};
 pub use shared_bases::DifferenceSpectra;
 pub use store::Store;
 pub use widths::{ExpertWidths, WidthStore, WidthsByExpert};

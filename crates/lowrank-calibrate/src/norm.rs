@@ -88,6 +88,11 @@ impl Norms {
         &self.tokens_per_expert
     }
 
+    /// Of the text.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Whether no token is routed to an expert.
     pub fn is_unrouted(&self, layer: usize, expert: usize) -> bool {
         self.tokens_per_expert[layer][expert] == 0

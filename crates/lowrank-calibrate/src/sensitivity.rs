@@ -9,19 +9,16 @@
 //! One pass for all groups: a group's hidden states part from the model's own at its layer, and from there on all walk
 //! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
 
-use crate::half_width::half_width;
+use crate::half_width::{half_width, rank_reference};
 use crate::weights::dense;
-use crate::widths::{WidthStore, WidthsByExpert};
+use crate::widths::WidthStore;
 use crate::{CalibrateError, Norms, Spoilt};
-use lowrank_compute::Algebra;
+use lowrank_compute::{Algebra, Backend};
 use lowrank_forward::distribution::compare;
 use lowrank_forward::{Forward, Hidden};
 use lowrank_model::plan::{LayerSensitivity, WidthSensitivity};
 use lowrank_model::spectrum::SpectrumError;
-use lowrank_model::{
-    Dtype, MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Storage, StoredMatrix, Tensor,
-    params::stored_params,
-};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Progress, Projection, Spectrum, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{SvdOptions, decompose};
 use rayon::prelude::*;
@@ -41,45 +38,14 @@ pub struct Sensitivities {
     pub layers: Vec<LayerSensitivity>,
 }
 
-/// The largest rank at which a pivoted matrix has at most half its parameters.
-pub fn rank_reference(shape: MatrixShape) -> usize {
-    let half = stored_params(shape, Storage::Pivoted, None) / 2;
-    let (mut fits, mut beyond) = (1, shape.short_side().max(2));
-    while beyond - fits > 1 {
-        let middle = fits + (beyond - fits) / 2;
-        if stored_params(shape, Storage::Pivoted, Some(middle)) <= half {
-            fits = middle
-        } else {
-            beyond = middle
-        }
-    }
-    fits
-}
-
-/// Experts at half their width: where their changes lie, and the errors of all widths.
-#[derive(Debug, Clone, Copy)]
-pub struct HalfWidths<'a> {
-    /// Where the changes lie.
-    pub store: &'a WidthStore<'a>,
-    /// Errors.
-    pub errors: &'a WidthsByExpert,
-}
-
-impl HalfWidths<'_> {
-    /// Summed over the experts of a layer.
-    fn error(&self, layer: usize, config: &ModelConfig) -> f64 {
-        let width = half_width(config.intermediate_size);
-        (0..config.experts_in(layer)).map(|expert| self.errors[&(layer, expert)].errors[width]).sum()
-    }
-}
-
-/// Measures on windows of tokens. `half_widths`: where experts may be narrowed; their tokens are those of the windows.
+/// Measures on windows of tokens. `widths`: of experts that may be narrowed, measured on the same tokens; the errors of
+/// their ranks are put there.
 pub fn measure(
     forward: &Forward<'_>,
     norms: &Norms,
     algebra: &Algebra,
     windows: &[Vec<u32>],
-    half_widths: Option<HalfWidths<'_>>,
+    widths: Option<&WidthStore<'_>>,
     progress: &dyn Progress,
     stop: &(dyn Fn() -> bool + Sync),
 ) -> Result<Sensitivities, CalibrateError> {
@@ -90,7 +56,7 @@ pub fn measure(
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
-        let halves = Halves { checkpoint, norms, algebra, half_widths, config, layer, stop };
+        let halves = Halves { checkpoint, norms, algebra, widths, config, layer, stop };
         let (walked, mut halved) = walk(forward, states, &halves)?;
         states = walked;
         progress.advance(1);
@@ -103,25 +69,28 @@ pub fn measure(
             group.map(|half| half.spectrum.tail_energies()[half.rank]).sum()
         };
         let mut of_groups: Vec<f64> = Projection::ALL.into_iter().map(of_group).collect();
-        of_groups.extend(half_widths.map(|half_widths| half_widths.error(layer, config)));
+        if let Some(widths) = widths {
+            let place = (layer, config.experts_in(layer));
+            of_groups.push(widths.layer_error(norms, place, half_width(config.intermediate_size))?);
+        }
         errors.push((layer, of_groups));
         spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
     }
     progress.finish();
     let measured: Vec<usize> = errors.iter().map(|&(layer, _)| layer).collect();
-    let groups = 3 + usize::from(half_widths.is_some());
+    let groups = 3 + usize::from(widths.is_some());
     let spoilt = |group: usize| Spoilt {
         layer: measured[group / groups],
         half: Projection::ALL.get(group % groups).map_or("the width", |projection| projection.as_str()),
     };
     let kls = divergences(forward, &states, &spoilt, progress)?;
     // A layer without experts has nothing to lose: its entry keeps the others at their places.
-    let width = half_widths.map(|_| WidthSensitivity { kl: 0.0, sensitivity: 0.0 });
+    let width = widths.map(|_| WidthSensitivity { kl: 0.0, sensitivity: 0.0 });
     let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3], width };
     let mut layers = vec![nothing; config.num_hidden_layers];
     for ((layer, errors), kls) in errors.into_iter().zip(kls.chunks_exact(groups)) {
         let of = |group: usize| kls[group].max(KL_LEAST) / errors[group];
-        let width = half_widths.map(|_| WidthSensitivity { kl: kls[3], sensitivity: of(3) });
+        let width = widths.map(|_| WidthSensitivity { kl: kls[3], sensitivity: of(3) });
         layers[layer] =
             LayerSensitivity { kl: [kls[0], kls[1], kls[2]], sensitivity: [0, 1, 2].map(of), width };
     }
@@ -154,7 +123,7 @@ struct Halves<'a> {
     checkpoint: &'a Checkpoint,
     norms: &'a Norms,
     algebra: &'a Algebra,
-    half_widths: Option<HalfWidths<'a>>,
+    widths: Option<&'a WidthStore<'a>>,
     config: &'a ModelConfig,
     layer: usize,
     stop: &'a (dyn Fn() -> bool + Sync),
@@ -184,8 +153,18 @@ impl Halves<'_> {
         let rank = rank_reference(shape);
         let norm = self.norms.of(id)?;
         let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);
-        let (decomposed, _) = self.algebra.run(shape, |backend| decompose(backend, &w, rank, &options));
-        let (spectrum, factors) = decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?;
+        let (spectrum, factors) = match self.widths {
+            Some(widths) if id.projection != Projection::Down => {
+                let order = widths.order(id.layer, id.expert)?;
+                let (spectrum, factors, _) = widths.decomposed(id, &w, &norm, &order)?;
+                (spectrum, factors)
+            }
+            _ => {
+                let run = |backend: &dyn Backend| decompose(backend, &w, rank, &options);
+                let (decomposed, _) = self.algebra.run(shape, run);
+                decomposed.map_err(|source| CalibrateError::Svd { name: id, source })?
+            }
+        };
         let f32s = |shape: [usize; 2], values: &[f32]| {
             Tensor::from_f32(shape.to_vec(), Dtype::F32, values).expect("factors have their shapes")
         };
@@ -243,10 +222,10 @@ fn walk(
             forward.add(state, output);
         }
     }
-    if let Some(half_widths) = halves.half_widths.filter(|_| !ids.is_empty()) {
+    if let Some(widths) = halves.widths.filter(|_| !ids.is_empty()) {
         let mut change = vec![0.0; own.len()];
         for expert in 0..halves.config.experts_in(layer) {
-            half_widths.store.add_half_width((layer, expert), halves.config.hidden_size, &mut change)?;
+            widths.add_half_width((layer, expert), halves.config.hidden_size, &mut change)?;
         }
         // The first state has gone through the layer by now.
         let mut state = states[0].clone();
@@ -321,17 +300,6 @@ fn divergences(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_reference_rank_is_the_last_that_halves() {
-        for (rows, cols) in [(448, 128), (128, 448), (14336, 4096), (5, 3), (1, 1)] {
-            let shape = MatrixShape { rows, cols };
-            let r = rank_reference(shape);
-            let size = |r| stored_params(shape, Storage::Pivoted, Some(r));
-            assert!(r == 1 || 2 * size(r) <= (rows * cols) as u64, "{shape}");
-            assert!(r + 1 >= shape.short_side() || 2 * size(r + 1) > (rows * cols) as u64, "{shape}");
-        }
-    }
 
     #[test]
     fn what_was_not_measured_counts_like_the_dearest() {

@@ -4,17 +4,18 @@
 //! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
 
 use crate::activations::ActivationMoment;
-use crate::half_width::Sampled;
+use crate::half_width::{Change, Sampled, rank_reference};
 use crate::layer_base::down_difference;
 use crate::norm::shrinkage_of;
 use crate::weights::dense;
-use crate::{CalibrateError, Norms};
+use crate::{CalibrateError, Norm, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
 use lowrank_compute::Algebra;
+use lowrank_compute::blocks::matrix_shape;
 use lowrank_model::plan::Structures;
-use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, Tensor};
+use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{Channels, NarrowedErrors, narrowed_inputs, narrowed_outputs};
+use lowrank_svd::{Channels, Factors, NarrowedErrors, SvdOptions, decompose_narrowed, narrowed_outputs};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -51,6 +52,8 @@ pub type WidthsByExpert = BTreeMap<(usize, usize), ExpertWidths>;
 
 /// Of the singular values in an expert's file.
 const DIFFERENCE: &str = "difference";
+/// Of the narrowed errors in a matrix' file.
+const NARROWED: &str = "narrowed";
 
 /// Where orders and errors lie, and how they are made.
 #[derive(Debug, Clone)]
@@ -87,7 +90,8 @@ impl WidthStore<'_> {
 
     /// Whether an expert's are there.
     pub fn has(&self, layer: usize, expert: usize) -> bool {
-        self.entry.has(&Self::name(layer, expert))
+        let change = !self.structures.has_widths() || self.entry.has(&Self::change_name(layer, expert));
+        change && self.entry.has(&Self::name(layer, expert))
     }
 
     /// Orders the channels of an expert and keeps the errors of its widths, and those of the ranks of its down matrix without
@@ -111,7 +115,7 @@ impl WidthStore<'_> {
         }
         if self.structures.has_widths() {
             let failed = |source| CalibrateError::Svd { name: id, source };
-            let shape = lowrank_compute::blocks::matrix_shape(w2);
+            let shape = matrix_shape(w2);
             let widths = width_grid(shape.cols);
             let channels = Channels::new(w2, moment.sum(), RIDGE).map_err(failed)?;
             let down = match self.structures.has_ranks() {
@@ -126,6 +130,43 @@ impl WidthStore<'_> {
         Ok(self.entry.put(&Self::name(layer, expert), &arrays)?)
     }
 
+    fn change_name(layer: usize, expert: usize) -> String {
+        format!("half-width-{layer:03}-{expert:03}")
+    }
+
+    /// Keeps what an expert at half its width changes.
+    fn put_half_width(
+        &self,
+        (layer, expert): (usize, usize),
+        sampled: &Sampled,
+        channels: &Channels,
+    ) -> Result<(), CalibrateError> {
+        let Change { places, rows } = sampled.change(channels);
+        let places = places.into_iter().map(|place| place as f64).collect();
+        let mut arrays = Arrays::default();
+        arrays.arrays.insert("places".into(), Numbers::F64(places));
+        arrays.arrays.insert("rows".into(), Numbers::F32(rows));
+        Ok(self.entry.put(&Self::change_name(layer, expert), &arrays)?)
+    }
+
+    /// Adds what an expert at half its width changes to the outputs [N, H] of its MoE block on those tokens.
+    pub(crate) fn add_half_width(
+        &self,
+        (layer, expert): (usize, usize),
+        hidden_size: usize,
+        outputs: &mut [f32],
+    ) -> Result<(), CalibrateError> {
+        let absent = || CalibrateError::Absent { layer, expert };
+        let mut arrays = self.entry.get(&Self::change_name(layer, expert))?.ok_or_else(absent)?;
+        let places = arrays.take_f64("places").ok_or_else(absent)?;
+        let rows = arrays.take_f32("rows").ok_or_else(absent)?;
+        for (place, row) in places.into_iter().zip(rows.chunks_exact(hidden_size)) {
+            let output = outputs.get_mut(place as usize * hidden_size..).ok_or_else(absent)?;
+            output.iter_mut().zip(row).for_each(|(output, change)| *output += change);
+        }
+        Ok(())
+    }
+
     /// Singular values of W₂ − B₂, where a base may pay: see [`down_difference`].
     pub(crate) fn down_difference(
         &self,
@@ -135,6 +176,32 @@ impl WidthStore<'_> {
         let arrays = self.entry.get(&Self::name(layer, expert))?;
         let mut arrays = arrays.ok_or(CalibrateError::Absent { layer, expert })?;
         Ok(arrays.take_f64(DIFFERENCE))
+    }
+
+    /// Channels by falling importance.
+    pub(crate) fn order(&self, layer: usize, expert: usize) -> Result<Vec<usize>, CalibrateError> {
+        Ok(self.get(layer, expert)?.order)
+    }
+
+    /// Σ over the experts of a layer of their errors at a width, per token of the text.
+    pub(crate) fn layer_error(
+        &self,
+        norms: &Norms,
+        (layer, experts): (usize, usize),
+        width: usize,
+    ) -> Result<f64, CalibrateError> {
+        let of_expert = |expert| {
+            let errors = self.get(layer, expert)?.errors;
+            Ok((norms.is_unrouted(layer, expert), [errors[0], errors[width]]))
+        };
+        let errors = (0..experts).map(of_expert).collect::<Result<Vec<_>, CalibrateError>>()?;
+        let routed = errors.iter().filter(|(unrouted, _)| !unrouted);
+        let least = routed.map(|(_, [energy, _])| *energy).fold(f64::INFINITY, f64::min);
+        let scaled = errors.iter().map(|&(unrouted, [energy, error])| match unrouted {
+            true => error * unrouted_scale(energy, least).unwrap_or(1.0),
+            false => error,
+        });
+        Ok(scaled.sum::<f64>() / norms.tokens() as f64)
     }
 
     /// Order, errors and the narrowed errors of down, in sums over the text.
@@ -153,7 +220,6 @@ impl WidthStore<'_> {
         &self,
         checkpoint: &Checkpoint,
         norms: &Norms,
-        tokens: usize,
         progress: &dyn Progress,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<WidthsByExpert, CalibrateError> {
@@ -172,7 +238,7 @@ impl WidthStore<'_> {
                 if stop() {
                     return Err(CalibrateError::Stopped);
                 }
-                let own = self.of_expert(checkpoint, config, norms, tokens, (layer, expert))?;
+                let own = self.of_expert(checkpoint, config, norms, (layer, expert))?;
                 progress.advance(1);
                 Ok(((layer, expert), own))
             })
@@ -188,12 +254,11 @@ impl WidthStore<'_> {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         norms: &Norms,
-        tokens: usize,
         (layer, expert): (usize, usize),
     ) -> Result<ExpertWidths, CalibrateError> {
         let OfDown { order, errors, down } = self.get(layer, expert)?;
         let per_token = |errors: Vec<f64>| -> Vec<f64> {
-            errors.into_iter().map(|error| error / tokens as f64).collect()
+            errors.into_iter().map(|error| error / norms.tokens() as f64).collect()
         };
         let (errors, down) = (per_token(errors), per_token(down));
         if !self.structures.has_ranks() {
@@ -201,7 +266,7 @@ impl WidthStore<'_> {
         }
         let widths = width_grid(config.intermediate_size);
         let ranks = config.hidden_size + 1;
-        let inputs = self.of_inputs(checkpoint, norms, (layer, expert), &order, &widths)?;
+        let inputs = self.of_inputs(checkpoint, norms, (layer, expert), &order)?;
         let [gate, up] = inputs;
         let grid = widths
             .iter()
@@ -221,29 +286,41 @@ impl WidthStore<'_> {
         norms: &Norms,
         (layer, expert): (usize, usize),
         order: &[usize],
-        widths: &[usize],
     ) -> Result<[Vec<f64>; 2], CalibrateError> {
-        let name = format!("narrowed-{layer:03}-{expert:03}");
-        if let Some(mut arrays) = self.entry.get(&name)?
-            && let (Some(gate), Some(up)) = (arrays.take_f64("gate"), arrays.take_f64("up"))
-        {
-            return Ok([gate, up]);
-        }
         let of = |projection| -> Result<Vec<f64>, CalibrateError> {
             let id = MatrixId { layer, expert, projection };
-            let w = dense(checkpoint, id)?;
-            let norm = norms.of(id)?;
-            let (found, _) = self.algebra.run(checkpoint.config().matrix_shape(id), |backend| {
-                narrowed_inputs(backend, &w, &norm.metric(), order, widths)
-            });
-            Ok(found.map_err(|source| CalibrateError::Svd { name: id, source })?.concat())
+            if let Some(mut arrays) = self.entry.get(&narrowed_name(id))?
+                && let Some(errors) = arrays.take_f64(NARROWED)
+            {
+                return Ok(errors);
+            }
+            let (w, norm) = (dense(checkpoint, id)?, norms.of(id)?);
+            Ok(self.decomposed(id, &w, &norm, order)?.2)
         };
-        let (gate, up) = (of(Projection::Gate)?, of(Projection::Up)?);
+        Ok([of(Projection::Gate)?, of(Projection::Up)?])
+    }
+
+    /// Of gate or up: its spectrum, its factors at half its size, and the narrowed errors of all widths of the grid, one
+    /// after another, which are kept. All numbers come from this one decomposition, so that they do not depend on what was
+    /// kept before.
+    pub(crate) fn decomposed(
+        &self,
+        id: MatrixId,
+        w: &Tensor,
+        norm: &Norm,
+        order: &[usize],
+    ) -> Result<(Spectrum, Factors, Vec<f64>), CalibrateError> {
+        let shape = matrix_shape(w);
+        let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);
+        let (rank, grid) = (rank_reference(shape), width_grid(shape.rows));
+        let (found, _) =
+            self.algebra.run(shape, |backend| decompose_narrowed(backend, w, rank, &options, order, &grid));
+        let (spectrum, factors, errors) = found.map_err(|source| CalibrateError::Svd { name: id, source })?;
+        let errors = errors.concat();
         let mut arrays = Arrays::default();
-        arrays.arrays.insert("gate".into(), Numbers::F64(gate.clone()));
-        arrays.arrays.insert("up".into(), Numbers::F64(up.clone()));
-        self.entry.put(&name, &arrays)?;
-        Ok([gate, up])
+        arrays.arrays.insert(NARROWED.into(), Numbers::F64(errors.clone()));
+        self.entry.put(&narrowed_name(id), &arrays)?;
+        Ok((spectrum, factors, errors))
     }
 }
 
@@ -255,13 +332,22 @@ fn scale_unrouted(norms: &Norms, found: &mut WidthsByExpert) {
         let routed = found.iter().filter(|(other, _)| other.0 == place.0 && !is_unrouted(other));
         let least = routed.map(|(_, own)| own.errors[0]).fold(f64::INFINITY, f64::min);
         let own = found.get_mut(&place).expect("one of them");
-        if own.errors[0] > 0.0 && least.is_finite() {
-            let scale = least / own.errors[0];
+        if let Some(scale) = unrouted_scale(own.errors[0], least) {
             own.errors.iter_mut().for_each(|error| *error *= scale);
             // The narrowed errors of its matrices are on three other scales: its channels alone are weighed.
             own.grid.clear();
         }
     }
+}
+
+/// What brings an expert without routed tokens, whose outputs have this energy, to the least of its layer's others.
+fn unrouted_scale(energy: f64, least: f64) -> Option<f64> {
+    (energy > 0.0 && least.is_finite()).then(|| least / energy)
+}
+
+fn narrowed_name(id: MatrixId) -> String {
+    let MatrixId { layer, expert, projection } = id;
+    format!("narrowed-{layer:03}-{expert:03}-{}", projection.as_str())
 }
 
 struct OfDown {

@@ -7,8 +7,8 @@ use crate::base::InputHashes;
 use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
-    CalibrateError, DifferenceSpectra, HalfWidths, Norm, Norms, Sensitivities, Store, WidthStore,
-    WidthsByExpert, collect, measure,
+    CalibrateError, DifferenceSpectra, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert,
+    collect, measure,
 };
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
@@ -308,8 +308,8 @@ impl<'a> CalibrationContext<'a> {
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(BTreeMap::new()) };
         let Some(store) = self.width_store(text, &**engine)? else { return Ok(BTreeMap::new()) };
         let stop = || interrupt.check().is_err();
-        let (checkpoint, tokens) = (self.checkpoint, text.tokens());
-        pool.install(|| store.all(checkpoint, norms, tokens, progress, &stop))
+        let checkpoint = self.checkpoint;
+        pool.install(|| store.all(checkpoint, norms, progress, &stop))
             .map_err(|error| explained(error, checkpoint, context))
     }
 
@@ -386,13 +386,12 @@ impl<'a> CalibrationContext<'a> {
     pub fn sensitivities(
         &self,
         checkpoint: &Checkpoint,
-        widths: &WidthsByExpert,
         context: JobContext<'_>,
     ) -> Result<Option<Sensitivities>, PipelineError> {
         let JobContext { pool, progress, interrupt, .. } = context;
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
-        let entry =
-            self.entry(if widths.is_empty() { "sensitivities" } else { "sensitivities, of widths too" })?;
+        let has_widths = self.structures.has_widths();
+        let entry = self.entry(if has_widths { "sensitivities, of widths too" } else { "sensitivities" })?;
         if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
             && let Ok(layers) = serde_json::from_str::<Vec<LayerSensitivity>>(&arrays.note)
             && let Some(spectra) = spectra_of(arrays)
@@ -400,12 +399,11 @@ impl<'a> CalibrationContext<'a> {
             return Ok(Some(Sensitivities { spectra, layers }));
         }
         let windows = text.for_sensitivities(checkpoint.config().hidden_size).windows;
-        let store = self.width_store(text, &**engine)?.filter(|_| !widths.is_empty());
-        let half_widths = store.as_ref().map(|store| HalfWidths { store, errors: widths });
+        let widths = self.width_store(text, &**engine)?.filter(|_| has_widths);
         let stop = || interrupt.check().is_err();
         let forward = Forward::on(checkpoint, &**engine);
         let measured = pool
-            .install(|| measure(&forward, norms, &self.algebra, &windows, half_widths, progress, &stop))
+            .install(|| measure(&forward, norms, &self.algebra, &windows, widths.as_ref(), progress, &stop))
             .map_err(|error| explained(error, checkpoint, context))?;
         let note = serde_json::to_string(&measured.layers).expect("finite numbers serialise");
         entry.put(SPECTRA, &arrays_of(&measured.spectra, note)).map_err(CalibrateError::from)?;

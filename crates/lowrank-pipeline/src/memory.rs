@@ -9,8 +9,9 @@
 //! What is not counted by name, the program itself and the buffers of its products, is in `PROCESS_BYTES` and
 //! `WORKER_BYTES`. `cargo xtask bench speed --only memory` holds the sums against what a run really takes.
 
+use lowrank_calibrate::half_width::rank_reference;
 use lowrank_calibrate::pair;
-use lowrank_calibrate::sensitivity::{WALKING_BYTES, rank_reference};
+use lowrank_calibrate::sensitivity::WALKING_BYTES;
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
 use lowrank_model::block::{MoeLayers, SharedExperts};
@@ -411,10 +412,14 @@ impl<'a> Model<'a> {
         let tokens = self.sampled(settings);
         let one = self.states(tokens);
         let groups = 3 + u128::from(structures.has_widths());
+        let image = match structures.has_widths() && structures.has_ranks() {
+            true => product(&[self.h, self.f, F64]),
+            false => 0,
+        };
         let states = product(&[1 + groups * self.layers, one]);
         let shared = |more: &[(&'static str, u128)]| {
             let mut shared = vec![
-                ("hidden states, one and some for each layer", states),
+                ("hidden states, one and three or four for each layer", states),
                 ("singular values", self.spectra()),
             ];
             shared.extend_from_slice(more);
@@ -433,6 +438,7 @@ impl<'a> Model<'a> {
                 &shared(&[block, self.routing(tokens), self.activations(tokens)]),
                 &[
                     halved,
+                    ("image of the matrix in its eigenbasis", image),
                     ("stored matrix", self.stored()),
                     // Of the store and of the metric, its root and the inverse of that, and the eigenvectors in four parts.
                     ("second moments and decomposition", self.quarters(4 * 8)),

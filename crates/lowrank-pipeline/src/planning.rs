@@ -276,10 +276,10 @@ pub fn errors(
         let (widths, differences) = (WidthsByExpert::new(), DifferenceSpectra::new());
         return Ok(Errors { spectra, sensitivity, layers: None, widths, differences });
     }
-    let widths = calibration.widths(context)?;
-    let measured = calibration.sensitivities(checkpoint, &widths, context)?;
+    let measured = calibration.sensitivities(checkpoint, context)?;
     let Sensitivities { spectra, layers } = measured.ok_or(PipelineError::NothingToMeasureOn)?;
     let differences = calibration.differences(&spectra, context)?;
+    let widths = calibration.widths(context)?;
     Ok(Errors { spectra, sensitivity, layers: Some(layers), widths, differences })
 }
 

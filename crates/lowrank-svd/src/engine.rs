@@ -11,6 +11,7 @@
 use crate::error::SvdError;
 use crate::error_norm::{Basis, ErrorNorm, InPrecision, NormMatrix, Sketched};
 use crate::factors::{BalancedFactors, Factors, balance};
+use crate::narrowed::{narrowed_inputs, tails_of_inputs};
 use crate::options::SvdOptions;
 use crate::precision::{Precision, condition, in_sufficient_precision, projects_in_f32};
 use crate::randomized::{Sketch, generator, random_signs};
@@ -133,6 +134,43 @@ pub fn decompose(
     Ok((engine.scaled(truncated.sigma)?, truncated.balanced.factors))
 }
 
+/// [`decompose`] of gate or up [F, H], and by the same decomposition for each width, which rise, the squared errors of rank
+/// 0..=H of its first channels in their order, all in f64. The norm has no map.
+///
+/// # Errors
+/// As [`factor`].
+pub fn decompose_narrowed(
+    backend: &dyn Backend,
+    w: &Tensor,
+    rank: usize,
+    options: &SvdOptions<'_>,
+    order: &[usize],
+    widths: &[usize],
+) -> Result<(Spectrum, Factors, Vec<Vec<f64>>), SvdError> {
+    let kernels: &dyn Kernels<f64> = backend;
+    let exact = SvdOptions { method: MethodChoice::Exact, spectrum: None, reduction: None, ..*options };
+    let engine = Engine::new(backend, w, &exact, Some(rank))?;
+    let norm: &dyn InPrecision<f64> = &*engine.norm;
+    let NormMatrix { a, .. } = norm.matrix(kernels, w);
+    let size = a.nrows();
+    let Eigen { values, vectors } = kernels.eigh(a, size)?;
+    let Some(image) = norm.image(kernels, w, vectors.view()) else {
+        // The norm of the weights, of an expert without routed tokens.
+        let (spectrum, factors) = decompose(backend, w, rank, options)?;
+        return Ok((spectrum, factors, narrowed_inputs(backend, w, &options.metric, order, widths)?));
+    };
+    let tails = tails_of_inputs(&image, engine.norm.scale(), engine.shape(), order, widths);
+    drop(image);
+    let first = vectors.slice(s![.., ..rank.min(size)]).to_owned();
+    drop(vectors);
+    let Basis { x, y } = norm.basis(kernels, first)?;
+    let basis = Basis { x: padded(x, rank), y: y.map(|y| padded(y, rank)) };
+    let sigma = engine.sigma(&values, 0.0)?;
+    let found = Subspace { basis, image: None, sigma, by_products: false };
+    let truncated = engine.projected_from_f64(found, rank)?;
+    Ok((engine.scaled(truncated.sigma)?, truncated.balanced.factors, tails))
+}
+
 /// Everything but the precision.
 struct Engine<'a> {
     problem: Problem<'a>,
@@ -240,9 +278,18 @@ impl<'a> Engine<'a> {
                     Ok((SomeSubspace::F64(found), condition))
                 }
             })?;
-        let truncated = match subspace {
-            SomeSubspace::F32(found) => self.projected::<f32>(*backend, found, rank, precision),
-            SomeSubspace::F64(Subspace { basis: Basis { x, y }, image: None, sigma, by_products })
+        match subspace {
+            SomeSubspace::F32(found) => self.finite(self.projected::<f32>(*backend, found, rank, precision)),
+            SomeSubspace::F64(found) => self.projected_from_f64(found, rank),
+        }
+    }
+
+    /// Factors of a subspace that was found in f64.
+    fn projected_from_f64(&self, found: Subspace<f64>, rank: usize) -> Result<Truncated, SvdError> {
+        let Problem { backend, stats, .. } = &self.problem;
+        let precision = Precision::F64;
+        self.finite(match found {
+            Subspace { basis: Basis { x, y }, image: None, sigma, by_products }
                 if projects_in_f32(stats, &sigma, rank) =>
             {
                 // For half the price: factors are f32 anyway.
@@ -251,12 +298,16 @@ impl<'a> Engine<'a> {
                 let found = Subspace { basis, image: None, sigma, by_products };
                 self.projected::<f32>(*backend, found, rank, precision)
             }
-            SomeSubspace::F64(found) => self.projected::<f64>(*backend, found, rank, precision),
-        };
-        if !truncated.balanced.kept_energy.is_finite() {
-            return Err(SvdError::Overflow { largest_weight: stats.largest_weight });
+            found => self.projected::<f64>(*backend, found, rank, precision),
+        })
+    }
+
+    /// Refuses factors that overflowed.
+    fn finite(&self, truncated: Truncated) -> Result<Truncated, SvdError> {
+        match truncated.balanced.kept_energy.is_finite() {
+            true => Ok(truncated),
+            false => Err(SvdError::Overflow { largest_weight: self.problem.stats.largest_weight }),
         }
-        Ok(truncated)
     }
 
     /// The subspace of a rank, and the condition of A up to eigenvalue number `last`.

@@ -83,6 +83,17 @@ pub(crate) trait InPrecision<T: Real> {
     /// A.
     fn matrix(&self, kernels: &dyn Kernels<T>, w: &Tensor) -> NormMatrix<T>;
 
+    /// W in the norm's own coordinates, times eigenvectors V [k, k] of A, whose squares are the errors of rows and
+    /// ranks: [m, k]. `None` in norms that have no such image.
+    fn image(
+        &self,
+        _kernels: &dyn Kernels<T>,
+        _w: &Tensor,
+        _vectors: ArrayView2<'_, T>,
+    ) -> Option<Array2<T>> {
+        None
+    }
+
     /// X and Y of eigenvectors of A.
     fn basis(&self, kernels: &dyn Kernels<T>, vectors: Array2<T>) -> Result<Basis<T>, SvdError>;
 

@@ -143,6 +143,19 @@ impl<T: Real> InPrecision<T> for Inputs<'_> {
         NormMatrix { a: product(kernels, left.t(), image.view()), bound }
     }
 
+    /// D^½ W S V.
+    fn image(&self, kernels: &dyn Kernels<T>, w: &Tensor, vectors: ArrayView2<'_, T>) -> Option<Array2<T>> {
+        let seen = self.mapped(kernels, product(kernels, self.root().root().view(), vectors));
+        let mut image = Array2::zeros((w.shape()[0], seen.ncols()));
+        for_each_block::<T>(w, Side::Cols, |first, block| {
+            let mut rows = block.to_owned();
+            scale_rows(&mut rows, first, &self.row_roots, 1);
+            let place = image.slice_mut(ndarray::s![first..first + rows.nrows(), ..]);
+            kernels.gemm(rows.view(), seen.view(), place, Accumulate::Replace);
+        });
+        Some(image)
+    }
+
     fn basis(&self, kernels: &dyn Kernels<T>, vectors: Array2<T>) -> Result<Basis<T>, SvdError> {
         let x = product(kernels, self.root().inverse_transposed().view(), vectors.view());
         let y = product(kernels, self.root().root().view(), vectors.view());

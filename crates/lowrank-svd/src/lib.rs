@@ -60,14 +60,14 @@ pub use allocate::{
     AllocateError, AllocationRequest, Candidate, NarrowedErrors, allocate, plan_from_ranks, uniform_plan,
 };
 pub use channels::{Channels, fit_columns};
-pub use engine::{Factored, Route, decompose, factor, spectrum};
+pub use engine::{Factored, Route, decompose, decompose_narrowed, factor, spectrum};
 pub use error::SvdError;
 pub use factors::Factors;
 pub use interpolative::{Interpolative, expanded, interpolative};
 pub use lowrank_model::recipe::MethodChoice;
 pub use mean::{MatrixMean, difference};
 pub use metric::Metric;
-pub use narrowed::{narrowed_inputs, narrowed_outputs};
+pub use narrowed::narrowed_outputs;
 pub use options::SvdOptions;
 pub use precision::{Precision, PrecisionChoice};
 pub use reduction::Reduction;

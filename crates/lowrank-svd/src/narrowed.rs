@@ -20,7 +20,7 @@ use crate::root::Root;
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::for_each_block;
 use lowrank_compute::{Backend, Kernels, Side, product_in_strips};
-use lowrank_model::Tensor;
+use lowrank_model::{MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2};
 
 /// Of gate or up [F, H] in the norm [`Metric::Inputs`], without a map: for each width, which rise, the squared errors of rank
@@ -28,7 +28,7 @@ use ndarray::{Array2, ArrayView2};
 ///
 /// # Errors
 /// Those of [`crate::spectrum()`].
-pub fn narrowed_inputs(
+pub(crate) fn narrowed_inputs(
     backend: &dyn Backend,
     w: &Tensor,
     metric: &Metric<'_>,
@@ -58,9 +58,20 @@ pub fn narrowed_inputs(
     kernels.gram_add(&mut gram, image.view());
     let vectors = kernels.eigh(gram, image.ncols())?.vectors;
     let p = product(kernels, image.view(), vectors.view());
+    Ok(tails_of_inputs(&p, scale, shape, order, widths))
+}
+
+/// Of P [F, k] over a scale.
+pub(crate) fn tails_of_inputs(
+    p: &Array2<f64>,
+    scale: f64,
+    shape: MatrixShape,
+    order: &[usize],
+    widths: &[usize],
+) -> Vec<Vec<f64>> {
     let mut tails = tails_of_widths(order.iter().map(|&channel| p.row(channel).to_vec()), p.ncols(), widths);
     tails.iter_mut().flatten().for_each(|error| *error *= scale);
-    Ok(padded(tails, shape.cols + 1))
+    padded(tails, shape.cols + 1)
 }
 
 /// Of down: for each width, which rise, the squared errors of rank 0..=H, in the units of the second moment of the activations.

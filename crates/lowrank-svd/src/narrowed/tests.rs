@@ -80,3 +80,24 @@ fn errors_of_outputs_are_those_of_a_projection_of_the_fitted_outputs() {
         assert!((tails[rank] - expected).abs() < 1e-9 * outputs.diag().sum(), "{width}");
     }
 }
+
+#[test]
+fn one_decomposition_gives_what_two_give() {
+    let (w, moment) = (tensor(F, H, 11), moment(H, 12));
+    let row_weights: Vec<f64> = (0..F).map(|i| 0.1 + (i as f64 * 0.9).sin().abs()).collect();
+    let (map, root) = (None, None);
+    let inputs =
+        Metric::Inputs { second_moment: &moment, row_weights: &row_weights, shrinkage: 0.2, map, root };
+    for metric in [inputs, Metric::Weights] {
+        let options = SvdOptions { metric, ..SvdOptions::default() };
+        let (spectrum, factors, tails) =
+            crate::decompose_narrowed(&Faer, &w, 4, &options, &order(), &[5, 16]).unwrap();
+        let (expected_spectrum, expected) = crate::decompose(&Faer, &w, 4, &options).unwrap();
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        spectrum.sigma().iter().zip(expected_spectrum.sigma()).for_each(|(a, b)| near(*a, *b));
+        factors.u.iter().zip(&expected.u).for_each(|(a, b)| near(f64::from(*a), f64::from(*b)));
+        factors.v.iter().zip(&expected.v).for_each(|(a, b)| near(f64::from(*a), f64::from(*b)));
+        let apart = narrowed_inputs(&Faer, &w, &metric, &order(), &[5, 16]).unwrap();
+        tails.iter().flatten().zip(apart.iter().flatten()).for_each(|(a, b)| near(*a, *b));
+    }
+}
