@@ -158,6 +158,20 @@ fn completions_name_the_commands() {
     assert!(run(["completions", "bash"]).ok().stdout.contains("densify"));
 }
 
+#[test]
+fn every_command_has_a_manual_page_with_its_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("share/man1");
+    assert!(run(["man", dir.to_str().unwrap()]).ok().stdout.contains("lowrank-compress.1"));
+    let page = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    assert!(page("lowrank-compress.1").contains("reproduce"));
+    assert!(page("lowrank-compress-compress.1").contains("vocabulary\\-share"));
+    assert!(page("lowrank-compress-verify.1").contains("max\\-tokens"));
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    run(["man", file.to_str().unwrap()]).refused(8, &["file", "manual pages"]);
+}
+
 /// Pivoted factors of the bundled model at the usual budget, all experts at their full width.
 fn pivoted(folder: &tempfile::TempDir, name: &str, words: &[&str]) -> std::path::PathBuf {
     let out = folder.path().join(name);

@@ -53,6 +53,11 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write manual pages: one of the program and one of each command
+    Man {
+        /// Directory for them, such as ~/.local/share/man/man1
+        dir: std::path::PathBuf,
+    },
 }
 
 /// Reads the command line; a mistake in it is one line.

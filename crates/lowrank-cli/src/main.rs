@@ -39,5 +39,6 @@ fn run(cli: Cli) -> exit::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "lowrank-compress", &mut std::io::stdout());
             Ok(())
         }
+        Some(Command::Man { dir }) => commands::man::run(&dir),
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod compress;
 pub(crate) mod densify;
 pub(crate) mod inspect;
+pub(crate) mod man;
 pub(crate) mod report;
 pub(crate) mod reproduce;
 mod shared;
