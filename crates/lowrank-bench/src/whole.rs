@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use lowrank_bench::meter::{Meter, Took, peak_resident_bytes, timed};
+use lowrank_model::plan::Structures;
 use lowrank_model::progress::Silent;
 use lowrank_model::recipe::{
     ByteSize, CalibrationSettings, FactorSettings, Goal, MethodChoice, OutputSettings, Removal,
@@ -46,6 +47,9 @@ pub(crate) struct Compress {
 struct Calibration {
     tokens: usize,
     sensitivity_tokens: usize,
+    /// What plans may cut; absent: the default.
+    #[serde(default)]
+    structures: Option<Structures>,
 }
 
 impl Calibration {
@@ -182,6 +186,7 @@ impl Compress {
         let mut recipe = recipe(self.budget_percent, &checkpoint);
         if let Some(calibration) = &self.calibration {
             recipe.calibration = calibration.settings();
+            recipe.plan.structures = calibration.structures;
             recipe.factor.storage = None;
         }
         let cache = self.cache.clone().map_or(CachePlace::Nowhere, CachePlace::At);

@@ -337,28 +337,39 @@ fn whole_stages(out: &mut String, results: &Value) -> std::fmt::Result {
 /// Layers and expert matrices of Mixtral-8x7B, and the default number of calibration tokens.
 const MIXTRAL: [f64; 3] = [32.0, 768.0, 65_536.0];
 
-/// The time of the calibrated default, split into the part that grows with tokens and the part that grows with matrices.
+/// The times of calibrated jobs, split into the part that grows with tokens and the part that grows with matrices.
 fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     let part = &results["calibrated"];
-    let (few, more) = (&part["few"], &part["more"]);
-    let (Some(few_tokens), Some(more_tokens)) = (part["tokens"][0].as_f64(), part["tokens"][1].as_f64())
-    else {
+    let (Some(few), Some(more)) = (part["tokens"][0].as_f64(), part["tokens"][1].as_f64()) else {
         return Ok(());
     };
-    let factored = more[0]["factored"].as_f64().unwrap_or(1.0);
     writeln!(
         out,
-        "\nThe calibrated default: one layer with two experts, one worker, no GPU, {:.0} of 6 matrices factored, sensitivities measured on {} tokens, one run for each \
+        "\nCalibrated jobs: one layer with two experts, one worker, no GPU, sensitivities measured on {} tokens, one run for each \
          number of tokens. The router sends every token to both experts, so a layer processes as many routed tokens as one with eight experts and top-2 routing. The last \
          three columns are computed, not measured. \"CPU ms per token and layer\" is the part that grows with the tokens. \"CPU s per matrix\" is the \
-         rest (in \"factor and write\" per factored matrix). \"CPU hours\" adds \
-         both up for 32 layers, 768 matrices and 65,536 tokens. The passes that measure sensitivities use few tokens here, and the last column does not \
-         scale them up.\n",
-        factored, part["sensitivity_tokens"]
+         rest, over all six matrices. \"CPU hours\" adds \
+         both up for 32 layers, 768 matrices and 65,536 tokens, as if the same share of the matrices were factored. The passes that measure sensitivities use few tokens here, and the last column does not \
+         scale them up.",
+        part["sensitivity_tokens"]
     )?;
+    for runs in part["runs"].as_array().into_iter().flatten() {
+        of_structures(out, runs, [few, more])?;
+    }
+    Ok(())
+}
+
+/// Of one kind of plan.
+fn of_structures(out: &mut String, runs: &Value, [few_tokens, more_tokens]: [f64; 2]) -> std::fmt::Result {
+    let (few, more) = (&runs["few"], &runs["more"]);
+    let structures = runs["structures"]
+        .as_str()
+        .map_or("The default".to_owned(), |structures| format!("`--structures {structures}`"));
     writeln!(
         out,
-        "| Stage | CPU s, {few_tokens} tokens | CPU s, {more_tokens} tokens | CPU s per matrix | CPU ms per token and layer | Mixtral-8x7B, CPU hours |\n|---|---|---|---|---|---|"
+        "\n{structures}, {} of 6 matrices factored:\n\n\
+         | Stage | CPU s, {few_tokens} tokens | CPU s, {more_tokens} tokens | CPU s per matrix | CPU ms per token and layer | Mixtral-8x7B, CPU hours |\n|---|---|---|---|---|---|",
+        more[0]["factored"]
     )?;
     let stages = more[0]["stages"].as_array().into_iter().flatten();
     let mut sum = 0.0;
@@ -369,15 +380,17 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
         let before =
             before.filter(|stage| stage["stage"] == name).find_map(|stage| stage["took"]["cpu_s"].as_f64());
         let before = before.unwrap_or_default();
-        // Sensitivities use the same number of tokens in both runs. A matrix that is not factored is only copied.
+        // Sensitivities use the same number of tokens in both runs, and errors of widths none.
         let (by_token, of_matrices) = match name {
-            "spectra and sensitivities" | "divergences" => (0.0, (before + seconds) / 2.0),
+            "spectra and sensitivities" | "divergences" | "errors of widths" => {
+                (0.0, (before + seconds) / 2.0)
+            }
             _ => {
                 let by_token = ((seconds - before) / (more_tokens - few_tokens)).max(0.0);
                 (by_token, (before - by_token * few_tokens).max(0.0))
             }
         };
-        let by_matrix = of_matrices / if name == "factor and write" { factored } else { 6.0 };
+        let by_matrix = of_matrices / 6.0;
         let [layers, matrices, tokens] = MIXTRAL;
         let hours = (by_matrix * matrices + by_token * layers * tokens) / 3600.0;
         sum += hours;
@@ -389,8 +402,7 @@ fn calibrated(out: &mut String, results: &Value) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "| all | {} | {} | | | {sum:.1} |\n\nPeak resident memory: {} and {} GiB. \"Spectra and sensitivities\" and \"divergences\" together measure the \
-         singular values and the sensitivities; the divergences are the KL at the end of the model.",
+        "| all | {} | {} | | | {sum:.1} |\n\nPeak resident memory: {} and {} GiB.",
         shown(median(few, "/took/cpu_s"), 1),
         shown(median(more, "/took/cpu_s"), 1),
         gib(median(few, "/peak_resident_bytes")),

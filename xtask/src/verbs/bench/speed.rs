@@ -41,7 +41,7 @@ pub(crate) enum Part {
     Io,
     /// Plans from cached spectra
     Plan,
-    /// The calibrated default, on two numbers of tokens
+    /// Ranks alone and the calibrated default, on two numbers of tokens
     Calibrated,
     /// Whether calibrated runs stay below their memory limit, at three limits
     Memory,
@@ -250,15 +250,18 @@ impl Bench {
 
     /// One run for each number of tokens: a run takes minutes, and only CPU seconds matter.
     fn calibrated(&self) -> Result<Value> {
-        let [few, more] = CALIBRATION_TOKENS.map(|tokens| {
-            let calibration = json!({ "tokens": tokens, "sensitivity_tokens": SENSITIVITY_TOKENS });
+        let run = |structures: Option<&str>, tokens: u32| {
+            let calibration = json!({ "tokens": tokens, "sensitivity_tokens": SENSITIVITY_TOKENS, "structures": structures });
             let mut run = self.compress(&self.one, 1, BUDGET_PERCENT, &calibration)?;
             run["manifest"] = Value::Null;
             Ok::<_, anyhow::Error>(run)
-        });
-        Ok(
-            json!({ "tokens": CALIBRATION_TOKENS, "sensitivity_tokens": SENSITIVITY_TOKENS, "few": [few?], "more": [more?] }),
-        )
+        };
+        let mut runs = Vec::new();
+        for structures in [Some("rank"), None] {
+            let [few, more] = CALIBRATION_TOKENS.map(|tokens| run(structures, tokens));
+            runs.push(json!({ "structures": structures, "few": [few?], "more": [more?] }));
+        }
+        Ok(json!({ "tokens": CALIBRATION_TOKENS, "sensitivity_tokens": SENSITIVITY_TOKENS, "runs": runs }))
     }
 
     /// The least limit that works, some more, and what two workers need. Fails where a run takes more than its limit.
