@@ -45,7 +45,7 @@ pub(crate) const WHITENED: &str = "whitened, uniform, u·v (as SVD-LLM)";
 /// The two baselines that need no calibration text.
 pub(crate) const DATA_FREE_PIVOTED: [&str; 2] = ["plain SVD, uniform, pivoted", "plain SVD, global, pivoted"];
 /// Ranks alone, fitted through all layers: the default before widths.
-pub(crate) const RANKS: &str = "+ error propagation through layers";
+pub(crate) const RANKS: &str = "ranks alone, with error propagation through layers";
 /// Widths alone.
 pub(crate) const WIDTHS: &str = "widths alone, an eighth of the tokens from the vocabulary";
 /// Ranks, in some layers beside a base.
@@ -106,7 +106,10 @@ pub(crate) const METHODS: [Method; 18] = [
         How::Calibrated("--structures rank --vocabulary-share 0 --propagate experts"),
     ),
     in_small(row(RANKS, How::Calibrated("--structures rank --vocabulary-share 0"))),
-    row("+ an eighth of the tokens from the vocabulary", How::Calibrated("--structures rank")),
+    row(
+        "ranks alone, likewise, an eighth of the tokens from the vocabulary",
+        How::Calibrated("--structures rank"),
+    ),
     row(WIDTHS, How::Calibrated("--structures width")),
     row(BASES, How::Calibrated("--structures rank,base")),
     row(WIDTHS_AND_RANKS, How::Calibrated("--structures rank,width")),

@@ -144,9 +144,10 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
          Written by `cargo xtask bench fidelity{flags}`, {date}, {machine}, {seconds} s.\n\n\
          Every row removes the same number of **expert** parameters, counted from the headers of the written checkpoints. Rows that\n\
          calibrate use the text named in the heading (`--calibration-tokens {calibration}`). `compress` and `verify` run as a user runs them, and\n\
-         `verify` compares both models on the first {tokens} tokens of *other* texts ({texts}) in windows of 256; bf16, seed 0.\n\
+         `verify` compares both models on the first {tokens} tokens of *other* texts ({texts}) in windows of 256 that begin with the tokenizer's BOS; bf16, seed 0.\n\
          ± is the standard error of the paired difference over windows. Each row has one calibration set, so a difference\n\
-         between two rows means little unless it is several times its error.\n",
+         between two rows means little unless it is several times its error.\n\n\
+         What each step from plain SVD to ranks alone does: [ablation](research/ablation.md). Other programs: [peers](research/peers.md).\n",
         flags = bench.flags(),
         date = date.trim(),
         machine = machine(),
