@@ -164,7 +164,7 @@ pub(crate) struct MachineFlags {
     /// Memory for all workers together: 4GiB [default: three quarters of what is free]
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<ByteSize>,
-    /// Where measured numbers are kept for later runs, up to 17 GB for Mixtral-8x7B [default: with your other caches]
+    /// Where measured numbers are kept for later runs, up to 20 GB for Mixtral-8x7B [default: with your other caches]
     #[arg(long, value_name = "DIR|none")]
     pub(crate) cache: Option<String>,
     /// Where the model runs on texts [default: auto]
