@@ -37,6 +37,8 @@ pub mod regression;
 pub mod sensitivity;
 pub mod shared_bases;
 pub mod store;
+#[cfg(test)]
+mod test_support;
 mod weights;
 pub mod widths;
 

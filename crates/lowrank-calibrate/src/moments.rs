@@ -193,23 +193,13 @@ pub fn column_energies(w: &lowrank_model::Tensor) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::some;
     use lowrank_model::recipe::GateWeight;
     use lowrank_model::{Dtype, Tensor};
 
     const H: usize = 5;
     const F: usize = 7;
     const N: usize = 9;
-
-    /// Values in [−1, 1) without pattern.
-    fn some(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(1);
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / 8_388_608.0 - 1.0
-            })
-            .collect()
-    }
 
     /// y = w2 (silu(w1 x) ∘ w3 x) of one token, in f64.
     fn expert(w1: &[f64], w2: &[f64], w3: &[f64], x: &[f64]) -> Vec<f64> {

@@ -412,7 +412,7 @@ impl<'a> Model<'a> {
         let tokens = self.sampled(settings);
         let one = self.states(tokens);
         let groups = 3 + u128::from(structures.has_widths());
-        let image = match structures.has_widths() && structures.has_ranks() {
+        let image = match structures.has_widths() {
             true => product(&[self.h, self.f, F64]),
             false => 0,
         };
