@@ -90,12 +90,9 @@ impl TiledCholesky {
     ///
     /// # Panics
     /// If A has another number of columns.
-    pub fn solve_rows(&self, mut a: ArrayViewMut2<'_, f64>) {
+    pub fn solve_rows(&self, a: ArrayViewMut2<'_, f64>) {
         assert_eq!(a.ncols(), self.size);
-        let strips: Vec<ArrayViewMut2<'_, f64>> = a.axis_chunks_iter_mut(Axis(0), self.tile).collect();
-        strips.into_par_iter().for_each(|mut rows| {
-            let mut tiles: Vec<Array2<f64>> =
-                rows.axis_chunks_iter(Axis(1), self.tile).map(|tile| tile.to_owned()).collect();
+        self.for_each_strip(a, |tiles| {
             // Z Lᵀ = A, from the first column on.
             for j in 0..tiles.len() {
                 let (done, rest) = tiles.split_at_mut(j);
@@ -104,10 +101,7 @@ impl TiledCholesky {
                 }
                 solve_lower(self.rows[j][j].view(), rest[0].view_mut().reversed_axes());
             }
-            self.divide(&mut tiles);
-            for (mut place, tile) in rows.axis_chunks_iter_mut(Axis(1), self.tile).zip(&tiles) {
-                place.assign(tile);
-            }
+            self.divide(tiles);
         });
     }
 
@@ -115,13 +109,18 @@ impl TiledCholesky {
     ///
     /// # Panics
     /// If A has more columns than L.
-    pub fn divide_by_leading(&self, mut a: ArrayViewMut2<'_, f64>) {
+    pub fn divide_by_leading(&self, a: ArrayViewMut2<'_, f64>) {
         assert!(a.ncols() <= self.size);
+        self.for_each_strip(a, |tiles| self.divide(tiles));
+    }
+
+    /// Changes some rows of A at a time, cut into tiles by columns.
+    fn for_each_strip(&self, mut a: ArrayViewMut2<'_, f64>, change: impl Fn(&mut [Array2<f64>]) + Sync) {
         let strips: Vec<ArrayViewMut2<'_, f64>> = a.axis_chunks_iter_mut(Axis(0), self.tile).collect();
         strips.into_par_iter().for_each(|mut rows| {
             let mut tiles: Vec<Array2<f64>> =
                 rows.axis_chunks_iter(Axis(1), self.tile).map(|tile| tile.to_owned()).collect();
-            self.divide(&mut tiles);
+            change(&mut tiles);
             for (mut place, tile) in rows.axis_chunks_iter_mut(Axis(1), self.tile).zip(&tiles) {
                 place.assign(tile);
             }
