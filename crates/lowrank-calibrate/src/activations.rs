@@ -1,7 +1,7 @@
 //! The second moment of an expert's activations.
 
 use crate::pair::BATCH_TOKENS;
-use lowrank_compute::{Accumulate, Faer, Kernels};
+use lowrank_compute::{Accumulate, Faer, Kernels, mirror_lower};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -12,7 +12,7 @@ const STRIP: usize = 256;
 /// what is made of it by F/[`RIDGE`](crate::widths::RIDGE).
 #[derive(Debug)]
 pub struct ActivationMoment {
-    /// [F, F], lower triangle.
+    /// [F, F]; the lower triangle is summed.
     sum: Array2<f64>,
 }
 
@@ -34,8 +34,9 @@ impl ActivationMoment {
         }
     }
 
-    /// [F, F], lower triangle.
-    pub fn sum(&self) -> ArrayView2<'_, f64> {
+    /// [F, F].
+    pub fn symmetric(&mut self) -> ArrayView2<'_, f64> {
+        mirror_lower(&mut self.sum);
         self.sum.view()
     }
 
@@ -69,17 +70,14 @@ mod tests {
         let weights: Vec<f64> = (0..tokens).map(|t| 0.1 + (t % 7) as f64 / 8.0).collect();
         let mut moment = ActivationMoment::new(size);
         moment.add(&activations, &weights);
-        for (i, j) in [(0, 0), (299, 2), (256, 255), (299, 299)] {
+        let sum = moment.symmetric();
+        for (i, j) in [(0, 0), (299, 2), (256, 255), (2, 299), (299, 299)] {
             let expected: f64 = (0..tokens)
                 .map(|t| {
                     weights[t] * f64::from(activations[t * size + i]) * f64::from(activations[t * size + j])
                 })
                 .sum();
-            assert!(
-                (moment.sum[[i, j]] - expected).abs() < 1e-3,
-                "{i} {j}: {} {expected}",
-                moment.sum[[i, j]]
-            );
+            assert!((sum[[i, j]] - expected).abs() < 1e-3, "{i} {j}: {} {expected}", sum[[i, j]]);
         }
     }
 }

@@ -46,14 +46,14 @@ pub fn collect(
             let new = || Sums::new(config, settings, widths);
             let sums = RefCell::new(new());
             let keep = |expert: usize| -> Result<(), CalibrateError> {
-                let Sums { moments, activations, sampled, w2, .. } = sums.replace(new());
+                let Sums { moments, mut activations, sampled, w2, .. } = sums.replace(new());
                 let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
                 if !moments.is_finite() || !is_finite {
                     return Err(CalibrateError::NotFinite { layer, expert });
                 }
-                if let (Some(widths), Some(activations), Some(w2)) = (widths, activations, w2) {
+                if let (Some(widths), Some(activations), Some(w2)) = (widths, &mut activations, w2) {
                     let tokens = moments.tokens;
-                    let (moment, sampled, base) = (&activations, &sampled, base.as_ref());
+                    let (moment, sampled, base) = (activations.symmetric(), &sampled, base.as_ref());
                     widths.put((layer, expert), Passed { w2: &w2, moment, tokens, sampled, base })?;
                 }
                 store.put(layer, expert, &moments)

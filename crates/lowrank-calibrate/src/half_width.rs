@@ -3,7 +3,7 @@
 //! An expert's w2 is fitted to its first channels by the second moment of its activations, which is gone once its tokens have
 //! passed. So the change of its outputs, g (W h_S − W₂ h), is computed then and kept: [n, H] per expert.
 
-use lowrank_compute::{Accumulate, Faer, Kernels};
+use lowrank_compute::{Accumulate, Faer, Kernels, Real};
 use lowrank_forward::ExpertBatch;
 use lowrank_model::params::stored_params;
 use lowrank_model::{MatrixShape, Storage};
@@ -62,10 +62,10 @@ impl Sampled {
     }
 
     /// What changes if the expert keeps its first channels alone.
-    pub(crate) fn change(&self, channels: &Channels) -> Change {
+    pub(crate) fn change<T: Real>(&self, channels: &Channels<T>) -> Change {
         let inner = channels.order().len();
         let width = half_width(inner);
-        let fitted = channels.fitted(width).mapv(|value| value as f32); // [H, k]
+        let fitted = channels.fitted(width).mapv(Real::as_f32); // [H, k]
         let hidden_size = fitted.nrows();
         let kept = &channels.order()[..width];
         let mut rows = self.outputs.clone(); // [n, H]
@@ -129,7 +129,7 @@ mod tests {
             .map(|at| (0..f).map(|i| w2_of(at % h, i) * of(at / h, i)).sum::<f64>() as f32)
             .collect();
         let tensor = Tensor::from_f32(vec![h, f], Dtype::F32, &w2).unwrap();
-        let channels = Channels::new(&tensor, moment.view(), 0.0).unwrap();
+        let channels = Channels::<f64>::new(&tensor, moment.view(), 0.0).unwrap();
         let tokens: Vec<usize> = (0..n).map(|t| 3 * t + 1).collect();
         let batch = ExpertBatch {
             layer: 0,

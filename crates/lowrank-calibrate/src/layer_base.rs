@@ -1,13 +1,12 @@
 //! The base of a layer's experts, the mean of their matrices, and spectra of what distinguishes a matrix from it.
 
 use crate::CalibrateError;
-use crate::activations::ActivationMoment;
 use crate::weights::dense;
 use lowrank_compute::{Algebra, product_in_strips, product_with_symmetric};
 use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{MatrixMean, Metric, SvdOptions, difference};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 
 /// A base costs an E-th of a layer's parameters and spares what its E experts have in common. None is considered where the mean
 /// cosine between their down matrices is below so many E-ths: at 0.34 between eight experts, 2.7, a base lost by far
@@ -58,7 +57,7 @@ pub(crate) fn down_difference(
     id: MatrixId,
     w2: &Tensor,
     base: &Tensor,
-    moment: &ActivationMoment,
+    moment: ArrayView2<'_, f64>,
     shrinkage: Option<f64>,
 ) -> Result<Spectrum, CalibrateError> {
     let own = difference(w2, base);
@@ -68,7 +67,7 @@ pub(crate) fn down_difference(
         let values = own.to_f32().into_iter().map(f64::from).collect();
         let wide = Array2::from_shape_vec((rows, cols), values).expect("[H, F]");
         let all: Vec<usize> = (0..cols).collect();
-        let image = product_with_symmetric(wide.view(), moment.sum(), &all);
+        let image = product_with_symmetric(wide.view(), moment, &all, 1.0);
         product_in_strips(image.view(), wide.t())
     };
     spectrum(algebra, id, &own, Metric::Outputs { second_moment: &second_moment, shrinkage, map: None })

@@ -5,9 +5,9 @@ use crate::activations::ActivationMoment;
 use crate::moments::add_cross;
 use crate::pair::BATCH_TOKENS;
 use crate::widths::RIDGE;
-use lowrank_compute::{product_in_strips, product_with_symmetric};
+use lowrank_compute::{Real, product_in_strips, product_with_symmetric};
 use lowrank_model::Tensor;
-use lowrank_svd::{SvdError, fit_columns};
+use lowrank_svd::{Precision, SvdError, fit_columns};
 use ndarray::{Array2, ArrayView2};
 
 /// Σ weight · z zᵀ [k, k] of the narrowed expert's activations, and Σ weight · y zᵀ [H, k] with the outputs y that are wanted.
@@ -44,19 +44,31 @@ impl Regression {
 
     /// Fits; `columns` [H, k] are those of the original's down for the channels that stay, `base` [H, k] what is stored beside
     /// the result.
-    pub fn fit(&self, columns: ArrayView2<'_, f64>, base: Option<&Tensor>) -> Result<Fitted, SvdError> {
-        let mut down = fit_columns(self.cross.view(), self.moment.sum(), columns, RIDGE)?;
+    pub fn fit(&mut self, columns: ArrayView2<'_, f64>, base: Option<&Tensor>) -> Result<Fitted, SvdError> {
+        match Precision::of_columns(columns, RIDGE) {
+            Precision::F32 => self.fit_in::<f32>(columns, base),
+            Precision::F64 => self.fit_in::<f64>(columns, base),
+        }
+    }
+
+    fn fit_in<T: Real>(
+        &mut self,
+        columns: ArrayView2<'_, f64>,
+        base: Option<&Tensor>,
+    ) -> Result<Fitted, SvdError> {
+        let moment = self.moment.symmetric();
+        let mut down = fit_columns::<T>(self.cross.view(), moment, columns, RIDGE)?;
         if let Some(base) = base {
             let mut values = vec![0.0_f32; down.ncols()];
             for (row, mut down) in down.rows_mut().into_iter().enumerate() {
                 base.widen(row * values.len(), &mut values);
-                down.iter_mut().zip(&values).for_each(|(down, &base)| *down -= f64::from(base));
+                down.iter_mut().zip(&values).for_each(|(down, &base)| *down -= T::of_f32(base));
             }
         }
         let all: Vec<usize> = (0..down.ncols()).collect();
-        let image = product_with_symmetric(down.view(), self.moment.sum(), &all);
-        let outputs = product_in_strips(image.view(), down.t());
-        Ok(Fitted { down, outputs })
+        let image = product_with_symmetric(down.view(), moment, &all, 1.0);
+        let outputs = product_in_strips(image.view(), down.t()).mapv(Real::as_f64);
+        Ok(Fitted { down: down.mapv(Real::as_f64), outputs })
     }
 
     /// Whether every sum is finite.

@@ -3,19 +3,21 @@
 //! The second moment of an expert's activations, C = Σ g² h hᵀ [F, F], is summed while the text passes and never stored: the
 //! order of the channels, the errors of all widths and those of the ranks of a narrowed down are taken from it at once.
 
-use crate::activations::ActivationMoment;
 use crate::half_width::{Change, Sampled, rank_reference};
 use crate::layer_base::down_difference;
 use crate::norm::shrinkage_of;
 use crate::weights::dense;
 use crate::{CalibrateError, Norm, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
-use lowrank_compute::Algebra;
 use lowrank_compute::blocks::matrix_shape;
+use lowrank_compute::{Algebra, Backend, Kernels, Real};
 use lowrank_model::plan::Structures;
 use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
-use lowrank_svd::{Channels, Factors, NarrowedErrors, SvdOptions, decompose_narrowed, narrowed_outputs};
+use lowrank_svd::{
+    Channels, Factors, NarrowedErrors, Precision, SvdError, SvdOptions, decompose_narrowed, narrowed_outputs,
+};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -73,8 +75,8 @@ pub struct WidthStore<'a> {
 /// What is known of an expert once its tokens have passed.
 pub(crate) struct Passed<'a> {
     pub(crate) w2: &'a Tensor,
-    /// Of its activations.
-    pub(crate) moment: &'a ActivationMoment,
+    /// Of its activations [F, F], both triangles.
+    pub(crate) moment: ArrayView2<'a, f64>,
     /// Its routed tokens.
     pub(crate) tokens: u64,
     /// Those that sensitivities are measured with.
@@ -115,19 +117,38 @@ impl WidthStore<'_> {
         }
         if self.structures.has_widths() {
             let failed = |source| CalibrateError::Svd { name: id, source };
-            let shape = matrix_shape(w2);
-            let widths = width_grid(shape.cols);
-            let channels = Channels::new(w2, moment.sum(), RIDGE).map_err(failed)?;
-            let down = match self.structures.has_ranks() {
-                true => self.algebra.run(shape, |backend| narrowed_outputs(backend, &channels, &widths)).0,
-                false => Ok(Vec::new()),
-            };
-            keep("order", channels.order().iter().map(|&channel| channel as f64).collect());
-            keep("errors", channels.errors().to_vec());
-            keep("down", down.map_err(failed)?.concat());
-            self.put_half_width((layer, expert), sampled, &channels)?;
+            let (of_down, change) = match Precision::of_channels(w2, RIDGE).map_err(failed)? {
+                Precision::F32 => self.narrow::<f32>(w2, moment, sampled, |backend| backend),
+                Precision::F64 => self.narrow::<f64>(w2, moment, sampled, |backend| backend),
+            }
+            .map_err(failed)?;
+            keep("order", of_down.order.into_iter().map(|channel| channel as f64).collect());
+            keep("errors", of_down.errors);
+            keep("down", of_down.down);
+            self.put_half_width((layer, expert), change)?;
         }
         Ok(self.entry.put(&Self::name(layer, expert), &arrays)?)
+    }
+
+    /// Orders the channels of an expert and measures its widths, in one precision.
+    fn narrow<T: Real>(
+        &self,
+        w2: &Tensor,
+        moment: ArrayView2<'_, f64>,
+        sampled: &Sampled,
+        kernels: fn(&dyn Backend) -> &dyn Kernels<T>,
+    ) -> Result<(OfDown, Change), SvdError> {
+        let shape = matrix_shape(w2);
+        let widths = width_grid(shape.cols);
+        let channels = Channels::<T>::new(w2, moment, RIDGE)?;
+        let down = match self.structures.has_ranks() {
+            true => {
+                self.algebra.run(shape, |backend| narrowed_outputs(kernels(backend), &channels, &widths)).0?
+            }
+            false => Vec::new(),
+        };
+        let (order, errors) = (channels.order().to_vec(), channels.errors().to_vec());
+        Ok((OfDown { order, errors, down: down.concat() }, sampled.change(&channels)))
     }
 
     fn change_name(layer: usize, expert: usize) -> String {
@@ -138,10 +159,8 @@ impl WidthStore<'_> {
     fn put_half_width(
         &self,
         (layer, expert): (usize, usize),
-        sampled: &Sampled,
-        channels: &Channels,
+        Change { places, rows }: Change,
     ) -> Result<(), CalibrateError> {
-        let Change { places, rows } = sampled.change(channels);
         let places = places.into_iter().map(|place| place as f64).collect();
         let mut arrays = Arrays::default();
         arrays.arrays.insert("places".into(), Numbers::F64(places));

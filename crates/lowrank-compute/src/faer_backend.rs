@@ -20,7 +20,6 @@ use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
 use faer::linalg::temp_mat_scratch;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::traits::RealField;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2, ShapeBuilder, s};
 use std::ops::Range;
@@ -37,7 +36,7 @@ impl Backend for Faer {
     }
 }
 
-impl<T: Real + RealField> Kernels<T> for Faer {
+impl<T: Real> Kernels<T> for Faer {
     fn gemm(
         &self,
         a: ArrayView2<'_, T>,
@@ -250,50 +249,50 @@ impl<T: Real + RealField> Kernels<T> for Faer {
 ///
 /// # Panics
 /// If B is in neither layout.
-pub fn solve_upper<T: Real + RealField>(r: ArrayView2<'_, T>, b: &mut Array2<T>) {
+pub fn solve_upper<T: Real>(r: ArrayView2<'_, T>, b: &mut Array2<T>) {
     let mut b = b.view_mut();
     let b = mat_mut(&mut b).expect("an array without gaps");
     solve_upper_triangular_in_place(mat(&dense(r)), b, Par::Seq);
 }
 
 /// B ← L⁻¹ B for L [r, r] lower triangular and B [r, n] without gaps.
-pub(crate) fn solve_lower(lower: ArrayView2<'_, f64>, mut b: ArrayViewMut2<'_, f64>) {
+pub(crate) fn solve_lower<T: Real>(lower: ArrayView2<'_, T>, mut b: ArrayViewMut2<'_, T>) {
     let b = mat_mut(&mut b).expect("an array without gaps");
     solve_lower_triangular_in_place(mat(&dense(lower)), b, Par::Seq);
 }
 
 /// B ← L⁻ᵀ B, likewise.
-pub(crate) fn solve_lower_transposed(lower: ArrayView2<'_, f64>, mut b: ArrayViewMut2<'_, f64>) {
+pub(crate) fn solve_lower_transposed<T: Real>(lower: ArrayView2<'_, T>, mut b: ArrayViewMut2<'_, T>) {
     let b = mat_mut(&mut b).expect("an array without gaps");
     solve_upper_triangular_in_place(mat(&dense(lower)).transpose(), b, Par::Seq);
 }
 
 /// C −= A B, for C without gaps.
-pub(crate) fn subtract_product(
-    a: ArrayView2<'_, f64>,
-    b: ArrayView2<'_, f64>,
-    mut c: ArrayViewMut2<'_, f64>,
+pub(crate) fn subtract_product<T: Real>(
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
+    mut c: ArrayViewMut2<'_, T>,
 ) {
     let c = mat_mut(&mut c).expect("an array without gaps");
-    matmul(c, Accum::Add, mat(&dense(a)), mat(&dense(b)), -1.0, Par::Seq);
+    matmul(c, Accum::Add, mat(&dense(a)), mat(&dense(b)), -T::one(), Par::Seq);
 }
 
 /// L of C = L Lᵀ in place, zero above the diagonal; the lower triangle is read. False if rounding finds it indefinite.
-pub(crate) fn factor_lower(matrix: &mut Array2<f64>) -> bool {
+pub(crate) fn factor_lower<T: Real>(matrix: &mut Array2<T>) -> bool {
     let size = matrix.nrows();
     let mut view = matrix.view_mut();
     let lower = mat_mut(&mut view).expect("an array without gaps");
     let params = Default::default();
-    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(size, Par::Seq, params));
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<T>(size, Par::Seq, params));
     let found = cholesky_in_place(lower, Default::default(), Par::Seq, MemStack::new(&mut memory), params);
     for row in 0..size {
-        matrix.slice_mut(s![row, row + 1..]).fill(0.0);
+        matrix.slice_mut(s![row, row + 1..]).fill(T::zero());
     }
     found.is_ok()
 }
 
 /// Some columns of the square Q of Y = QR.
-fn columns_of_q<T: Real + RealField>(y: Array2<T>, wanted: Range<usize>) -> Array2<T> {
+fn columns_of_q<T: Real>(y: Array2<T>, wanted: Range<usize>) -> Array2<T> {
     let (rows, cols) = y.dim();
     assert!(rows >= cols, "QR of a wide matrix");
     let mut reflectors = Mat::<T>::from_fn(rows, cols, |i, j| y[[i, j]]);

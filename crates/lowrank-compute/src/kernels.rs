@@ -215,11 +215,16 @@ fn affine<T: Real>(a: &mut Array2<T>, scale: f64, shift: f64) {
     a.diag_mut().mapv_inplace(|value| value + shift);
 }
 
-/// Copies the lower triangle of a matrix [d, d] to the upper one.
+/// Copies the lower triangle of a matrix [d, d] to the upper one, square by square, so that what is read stays in the cache.
 pub fn mirror_lower<T: Copy>(matrix: &mut Array2<T>) {
-    for i in 0..matrix.nrows() {
-        for j in 0..i {
-            matrix[[j, i]] = matrix[[i, j]];
+    const SQUARE: usize = 64;
+    let size = matrix.nrows();
+    for (first, left) in (0..size).step_by(SQUARE).flat_map(|i| (0..=i).step_by(SQUARE).map(move |j| (i, j)))
+    {
+        for i in first..size.min(first + SQUARE) {
+            for j in left..i.min(left + SQUARE) {
+                matrix[[j, i]] = matrix[[i, j]];
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The two precisions that are computed in.
 
+use faer::traits::RealField;
 use lowrank_model::Tensor;
 use ndarray::NdFloat;
 
 /// f32 or f64.
-pub trait Real: NdFloat {
+pub trait Real: NdFloat + RealField {
     /// Distance from 1 to the next number.
     const EPSILON: Self;
 

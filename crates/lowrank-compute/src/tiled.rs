@@ -4,7 +4,7 @@
 //! the number of threads changes no bit.
 
 use crate::faer_backend::{factor_lower, solve_lower, solve_lower_transposed, subtract_product};
-use crate::{Accumulate, Faer, Kernels};
+use crate::{Accumulate, Faer, Kernels, Real};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -14,27 +14,27 @@ const TILE: usize = 256;
 
 /// L [d, d] of C = L Lᵀ.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TiledCholesky {
+pub struct TiledCholesky<T> {
     size: usize,
     /// Rows and columns of a tile.
     tile: usize,
     /// Row i of tiles has the tiles (i, 0) to (i, i). What is above the diagonal is zero.
-    rows: Vec<Vec<Array2<f64>>>,
+    rows: Vec<Vec<Array2<T>>>,
 }
 
-impl TiledCholesky {
+impl<T: Real> TiledCholesky<T> {
     /// Of the matrix with these elements, which are asked for at and below the diagonal only. `None` if rounding finds it
     /// indefinite.
-    pub fn new(size: usize, element: impl Fn(usize, usize) -> f64 + Sync) -> Option<Self> {
+    pub fn new(size: usize, element: impl Fn(usize, usize) -> T + Sync) -> Option<Self> {
         Self::in_tiles(TILE, size, element)
     }
 
-    fn in_tiles(tile: usize, size: usize, element: impl Fn(usize, usize) -> f64 + Sync) -> Option<Self> {
+    fn in_tiles(tile: usize, size: usize, element: impl Fn(usize, usize) -> T + Sync) -> Option<Self> {
         let len = |at: usize| tile.min(size - at * tile);
         let read = |i: usize, j: usize| {
             Array2::from_shape_fn((len(i), len(j)), |(row, col)| {
                 let (row, col) = (i * tile + row, j * tile + col);
-                if col <= row { element(row, col) } else { 0.0 }
+                if col <= row { element(row, col) } else { T::zero() }
             })
         };
         let count = size.div_ceil(tile);
@@ -67,10 +67,10 @@ impl TiledCholesky {
     }
 
     /// The diagonal of C⁻¹ = L⁻ᵀ L⁻¹: squared norms of the columns of L⁻¹.
-    pub fn inverse_diagonal(&self) -> Vec<f64> {
+    pub fn inverse_diagonal(&self) -> Vec<T> {
         let of_column = |j: usize| {
             let width = self.rows[j][j].ncols();
-            let mut column: Vec<Array2<f64>> = Vec::with_capacity(self.rows.len() - j);
+            let mut column: Vec<Array2<T>> = Vec::with_capacity(self.rows.len() - j);
             for i in j..self.rows.len() {
                 let mut tile =
                     if i == j { Array2::eye(width) } else { Array2::zeros((self.rows[i][i].nrows(), width)) };
@@ -80,8 +80,10 @@ impl TiledCholesky {
                 solve_lower(self.rows[i][i].view(), tile.view_mut());
                 column.push(tile);
             }
-            let norm = |at: usize| column.iter().map(|tile| tile.column(at).dot(&tile.column(at))).sum();
-            (0..width).map(norm).collect::<Vec<f64>>()
+            let norm = |at: usize| {
+                column.iter().fold(T::zero(), |sum, tile| sum + tile.column(at).dot(&tile.column(at)))
+            };
+            (0..width).map(norm).collect::<Vec<T>>()
         };
         (0..self.rows.len()).into_par_iter().flat_map_iter(of_column).collect()
     }
@@ -90,7 +92,7 @@ impl TiledCholesky {
     ///
     /// # Panics
     /// If A has another number of columns.
-    pub fn solve_rows(&self, a: ArrayViewMut2<'_, f64>) {
+    pub fn solve_rows(&self, a: ArrayViewMut2<'_, T>) {
         assert_eq!(a.ncols(), self.size);
         self.for_each_strip(a, |tiles| {
             // Z Lᵀ = A, from the first column on.
@@ -109,16 +111,16 @@ impl TiledCholesky {
     ///
     /// # Panics
     /// If A has more columns than L.
-    pub fn divide_by_leading(&self, a: ArrayViewMut2<'_, f64>) {
+    pub fn divide_by_leading(&self, a: ArrayViewMut2<'_, T>) {
         assert!(a.ncols() <= self.size);
         self.for_each_strip(a, |tiles| self.divide(tiles));
     }
 
     /// Changes some rows of A at a time, cut into tiles by columns.
-    fn for_each_strip(&self, mut a: ArrayViewMut2<'_, f64>, change: impl Fn(&mut [Array2<f64>]) + Sync) {
-        let strips: Vec<ArrayViewMut2<'_, f64>> = a.axis_chunks_iter_mut(Axis(0), self.tile).collect();
+    fn for_each_strip(&self, mut a: ArrayViewMut2<'_, T>, change: impl Fn(&mut [Array2<T>]) + Sync) {
+        let strips: Vec<ArrayViewMut2<'_, T>> = a.axis_chunks_iter_mut(Axis(0), self.tile).collect();
         strips.into_par_iter().for_each(|mut rows| {
-            let mut tiles: Vec<Array2<f64>> =
+            let mut tiles: Vec<Array2<T>> =
                 rows.axis_chunks_iter(Axis(1), self.tile).map(|tile| tile.to_owned()).collect();
             change(&mut tiles);
             for (mut place, tile) in rows.axis_chunks_iter_mut(Axis(1), self.tile).zip(&tiles) {
@@ -128,7 +130,7 @@ impl TiledCholesky {
     }
 
     /// Y of Y L = Z, whose columns are those of the first tiles, in place.
-    fn divide(&self, z: &mut [Array2<f64>]) {
+    fn divide(&self, z: &mut [Array2<T>]) {
         // Lᵀ Yᵀ = Zᵀ, from the last one back. The last tile may be cut short.
         for j in (0..z.len()).rev() {
             let (head, done) = z.split_at_mut(j + 1);
@@ -145,10 +147,10 @@ impl TiledCholesky {
     ///
     /// # Panics
     /// If A has another number of columns.
-    pub fn product(&self, a: ArrayView2<'_, f64>) -> Array2<f64> {
+    pub fn product(&self, a: ArrayView2<'_, T>) -> Array2<T> {
         assert_eq!(a.ncols(), self.size);
         let mut out = Array2::zeros(a.dim());
-        let strips: Vec<ArrayViewMut2<'_, f64>> = out.axis_chunks_iter_mut(Axis(1), self.tile).collect();
+        let strips: Vec<ArrayViewMut2<'_, T>> = out.axis_chunks_iter_mut(Axis(1), self.tile).collect();
         strips.into_par_iter().enumerate().for_each(|(j, mut place)| {
             let mut sum = Array2::zeros(place.dim());
             for (i, row) in self.rows.iter().enumerate().skip(j) {
@@ -165,36 +167,36 @@ impl TiledCholesky {
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn product_in_strips(a: ArrayView2<'_, f64>, b: ArrayView2<'_, f64>) -> Array2<f64> {
+pub fn product_in_strips<T: Real>(a: ArrayView2<'_, T>, b: ArrayView2<'_, T>) -> Array2<T> {
     in_strips((a.nrows(), b.ncols()), |columns| (a.view(), b.slice(s![.., columns]).to_owned()))
 }
 
-/// A C[:, S] [n, k] in strips of columns, of A [n, d] and a symmetric C [d, d] of which the lower triangle is read.
+/// A C[:, S] / scale [n, k] in strips of columns, of A [n, d] and a symmetric C [d, d], both triangles.
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn product_with_symmetric(
-    a: ArrayView2<'_, f64>,
+pub fn product_with_symmetric<T: Real>(
+    a: ArrayView2<'_, T>,
     c: ArrayView2<'_, f64>,
     columns: &[usize],
-) -> Array2<f64> {
+    scale: f64,
+) -> Array2<T> {
     in_strips((a.nrows(), columns.len()), |strip| {
         let columns = &columns[strip];
-        let right = Array2::from_shape_fn((c.nrows(), columns.len()), |(i, j)| {
-            let column = columns[j];
-            c[[i.max(column), i.min(column)]]
-        });
-        (a.view(), right)
+        // Its rows are its columns, and lie together.
+        let of = |(i, j): (usize, usize)| T::of_f64(c[[columns[i], j]] / scale);
+        let rows = Array2::from_shape_fn((columns.len(), c.ncols()), of);
+        (a.view(), rows.reversed_axes())
     })
 }
 
 /// A product [n, k] whose strips of columns are computed in parallel, each from its two factors.
-fn in_strips<'a>(
+fn in_strips<'a, T: Real>(
     dim: (usize, usize),
-    factors: impl Fn(Range<usize>) -> (ArrayView2<'a, f64>, Array2<f64>) + Sync,
-) -> Array2<f64> {
+    factors: impl Fn(Range<usize>) -> (ArrayView2<'a, T>, Array2<T>) + Sync,
+) -> Array2<T> {
     let mut out = Array2::zeros(dim);
-    let strips: Vec<ArrayViewMut2<'_, f64>> = out.axis_chunks_iter_mut(Axis(1), TILE).collect();
+    let strips: Vec<ArrayViewMut2<'_, T>> = out.axis_chunks_iter_mut(Axis(1), TILE).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, mut place)| {
         let (left, right) = factors(strip * TILE..strip * TILE + place.ncols());
         let mut product = Array2::zeros(place.dim());
@@ -219,7 +221,7 @@ mod tests {
         product(b.t(), b.view()) + 4.0 * Array2::<f64>::eye(size)
     }
 
-    fn factor_of(matrix: &Array2<f64>) -> Option<TiledCholesky> {
+    fn factor_of(matrix: &Array2<f64>) -> Option<TiledCholesky<f64>> {
         TiledCholesky::in_tiles(TILE, matrix.nrows(), |i, j| {
             assert!(j <= i, "the upper triangle is not read");
             matrix[[i, j]]
@@ -269,9 +271,7 @@ mod tests {
         let (a, b) = (random(6, 5, 1), random(5, 2 * super::TILE + 3, 2));
         assert_close(&product_in_strips(a.view(), b.view()), &product(a.view(), b.view()), 8);
         let c = matrix(5);
-        let mut lower = c.clone();
-        (0..5).for_each(|i| (i + 1..5).for_each(|j| lower[[i, j]] = f64::NAN));
-        let found = product_with_symmetric(a.view(), lower.view(), &[4, 0, 2]);
+        let found = product_with_symmetric(a.view(), c.view(), &[4, 0, 2], 1.0);
         assert_close(&found, &product(a.view(), c.select(ndarray::Axis(1), &[4, 0, 2]).view()), 8);
     }
 

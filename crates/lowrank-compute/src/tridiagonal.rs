@@ -9,7 +9,6 @@ use crate::{Real, Reduced};
 use faer::linalg::householder::{make_householder_in_place, upgrade_householder_factor};
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::qr::no_pivoting::factor::recommended_block_size;
-use faer::traits::RealField;
 use faer::{Accum, Mat, MatRef, Par};
 use pulp::Arch;
 
@@ -41,7 +40,7 @@ pub(crate) struct Tridiagonal<T> {
     pub(crate) coefficients: Mat<T>,
 }
 
-impl<T: Real + RealField> Tridiagonal<T> {
+impl<T: Real> Tridiagonal<T> {
     /// Of the lower triangle of G.
     pub(crate) fn of(mut work: Mat<T>) -> Self {
         let size = work.nrows();
@@ -118,13 +117,13 @@ impl<T: Real + RealField> Tridiagonal<T> {
 
 /// Brings the lower triangle of a matrix [d, d] to tridiagonal form: diagonal and subdiagonal stay, reflectors stand below.
 /// → τ of each reflection I − v vᵀ/τ.
-fn reduce_in_place<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
+fn reduce_in_place<T: Real>(a: &mut Mat<T>) -> Vec<T> {
     // Everything that it inlines is compiled for the processor's vectors, too; never fused, so bits are the same.
     Arch::new().dispatch(|| reduce_columns(a))
 }
 
 #[inline(always)]
-fn reduce_columns<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
+fn reduce_columns<T: Real>(a: &mut Mat<T>) -> Vec<T> {
     let size = a.nrows();
     let rest = size.saturating_sub(1);
     let mut taus = Vec::with_capacity(rest);
@@ -187,7 +186,7 @@ fn reduce_columns<T: Real + RealField>(a: &mut Mat<T>) -> Vec<T> {
 
 /// What k columns of the panel change in the rows of another from `row` on.
 #[inline(always)]
-fn catch_up<T: Real + RealField>(column: &mut [T], left: &Mat<T>, row: usize, k: usize) {
+fn catch_up<T: Real>(column: &mut [T], left: &Mat<T>, row: usize, k: usize) {
     for p in 0..k {
         // Of this row itself: zero in v above its own reflection, and never read there.
         let (v, w) = (&left.col_as_slice(p)[row..], &left.col_as_slice(PANEL + p)[row..]);
@@ -200,7 +199,7 @@ fn catch_up<T: Real + RealField>(column: &mut [T], left: &Mat<T>, row: usize, k:
 
 /// A v for a symmetric A [d, d], whose lower triangle is read once: four columns at a time.
 #[inline(always)]
-fn symmetric_product<T: Real + RealField>(a: MatRef<'_, T>, v: &[T], out: &mut [T]) {
+fn symmetric_product<T: Real>(a: MatRef<'_, T>, v: &[T], out: &mut [T]) {
     let size = v.len();
     out.fill(T::zero());
     let column = |j: usize| a.col(j).try_as_col_major().expect("column after column").as_slice();

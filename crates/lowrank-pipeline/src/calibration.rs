@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
-const CACHE_VERSION: u32 = 5;
+const CACHE_VERSION: u32 = 6;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]

@@ -11,33 +11,34 @@
 //! - **Outputs.** The second moment of what is left, W C[S, S] Wᵀ, is (W₂ L)[:, :k] (W₂ L)[:, :k]ᵀ.
 //!
 //! C takes gigabytes where F is 14,336, so all threads work on one expert ([`TiledCholesky`], on the CPU), and beside C there
-//! is half of it, L. Measured in `docs/research/widths.md`.
+//! is L, a quarter of it in f32. The ridge bounds the condition number of C by F/ridge, so f32 suffices from some size on:
+//! [`Precision::of_channels`]. Measured in `docs/research/widths.md`.
 
 use crate::error::SvdError;
 use crate::moment::{check_moment, check_ridge};
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::{for_each_block, matrix_shape};
-use lowrank_compute::{Side, TiledCholesky, product_with_symmetric};
+use lowrank_compute::{Real, Side, TiledCholesky, product_with_symmetric};
 use lowrank_model::{MatrixShape, Tensor};
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis, Zip, s};
 
 /// Stages of the order; the last one compares an eighth of the channels.
 const STAGES: usize = 4;
 
 /// An expert's channels by falling importance, with what is needed to keep any number of them.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Channels {
+pub struct Channels<T> {
     order: Vec<usize>,
     errors: Vec<f64>,
-    /// W₂ L [H, F], channels in `order`, in the units of the second moment.
-    outputs: Array2<f64>,
+    /// W₂ L [H, F], channels in `order`.
+    outputs: Array2<T>,
     /// L of the second moment over `mean`.
-    factor: TiledCholesky,
+    factor: TiledCholesky<T>,
     mean: f64,
 }
 
-impl Channels {
-    /// From w2 [H, F] and the second moment of the activations [F, F], of which the lower triangle is read and which may be
+impl<T: Real> Channels<T> {
+    /// From w2 [H, F] and the second moment of the activations [F, F], both triangles, which may be
     /// singular. If it vanishes, the identity takes its place: channels and errors are then those of the weights alone, and
     /// errors are in other units than those of an expert with tokens.
     ///
@@ -58,8 +59,8 @@ impl Channels {
         let w2_ordered = w2_wide.select(Axis(1), &order);
         drop(w2_wide);
         let factor = moment.factor(&order)?;
-        let outputs = factor.product(w2_ordered.view()) * moment.mean.sqrt();
-        let errors = tails(&outputs);
+        let outputs = factor.product(w2_ordered.view());
+        let errors = tails(&outputs, moment.mean);
         Ok(Self { order, errors, outputs, factor, mean: moment.mean })
     }
 
@@ -78,19 +79,19 @@ impl Channels {
     ///
     /// # Panics
     /// If there are fewer channels.
-    pub fn fitted(&self, width: usize) -> Array2<f64> {
-        let mut fitted = self.outputs.slice(s![.., ..width]).to_owned() / self.mean.sqrt();
+    pub fn fitted(&self, width: usize) -> Array2<T> {
+        let mut fitted = self.outputs.slice(s![.., ..width]).to_owned();
         self.factor.divide_by_leading(fitted.view_mut());
         fitted
     }
 
-    /// W₂ L [H, F].
-    pub(crate) fn outputs(&self) -> ArrayView2<'_, f64> {
-        self.outputs.view()
+    /// W₂ L [H, F], and what its squares are multiplied by to be in the units of the second moment.
+    pub(crate) fn outputs(&self) -> (ArrayView2<'_, T>, f64) {
+        (self.outputs.view(), self.mean)
     }
 }
 
-/// A second moment over its mean eigenvalue, plus a ridge: C. Only its lower triangle is read, where it lies.
+/// A second moment over its mean eigenvalue, plus a ridge: C, read where it lies.
 struct UnitRidged<'a> {
     /// Absent: it vanishes, and the identity takes its place.
     moment: Option<ArrayView2<'a, f64>>,
@@ -109,45 +110,45 @@ impl<'a> UnitRidged<'a> {
         })
     }
 
-    fn at(&self, i: usize, j: usize) -> f64 {
+    fn at<T: Real>(&self, i: usize, j: usize) -> T {
         let value = match self.moment {
-            Some(moment) => moment[[i.max(j), i.min(j)]] / self.mean,
+            Some(moment) => moment[[i, j]] / self.mean,
             None => f64::from(u8::from(i == j)),
         };
-        if i == j { value + self.ridge } else { value }
+        T::of_f64(if i == j { value + self.ridge } else { value })
     }
 
     /// L of C[S, S] in the order of S.
-    fn factor(&self, channels: &[usize]) -> Result<TiledCholesky, SvdError> {
+    fn factor<T: Real>(&self, channels: &[usize]) -> Result<TiledCholesky<T>, SvdError> {
         TiledCholesky::new(channels.len(), |i, j| self.at(channels[i], channels[j]))
             .ok_or(SvdError::Indefinite { size: channels.len() })
     }
 
     /// A C[:, S] [n, k].
-    fn product(&self, a: ArrayView2<'_, f64>, channels: &[usize]) -> Array2<f64> {
+    fn product<T: Real>(&self, a: ArrayView2<'_, T>, channels: &[usize]) -> Array2<T> {
         let mut out = match self.moment {
-            Some(moment) => product_with_symmetric(a, moment, channels) / self.mean,
+            Some(moment) => product_with_symmetric(a, moment, channels, self.mean),
             None => a.select(Axis(1), channels),
         };
         for (mut out, &channel) in out.columns_mut().into_iter().zip(channels) {
-            out.scaled_add(self.ridge, &a.column(channel));
+            out.scaled_add(T::of_f64(self.ridge), &a.column(channel));
         }
         out
     }
 }
 
 /// W [H, k] that minimises Σ g² ‖y − W z‖² + ridge · mean(diag C) ‖W − W₂[:, S]‖², where `cross` is Σ g² y zᵀ [H, k],
-/// `moment` C = Σ g² z zᵀ [k, k], lower triangle, and `columns` W₂[:, S] [H, k]: w2 fitted to channels that may be those of
+/// `moment` C = Σ g² z zᵀ [k, k], both triangles, and `columns` W₂[:, S] [H, k]: w2 fitted to channels that may be those of
 /// changed matrices. Without a moment, the columns.
 ///
 /// # Errors
 /// A size is another, a value is not finite, or rounding finds the second moment plus ridge indefinite.
-pub fn fit_columns(
+pub fn fit_columns<T: Real>(
     cross: ArrayView2<'_, f64>,
     moment: ArrayView2<'_, f64>,
     columns: ArrayView2<'_, f64>,
     ridge: f64,
-) -> Result<Array2<f64>, SvdError> {
+) -> Result<Array2<T>, SvdError> {
     let (rows, size) = columns.dim();
     let shape = MatrixShape { rows, cols: size };
     if cross.dim() != (rows, size) {
@@ -156,23 +157,23 @@ pub fn fit_columns(
     }
     let moment = UnitRidged::new(moment, shape, ridge)?;
     if moment.moment.is_none() {
-        return Ok(columns.to_owned());
+        return Ok(columns.mapv(T::of_f64));
     }
-    let mut fitted = &cross / moment.mean;
-    fitted.scaled_add(moment.ridge, &columns);
+    let of = |cross: f64, column: f64| T::of_f64(cross / moment.mean + moment.ridge * column);
+    let mut fitted = Zip::from(&cross).and(&columns).map_collect(|&cross, &column| of(cross, column));
     let all: Vec<usize> = (0..size).collect();
-    moment.factor(&all)?.solve_rows(fitted.view_mut());
+    moment.factor::<T>(&all)?.solve_rows(fitted.view_mut());
     Ok(fitted)
 }
 
 /// Channels by falling importance; of equal ones the first comes first.
-fn order(w2: ArrayView2<'_, f64>, moment: &UnitRidged<'_>) -> Result<Vec<usize>, SvdError> {
+fn order<T: Real>(w2: ArrayView2<'_, T>, moment: &UnitRidged<'_>) -> Result<Vec<usize>, SvdError> {
     let mut left: Vec<usize> = (0..w2.ncols()).collect();
     let mut dropped = Vec::new(); // The last stage's channels come first in the end.
     // W₂ C[:, S] of the second stage's S; later stages have some of its columns.
-    let mut outputs: Option<(Vec<usize>, Array2<f64>)> = None;
+    let mut outputs: Option<(Vec<usize>, Array2<T>)> = None;
     for stage in 1..=STAGES {
-        let factor = moment.factor(&left)?;
+        let factor = moment.factor::<T>(&left)?;
         let fitted = if stage == 1 {
             w2.to_owned()
         } else {
@@ -186,7 +187,7 @@ fn order(w2: ArrayView2<'_, f64>, moment: &UnitRidged<'_>) -> Result<Vec<usize>,
             fitted
         };
         let columns = fitted.columns().into_iter().zip(factor.inverse_diagonal());
-        let scores: Vec<f64> = columns.map(|(w, inverse)| w.dot(&w) / inverse).collect();
+        let scores: Vec<f64> = columns.map(|(w, inverse)| (w.dot(&w) / inverse).as_f64()).collect();
         let mut places: Vec<usize> = (0..left.len()).collect();
         places.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
         let mut ordered: Vec<usize> = places.into_iter().map(|place| left[place]).collect();
@@ -200,11 +201,15 @@ fn order(w2: ArrayView2<'_, f64>, moment: &UnitRidged<'_>) -> Result<Vec<usize>,
     Ok(dropped.into_iter().rev().flatten().collect())
 }
 
-/// What each number of first columns leaves: sums from the smallest on.
-fn tails(outputs: &Array2<f64>) -> Vec<f64> {
+/// What each number of first columns leaves, times `scale`: sums from the smallest on.
+fn tails<T: Real>(outputs: &Array2<T>, scale: f64) -> Vec<f64> {
+    let mut energies = vec![0.0; outputs.ncols()];
+    for row in outputs.rows() {
+        energies.iter_mut().zip(row).for_each(|(energy, &value)| *energy += scale * value.as_f64().powi(2));
+    }
     let mut tails = vec![0.0; outputs.ncols() + 1];
-    for (k, column) in outputs.columns().into_iter().enumerate().rev() {
-        tails[k] = tails[k + 1] + column.dot(&column);
+    for (k, energy) in energies.into_iter().enumerate().rev() {
+        tails[k] = tails[k + 1] + energy;
     }
     tails
 }

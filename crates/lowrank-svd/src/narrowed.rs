@@ -19,7 +19,7 @@ use crate::moment::{UnitMoment, check_shrinkage};
 use crate::root::Root;
 use crate::stats::weight_stats;
 use lowrank_compute::blocks::for_each_block;
-use lowrank_compute::{Backend, Kernels, Side, product_in_strips};
+use lowrank_compute::{Backend, Kernels, Real, Side, product_in_strips};
 use lowrank_model::{MatrixShape, Tensor};
 use ndarray::{Array2, ArrayView2};
 
@@ -69,26 +69,25 @@ pub(crate) fn tails_of_inputs(
     order: &[usize],
     widths: &[usize],
 ) -> Vec<Vec<f64>> {
-    let mut tails = tails_of_widths(order.iter().map(|&channel| p.row(channel).to_vec()), p.ncols(), widths);
-    tails.iter_mut().flatten().for_each(|error| *error *= scale);
-    padded(tails, shape.cols + 1)
+    let tails = tails_of_widths(order.iter().map(|&channel| p.row(channel).to_vec()), p.ncols(), widths);
+    padded(scaled(tails, scale), shape.cols + 1)
 }
 
 /// Of down: for each width, which rise, the squared errors of rank 0..=H, in the units of the second moment of the activations.
 ///
 /// # Errors
 /// A decomposition fails.
-pub fn narrowed_outputs(
-    backend: &dyn Backend,
-    channels: &Channels,
+pub fn narrowed_outputs<T: Real>(
+    kernels: &dyn Kernels<T>,
+    channels: &Channels<T>,
     widths: &[usize],
 ) -> Result<Vec<Vec<f64>>, SvdError> {
-    let kernels: &dyn Kernels<f64> = backend;
-    let outputs = channels.outputs();
+    let (outputs, scale) = channels.outputs();
     let hidden_size = outputs.nrows();
     let vectors = kernels.eigh(product_in_strips(outputs, outputs.t()), hidden_size)?.vectors;
     let p = product_in_strips(outputs.t(), vectors.view()); // [F, H]
-    Ok(tails_of_widths(p.rows().into_iter().map(|row| row.to_vec()), hidden_size, widths))
+    let rows = p.rows().into_iter().map(|row| row.mapv(Real::as_f64).to_vec());
+    Ok(scaled(tails_of_widths(rows, hidden_size, widths), scale))
 }
 
 /// Σ over the first k rows of their squares beyond each column, for each width k.
@@ -106,6 +105,11 @@ fn tails_of_widths(rows: impl Iterator<Item = Vec<f64>>, columns: usize, widths:
         }
     }
     found
+}
+
+fn scaled(mut tails: Vec<Vec<f64>>, scale: f64) -> Vec<Vec<f64>> {
+    tails.iter_mut().flatten().for_each(|error| *error *= scale);
+    tails
 }
 
 /// A singular norm has fewer columns than ranks: beyond them there is no error.

@@ -5,7 +5,9 @@
 //! f32, and at most 1e-7 in f64 everywhere.
 
 use crate::error::SvdError;
-use crate::stats::WeightStats;
+use crate::stats::{WeightStats, weight_stats};
+use lowrank_model::{MatrixShape, Tensor};
+use ndarray::ArrayView2;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -58,19 +60,45 @@ impl fmt::Display for Precision {
 }
 
 /// Whether f32 is worth a thought.
-fn f32_saves(stats: &WeightStats) -> bool {
-    stats.shape.short_side() > SHORT_SIDE_F64 && F32_LARGEST_WEIGHT.contains(&stats.largest_weight)
+fn f32_saves(shape: MatrixShape, largest_weight: f64) -> bool {
+    shape.short_side() > SHORT_SIDE_F64 && F32_LARGEST_WEIGHT.contains(&largest_weight)
+}
+
+/// Largest share by which rounding in f32 may change what is made of the second moment of activations.
+const F32_CHANNELS_ROUNDING: f64 = 0.1;
+
+impl Precision {
+    /// For the channels of a down matrix, whose second moment has a ridge in mean diagonal elements: its condition number is
+    /// at most F/ridge, which bounds how much rounding changes an importance or an error.
+    pub fn of_channels(w2: &Tensor, ridge: f64) -> Result<Self, SvdError> {
+        let stats = weight_stats(w2)?;
+        Ok(Self::of_moment(stats.shape, stats.largest_weight, ridge))
+    }
+
+    /// Likewise of those that stay: columns of it, [H, k].
+    pub fn of_columns(columns: ArrayView2<'_, f64>, ridge: f64) -> Self {
+        let (rows, cols) = columns.dim();
+        let largest = columns.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+        Self::of_moment(MatrixShape { rows, cols }, largest, ridge)
+    }
+
+    fn of_moment(shape: MatrixShape, largest_weight: f64, ridge: f64) -> Self {
+        let rounding = shape.cols as f64 / ridge * f64::from(f32::EPSILON);
+        let suffices = f32_saves(shape, largest_weight) && rounding <= F32_CHANNELS_ROUNDING;
+        if suffices { Self::F32 } else { Self::F64 }
+    }
 }
 
 /// For an error that goes into a report alone: f32 loses what is below a millionth of the weights.
 pub(crate) fn of_measurements(stats: &WeightStats) -> Precision {
-    if f32_saves(stats) { Precision::F32 } else { Precision::F64 }
+    if f32_saves(stats.shape, stats.largest_weight) { Precision::F32 } else { Precision::F64 }
 }
 
 /// Whether W may be projected in f32 onto a subspace found in f64: the matrix is large, and enough is truncated.
 pub(crate) fn projects_in_f32(stats: &WeightStats, sigma: &[f64], rank: usize) -> bool {
     let energy = |sigma: &[f64]| sigma.iter().map(|sigma| sigma * sigma).sum::<f64>();
-    f32_saves(stats) && energy(&sigma[rank..]) / energy(sigma) >= F32_PROJECTION_SHARE
+    f32_saves(stats.shape, stats.largest_weight)
+        && energy(&sigma[rank..]) / energy(sigma) >= F32_PROJECTION_SHARE
 }
 
 /// Computes in the precision that suffices. `expected` is σ₁ over the smallest wanted σ, as far as it is known. `compute`
@@ -81,8 +109,8 @@ pub(crate) fn in_sufficient_precision<R>(
     expected: Option<f64>,
     mut compute: impl FnMut(Precision) -> Result<(R, f64), SvdError>,
 ) -> Result<(R, Precision), SvdError> {
-    let f64_from_the_start =
-        !f32_saves(stats) || expected.is_some_and(|condition| condition > F32_CONDITION_MAX);
+    let f64_from_the_start = !f32_saves(stats.shape, stats.largest_weight)
+        || expected.is_some_and(|condition| condition > F32_CONDITION_MAX);
     let first = match choice {
         PrecisionChoice::F32 => Precision::F32,
         PrecisionChoice::F64 => Precision::F64,
@@ -107,7 +135,6 @@ pub(crate) fn condition(bound: f64, sigma: &[f64], last: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lowrank_model::MatrixShape;
 
     fn used(short_side: usize, largest_weight: f64, expected: Option<f64>, found: f64) -> Vec<Precision> {
         let shape = MatrixShape { rows: 2 * short_side, cols: short_side };
@@ -130,5 +157,16 @@ mod tests {
         assert_eq!(used(1024, 0.1, None, 1.0), [F64]);
         assert_eq!(used(4096, 1e25, None, 1.0), [F64]);
         assert_eq!(used(4096, 0.1, None, condition(0.0, &[1.0, 0.0], 2)), [F32, F64]);
+    }
+
+    #[test]
+    fn channels_are_in_f32_where_the_ridge_bounds_what_rounding_does() {
+        let of =
+            |cols, largest, ridge| Precision::of_moment(MatrixShape { rows: 4096, cols }, largest, ridge);
+        assert_eq!(of(14_336, 0.1, 0.03), Precision::F32);
+        assert_eq!(of(1024, 0.1, 0.03), Precision::F64);
+        assert_eq!(of(14_336, 1e25, 0.03), Precision::F64);
+        assert_eq!(of(14_336, 0.1, 0.01), Precision::F64);
+        assert_eq!(of(14_336, 0.1, 0.0), Precision::F64);
     }
 }

@@ -31,8 +31,8 @@ impl Case {
         self.activations.dot(&self.activations.t())
     }
 
-    fn channels(&self) -> Channels {
-        Channels::new(&self.w2, self.second_moment().view(), self.ridge).unwrap()
+    fn channels(&self) -> Channels<f64> {
+        Channels::<f64>::new(&self.w2, self.second_moment().view(), self.ridge).unwrap()
     }
 
     /// w2 fitted to some channels of the original, with the ridge of all of them.
@@ -45,7 +45,7 @@ impl Case {
         let size = self.activations.nrows();
         let ridge = self.ridge.max((size * size) as f64 * f64::EPSILON);
         let ridge = ridge * mean(&self.second_moment()) / mean(&own);
-        fit_columns(cross.view(), own.view(), columns.view(), ridge).unwrap()
+        fit_columns::<f64>(cross.view(), own.view(), columns.view(), ridge).unwrap()
     }
 
     /// Z with columns that have the ridge as their second moment.
@@ -112,6 +112,23 @@ fn a_width_has_w2_fitted_to_its_channels() {
             let scale = energy(&expected).sqrt();
             let difference = energy(&(&channels.fitted(k) - &expected)).sqrt();
             assert!(difference <= 1e-7 * scale, "{k}: {difference} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn in_f32_the_errors_are_those_in_f64_where_there_is_a_ridge() {
+    for case in cases().into_iter().filter(|case| case.ridge >= 0.01) {
+        let (wide, moment) = (case.channels(), case.second_moment());
+        let narrow = Channels::<f32>::new(&case.w2, moment.view(), case.ridge).unwrap();
+        for k in 1..=wide.order().len() {
+            let expected = case.error(&narrow.order()[..k]);
+            assert!((narrow.errors()[k] - expected).abs() <= 1e-5 * wide.errors()[0], "{k}");
+            let fitted = case.fitted(&narrow.order()[..k]);
+            let difference = &narrow.fitted(k).mapv(f64::from) - &fitted;
+            assert!(energy(&difference) <= 1e-8 * energy(&fitted), "{k}");
+            // Which of two channels that cost the same goes first may differ, not what it costs.
+            assert!((narrow.errors()[k] - wide.errors()[k]).abs() <= 1e-4 * wide.errors()[0], "{k}");
         }
     }
 }
@@ -196,10 +213,11 @@ fn the_outputs_of_a_width_and_what_it_misses_add_up() {
     let channels = case.channels();
     let outputs = wide(&case.w2).dot(&case.stacked());
     let moment = outputs.dot(&outputs.t());
-    let found = channels.outputs().dot(&channels.outputs().t());
+    let (outputs, scale) = channels.outputs();
+    let found = outputs.dot(&outputs.t()) * scale;
     assert!(energy(&(&found - &moment)) < 1e-18 * energy(&moment));
     for k in 1..20 {
-        let left = energy(&channels.outputs().slice(s![.., ..k]).to_owned());
+        let left = scale * energy(&outputs.slice(s![.., ..k]).to_owned());
         near(left + channels.errors()[k], moment.diag().sum(), moment.diag().sum());
     }
 }
@@ -220,14 +238,14 @@ fn channels_that_never_fire_go_first_and_cost_nothing() {
 fn without_tokens_channels_are_ordered_by_their_weights() {
     let case = Case::new((6, 20), 200, 0.03, 2);
     let nothing = Array2::zeros((20, 20));
-    let channels = Channels::new(&case.w2, nothing.view(), 0.03).unwrap();
+    let channels = Channels::<f64>::new(&case.w2, nothing.view(), 0.03).unwrap();
     let w2 = wide(&case.w2);
     let size = |&i: &usize| w2.column(i).dot(&w2.column(i));
     let sizes: Vec<f64> = channels.order().iter().map(size).collect();
     assert!(sizes.windows(2).all(|pair| pair[0] >= pair[1]));
     let columns = w2.select(Axis(1), &channels.order()[..5]);
     let zeros = Array2::zeros((5, 5));
-    assert_eq!(fit_columns(columns.view(), zeros.view(), columns.view(), 0.03).unwrap(), columns);
+    assert_eq!(fit_columns::<f64>(columns.view(), zeros.view(), columns.view(), 0.03).unwrap(), columns);
 }
 
 #[test]
@@ -235,7 +253,7 @@ fn a_larger_scale_of_the_text_changes_only_the_scale_of_the_errors() {
     let case = Case::new((6, 20), 200, 0.03, 2);
     let (one, many) = (case.channels(), {
         let moment = case.second_moment() * 2.0_f64.powi(40);
-        Channels::new(&case.w2, moment.view(), 0.03).unwrap()
+        Channels::<f64>::new(&case.w2, moment.view(), 0.03).unwrap()
     });
     assert_eq!(one.order(), many.order());
     for (a, b) in one.errors().iter().zip(many.errors()) {
@@ -247,7 +265,7 @@ fn a_larger_scale_of_the_text_changes_only_the_scale_of_the_errors() {
 fn what_cannot_be_is_refused() {
     let case = Case::new((6, 20), 200, 0.03, 2);
     let moment = case.second_moment();
-    let of = |moment: &Array2<f64>, ridge| Channels::new(&case.w2, moment.view(), ridge).unwrap_err();
+    let of = |moment: &Array2<f64>, ridge| Channels::<f64>::new(&case.w2, moment.view(), ridge).unwrap_err();
     for ridge in [-1e-9, f64::NAN, f64::INFINITY] {
         assert!(matches!(of(&moment, ridge), SvdError::Ridge { .. }), "{ridge}");
     }
@@ -260,6 +278,6 @@ fn what_cannot_be_is_refused() {
     assert!(matches!(of(&indefinite, 0.03), SvdError::Indefinite { .. }));
     let columns = wide(&case.w2);
     let cross = Array2::zeros((6, 19));
-    let other = fit_columns(cross.view(), moment.view(), columns.view(), 0.03).unwrap_err();
+    let other = fit_columns::<f64>(cross.view(), moment.view(), columns.view(), 0.03).unwrap_err();
     assert!(matches!(other, SvdError::MetricShape { what: "cross moment", .. }));
 }

@@ -64,11 +64,12 @@ fn errors_of_a_width_are_those_of_its_rows_of_the_whole_factors() {
 #[test]
 fn errors_of_outputs_are_those_of_a_projection_of_the_fitted_outputs() {
     let (w2, rank, width) = (tensor(H, F, 7), 3, 11);
-    let channels = Channels::new(&w2, moment(F, 8).view(), 0.03).unwrap();
+    let channels = Channels::<f64>::new(&w2, moment(F, 8).view(), 0.03).unwrap();
     let found = narrowed_outputs(&Faer, &channels, &[width, F]).unwrap();
     let kernels: &dyn Kernels<f64> = &Faer;
     let output_moment = |width: usize| {
-        let outputs = channels.outputs().slice(ndarray::s![.., ..width]).to_owned();
+        let (outputs, scale) = channels.outputs();
+        let outputs = outputs.slice(ndarray::s![.., ..width]).to_owned() * scale.sqrt();
         outputs.dot(&outputs.t())
     };
     let whole = output_moment(F);
