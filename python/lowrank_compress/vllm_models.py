@@ -20,6 +20,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.models.mixtral import MixtralForCausalLM
 from vllm.model_executor.models.olmoe import OlmoeForCausalLM
 from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
@@ -74,6 +75,12 @@ class Elsewhere(torch.nn.Module):
         return torch.zeros_like(x)
 
 
+def pack(linear: torch.nn.Linear) -> None:
+    """Lets vLLM multiply on the CPU, by its own choice of a product for such a matrix; its packed weights replace ours."""
+    dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
+    linear.forward = lambda x: linear.cpu_linear(x.contiguous(), linear.weight, None)  # type: ignore[method-assign]
+
+
 class LowRankMethod(FusedMoEMethodBase):
     """The routed experts of a layer."""
 
@@ -107,7 +114,11 @@ class LowRankMethod(FusedMoEMethodBase):
         layer.add_module(CHILD, experts)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
-        lowrank_experts.require_orders(getattr(layer, CHILD), ())
+        experts = getattr(layer, CHILD)
+        lowrank_experts.require_orders(experts, ())
+        for linear in [module for module in experts.modules() if type(module) is torch.nn.Linear]:
+            if linear.weight.device.type == "cpu":
+                pack(linear)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
         return None

@@ -1,10 +1,13 @@
-"""Runs the Python of the documents as it stands: `check_snippets.py BASE OUTPUT SCRATCH DOCUMENT...`.
+"""Runs the Python of the documents as it stands: `check_snippets.py BASE OUTPUT SCRATCH DOCUMENT... [--vllm PYTHON]`.
 
 Names of models in a block are replaced: those of outputs by OUTPUT, those of originals by BASE, those of what a block writes
-by a folder in SCRATCH. A block that imports what is not installed here is named and left out.
+by a folder in SCRATCH. A block that imports what is not installed here is named and left out; one that imports vllm is run by
+PYTHON.
 """
 
+import argparse
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -15,24 +18,41 @@ LINES_MAX = 8
 
 
 def main():
-    base, output, scratch, *documents = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("base", "output", "scratch"):
+        parser.add_argument(name)
+    parser.add_argument("documents", nargs="+")
+    parser.add_argument("--vllm", help="a Python with vLLM")
+    a = parser.parse_args()
     ran = 0
-    for place, document in enumerate(documents):
+    for place, document in enumerate(a.documents):
         for number, block in enumerate(re.findall(r"```python\n(.*?)```", Path(document).read_text(), re.S), 1):
             name = f"{document}, block {number}"
             lines = [line for line in block.splitlines() if line.strip()]
             assert len(lines) <= LINES_MAX, f"{name}: {len(lines)} lines"
-            missing = [module for module in imported(block) if importlib.util.find_spec(module) is None]
-            if missing:
+            modules = imported(block)
+            by_vllm = a.vllm is not None and "vllm" in modules
+            missing = [module for module in modules if importlib.util.find_spec(module) is None]
+            if missing and not by_vllm:
                 print(f"{name}: not run, {', '.join(missing)} is not installed")
                 continue
             # What one block writes a later one of the same document reads.
-            written = Path(scratch) / f"written-{place}"
-            code = block.replace("mixtral-8x7b-36b", output).replace("./mixtral", base).replace("mixtral-small", str(written))
-            subprocess.run([sys.executable, "-c", code], check=True)
+            written = Path(a.scratch) / f"written-{place}"
+            code = block.replace("mixtral-8x7b-36b", a.output).replace("./mixtral", a.base).replace("mixtral-small", str(written))
+            script = Path(a.scratch) / "block.py"
+            script.write_text(code)
+            python, environment = (a.vllm, with_vllm(Path(a.scratch))) if by_vllm else (sys.executable, os.environ)
+            subprocess.run([python, script], check=True, env=environment)
             print(f"{name}: runs")
             ran += 1
     assert ran, "no block was run"
+
+
+def with_vllm(folder):
+    sys.path.append(str(Path(__file__).parents[1] / "serving"))
+    from server import environment
+
+    return environment(folder / "vllm", plugin=True)
 
 
 def imported(block):

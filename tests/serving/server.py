@@ -30,20 +30,7 @@ class Server:
             "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--max-model-len", "512",
             "--tensor-parallel-size", str(parallel), *options,
         ]  # fmt: skip
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON"))}
-        self.environment = kept | {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            # By itself vLLM gives every worker a NUMA node of its own, and refuses two workers on one node.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CACHE_ROOT": str(folder / "cache"),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache/inductor"),
-            "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_HOME": str(folder / "cache/hf-home"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        self.environment |= {"PYTHONPATH": package_path(folder)} if plugin else {"VLLM_PLUGINS": ""}
+        self.environment = environment(folder, plugin=plugin)
 
     def __enter__(self):
         with self.log.open("w") as log:
@@ -116,6 +103,24 @@ class Server:
             if int(fields[2]) == self.process.pid:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def environment(folder, *, plugin):
+    """Of a process with vLLM, which keeps what it caches in `folder`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON"))}
+    kept |= {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        # By itself vLLM gives every worker a NUMA node of its own, and refuses two workers on one node.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache/inductor"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "cache/hf-home"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return kept | ({"PYTHONPATH": package_path(folder)} if plugin else {"VLLM_PLUGINS": ""})
 
 
 def free_port():

@@ -29,6 +29,9 @@ enum Verb {
     /// Serve original and compressed models with vLLM over HTTP, run plain ones as GGUF with llama.cpp, and compare with
     /// transformers and our own forward pass (installs 6 GB and compiles llama.cpp; on demand, not in CI)
     ServeTest(verbs::serve_test::Args),
+    /// Quantise outputs, train adapters on them, evaluate them with lm-eval, and run the documents' Python with what that needs
+    /// (installs 1 GB, and vLLM's 6 GB unless --without-vllm; on demand, not in CI)
+    UseTest(verbs::use_test::Args),
     /// Cross-check the linear algebra against LAPACK (installs Debian's libopenblas-dev if it can)
     Lapack,
     /// Run the example sweep on the bundled model, kill it in the middle, and resume it
@@ -68,6 +71,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Conformance => verbs::conformance::run(),
         Verb::WheelTest => verbs::wheel_test::run(),
         Verb::ServeTest(args) => verbs::serve_test::run(&args),
+        Verb::UseTest(args) => verbs::use_test::run(&args),
         Verb::Lapack => verbs::lapack::run(),
         Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),

@@ -106,6 +106,23 @@ pub(crate) fn with_only(wheel: &Path, place: &Path) -> Result<PathBuf> {
     Ok(place.join("bin/python"))
 }
 
+/// A Python with this repository's package and what people use an output with: quantisers, PEFT, lm-eval. torch and
+/// transformers are those of [`python`].
+pub(crate) fn with_users_tools() -> Result<Command> {
+    let dependencies = site_packages(&venv()?)?;
+    let pins = shell::root().join("tests/use/requirements.txt");
+    let venv = ensure("use", &pins, |place| {
+        shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
+        let mut pip = shell::command(place.join("bin/pip"));
+        shell::run(pip.args(["install", "--quiet", "--no-deps", "-r"]).arg(&pins))?;
+        let link = site_packages(place)?.join("dependencies.pth");
+        Ok(std::fs::write(link, format!("{}\n", dependencies.display()))?)
+    })?;
+    let mut python = offline(&venv);
+    python.env("PYTHONPATH", shell::root().join("python"));
+    Ok(python)
+}
+
 /// The Python of an environment with vLLM's CPU build: 6 GB.
 pub(crate) fn vllm() -> Result<PathBuf> {
     let pins = serving_pins("requirements-vllm.txt");

@@ -11,8 +11,9 @@ use crate::{CalibrateError, Norm, Norms};
 use lowrank_cache::{Arrays, Entry, Numbers};
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_compute::{Algebra, Backend, Kernels, Real};
+use lowrank_model::params::usual_multiple;
 use lowrank_model::plan::Structures;
-use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, Spectrum, Tensor};
+use lowrank_model::{MatrixId, MatrixShape, ModelConfig, Progress, Projection, Spectrum, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{
     Channels, Factors, NarrowedErrors, Precision, SvdError, SvdOptions, decompose_narrowed, narrowed_outputs,
@@ -23,14 +24,12 @@ use std::collections::BTreeMap;
 
 /// Widths, evenly spaced up to F, at which ranks are considered, too.
 const GRID: usize = 16;
-/// From this F on, grid widths are multiples of 8, as ranks are.
-const TRUE_SIZE: usize = 1024;
 /// Added to the second moment, in mean diagonal elements: `docs/research/widths.md`.
 pub const RIDGE: f64 = 0.03;
 
-/// The widths below F at which ranks are considered, rising.
-pub fn width_grid(intermediate_size: usize) -> Vec<usize> {
-    let multiple = if intermediate_size >= TRUE_SIZE { 8 } else { 1 };
+/// The widths below F at which ranks are considered, rising; multiples, as ranks are. `shape`: of gate, up or down.
+pub fn width_grid(intermediate_size: usize, shape: MatrixShape) -> Vec<usize> {
+    let multiple = usual_multiple(shape.short_side());
     let widths = (1..GRID).map(|step| intermediate_size * step / GRID / multiple * multiple);
     let mut widths: Vec<usize> = widths.filter(|&width| width > 0).collect();
     widths.dedup();
@@ -139,7 +138,7 @@ impl WidthStore<'_> {
         kernels: fn(&dyn Backend) -> &dyn Kernels<T>,
     ) -> Result<(OfDown, Change), SvdError> {
         let shape = matrix_shape(w2);
-        let widths = width_grid(shape.cols);
+        let widths = width_grid(shape.cols, shape);
         let channels = Channels::<T>::new(w2, moment, RIDGE)?;
         let down = match self.structures.has_ranks() {
             true => {
@@ -283,7 +282,7 @@ impl WidthStore<'_> {
         if !self.structures.has_ranks() {
             return Ok(ExpertWidths { order, errors, grid: Vec::new() });
         }
-        let widths = width_grid(config.intermediate_size);
+        let widths = width_grid(config.intermediate_size, config.full_shape(Projection::Down));
         let ranks = config.hidden_size + 1;
         let inputs = self.of_inputs(checkpoint, norms, (layer, expert), &order)?;
         let [gate, up] = inputs;
@@ -331,7 +330,7 @@ impl WidthStore<'_> {
     ) -> Result<(Spectrum, Factors, Vec<f64>), CalibrateError> {
         let shape = matrix_shape(w);
         let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);
-        let (rank, grid) = (rank_reference(shape), width_grid(shape.rows));
+        let (rank, grid) = (rank_reference(shape), width_grid(shape.rows, shape));
         let (found, _) =
             self.algebra.run(shape, |backend| decompose_narrowed(backend, w, rank, &options, order, &grid));
         let (spectrum, factors, errors) = found.map_err(|source| CalibrateError::Svd { name: id, source })?;
@@ -380,11 +379,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_grid_has_multiples_of_eight_at_true_size() {
-        assert_eq!(width_grid(32), (1..16).map(|step| 2 * step).collect::<Vec<_>>());
-        assert!(width_grid(14_336).iter().all(|width| width % 8 == 0));
-        assert_eq!(width_grid(14_336).len(), 15);
-        assert_eq!(width_grid(3), [1, 2]);
-        assert!(width_grid(1).is_empty());
+    fn the_grid_has_the_multiples_of_ranks() {
+        let grid = |cols| width_grid(cols, MatrixShape { rows: 4096.min(2 * cols), cols });
+        assert_eq!(grid(32), (1..16).map(|step| 2 * step).collect::<Vec<_>>());
+        assert!(grid(14_336).iter().all(|width| width % 128 == 0));
+        assert_eq!(grid(14_336).len(), 15);
+        assert!(grid(768).iter().all(|width| width % 32 == 0));
+        assert_eq!(grid(3), [1, 2]);
+        assert!(grid(1).is_empty());
     }
 }

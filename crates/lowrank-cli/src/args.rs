@@ -73,7 +73,7 @@ pub(crate) struct RecipeFlags {
     /// Bytes of weights to leave: 74GB, 68.9GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) target_size: Option<ByteSize>,
-    /// Ranks are multiples of this; tensor cores like 8, 32 or 64 [default: 8 where the short side is at least 1024, else 1]
+    /// Ranks and widths are multiples of this, as quantisers and kernels want [default: a 32nd of the short side, as a power of two between 32 and 128; 1 where that side is below 512]
     #[arg(long, value_name = "N")]
     pub(crate) rank_multiple: Option<usize>,
     /// Smallest rank a factored matrix may get [default: 1]

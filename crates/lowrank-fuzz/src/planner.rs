@@ -181,7 +181,7 @@ fn widths(config: &ModelConfig, input: &Input, spectra: &BTreeMap<MatrixId, Spec
         let narrowed = |width| NarrowedErrors { width, tails: Projection::ALL.map(|own| tails(width, own)) };
         let mut order: Vec<usize> = (0..full).collect();
         order.rotate_left((id.layer + id.expert) % full.max(1));
-        let grid = width_grid(full).into_iter().map(narrowed).collect();
+        let grid = width_grid(full, config.full_shape(Projection::Down)).into_iter().map(narrowed).collect();
         Some(((id.layer, id.expert), ExpertWidths { order, errors, grid }))
     };
     let experts = config.matrices().filter(|id| id.projection == Projection::Gate);

@@ -61,6 +61,22 @@ pub fn rank_max_saving(shape: MatrixShape, storage: Storage) -> usize {
     r.min(shape.short_side())
 }
 
+/// Of the short side of a matrix, from which ranks and widths are in multiples.
+const MULTIPLES_FROM: usize = 512;
+/// Steps between no rank and all of them; finer ones remove the same error within a few thousandths.
+const STEPS: usize = 32;
+/// Groups that quantisers and kernels take whole.
+const MULTIPLES: std::ops::RangeInclusive<usize> = 32..=128;
+
+/// Multiples that ranks and widths are of where a recipe does not say, by the short side of the matrices: the 32nd part of it,
+/// as a power of two and between 32 and 128; 1 below a short side of 512.
+pub fn usual_multiple(short_side: usize) -> usize {
+    if short_side < MULTIPLES_FROM {
+        return 1;
+    }
+    (1 << (short_side / STEPS).ilog2()).clamp(*MULTIPLES.start(), *MULTIPLES.end())
+}
+
 /// What a stored matrix costs, in the unit the budget is counted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CostModel {
@@ -123,6 +139,15 @@ mod tests {
     use super::*;
 
     const MIXTRAL: MatrixShape = MatrixShape { rows: 14336, cols: 4096 };
+
+    #[test]
+    fn multiples_are_powers_of_two_that_leave_enough_steps() {
+        let sides =
+            [(128, 1), (511, 1), (512, 32), (768, 32), (1408, 32), (2048, 64), (4096, 128), (65_536, 128)];
+        for (short_side, multiple) in sides {
+            assert_eq!(usual_multiple(short_side), multiple, "{short_side}");
+        }
+    }
 
     #[test]
     fn mixtral_break_even_is_3185() {

@@ -8,7 +8,7 @@ use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::{DifferenceSpectra, ExpertWidths, Sensitivities, WidthsByExpert};
 use lowrank_model::display::grouped;
-use lowrank_model::params::{rank_max_saving, stored_params};
+use lowrank_model::params::{rank_max_saving, stored_params, usual_multiple};
 use lowrank_model::plan::{Allocation, LayerSensitivity, RankGroups, Sensitivity, Size, Structures};
 use lowrank_model::recipe::{
     CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
@@ -24,11 +24,6 @@ use lowrank_svd::allocate::{
 use lowrank_writer::report::{BaseModel, CalibrationReport};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-
-/// Short sides from here on belong to models whose matrices are multiplied on tensor cores.
-const TRUE_SIZE: usize = 1024;
-/// What tensor cores like.
-const RANK_MULTIPLE_TRUE_SIZE: usize = 8;
 
 /// A plan, and what it was made from.
 #[derive(Debug)]
@@ -406,8 +401,7 @@ impl Subject {
     /// Multiples that ranks are of, unless the settings say.
     fn rank_multiple(&self, settings: &PlanSettings) -> usize {
         let short = self.config.matrix_shape(self.config.first_matrix()).short_side();
-        let usual = if short >= TRUE_SIZE { RANK_MULTIPLE_TRUE_SIZE } else { 1 };
-        settings.rank_multiple.unwrap_or(usual)
+        settings.rank_multiple.unwrap_or_else(|| usual_multiple(short))
     }
 
     /// The most parameters that the smallest rank of a matrix, or the smallest width of its expert, can remove from it with

@@ -14,4 +14,5 @@ pub(crate) mod serve_test;
 pub(crate) mod sweep;
 pub(crate) mod tidy;
 pub(crate) mod torture;
+pub(crate) mod use_test;
 pub(crate) mod wheel_test;

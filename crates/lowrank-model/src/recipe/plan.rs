@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct PlanSettings {
-    /// Ranks are multiples of this; `None`: 8 for matrices of true size, 1 for small ones.
+    /// Ranks and widths are multiples of this; `None`: [`crate::params::usual_multiple`].
     pub rank_multiple: Option<usize>,
     /// No factored matrix gets a smaller rank.
     pub min_rank: usize,

@@ -28,6 +28,15 @@ pub(super) struct MatrixCurve {
     hull: Vec<u32>,
 }
 
+/// From this short side on, a matrix is not left with factors of a single column beside those of a rank: quantisers refuse them.
+const SLIVER_FROM: usize = 16;
+
+/// The largest rank that is chosen, as far as it saves anything.
+fn rank_last(shape: MatrixShape) -> usize {
+    let short = shape.short_side();
+    if short < SLIVER_FROM { short } else { short - 2 }
+}
+
 impl MatrixCurve {
     pub(super) fn new(
         matrix: Candidate<'_>,
@@ -69,7 +78,7 @@ impl MatrixCurve {
             Choices::Any | Choices::Dense => rank_floor,
         };
         // Costs rise with the rank, so the permitted ranks are the first ones.
-        let permitted = (rank_first..=rank_max).step_by(rank_multiple);
+        let permitted = (rank_first..=rank_max.min(rank_last(shape))).step_by(rank_multiple);
         let ranks = match choices {
             Choices::Dense => 0,
             Choices::Rank(_) => 1,

@@ -78,6 +78,9 @@ impl ExpertCurve {
             if !(1..full).contains(&narrowed.width) {
                 return Err(AllocateError::Widths { name });
             }
+            if narrowed.width % rank_multiple != 0 {
+                continue;
+            }
             let curve = |at: usize| {
                 let shape = expert_shape(Projection::ALL[at], narrowed.width, hidden_size);
                 narrowed_curve(&matrices[at], shape, &narrowed.tails[at], cost, rank_multiple, rank_floor)
