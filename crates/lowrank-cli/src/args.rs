@@ -7,7 +7,7 @@ use lowrank_model::recipe::{
     Bos, ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern,
     PropagationScope, Removal, TextChoice,
 };
-use lowrank_model::{AlgebraChoice, Device, Dtype, Storage};
+use lowrank_model::{AlgebraChoice, Device, Dtype, Quantiser, Storage};
 use lowrank_pipeline::workers::{CachePlace, Resources};
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ pub(crate) struct RecipeFlags {
     /// Bytes of weights to leave: 74GB, 68.9GiB
     #[arg(long, value_name = "SIZE")]
     pub(crate) target_size: Option<ByteSize>,
+    /// What will quantise the output: --target-size is then its size after that, norms, embedding and head unquantised
+    #[arg(long, value_name = "HOW")]
+    pub(crate) then: Option<Quantiser>,
     /// Ranks and widths are multiples of this, as quantisers and kernels want [default: a 32nd of the short side, as a power of two between 32 and 128; 1 where that side is below 512]
     #[arg(long, value_name = "N")]
     pub(crate) rank_multiple: Option<usize>,
@@ -93,7 +96,7 @@ pub(crate) struct RecipeFlags {
     /// How the budget is spread [default: global]
     #[arg(long, value_name = "HOW")]
     pub(crate) allocation: Option<Allocation>,
-    /// What may be cut [default: rank,width where errors are measured and the allocation is global, else rank]
+    /// What may be cut [default: rank,width,base where errors are measured and the allocation is global, else rank]
     #[arg(long, value_name = "WHAT")]
     pub(crate) structures: Option<Structures>,
     /// What shares one choice of width and ranks [default: matrix]

@@ -119,7 +119,7 @@ fn subject(config: &ModelConfig, input: &Input) -> Subject {
             _ => add(spec.elements(), next()),
         }
     }
-    Subject { config: config.clone(), before, dtypes }
+    Subject { config: config.clone(), before, dtypes, quantised_rest: BTreeMap::new() }
 }
 
 /// Spectra that take turns, cut or filled with zeros to the length that they must have.

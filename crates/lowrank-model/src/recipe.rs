@@ -132,7 +132,7 @@ impl Recipe {
 
     /// Checks what the types of the settings leave open.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        self.plan.validate()?;
+        self.plan.validate(&self.goal)?;
         self.calibration.validate()?;
         self.propagation.validate()
     }

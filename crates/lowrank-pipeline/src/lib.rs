@@ -29,6 +29,7 @@ pub mod scratch;
 mod shared_base;
 pub mod spectra;
 mod stored;
+mod subject;
 pub mod sweep;
 pub mod workers;
 

@@ -4,6 +4,8 @@ use crate::base::InputHashes;
 use crate::calibration::check_window;
 use crate::memory::Demand;
 use crate::spectra::{RunState, spectra};
+pub use crate::subject::Subject;
+use crate::subject::storage;
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::{DifferenceSpectra, ExpertWidths, Sensitivities, WidthsByExpert};
@@ -89,7 +91,10 @@ pub fn refuse_early(
     if let Some(line) = hardly_a_budget(recipe, subject.before) {
         progress.note(&line);
     }
-    match recipe.goal.target(subject.before) {
+    if let Some(line) = subject.after_then(recipe) {
+        progress.note(&line);
+    }
+    match subject.target(recipe) {
         None => recorded(recipe, &plan_of_given(&subject, recipe)?).map(|_| ()),
         Some(target) => {
             let errors = subject.without_errors(recipe.structures());
@@ -185,15 +190,6 @@ fn cost_of_groups(
     )))
 }
 
-/// How factors are stored.
-fn storage(recipe: &Recipe) -> Storage {
-    let planned = match &recipe.goal {
-        Goal::Plan(plan) => Some(plan.cost.storage),
-        _ => None,
-    };
-    recipe.factor.storage.or(planned).unwrap_or_default()
-}
-
 /// A recipe as the report embeds it. The plan knows how it was made, so that a stored plan gives the same report as its
 /// budget did.
 pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineError> {
@@ -219,6 +215,7 @@ pub fn recorded(resolved: &Recipe, plan: &RankPlan) -> Result<Recipe, PipelineEr
         allocation: plan.allocation,
         structures: Some(plan.structures),
         rank_groups: plan.rank_groups,
+        then: None,
     };
     recipe.factor.storage = Some(plan.cost.storage);
     recipe.calibration.calibrate = recipe.calibration.calibrate.iter().map(name).collect();
@@ -302,7 +299,7 @@ pub fn plans_from(
     recipes: &[&Recipe],
     errors: &Errors,
 ) -> Result<Vec<Result<RankPlan, PipelineError>>, PipelineError> {
-    let target = |recipe: &&Recipe| recipe.goal.target(subject.before).expect("only budgets are planned");
+    let target = |recipe: &&Recipe| subject.target(recipe).expect("only budgets are planned");
     let targets: Vec<_> = recipes.iter().map(target).collect();
     let mut plans: Vec<Option<Result<RankPlan, PipelineError>>> =
         targets.iter().map(|target| target.as_ref().err().map(|error| Err(error.clone().into()))).collect();
@@ -373,25 +370,7 @@ pub fn plan_of_given(subject: &Subject, recipe: &Recipe) -> Result<RankPlan, Pip
     }
 }
 
-/// What a plan has to know of a checkpoint: nothing of its weights.
-#[derive(Debug, Clone)]
-pub struct Subject {
-    /// Which matrices there are, and their shapes.
-    pub config: ModelConfig,
-    /// The whole checkpoint.
-    pub before: Size,
-    /// Of every expert matrix.
-    pub dtypes: BTreeMap<MatrixId, Dtype>,
-}
-
 impl Subject {
-    /// As its headers say.
-    pub fn of(checkpoint: &Checkpoint) -> Self {
-        let config = checkpoint.config().clone();
-        let dtypes = config.matrices().map(|id| (id, checkpoint.matrix_dtype(id))).collect();
-        Self { config, before: checkpoint.size(), dtypes }
-    }
-
     /// The dtype of all expert matrices, if they share one.
     pub fn common_dtype(&self) -> Option<Dtype> {
         let first = *self.dtypes.values().next()?;
@@ -421,8 +400,9 @@ impl Subject {
     /// met stays as it was asked for; planning says why. The dtype of factors stays absent where that of the matrices differs.
     pub fn resolve(&self, recipe: &Recipe) -> Recipe {
         let mut resolved = recipe.clone();
-        if let Some(Ok(target)) = recipe.goal.target(self.before) {
+        if let Some(Ok(target)) = self.target(recipe) {
             resolved.goal = Goal::Remove(target);
+            resolved.plan.then = None;
         }
         resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
         resolved.plan.sensitivity = Some(recipe.sensitivity());

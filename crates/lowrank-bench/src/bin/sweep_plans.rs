@@ -65,7 +65,12 @@ fn mixtral() -> Result<Subject, Box<dyn Error>> {
     }))?;
     let params = 46_702_792_704;
     let dtypes = config.matrices().map(|id| (id, Dtype::Bf16)).collect();
-    Ok(Subject { config, before: Size { params, bytes: 2 * params }, dtypes })
+    Ok(Subject {
+        config,
+        before: Size { params, bytes: 2 * params },
+        dtypes,
+        quantised_rest: Default::default(),
+    })
 }
 
 fn grid() -> Result<Vec<Recipe>, Box<dyn Error>> {

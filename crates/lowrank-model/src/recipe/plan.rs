@@ -1,7 +1,9 @@
 //! How ranks are chosen.
 
+use super::Goal;
 use super::error::{RecipeError, validate_least};
 use super::pattern::{FixedRank, Pattern};
+use crate::Quantiser;
 use crate::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,8 @@ pub struct PlanSettings {
     pub structures: Option<Structures>,
     /// What shares one choice of width and ranks.
     pub rank_groups: RankGroups,
+    /// What the output will be quantised by: the size to leave is the one after that.
+    pub then: Option<Quantiser>,
 }
 
 impl Default for PlanSettings {
@@ -38,12 +42,19 @@ impl Default for PlanSettings {
             allocation: Allocation::Global,
             structures: None,
             rank_groups: RankGroups::default(),
+            then: None,
         }
     }
 }
 
 impl PlanSettings {
-    pub(super) fn validate(&self) -> Result<(), RecipeError> {
+    pub(super) fn validate(&self, goal: &Goal) -> Result<(), RecipeError> {
+        if let Some(then) = self.then
+            && !matches!(goal, Goal::TargetSize(_))
+        {
+            let expected = "a target-size beside it";
+            return Err(RecipeError { key: "then", value: then.to_string(), expected });
+        }
         validate_least("rank-multiple", self.rank_multiple.unwrap_or(1), 1, "at least 1")?;
         validate_least("min-rank", self.min_rank, 1, "at least 1")
     }

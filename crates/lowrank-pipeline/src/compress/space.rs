@@ -1,6 +1,7 @@
 //! How much room the output takes at most, asked of the disk before anything is computed.
 
 use crate::PipelineError;
+use crate::subject::Subject;
 use lowrank_model::params::{index_bytes, stored_params};
 use lowrank_model::recipe::Goal;
 use lowrank_model::{Dtype, Recipe, Target, Unit};
@@ -24,7 +25,7 @@ pub(super) fn bytes_at_most(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<
             stored_params(shape, storage, None) * (element - dense) + index_bytes(shape, storage, Some(1));
         least_element = least_element.min(element);
     }
-    Ok(match (&recipe.goal, recipe.goal.target(before)) {
+    Ok(match (&recipe.goal, Subject::of(checkpoint).target(recipe)) {
         (_, Some(target)) => {
             let Target { unit, remove_at_least } = target?;
             match unit {
