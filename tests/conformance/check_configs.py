@@ -71,6 +71,13 @@ QWEN3 = dict(
     num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, vocab_size=64, norm_topk_prob=True,
     decoder_sparse_step=1, mlp_only_layers=[], attention_bias=False,
 )
+GLM4 = dict(
+    hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, n_routed_experts=8, n_shared_experts=1, n_group=4, topk_group=2, num_experts_per_tok=2,
+    first_k_dense_replace=0, routed_scaling_factor=1.5, norm_topk_prob=True, use_qk_norm=False, attention_bias=False,
+    vocab_size=64,
+)
+CLASS_NAMES = {"mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "glm4_moe": "Glm4Moe"}
 
 
 def bases_of(model_type, sizes, window):
@@ -79,7 +86,7 @@ def bases_of(model_type, sizes, window):
         sizes, model_type=model_type, attention_dropout=0.0, bos_token_id=1, eos_token_id=2, hidden_act="silu",
         initializer_range=0.02, max_position_embeddings=128, output_router_logits=False, rms_norm_eps=1e-5,
         router_aux_loss_coef=0.02, tie_word_embeddings=False, use_cache=True,
-        architectures=[{"mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe"}[model_type] + "ForCausalLM"],
+        architectures=[CLASS_NAMES[model_type] + "ForCausalLM"],
     )
     five = dict(common, dtype="float32", pad_token_id=None, rope_parameters={"rope_theta": THETA, "rope_type": "default"},
                 transformers_version="5.23.0")
@@ -150,6 +157,19 @@ QWEN2_VALUES = QWEN_VALUES | {
 QWEN3_VALUES = QWEN_VALUES | {
     "model_type": ["qwen3_moe"], "head_dim": [4, 16, ABSENT], "attention_bias": [True, False, ABSENT],
 }
+FLAG = [True, False, ABSENT]
+GLM4_VALUES = {
+    "model_type": ["glm4_moe"], "n_routed_experts": [16, ABSENT], "num_local_experts": [8], "num_experts": [8],
+    "n_shared_experts": [1, 2, ABSENT], "n_group": [2], "topk_group": [1, 3, 4], "routed_scaling_factor": [1.0, 2.5, ABSENT],
+    "norm_topk_prob": FLAG, "use_qk_norm": FLAG, "attention_bias": FLAG, "first_k_dense_replace": [0, 1, ABSENT],
+    "head_dim": [4, 16, ABSENT], "moe_intermediate_size": [8, 52, ABSENT], "partial_rotary_factor": [0.25, 1.0, ABSENT],
+    "num_nextn_predict_layers": [0, 1, ABSENT], "num_mtp_layers": [0, 1],
+}
+GLM4_TOGETHER = [
+    {"n_group": ABSENT, "topk_group": ABSENT, "n_shared_experts": 3, "num_experts_per_tok": 5},
+    {"n_group": 1, "topk_group": 1, "n_routed_experts": 4},
+    {"partial_rotary_factor": 0.25, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.25}},
+]
 ROPE_TOGETHER = [
     {"rope_parameters": ABSENT, "rope_scaling": DEFAULT},
     {"rope_parameters": None, "rope_scaling": {"type": "default"}},
@@ -201,6 +221,7 @@ FAMILIES = {
     "qwen2_moe": (bases_of("qwen2_moe", QWEN2, None), COMMON_VALUES | QWEN2_VALUES, QWEN_TOGETHER, 1e4),
     "qwen3_moe": (bases_of("qwen3_moe", QWEN3, None), COMMON_VALUES | QWEN3_VALUES, QWEN_TOGETHER, 1e4),
 }
+FAMILIES["glm4_moe"] = (bases_of("glm4_moe", GLM4, None), COMMON_VALUES | GLM4_VALUES, GLM4_TOGETHER, 1e4)
 BASES = FAMILIES["mixtral"][0]
 
 
@@ -209,7 +230,8 @@ class Theirs(Exception):
 
 
 Sizes = collections.namedtuple(
-    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases", defaults=[(), 0, 0, ""]
+    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases norms",
+    defaults=[(), 0, 0, "", ""],
 )
 
 
@@ -217,14 +239,22 @@ def sizes_of(config):
     """Dimensions as the library sees them."""
     kind, heads, layers = config.model_type, config.num_attention_heads, config.num_hidden_layers
     get = lambda name, default=None: getattr(config, name, default)
-    experts = get("num_local_experts") if kind == "mixtral" else get("num_experts")
+    experts = get({"mixtral": "num_local_experts", "glm4_moe": "n_routed_experts"}.get(kind, "num_experts"))
     sizes = Sizes(
         kind, config.hidden_size, get("moe_intermediate_size") or config.intermediate_size, layers, heads,
         config.num_key_value_heads, get("head_dim") or config.hidden_size // heads, experts, config.vocab_size,
         bool(config.tie_word_embeddings),
     )
     if kind == "olmoe":
-        sizes = sizes._replace(d=config.hidden_size // heads, f=config.intermediate_size)
+        sizes = sizes._replace(d=config.hidden_size // heads, f=config.intermediate_size, norms="all")
+    if kind == "qwen3_moe":
+        sizes = sizes._replace(norms="head")
+    if kind == "glm4_moe":
+        sizes = sizes._replace(
+            dense_layers=tuple(range(config.first_k_dense_replace)), dense_width=config.intermediate_size,
+            shared=config.n_shared_experts * config.moe_intermediate_size, biases="qkv" if config.attention_bias else "",
+            norms="head" if config.use_qk_norm else "",
+        )
     if kind in ("olmoe", "qwen3_moe") and config.attention_bias:
         sizes = sizes._replace(biases="qkvo")
     if kind == "mixtral":
@@ -268,9 +298,9 @@ def weights_of(s):
         }
         widths = {"q": s.heads * s.d, "k": s.kv * s.d, "v": s.kv * s.d, "o": s.h}
         t |= {f"{a}{part}_proj.bias": r(widths[part]) for part in s.biases}
-        if s.kind == "qwen3_moe":
+        if s.norms == "head":
             t |= {a + "q_norm.weight": ones(s.d), a + "k_norm.weight": ones(s.d)}
-        if s.kind == "olmoe":
+        if s.norms == "all":
             t |= {a + "q_norm.weight": ones(s.heads * s.d), a + "k_norm.weight": ones(s.kv * s.d)}
         if layer in s.dense_layers:
             t |= mlp(p + "mlp", s.dense_width, names)
@@ -278,7 +308,10 @@ def weights_of(s):
         t[p + moe + ".gate.weight"] = r(s.experts, s.h)
         for x in range(s.experts):
             t |= mlp(f"{p}{moe}.experts.{x}", s.f, names)
-        if s.shared:
+        if s.kind == "glm4_moe":  # 4.57 takes masked scores for 0, 5 for −∞: the same as long as no other is negative
+            t[p + "mlp.gate.e_score_correction_bias"] = 0.3 * torch.rand(s.experts, generator=g)
+            t |= mlp(p + "mlp.shared_experts", s.shared, names)
+        elif s.shared:
             t |= mlp(p + "mlp.shared_expert", s.shared, names)
             t[p + "mlp.shared_expert_gate.weight"] = r(1, s.h)
     return t
@@ -364,7 +397,7 @@ class Run:
 
     @functools.cache
     def base_sizes(self, kind):
-        base = {key: value for key, value in FAMILIES[kind][0][0].items() if key != "model_type"}
+        base = {key: value for key, value in changed(FAMILIES[kind][0][0], {}).items() if key != "model_type"}
         return sizes_of(AutoConfig.for_model(kind, **base))
 
     def weights(self, sizes):
@@ -489,13 +522,11 @@ class Run:
 
 def differs_in_4(config):
     """What 4.57 reads otherwise than 5, by which configs of 5 are meant."""
-    inside = [
-        config[key]["rope_theta"] for key in ("rope_scaling", "rope_parameters")
-        if isinstance(config.get(key), dict) and "rope_theta" in config[key]
-    ]
-    default = FAMILIES[config["model_type"]][3]
-    if inside and inside[0] != config.get("rope_theta", default):
-        return "4.57 does not know `rope_theta` inside `rope_parameters`, and takes its default"
+    for key, default in (("rope_theta", FAMILIES[config["model_type"]][3]), ("partial_rotary_factor", 0.5)):
+        places = [config.get(place) for place in ("rope_scaling", "rope_parameters")]
+        inside = [place[key] for place in places if isinstance(place, dict) and key in place]
+        if inside and inside[0] != config.get(key, default):
+            return f"4.57 does not know `{key}` inside `rope_parameters`, and takes its default"
     return None
 
 
@@ -637,7 +668,7 @@ def edits(run, keys, count, seed, stricter):
     of_params = values_of(keys["mixtral"]["params"], PARAMS_VALUES)
     for _ in range(count):
         is_params = rng.random() < 0.15
-        family = rng.choice(["mixtral", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
+        family = rng.choice(["mixtral", *FAMILIES])
         config = json.loads(json.dumps(PARAMS if is_params else rng.choice(FAMILIES[family][0])))
         done = [edit(rng, config, of_params if is_params else accepted[family]) for _ in range(rng.choice([1, 1, 1, 2, 3, 4]))]
         name = "params.json" if is_params else "config.json"

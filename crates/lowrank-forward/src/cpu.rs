@@ -41,7 +41,7 @@ impl Engine for Cpu {
             biases: weights.biases.map(|bias| bias.map_or_else(Vec::new, |bias| bias.to_f32())),
             norms: weights.norms.map_or_else(Default::default, |norms| norms.map(|norm| norm.to_f32())),
         };
-        let rope = Rope::new(config.rope_theta, config.head_dim, hidden.longest());
+        let rope = Rope::new(config, hidden.longest());
         weights.run(config, &rope, hidden);
         Ok(())
     }
@@ -60,7 +60,7 @@ impl Engine for Cpu {
         let gate = Matrix::widened(&router.weights); // [E, H]
         let mut logits = vec![0.0; input.len() / gate.cols * gate.rows]; // [N, E]
         tokens_times_weight(&mut logits, input, &gate.values, gate.cols, gate.rows);
-        Ok(Routing::new(logits, gate.rows, router.rule, router.experts_per_token))
+        Ok(router.choose(logits))
     }
 
     fn moe<'a>(

@@ -5,7 +5,7 @@
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
-use crate::router::Routing;
+use crate::router::{Choice, Routing};
 use lowrank_model::block::Router;
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
@@ -96,10 +96,24 @@ impl StoredAttention {
 pub struct StoredRouter {
     /// [E, H]
     pub weights: Tensor,
+    /// `[E]`, if its rule has one.
+    pub bias: Option<Tensor>,
     /// How its logits become weights.
     pub rule: Router,
     /// k
     pub experts_per_token: usize,
+}
+
+impl StoredRouter {
+    /// The choice of every token, from the logits [N, E].
+    pub fn choose(&self, logits: Vec<f32>) -> Routing {
+        let bias = self.bias.as_ref().map_or_else(Vec::new, Tensor::to_f32);
+        Routing::new(
+            logits,
+            self.weights.shape()[0],
+            &Choice { rule: self.rule, bias, experts_per_token: self.experts_per_token },
+        )
+    }
 }
 
 /// Weights of one expert, as stored.

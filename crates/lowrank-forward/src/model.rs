@@ -160,10 +160,7 @@ impl<'a> Forward<'a> {
         }
         let mut outputs = sum.outputs()?;
         for (input, output) in inputs.iter().zip(&mut outputs) {
-            match self.config.block.shared_experts {
-                SharedExperts::None => {}
-                SharedExperts::Gated { .. } => self.add_gated(layer, input, output)?,
-            }
+            self.add_shared_to(layer, input, output)?;
         }
         Ok(outputs)
     }
@@ -172,7 +169,9 @@ impl<'a> Forward<'a> {
     pub fn add_shared(&self, layer: usize, hidden: &Hidden, output: &mut [f32]) -> Result<(), ForwardError> {
         match self.config.block.shared_experts {
             SharedExperts::None => Ok(()),
-            SharedExperts::Gated { .. } => self.add_gated(layer, &self.moe_input(layer, hidden)?, output),
+            SharedExperts::Gated { .. } | SharedExperts::AsWideAsRouted { .. } => {
+                self.add_shared_to(layer, &self.moe_input(layer, hidden)?, output)
+            }
         }
     }
 
@@ -191,15 +190,20 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// output += σ(g·x) · expert(x) for every row x of an input [N, H].
-    fn add_gated(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
+    /// output += expert(x), or σ(g·x) · expert(x) with a gate, for every row x of an input [N, H].
+    fn add_shared_to(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
+        let gate = match self.config.block.shared_experts {
+            SharedExperts::None => return Ok(()),
+            SharedExperts::Gated { .. } => Some(self.tensor(Role::SharedExpertGate { layer })?.to_f32()), // [H]
+            SharedExperts::AsWideAsRouted { .. } => None,
+        };
         let h = self.config.hidden_size;
         let weights = self.dense_expert(|projection| Role::SharedExpert { layer, projection })?;
-        let gate = self.tensor(Role::SharedExpertGate { layer })?.to_f32(); // [H]
         let y = self.expert_on(layer, weights, input, &mut ())?; // [N, H]
         let rows = output.par_chunks_exact_mut(h).with_min_len(TILE_TOKENS);
         rows.zip(input.par_chunks_exact(h)).zip(y.par_chunks_exact(h)).for_each(|((output, x), y)| {
-            add_scaled(output, sigmoid(dot(&gate, x)), y);
+            let weight = gate.as_ref().map_or(1.0, |gate| sigmoid(dot(gate, x)));
+            add_scaled(output, weight, y);
         });
         Ok(())
     }
@@ -220,6 +224,7 @@ impl<'a> Forward<'a> {
         let weights_of_one = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]);
         let router = StoredRouter {
             weights: weights_of_one.expect("one row of h numbers"),
+            bias: None,
             rule: Router::SoftmaxTopK { renormalise: true },
             experts_per_token: 1,
         };
@@ -281,7 +286,8 @@ impl<'a> Forward<'a> {
     fn router(&self, layer: usize) -> Result<StoredRouter, ForwardError> {
         let weights = self.tensor(Role::Router { layer })?; // [E, H]
         let (rule, experts_per_token) = (self.config.block.router, self.config.num_experts_per_tok);
-        Ok(StoredRouter { weights, rule, experts_per_token })
+        let bias = rule.has_bias().then(|| self.tensor(Role::RouterBias { layer })).transpose()?; // [E]
+        Ok(StoredRouter { weights, bias, rule, experts_per_token })
     }
 
     fn tensor(&self, role: Role) -> Result<Tensor, ForwardError> {

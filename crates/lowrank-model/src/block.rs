@@ -5,7 +5,7 @@
 use crate::names::AttentionPart;
 
 /// How the layers of a model compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Block {
     /// How tokens are given to experts.
     pub router: Router,
@@ -22,13 +22,42 @@ pub struct Block {
 }
 
 /// Which experts a token takes, and how their outputs are weighted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Router {
     /// Softmax over the logits of all experts, then the k largest.
     SoftmaxTopK {
         /// Divide the k weights by their sum.
         renormalise: bool,
     },
+    /// σ of each expert's logit is its score. The k experts with the largest score + bias are chosen, where the bias `[E]` is
+    /// stored beside the router; weights are the scores without it (DeepSeek-V3, GLM-4.5).
+    SigmoidTopK {
+        /// Experts outside the best groups are not chosen.
+        groups: ExpertGroups,
+        /// Divide the k weights by their sum.
+        renormalise: bool,
+        /// What the weights are multiplied with in the end.
+        scale: f64,
+    },
+}
+
+impl Router {
+    /// Whether a bias is stored beside the matrix.
+    pub const fn has_bias(self) -> bool {
+        match self {
+            Self::SoftmaxTopK { .. } => false,
+            Self::SigmoidTopK { .. } => true,
+        }
+    }
+}
+
+/// Experts in groups of equal size, one group after another. A group's score is the sum of the two largest in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups of a layer; 1 if all experts compete.
+    pub count: usize,
+    /// Groups whose experts a token may take.
+    pub chosen: usize,
 }
 
 /// The non-linearity of an expert.
@@ -48,6 +77,40 @@ pub enum SharedExperts {
         /// Its inner width.
         intermediate_size: usize,
     },
+    /// Some, stored as one block and added as it is. Each is as wide as an expert that is routed to, and the config has no other
+    /// number for it (DeepSeek, GLM-4.5).
+    AsWideAsRouted {
+        /// Inner width of all of them together.
+        intermediate_size: usize,
+    },
+}
+
+impl SharedExperts {
+    /// Inner width of their block; 0 if there are none.
+    pub const fn width(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Gated { intermediate_size } | Self::AsWideAsRouted { intermediate_size } => {
+                intermediate_size
+            }
+        }
+    }
+
+    /// Whether a config can give routed experts another width and leave it as it is.
+    pub const fn has_width_of_its_own(self) -> bool {
+        match self {
+            Self::None | Self::Gated { .. } => true,
+            Self::AsWideAsRouted { .. } => false,
+        }
+    }
+
+    /// Whether a gate is stored beside it.
+    pub const fn has_gate(self) -> bool {
+        match self {
+            Self::None | Self::AsWideAsRouted { .. } => false,
+            Self::Gated { .. } => true,
+        }
+    }
 }
 
 /// Layers with experts.

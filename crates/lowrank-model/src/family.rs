@@ -5,11 +5,13 @@
 
 mod allowed;
 mod defaults;
+mod glm4_moe;
 mod keys;
 mod mixtral;
 mod olmoe;
 mod qwen2_moe;
 mod qwen3_moe;
+mod rotation;
 
 use crate::config::ConfigError;
 use crate::display::clip;
@@ -19,7 +21,8 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 /// Every known family.
-pub const ALL: &[&dyn Family] = &[mixtral::FAMILY, qwen3_moe::FAMILY, qwen2_moe::FAMILY, olmoe::FAMILY];
+pub const ALL: &[&dyn Family] =
+    &[mixtral::FAMILY, qwen3_moe::FAMILY, qwen2_moe::FAMILY, olmoe::FAMILY, glm4_moe::FAMILY];
 
 /// The family that a `config.json` names.
 fn of_config(config: &Value) -> Result<&'static dyn Family, ConfigError> {

@@ -62,6 +62,11 @@ pub enum Role {
         /// Decoder layer.
         layer: usize,
     },
+    /// What is added to the scores of a layer's experts before they are chosen, `[E]`.
+    RouterBias {
+        /// Decoder layer.
+        layer: usize,
+    },
     /// An expert matrix.
     Expert(MatrixId),
     /// What the factored matrices of a layer's experts have in common: a factored matrix is this one plus its factors.
@@ -146,7 +151,7 @@ impl Role {
             Self::Embedding => "embedding",
             Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
             Self::Norm(_) => "norms",
-            Self::Router { .. } => "routers",
+            Self::Router { .. } | Self::RouterBias { .. } => "routers",
             Self::Expert(_) | Self::SharedBase { .. } => "experts",
             Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
             Self::DenseBlock { .. } => "dense blocks",
@@ -213,6 +218,9 @@ impl Spelling {
         fused: FusedSpelling::TRANSFORMERS_5,
     };
 
+    /// Of DeepSeek and of those that took its block.
+    pub const DEEPSEEK: Self = Self { shared_expert: "shared_experts", ..Self::QWEN2_MOE };
+
     /// Canonical name of a tensor.
     pub fn tensor(&self, role: Role) -> String {
         let of_layer = |layer: usize, module: &str| format!("model.layers.{layer}.{module}.weight");
@@ -234,6 +242,9 @@ impl Spelling {
             Role::Norm(NormPlace::Query { layer }) => of_layer(layer, "self_attn.q_norm"),
             Role::Norm(NormPlace::Key { layer }) => of_layer(layer, "self_attn.k_norm"),
             Role::Router { layer } => of_layer(layer, &format!("{}.gate", self.moe)),
+            Role::RouterBias { layer } => {
+                format!("model.layers.{layer}.{}.gate.e_score_correction_bias", self.moe)
+            }
             Role::Expert(id) => format!("{}.weight", self.module(id)),
             Role::SharedBase { layer, projection } => {
                 let projection = self.projections[projection.index()];

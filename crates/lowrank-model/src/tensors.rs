@@ -97,8 +97,13 @@ impl ModelConfig {
             roles.push(Role::Norm(NormPlace::Experts { layer }));
             if self.block.moe_layers.contains(layer) {
                 roles.push(Role::Router { layer });
-                if self.block.shared_experts != SharedExperts::None {
+                if self.block.router.has_bias() {
+                    roles.push(Role::RouterBias { layer });
+                }
+                if self.block.shared_experts.has_gate() {
                     roles.push(Role::SharedExpertGate { layer });
+                }
+                if self.block.shared_experts != SharedExperts::None {
                     roles.extend(Projection::ALL.map(|projection| Role::SharedExpert { layer, projection }));
                 }
             } else {
@@ -138,6 +143,7 @@ impl ModelConfig {
             Role::Norm(NormPlace::Key { .. }) => vec![self.norm_width(key)],
             Role::Norm(_) => vec![h],
             Role::Router { .. } => vec![self.num_local_experts, h],
+            Role::RouterBias { .. } => vec![self.num_local_experts],
             Role::Expert(id) => {
                 let MatrixShape { rows, cols } = self.matrix_shape(id);
                 vec![rows, cols]
@@ -146,10 +152,7 @@ impl ModelConfig {
                 let MatrixShape { rows, cols } = self.full_shape(projection);
                 vec![rows, cols]
             }
-            Role::SharedExpert { projection, .. } => match self.block.shared_experts {
-                SharedExperts::None => Vec::new(),
-                SharedExperts::Gated { intermediate_size } => block(projection, intermediate_size),
-            },
+            Role::SharedExpert { projection, .. } => block(projection, self.block.shared_experts.width()),
             Role::DenseBlock { projection, .. } => match self.block.moe_layers {
                 MoeLayers::All => Vec::new(),
                 MoeLayers::Except { intermediate_size, .. } => block(projection, intermediate_size),

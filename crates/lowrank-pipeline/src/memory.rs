@@ -14,7 +14,7 @@ use lowrank_calibrate::pair;
 use lowrank_calibrate::sensitivity::WALKING_BYTES;
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
-use lowrank_model::block::{MoeLayers, SharedExperts};
+use lowrank_model::block::MoeLayers;
 use lowrank_model::plan::Structures;
 use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
 use lowrank_model::widths::expert_shape;
@@ -215,10 +215,8 @@ impl<'a> Model<'a> {
     /// An expert that runs: its matrices in f32, one of them still as it is stored; a shared expert's or a dense block's, if
     /// they are larger. The outputs of a shared expert are held beside those of the others.
     fn expert(&self, tokens: usize) -> (&'static str, u128) {
-        let (shared, states) = match self.config.block.shared_experts {
-            SharedExperts::None => (0, 0),
-            SharedExperts::Gated { intermediate_size } => (intermediate_size, self.states(tokens)),
-        };
+        let shared = self.config.block.shared_experts.width();
+        let states = if shared == 0 { 0 } else { self.states(tokens) };
         let dense = match self.config.block.moe_layers {
             MoeLayers::All => 0,
             MoeLayers::Except { intermediate_size, .. } => intermediate_size,

@@ -18,7 +18,7 @@ use crate::index::Index;
 use crate::others;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
-use lowrank_model::names::{Role, known_buffer};
+use lowrank_model::names::Role;
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
 use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
@@ -109,7 +109,7 @@ impl Checkpoint {
         };
         let Shards { shards, headers, index, listing } = shards::open(&folder, naming)?;
         let listing_name = listing.file_name().map(OsStr::to_os_string);
-        let catalog = Catalog::new(&shards, headers, index.as_ref(), listing)?;
+        let catalog = Catalog::new(&shards, headers, index.as_ref(), listing, &described.config)?;
         let (config, ranks, storage) = (described.config, described.ranks, described.storage);
         let layout = match described.layout {
             DescribedLayout::Known(layout) => layout,
@@ -513,7 +513,7 @@ struct Catalog<'a> {
     shards: &'a [Shard],
     entries: BTreeMap<String, (usize, HeaderEntry)>,
     listing: PathBuf,
-    /// Buffers that the index names and no shard has.
+    /// Tensors that the model does not need, that the index names and no shard has.
     only_in_index: Vec<IgnoredTensor>,
 }
 
@@ -524,6 +524,7 @@ impl<'a> Catalog<'a> {
         headers: Vec<Header>,
         index: Option<&Index>,
         listing: PathBuf,
+        config: &ModelConfig,
     ) -> Result<Self, ReadError> {
         let mut entries: BTreeMap<String, (usize, HeaderEntry)> = BTreeMap::new();
         for (shard, header) in headers.into_iter().enumerate() {
@@ -542,20 +543,20 @@ impl<'a> Catalog<'a> {
         }
         let mut catalog = Self { shards, entries, listing, only_in_index: Vec::new() };
         if let Some(index) = index {
-            catalog.agrees_with(index)?;
+            catalog.agrees_with(index, config)?;
         }
         Ok(catalog)
     }
 
-    /// Buffers may lie anywhere or nowhere: the model computes them itself.
-    fn agrees_with(&mut self, index: &Index) -> Result<(), ReadError> {
+    /// What the model does not need may lie anywhere or nowhere.
+    fn agrees_with(&mut self, index: &Index, config: &ModelConfig) -> Result<(), ReadError> {
         for (tensor, named) in &index.weight_map {
             let found = self.entries.get(tensor).map(|(shard, _)| &self.shards[*shard].name);
             if found == Some(named) {
                 continue;
             }
             let tensor = tensor.clone();
-            if let Some(why) = known_buffer(&tensor) {
+            if let Some(why) = config.leaves_out(&tensor) {
                 if found.is_none() {
                     self.only_in_index.push(IgnoredTensor { shard: named.clone(), tensor, why });
                 }
@@ -567,7 +568,8 @@ impl<'a> Catalog<'a> {
                 Some(found) => ReadError::TensorInOtherShard { path, tensor, found_in: found.clone() },
             });
         }
-        let unnamed = |tensor: &str| !index.weight_map.contains_key(tensor) && known_buffer(tensor).is_none();
+        let unnamed =
+            |tensor: &str| !index.weight_map.contains_key(tensor) && config.leaves_out(tensor).is_none();
         match self.entries.iter().find(|(tensor, _)| unnamed(tensor)) {
             Some((tensor, (shard, _))) => Err(ReadError::TensorNotIndexed {
                 path: self.shards[*shard].path.clone(),
@@ -677,7 +679,7 @@ impl Claims<'_> {
                 continue;
             }
             let (path, tensor) = (|| self.catalog.shards[*shard].path.clone(), || name.clone());
-            let why = if let Some(why) = known_buffer(name) {
+            let why = if let Some(why) = config.leaves_out(name) {
                 why
             } else if config.tie_word_embeddings && *name == head.tensor {
                 if !self.is_copy_of_embedding(*shard, name, entry)? {

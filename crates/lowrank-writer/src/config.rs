@@ -127,8 +127,12 @@ fn carry_over(
     // only the other's key silently takes a default.
     config.extend(dtype.keys(base));
     config.insert("rope_theta".into(), model.rope_theta.into());
-    config
-        .insert("rope_parameters".into(), json!({ "rope_theta": model.rope_theta, "rope_type": "default" }));
+    let mut rotation = json!({ "rope_theta": model.rope_theta, "rope_type": "default" });
+    if let Some(factor) = model.partial_rotary_factor {
+        config.insert("partial_rotary_factor".into(), factor.into());
+        rotation["partial_rotary_factor"] = factor.into();
+    }
+    config.insert("rope_parameters".into(), rotation);
     Ok(config)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Keys and their meaning are the same for all families that were made after Qwen2-MoE; defaults are not.
 
+use super::rotation::RotationKeys;
 use super::{allowed, keys};
 use crate::block::Block;
 use crate::config::{ConfigError, Family, ModelConfig};
@@ -17,12 +18,15 @@ pub(super) struct Defaults {
     pub(super) expert_width: usize,
     pub(super) num_hidden_layers: usize,
     pub(super) num_experts: usize,
+    /// Reads their number, given its default.
+    pub(super) count_experts: fn(&Value, usize) -> Result<usize, ConfigError>,
     pub(super) num_experts_per_tok: usize,
     pub(super) num_attention_heads: usize,
     pub(super) num_key_value_heads: KeyValueHeads,
     pub(super) vocab_size: usize,
     pub(super) max_position_embeddings: usize,
     pub(super) rms_norm_eps: f64,
+    pub(super) rotation: RotationKeys,
 }
 
 /// Key/value heads where the config does not say.
@@ -92,7 +96,7 @@ impl Defaults {
             hidden_size,
             intermediate_size: or(family.output().width_key, self.expert_width)?,
             num_hidden_layers,
-            num_local_experts: keys::num_experts(config, self.num_experts)?,
+            num_local_experts: (self.count_experts)(config, self.num_experts)?,
             num_experts_per_tok: or("num_experts_per_tok", self.num_experts_per_tok)?,
             num_attention_heads,
             num_key_value_heads,
@@ -100,10 +104,12 @@ impl Defaults {
             vocab_size,
             max_position_embeddings: or("max_position_embeddings", self.max_position_embeddings)?,
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(self.rms_norm_eps),
-            rope_theta: keys::rope_theta(config, 10_000.0)?,
+            rope_theta: self.rotation.theta(config, 10_000.0)?,
+            partial_rotary_factor: None,
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            prediction_layers: 0,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })

@@ -1,7 +1,7 @@
 //! Mixtral (Jiang et al., *Mixtral of Experts*, 2401.04088): `MixtralForCausalLM`, Mistral's own files, and minixtral's
 //! factors.
 
-use super::{allowed, keys};
+use super::{allowed, keys, rotation};
 use crate::block::{Activation, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
@@ -134,6 +134,7 @@ impl Family for Mixtral {
             Role::Norm(NormPlace::Head) => "norm.weight".into(),
             Role::AttentionBias { .. }
             | Role::Norm(NormPlace::Query { .. } | NormPlace::Key { .. })
+            | Role::RouterBias { .. }
             | Role::SharedBase { .. }
             | Role::SharedExpert { .. }
             | Role::DenseBlock { .. }
@@ -208,10 +209,12 @@ impl Family for Mixtral {
             max_position_embeddings: keys::optional_dimension(config, "max_position_embeddings")?
                 .unwrap_or(4096 * 32),
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
-            rope_theta: keys::rope_theta(config, 1e6)?,
+            rope_theta: rotation::WHOLE_HEADS.theta(config, 1e6)?,
+            partial_rotary_factor: None,
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            prediction_layers: 0,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })
@@ -241,7 +244,7 @@ impl Family for Mixtral {
             // mistral-inference takes null and zero for its default.
             let theta = match params.get("rope_theta") {
                 None | Some(Value::Null) => None,
-                Some(_) => keys::base_of_angles(params)?,
+                Some(_) => rotation::base_of_angles(params)?,
             };
             Ok(ModelConfig {
                 family: self,
@@ -259,9 +262,11 @@ impl Family for Mixtral {
                     .unwrap_or(32_768),
                 rms_norm_eps: keys::positive(params, "norm_eps")?.ok_or(ConfigError::Missing("norm_eps"))?,
                 rope_theta: theta.unwrap_or(1e6),
+                partial_rotary_factor: None,
                 sliding_window: window.or(underscored),
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
                 clip_qkv: None,
+                prediction_layers: 0,
                 widths: Widths::default(),
                 shared_bases: BTreeSet::new(),
             })

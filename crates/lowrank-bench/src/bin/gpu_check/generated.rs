@@ -111,6 +111,7 @@ pub(crate) fn layer(config: &ModelConfig) -> Layer {
         },
         router: StoredRouter {
             weights: weights(config.num_local_experts, h, 6),
+            bias: None,
             rule: config.block.router,
             experts_per_token: config.num_experts_per_tok,
         },
