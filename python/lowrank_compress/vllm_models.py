@@ -20,6 +20,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.model_executor.models.deepseek_v2 import DeepseekV3ForCausalLM
 from vllm.model_executor.models.glm4_moe import Glm4MoeForCausalLM
 from vllm.model_executor.models.mixtral import MixtralForCausalLM
 from vllm.model_executor.models.olmoe import OlmoeForCausalLM
@@ -182,3 +183,7 @@ class LowRankOlmoeForCausalLM(LowRankModel, OlmoeForCausalLM):
 
 class LowRankGlm4MoeForCausalLM(LowRankModel, Glm4MoeForCausalLM):
     """GLM-4.5."""
+
+
+class LowRankDeepseekV3ForCausalLM(LowRankModel, DeepseekV3ForCausalLM):
+    """DeepSeek-V3."""

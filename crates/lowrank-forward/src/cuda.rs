@@ -151,11 +151,16 @@ impl Engine for CudaEngine {
         weights: StoredAttention,
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError> {
-        // Norms, biases, clipping and heads that turn in part have no kernels: such attention runs on the CPU.
-        let is_plain = weights.is_plain() && config.rotary_dim() == config.head_dim;
-        if !is_plain || config.clip_qkv.is_some() {
-            return crate::Cpu.attention(config, weights, hidden);
-        }
+        // Latents, norms, biases, clipping and heads that turn in part have no kernels: such attention runs on the CPU.
+        let turns_whole = config.rotary_dim() == config.head_dim;
+        let weights = match weights {
+            StoredAttention::Grouped(weights)
+                if weights.is_plain() && turns_whole && config.clip_qkv.is_none() =>
+            {
+                weights
+            }
+            other => return crate::Cpu.attention(config, other, hidden),
+        };
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let width = config.hidden_size;
         let lane = &*self.lane();

@@ -6,7 +6,7 @@ use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
 use crate::router::{Choice, Routing};
-use lowrank_model::block::Router;
+use lowrank_model::block::{LatentAttention, Router};
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
 
@@ -67,7 +67,53 @@ pub trait Project: Debug {
 
 /// Weights of one layer's attention, as stored.
 #[derive(Debug, Clone)]
-pub struct StoredAttention {
+pub enum StoredAttention {
+    /// With a matrix for keys and one for values.
+    Grouped(Box<StoredGrouped>),
+    /// With latents.
+    Latent(Box<StoredLatent>),
+}
+
+/// Weights of attention by latents, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredLatent {
+    /// Its widths.
+    pub shape: LatentAttention,
+    /// `[H]`
+    pub norm: Tensor,
+    /// Down to the latent, its norm, and up from it; or one matrix.
+    pub query: StoredQuery,
+    /// [r + D, H]
+    pub down: Tensor,
+    /// `[r]`
+    pub latent_norm: Tensor,
+    /// [A·(Dn + Dv), r]
+    pub up: Tensor,
+    /// [H, A·Dv]
+    pub output: Tensor,
+    /// What is added to the queries' latent, to the other, and to the output.
+    pub biases: [Option<Tensor>; 3],
+}
+
+/// Weights that make queries from a layer's input, as stored.
+#[derive(Debug, Clone)]
+pub enum StoredQuery {
+    /// [A·(Dn + D), H]
+    Whole(Tensor),
+    /// By way of a latent.
+    Latent {
+        /// [rq, H]
+        down: Tensor,
+        /// `[rq]`
+        norm: Tensor,
+        /// [A·(Dn + D), rq]
+        up: Tensor,
+    },
+}
+
+/// Weights of attention without latents, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredGrouped {
     /// `[H]`
     pub norm: Tensor,
     /// [A·D, H]
@@ -84,7 +130,7 @@ pub struct StoredAttention {
     pub norms: Option<[Tensor; 2]>,
 }
 
-impl StoredAttention {
+impl StoredGrouped {
     /// Whether there is nothing but four products.
     pub fn is_plain(&self) -> bool {
         self.norms.is_none() && self.biases.iter().all(Option::is_none)

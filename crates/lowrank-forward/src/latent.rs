@@ -119,7 +119,8 @@ impl LatentWeights {
         let per_head: Vec<Vec<f32>> = (0..heads)
             .into_par_iter()
             .map(|head| {
-                let of_head = key_value.slice(s![.., head * (fixed + value_dim)..(head + 1) * (fixed + value_dim)]);
+                let of_head =
+                    key_value.slice(s![.., head * (fixed + value_dim)..(head + 1) * (fixed + value_dim)]);
                 let (keys, values) = of_head.split_at(ndarray::Axis(1), fixed);
                 let keys = ndarray::concatenate![ndarray::Axis(1), keys, turned]; // [T, Dn + R]
                 attend(q.slice(s![.., head * d..(head + 1) * d]), keys.view(), values, scores)

@@ -1,7 +1,9 @@
 //! The pass itself: embedding, then layer by layer, then logits. It reads weights when it needs them and drops them after.
 
 use crate::cpu::Cpu;
-use crate::engine::{Engine, StoredAttention, StoredExpert, StoredRouter};
+use crate::engine::{
+    Engine, StoredAttention, StoredExpert, StoredGrouped, StoredLatent, StoredQuery, StoredRouter,
+};
 use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
@@ -9,7 +11,7 @@ use crate::math::{add_scaled, dot, sigmoid};
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
-use lowrank_model::block::{Activation, QueryKeyNorm, Router, SharedExperts};
+use lowrank_model::block::{Activation, Attention, LatentAttention, QueryKeyNorm, Router, SharedExperts};
 use lowrank_model::names::{AttentionPart, NormPlace, Role};
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
@@ -91,6 +93,47 @@ impl<'a> Forward<'a> {
 
     /// First half of a layer: h += attention(norm(h)).
     pub fn attention(&self, layer: usize, hidden: &mut Hidden) -> Result<(), ForwardError> {
+        let weights = match self.config.block.attention {
+            Attention::Grouped => StoredAttention::Grouped(Box::new(self.grouped_attention(layer)?)),
+            Attention::Latent(shape) => {
+                StoredAttention::Latent(Box::new(self.latent_attention(layer, shape)?))
+            }
+        };
+        self.engine.attention(self.config, weights, hidden)
+    }
+
+    fn attention_bias(&self, layer: usize, part: AttentionPart) -> Result<Option<Tensor>, ForwardError> {
+        let there = self.config.block.attention_bias.has(part);
+        there.then(|| self.tensor(Role::AttentionBias { layer, part })).transpose()
+    }
+
+    fn latent_attention(&self, layer: usize, shape: LatentAttention) -> Result<StoredLatent, ForwardError> {
+        let part = |part| self.tensor(Role::Attention { layer, part });
+        let bias = |part| self.attention_bias(layer, part);
+        Ok(StoredLatent {
+            shape,
+            norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
+            query: match shape.query_rank {
+                None => StoredQuery::Whole(part(AttentionPart::Query)?),
+                Some(_) => StoredQuery::Latent {
+                    down: part(AttentionPart::QueryDown)?,
+                    norm: self.tensor(Role::Norm(NormPlace::QueryLatent { layer }))?,
+                    up: part(AttentionPart::QueryUp)?,
+                },
+            },
+            down: part(AttentionPart::LatentDown)?,
+            latent_norm: self.tensor(Role::Norm(NormPlace::Latent { layer }))?,
+            up: part(AttentionPart::LatentUp)?,
+            output: part(AttentionPart::Output)?,
+            biases: [
+                shape.query_rank.map_or(Ok(None), |_| bias(AttentionPart::QueryDown))?,
+                bias(AttentionPart::LatentDown)?,
+                bias(AttentionPart::Output)?,
+            ],
+        })
+    }
+
+    fn grouped_attention(&self, layer: usize) -> Result<StoredGrouped, ForwardError> {
         let block = self.config.block;
         let part = |part| self.tensor(Role::Attention { layer, part });
         let norms = match block.query_key_norm {
@@ -101,12 +144,10 @@ impl<'a> Forward<'a> {
             ]),
         };
         let mut biases = [const { None }; 4];
-        for (bias, part) in biases.iter_mut().zip(AttentionPart::ALL) {
-            if block.attention_bias.has(part) {
-                *bias = Some(self.tensor(Role::AttentionBias { layer, part })?);
-            }
+        for (bias, part) in biases.iter_mut().zip(AttentionPart::GROUPED) {
+            *bias = self.attention_bias(layer, part)?;
         }
-        let weights = StoredAttention {
+        Ok(StoredGrouped {
             norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
             query: part(AttentionPart::Query)?,
             key: part(AttentionPart::Key)?,
@@ -114,8 +155,7 @@ impl<'a> Forward<'a> {
             output: part(AttentionPart::Output)?,
             biases,
             norms,
-        };
-        self.engine.attention(self.config, weights, hidden)
+        })
     }
 
     /// The input of a layer's MoE block: norm(h) [N, H].

@@ -94,6 +94,7 @@ goldens! {
     qwen2_moe_equals_transformers: "golden/qwen2-moe";
     olmoe_equals_transformers: "golden/olmoe";
     glm4_moe_equals_transformers: "golden/glm4-moe";
+    deepseek_v3_equals_transformers: "golden/deepseek-v3";
     the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 

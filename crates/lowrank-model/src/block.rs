@@ -15,6 +15,8 @@ pub struct Block {
     pub shared_experts: SharedExperts,
     /// Which layers have experts at all.
     pub moe_layers: MoeLayers,
+    /// How attention gets queries, keys and values.
+    pub attention: Attention,
     /// Norms of queries and keys, before their rotation.
     pub query_key_norm: QueryKeyNorm,
     /// What is added to the products of attention.
@@ -168,6 +170,46 @@ impl LayerSet {
     }
 }
 
+/// How attention gets queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attention {
+    /// From a matrix each. Several query heads may share a key/value head.
+    Grouped,
+    /// Keys and values of all heads from one short latent (DeepSeek-V2, 2405.04434).
+    Latent(LatentAttention),
+}
+
+/// Widths of latent attention, beside `head_dim`: here that of the part of a head that turns with its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentAttention {
+    /// Width of the latent that queries are made from; `None` if they are made from the layer's input.
+    pub query_rank: Option<usize>,
+    /// Width of the latent that keys and values are made from.
+    pub key_value_rank: usize,
+    /// Entries of a query's or key's head that do not turn. They come before those that do.
+    pub fixed_dim: usize,
+    /// Width of a value's head.
+    pub value_dim: usize,
+    /// Entries that turn together are neighbours, not half a head apart.
+    pub pairs_side_by_side: bool,
+}
+
+impl Attention {
+    /// The matrices, in the order in which they are stored.
+    pub const fn parts(self) -> &'static [AttentionPart] {
+        use AttentionPart as Part;
+        match self {
+            Self::Grouped => &AttentionPart::GROUPED,
+            Self::Latent(LatentAttention { query_rank: Some(_), .. }) => {
+                &[Part::QueryDown, Part::QueryUp, Part::LatentDown, Part::LatentUp, Part::Output]
+            }
+            Self::Latent(LatentAttention { query_rank: None, .. }) => {
+                &[Part::Query, Part::LatentDown, Part::LatentUp, Part::Output]
+            }
+        }
+    }
+}
+
 /// A norm (RMSNorm) of the products of the query and key matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryKeyNorm {
@@ -188,6 +230,8 @@ pub enum AttentionBias {
     QueryKeyValue,
     /// Of all four projections.
     All,
+    /// Of those that make latents, and of the output.
+    LatentsAndOutput,
 }
 
 impl AttentionBias {
@@ -197,6 +241,10 @@ impl AttentionBias {
             Self::None => false,
             Self::QueryKeyValue => !matches!(part, AttentionPart::Output),
             Self::All => true,
+            Self::LatentsAndOutput => {
+                use AttentionPart::{LatentDown, Output, QueryDown};
+                matches!(part, QueryDown | LatentDown | Output)
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::display::clip;
 use crate::names::{Role, Spelling, known_buffer};
 use crate::rules::Keys;
 use crate::widths::expert_shape;
-use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths};
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths, Yarn};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -166,6 +166,11 @@ pub trait Family: fmt::Debug + Sync {
         None
     }
 
+    /// Classes of Python code beside the weights, as `auto_map` names them, that compute what transformers' own class does.
+    fn makers_code(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The `config.json` of a model, for inputs that have none: those with a `params.json` alone.
     fn write_config(&self, _config: &ModelConfig) -> Value {
         Value::Null
@@ -257,6 +262,8 @@ pub struct ModelConfig {
     pub rope_theta: f64,
     /// Share of a head, from its first entry on, that turns with its position; `None` in families that turn all of it.
     pub partial_rotary_factor: Option<f64>,
+    /// How its angles and amplitudes differ from the plain rotation.
+    pub yarn: Option<Yarn>,
     /// Attention window in tokens, if limited.
     pub sliding_window: Option<usize>,
     /// lm_head is the embedding matrix.
@@ -384,7 +391,8 @@ impl ModelConfig {
         // Sizes stay exact in u64 from here on: no weight above 2^40 elements, no more than 2^16 experts in all.
         const ELEMENTS_MAX: u128 = 1 << 40;
         const EXPERTS_MAX: u128 = 1 << 16;
-        let heads_width = self.num_attention_heads as u128 * self.head_dim as u128;
+        let parts = self.block.attention.parts().iter();
+        let heads_width = parts.map(|&part| self.attention_shape(part)[0] as u128).max().unwrap_or(0);
         for (key, width) in [
             ("intermediate_size", self.intermediate_size as u128),
             ("vocab_size", self.vocab_size as u128),

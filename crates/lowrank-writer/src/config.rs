@@ -5,7 +5,7 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, Yarn, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -127,7 +127,11 @@ fn carry_over(
     // only the other's key silently takes a default.
     config.extend(dtype.keys(base));
     config.insert("rope_theta".into(), model.rope_theta.into());
-    let mut rotation = json!({ "rope_theta": model.rope_theta, "rope_type": "default" });
+    let mut rotation = model.yarn.map_or_else(|| json!({ "rope_type": "default" }), Yarn::to_json);
+    if model.yarn.is_some() {
+        config.insert("rope_scaling".into(), rotation.clone());
+    }
+    rotation["rope_theta"] = model.rope_theta.into();
     if let Some(factor) = model.partial_rotary_factor {
         config.insert("partial_rotary_factor".into(), factor.into());
         rotation["partial_rotary_factor"] = factor.into();

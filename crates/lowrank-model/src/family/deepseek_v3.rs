@@ -27,6 +27,7 @@ const CONFIG_KEYS: &[Keys] = &[
         &[
             "attention_bias",
             "first_k_dense_replace",
+            "head_dim",
             "kv_lora_rank",
             "moe_intermediate_size",
             "n_group",
@@ -35,6 +36,7 @@ const CONFIG_KEYS: &[Keys] = &[
             "num_mtp_layers",
             "num_nextn_predict_layers",
             "q_lora_rank",
+            "qk_head_dim",
             "qk_nope_head_dim",
             "qk_rope_head_dim",
             "rope_interleave",
@@ -131,8 +133,19 @@ impl Family for DeepseekV3 {
             let found = read.num_key_value_heads.into();
             return Err(ConfigError::unsupported("num_key_value_heads", &found, supported));
         }
+        let head_dim = keys::dimension_or(config, "qk_rope_head_dim", 64)?;
+        let Attention::Latent(LatentAttention { fixed_dim, .. }) = read.block.attention else {
+            unreachable!("set above")
+        };
+        // transformers computes both from the keys above, saves them, and reads them back.
+        for (key, dim) in [("head_dim", head_dim), ("qk_head_dim", fixed_dim + head_dim)] {
+            if let Some(value) = config.get(key).filter(|value| value.as_u64() != Some(dim as u64)) {
+                let supported = format!("{dim}, as `qk_rope_head_dim` and `qk_nope_head_dim` say");
+                return Err(ConfigError::unsupported(key, value, &supported));
+            }
+        }
         Ok(ModelConfig {
-            head_dim: keys::dimension_or(config, "qk_rope_head_dim", 64)?,
+            head_dim,
             yarn: DEFAULTS.rotation.yarn(config, read.max_position_embeddings)?,
             prediction_layers: keys::prediction_layers(config)?,
             ..read
@@ -213,7 +226,8 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let yarn = |changes: Value| {
-            let mut yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+            let mut yarn =
+                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
             yarn.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
             json!({"rope_scaling": yarn})
         };
@@ -222,6 +236,7 @@ mod tests {
             (Unsupported, "scoring_func", json!({"scoring_func": "softmax"})),
             (Unsupported, "topk_method", json!({"topk_method": "greedy"})),
             (Unsupported, "num_key_value_heads", json!({"num_key_value_heads": 8})),
+            (Unsupported, "head_dim", json!({"head_dim": 56})),
             (Unsupported, "moe_layer_freq", json!({"moe_layer_freq": 2})),
             (Unsupported, "rope_scaling", yarn(json!({"rope_type": "longrope"}))),
             (Unsupported, "rope_scaling", yarn(json!({"type": "default"}))),
@@ -233,7 +248,11 @@ mod tests {
                 two["original_max_position_embeddings"] = json!(32);
                 two
             }),
-            (Unsupported, "auto_map", json!({"auto_map": {"AutoModelForCausalLM": "own.DeepseekV3ForCausalLM"}})),
+            (
+                Unsupported,
+                "auto_map",
+                json!({"auto_map": {"AutoModelForCausalLM": "own.DeepseekV3ForCausalLM"}}),
+            ),
         ] {
             let error = read(changes.clone()).expect_err(&changes.to_string());
             assert_eq!(error.kind(), kind, "{changes}: {error}");

@@ -33,6 +33,8 @@ pub(super) struct Defaults {
 pub(super) enum KeyValueHeads {
     /// So many. Null is no number.
     Number(usize),
+    /// So many; as many as query heads where the key is null.
+    NumberOrAsQueries(usize),
     /// As many as query heads, also where the key is null.
     AsQueries,
 }
@@ -76,7 +78,7 @@ impl Defaults {
     ) -> Result<ModelConfig, ConfigError> {
         let or = |key, default| keys::dimension_or(config, key, default);
         keys::refuse_quantised(config)?;
-        keys::check_class(config, family.output())?;
+        keys::check_class(config, family)?;
         allowed::check(config, &[&family.config_keys()])?;
         let hidden_size = or("hidden_size", self.hidden_size)?;
         let num_attention_heads = or("num_attention_heads", self.num_attention_heads)?;
@@ -86,6 +88,10 @@ impl Defaults {
         let block = block(num_hidden_layers)?;
         let num_key_value_heads = match self.num_key_value_heads {
             KeyValueHeads::Number(number) => or("num_key_value_heads", number)?,
+            KeyValueHeads::NumberOrAsQueries(number) => match config.get("num_key_value_heads") {
+                Some(Value::Null) => num_attention_heads,
+                _ => or("num_key_value_heads", number)?,
+            },
             KeyValueHeads::AsQueries => {
                 keys::optional_dimension(config, "num_key_value_heads")?.unwrap_or(num_attention_heads)
             }
@@ -106,6 +112,7 @@ impl Defaults {
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(self.rms_norm_eps),
             rope_theta: self.rotation.theta(config, 10_000.0)?,
             partial_rotary_factor: None,
+            yarn: None,
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,

@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{AttentionBias, Block, ExpertGroups, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, AttentionBias, Block, ExpertGroups, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -90,6 +90,7 @@ impl Family for Glm4Moe {
                     intermediate_size: keys::dimension_or(config, "n_shared_experts", 1)? * expert_width,
                 },
                 moe_layers: keys::moe_layers_after_first(config, layers, 1, dense_width)?,
+                attention: Attention::Grouped,
                 query_key_norm: if keys::flag(config, "use_qk_norm")? {
                     QueryKeyNorm::PerHead
                 } else {

@@ -1,7 +1,7 @@
 //! Reading one key of a model's description, checked.
 
 use crate::block::{Activation, AttentionBias, LayerSet, MoeLayers};
-use crate::config::{ConfigError, Output};
+use crate::config::{ConfigError, Family};
 use serde_json::Value;
 
 /// No dimension of a real model comes near this; a larger one is a lie or a mistake.
@@ -87,7 +87,8 @@ pub(super) fn refuse_quantised(config: &Value) -> Result<(), ConfigError> {
 }
 
 /// Refuses models that are no causal language models of the family, and Python code that may compute something else.
-pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigError> {
+pub(super) fn check_class(config: &Value, family: &dyn Family) -> Result<(), ConfigError> {
+    let output = family.output();
     if let Some(value) = config.get("architectures").filter(|value| !value.is_null()) {
         let Some(classes) = value.as_array() else {
             return Err(ConfigError::bad("architectures", value, "a list of classes"));
@@ -105,7 +106,10 @@ pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigE
     let Some(classes) = value.as_object() else {
         return Err(ConfigError::bad("auto_map", value, "an object"));
     };
-    let own = |class: &Value| output.auto_map().iter().any(|(_, own)| class.as_str() == Some(own));
+    let own = |class: &Value| {
+        let is_makers = family.makers_code().iter().any(|&makers| class.as_str() == Some(makers));
+        is_makers || output.auto_map().iter().any(|(_, own)| class.as_str() == Some(own))
+    };
     match classes.iter().find(|(auto, class)| auto.starts_with("AutoModel") && !own(class)) {
         None => Ok(()),
         Some((_, code)) => Err(ConfigError::unsupported(

@@ -2,7 +2,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -59,6 +59,7 @@ impl Family for Olmoe {
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: MoeLayers::All,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::AllHeads,
                 attention_bias: keys::attention_bias(config)?,
             })

@@ -2,7 +2,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -80,6 +80,7 @@ impl Family for Qwen2Moe {
                     intermediate_size: keys::dimension_or(config, "shared_expert_intermediate_size", 5632)?,
                 },
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::None,
                 attention_bias: if keys::flag_or(config, "qkv_bias", true)? {
                     AttentionBias::QueryKeyValue

@@ -2,7 +2,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Block, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -77,6 +77,7 @@ impl Family for Qwen3Moe {
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::PerHead,
                 attention_bias: keys::attention_bias(config)?,
             })
