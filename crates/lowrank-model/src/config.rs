@@ -61,7 +61,9 @@ pub enum ConfigError {
     #[error("describes a dense model: there is no `moe`, so no experts to compress")]
     NoExperts,
     /// Weights are quantised.
-    #[error("the checkpoint is quantised ({0}); give the original f32, f16 or bf16 weights")]
+    #[error(
+        "the checkpoint is quantised ({0}); give f32, f16 or bf16 weights, or fp8 with a scale for each block"
+    )]
     Quantised(String),
 }
 
@@ -272,6 +274,8 @@ pub struct ModelConfig {
     pub clip_qkv: Option<f64>,
     /// Layers behind the last that predict later tokens. Their tensors may be in the files; they are no part of the model.
     pub prediction_layers: usize,
+    /// Rows and columns of the blocks that share a scale, where weights may be fp8: they are read as bf16.
+    pub fp8_blocks: Option<[usize; 2]>,
     /// Experts that have fewer than F channels. Its config does not say: a factored checkpoint's own metadata does.
     pub widths: Widths,
     /// Layers whose experts share a base: there a factored matrix is the base plus its factors.

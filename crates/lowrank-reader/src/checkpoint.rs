@@ -7,12 +7,14 @@
 //! | Mistral `wq [heads·d, H]`, `wk` | rows reordered within each head |
 //! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
+//! | fp8 with a scale for each block of it | bf16 |
 //! | a base of a layer `[F, H]` or `[H, F]`, and factors of the difference | neither: [`StoredMatrix::OfBase`] |
 
 use crate::companions::{Beside, LeftOut};
 use crate::error::{ReadError, clip};
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
+use crate::fp8::{self, Blocks};
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
 use crate::others;
@@ -90,6 +92,8 @@ struct Run {
     row_order: RowOrder,
     /// Name of the tensor it is taken from.
     stored_name: String,
+    /// Where its scales are, if it is stored as fp8; `dtype` is then what it is read as.
+    scales: Option<Box<Run>>,
 }
 
 impl Checkpoint {
@@ -377,22 +381,48 @@ impl Checkpoint {
             self.check_finite(&spec.name, &tensor)?;
             return take(tensor.bytes());
         };
-        let (shard, end) = (&self.shards[run.shard], run.elements() * run.dtype.size_bytes());
-        let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
         let mut done = 0;
-        while done < end {
-            let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
-            shard.read_exact(run.begin + done, block, &run.stored_name)?;
+        self.stream(run, &mut |block: &[u8]| {
             if let Some(at) = first_non_finite(run.dtype, block) {
                 let size = run.dtype.size_bytes() as usize;
                 let element = Tensor::new(vec![1], run.dtype, block[at * size..][..size].to_vec());
                 let value = element.expect("one element").to_f32()[0];
                 let element = (done / run.dtype.size_bytes()) as usize + at;
-                let (path, tensor) = (shard.path.clone(), spec.name.clone());
+                let (path, tensor) = (self.shards[run.shard].path.clone(), spec.name.clone());
                 return Err(ReadError::NotFinite { path, tensor, element, value }.into());
             }
             take(block)?;
             done += block.len() as u64;
+            Ok(())
+        })
+    }
+
+    /// Gives the bytes of a run in stored order, block by block; of fp8 the bytes of what it is read as.
+    fn stream<E: From<ReadError>>(
+        &self,
+        run: &Run,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let shard = &self.shards[run.shard];
+        let Some(scales) = &run.scales else {
+            let end = run.elements() * run.dtype.size_bytes();
+            let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
+            for done in (0..end).step_by(BLOCK_BYTES as usize) {
+                let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
+                shard.read_exact(run.begin + done, block, &run.stored_name)?;
+                take(block)?;
+            }
+            return Ok(());
+        };
+        let sides = self.config.fp8_blocks.expect("runs have scales where the config has blocks");
+        let blocks = Blocks { sides, scales: self.read(scales)?.to_f32() };
+        let (rows, cols) = (run.shape[0], run.shape[1]);
+        let rows_at_once = (BLOCK_BYTES as usize / cols.max(1)).max(1);
+        let mut stored = vec![0; rows_at_once.min(rows) * cols];
+        for first in (0..rows).step_by(rows_at_once) {
+            let stored = &mut stored[..rows_at_once.min(rows - first) * cols];
+            shard.read_exact(run.begin + (first * cols) as u64, stored, &run.stored_name)?;
+            take(&blocks.widen(first, cols, stored))?;
         }
         Ok(())
     }
@@ -483,8 +513,29 @@ impl Checkpoint {
         self.config.tensor(Role::Expert(id)).name
     }
 
+    fn read_run(&self, run: &Run) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
+        if run.scales.is_some() {
+            let mut done = 0;
+            self.stream(run, &mut |block| {
+                bytes[done..done + block.len()].copy_from_slice(block);
+                done += block.len();
+                Ok::<_, ReadError>(())
+            })?;
+        } else {
+            self.shards[run.shard].read_exact(run.begin, &mut bytes, &run.stored_name)?;
+        }
+        Ok(match run.row_order {
+            RowOrder::Canonical => bytes,
+            RowOrder::RotaryInterleaved { heads } => {
+                let row_bytes = bytes.len() / run.shape[0];
+                rows::deinterleave(&bytes, heads, row_bytes)
+            }
+        })
+    }
+
     fn read(&self, run: &Run) -> Result<Tensor, ReadError> {
-        let bytes = read_run(&self.shards[run.shard], run)?;
+        let bytes = self.read_run(run)?;
         let tensor = Tensor::new(run.shape.clone(), run.dtype, bytes);
         Ok(tensor.expect("shape, dtype and length were checked when the checkpoint was opened"))
     }
@@ -494,18 +545,6 @@ impl Run {
     fn elements(&self) -> u64 {
         self.shape.iter().map(|&dimension| dimension as u64).product()
     }
-}
-
-fn read_run(shard: &Shard, run: &Run) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
-    shard.read_exact(run.begin, &mut bytes, &run.stored_name)?;
-    Ok(match run.row_order {
-        RowOrder::Canonical => bytes,
-        RowOrder::RotaryInterleaved { heads } => {
-            let row_bytes = bytes.len() / run.shape[0];
-            rows::deinterleave(&bytes, heads, row_bytes)
-        }
-    })
 }
 
 /// Every tensor of every shard by its stored name.
@@ -602,6 +641,14 @@ impl Claims<'_> {
         };
         let path = || catalog.shards[*shard].path.clone();
         let tensor = || slice.tensor.clone();
+        if entry.dtype == safetensors::Dtype::F8_E4M3
+            && let Some(sides) = self.config.fp8_blocks
+            && let &[rows, cols] = slice.shape.as_slice()
+            && slice.shape == slice.tensor_shape
+            && !slice.tensor.ends_with(fp8::SCALES)
+        {
+            return self.claim_fp8(slice, [rows, cols], sides);
+        }
         let Some(dtype) = weight_dtype(entry.dtype) else {
             let found = entry.dtype.to_string();
             return Err(ReadError::WrongDtype { path: path(), tensor: tensor(), found });
@@ -618,6 +665,39 @@ impl Claims<'_> {
             dtype,
             row_order: slice.row_order,
             stored_name: tensor(),
+            scales: None,
+        })
+    }
+
+    /// A whole fp8 matrix, and the scales that lie beside it.
+    fn claim_fp8(&mut self, slice: &Slice, shape: [usize; 2], sides: [usize; 2]) -> Result<Run, ReadError> {
+        let (shard, entry) = &self.catalog.entries[&slice.tensor];
+        if entry.shape != shape.map(|dimension| dimension as u64) {
+            let (path, tensor) = (self.catalog.shards[*shard].path.clone(), slice.tensor.clone());
+            let (found, expected) = (entry.shape.clone(), shape.into());
+            return Err(ReadError::WrongShape { path, tensor, found, expected });
+        }
+        let scales = Slice {
+            tensor: format!("{}{}", slice.tensor, fp8::SCALES),
+            tensor_shape: fp8::scales_shape(shape, sides).into(),
+            first_element: 0,
+            shape: fp8::scales_shape(shape, sides).into(),
+            row_order: RowOrder::Canonical,
+        };
+        if !self.catalog.entries.contains_key(&scales.tensor) {
+            let (path, tensor) = (self.catalog.listing.clone(), scales.tensor);
+            return Err(ReadError::MissingTensor { path, tensor });
+        }
+        let scales = self.claim(&scales)?;
+        self.claimed.insert(slice.tensor.clone());
+        Ok(Run {
+            shard: *shard,
+            begin: entry.begin,
+            shape: shape.into(),
+            dtype: Dtype::Bf16,
+            row_order: slice.row_order,
+            stored_name: slice.tensor.clone(),
+            scales: Some(Box::new(scales)),
         })
     }
 

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Keys that are rewritten, or that must not survive: `_name_or_path` is a path of somebody's machine, `ranks` is
-/// minixtral's flat rank map.
-const REPLACED: [&str; 11] = [
+/// minixtral's flat rank map, and what was fp8 is written as bf16.
+const REPLACED: [&str; 12] = [
     "architectures",
     "model_type",
     "auto_map",
@@ -21,6 +21,7 @@ const REPLACED: [&str; 11] = [
     "rope_parameters",
     "rope_scaling",
     "_name_or_path",
+    "quantization_config",
     "ranks",
     format::CONFIG_KEY,
 ];

@@ -224,6 +224,29 @@ mod tests {
     }
 
     #[test]
+    fn fp8_with_a_scale_for_each_block_is_read_and_no_other_quantisation() {
+        let blocks = |changes: Value| {
+            let mut quantised = json!({
+                "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 64]
+            });
+            quantised.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            read(json!({"quantization_config": quantised})).map(|config| config.fp8_blocks)
+        };
+        assert_eq!(blocks(json!({})), Ok(Some([128, 64])));
+        assert_eq!(read(json!({"quantization_config": null})).unwrap().fp8_blocks, None);
+        for changes in [
+            json!({"quant_method": "gptq"}),
+            json!({"fmt": "e5m2"}),
+            json!({"weight_block_size": null}),
+            json!({"weight_block_size": [128]}),
+            json!({"weight_block_size": [128, 0]}),
+        ] {
+            let error = blocks(changes.clone()).unwrap_err();
+            assert!(matches!(error, ConfigError::Quantised(_)), "{changes}: {error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let yarn = |changes: Value| {
             let mut yarn =

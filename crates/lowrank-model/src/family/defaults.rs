@@ -77,7 +77,7 @@ impl Defaults {
         block: impl FnOnce(usize) -> Result<Block, ConfigError>,
     ) -> Result<ModelConfig, ConfigError> {
         let or = |key, default| keys::dimension_or(config, key, default);
-        keys::refuse_quantised(config)?;
+        let fp8_blocks = keys::fp8_blocks(config)?;
         keys::check_class(config, family)?;
         allowed::check(config, &[&family.config_keys()])?;
         let hidden_size = or("hidden_size", self.hidden_size)?;
@@ -117,6 +117,7 @@ impl Defaults {
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
             prediction_layers: 0,
+            fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })

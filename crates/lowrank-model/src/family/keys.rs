@@ -86,6 +86,23 @@ pub(super) fn refuse_quantised(config: &Value) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Sides of the blocks that share a scale, if weights are fp8 as DeepSeek stores them. Every other quantisation is refused.
+pub(super) fn fp8_blocks(config: &Value) -> Result<Option<[usize; 2]>, ConfigError> {
+    const KEY: &str = "quantization_config";
+    let Some(object) = config.get(KEY).filter(|value| value["quant_method"] == "fp8") else {
+        return refuse_quantised(config).map(|()| None);
+    };
+    let is_e4m3 = object.get("fmt").is_none_or(|format| format == "e4m3");
+    let sides = object.get("weight_block_size").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let sides: Vec<u64> = sides.iter().filter_map(Value::as_u64).collect();
+    match sides.as_slice() {
+        &[rows @ 1..=DIMENSION_MAX, cols @ 1..=DIMENSION_MAX] if is_e4m3 => {
+            Ok(Some([rows as usize, cols as usize]))
+        }
+        _ => Err(ConfigError::Quantised(format!("`{KEY}`: fp8, but not E4M3 with a scale for each block"))),
+    }
+}
+
 /// Refuses models that are no causal language models of the family, and Python code that may compute something else.
 pub(super) fn check_class(config: &Value, family: &dyn Family) -> Result<(), ConfigError> {
     let output = family.output();

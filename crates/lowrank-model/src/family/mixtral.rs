@@ -174,7 +174,7 @@ impl Family for Mixtral {
     }
 
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
-        keys::refuse_quantised(config)?;
+        let fp8_blocks = keys::fp8_blocks(config)?;
         // minixtral's factors have a class and code of their own, and the same forward pass.
         if config.get("ranks").is_none_or(Value::is_null) {
             keys::check_class(config, self)?;
@@ -228,6 +228,7 @@ impl Family for Mixtral {
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
             prediction_layers: 0,
+            fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })
@@ -281,6 +282,7 @@ impl Family for Mixtral {
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
                 clip_qkv: None,
                 prediction_layers: 0,
+                fp8_blocks: None,
                 widths: Widths::default(),
                 shared_bases: BTreeSet::new(),
             })
