@@ -21,6 +21,8 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.models.deepseek_v2 import DeepseekV3ForCausalLM
+from vllm.model_executor.models.glm4_moe import Glm4MoeForCausalLM
 from vllm.model_executor.models.mixtral import MixtralForCausalLM
 from vllm.model_executor.models.olmoe import OlmoeForCausalLM
 from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
@@ -188,3 +190,11 @@ class LowRankQwen2MoeForCausalLM(LowRankModel, Qwen2MoeForCausalLM):
 
 class LowRankOlmoeForCausalLM(LowRankModel, OlmoeForCausalLM):
     """OLMoE."""
+
+
+class LowRankGlm4MoeForCausalLM(LowRankModel, Glm4MoeForCausalLM):
+    """GLM-4.5."""
+
+
+class LowRankDeepseekV3ForCausalLM(LowRankModel, DeepseekV3ForCausalLM):
+    """DeepSeek-V3."""

@@ -56,7 +56,7 @@ def test_a_saved_model_keeps_its_code(compressed, tmp_path):
             assert torch.allclose(again(IDS).logits, model(IDS).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe"])
+@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3"])
 def test_every_family_loads(family, family_bases, tmp_path):
     lowrank_compress.compress(family_bases[family], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

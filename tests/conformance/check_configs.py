@@ -49,6 +49,7 @@ RECORDED = [
     (5, r"expected (float|int|bool|str|list|None|.*\|)", "transformers 5 checks the type of a key that changes no logit; 4.57 loads it"),
     (5, r"strides should be multiple of 16 bytes", "the grouped products of transformers 5 need widths of whole 16 bytes; 4.57 runs it"),
     (4, r"'NoneType' object has no attribute 'to_dict'", "4.57 fails where `quantization_config` is null; 5 takes it for absent"),
+    (4, r"KeyError: 'factor'", "4.57 needs `factor` in the `rope_scaling` of latent attention; 5 takes the default rotation"),
     (4, r"KeyError: None|'rope_type'='None'", "4.57 needs `rope_type` in `rope_scaling`; 5 takes the default rotation"),
 ]
 
@@ -71,6 +72,19 @@ QWEN3 = dict(
     num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, vocab_size=64, norm_topk_prob=True,
     decoder_sparse_step=1, mlp_only_layers=[], attention_bias=False,
 )
+GLM4 = dict(
+    hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, n_routed_experts=8, n_shared_experts=1, n_group=4, topk_group=2, num_experts_per_tok=2,
+    first_k_dense_replace=0, routed_scaling_factor=1.5, norm_topk_prob=True, use_qk_norm=False, attention_bias=False,
+    vocab_size=64,
+)
+DEEPSEEK3 = dict(
+    hidden_size=32, intermediate_size=40, moe_intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, q_lora_rank=12, kv_lora_rank=10, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6,
+    n_routed_experts=8, n_shared_experts=1, n_group=4, topk_group=2, num_experts_per_tok=2, first_k_dense_replace=0,
+    routed_scaling_factor=1.5, norm_topk_prob=True, attention_bias=False, rope_interleave=True, vocab_size=64,
+)
+CLASS_NAMES = {"deepseek_v3": "DeepseekV3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "glm4_moe": "Glm4Moe"}
 
 
 def bases_of(model_type, sizes, window):
@@ -79,7 +93,7 @@ def bases_of(model_type, sizes, window):
         sizes, model_type=model_type, attention_dropout=0.0, bos_token_id=1, eos_token_id=2, hidden_act="silu",
         initializer_range=0.02, max_position_embeddings=128, output_router_logits=False, rms_norm_eps=1e-5,
         router_aux_loss_coef=0.02, tie_word_embeddings=False, use_cache=True,
-        architectures=[{"mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe"}[model_type] + "ForCausalLM"],
+        architectures=[CLASS_NAMES[model_type] + "ForCausalLM"],
     )
     five = dict(common, dtype="float32", pad_token_id=None, rope_parameters={"rope_theta": THETA, "rope_type": "default"},
                 transformers_version="5.23.0")
@@ -150,6 +164,35 @@ QWEN2_VALUES = QWEN_VALUES | {
 QWEN3_VALUES = QWEN_VALUES | {
     "model_type": ["qwen3_moe"], "head_dim": [4, 16, ABSENT], "attention_bias": [True, False, ABSENT],
 }
+FLAG = [True, False, ABSENT]
+GLM4_VALUES = {
+    "model_type": ["glm4_moe"], "n_routed_experts": [16, ABSENT], "num_local_experts": [8], "num_experts": [8],
+    "n_shared_experts": [1, 2, ABSENT], "n_group": [2], "topk_group": [1, 3, 4], "routed_scaling_factor": [1.0, 2.5, ABSENT],
+    "norm_topk_prob": FLAG, "use_qk_norm": FLAG, "attention_bias": FLAG, "first_k_dense_replace": [0, 1, ABSENT],
+    "head_dim": [4, 16, ABSENT], "moe_intermediate_size": [8, 52, ABSENT], "partial_rotary_factor": [0.25, 1.0, ABSENT],
+    "num_nextn_predict_layers": [0, 1, ABSENT], "num_mtp_layers": [0, 1],
+}
+GLM4_TOGETHER = [
+    {"n_group": ABSENT, "topk_group": ABSENT, "n_shared_experts": 3, "num_experts_per_tok": 5},
+    {"n_group": 1, "topk_group": 1, "n_routed_experts": 4},
+    {"partial_rotary_factor": 0.25, "rope_parameters": {"rope_type": "default", "rope_theta": THETA, "partial_rotary_factor": 0.25}},
+]
+DEEPSEEK3_VALUES = {key: GLM4_VALUES[key] for key in GLM4_VALUES if key not in ("use_qk_norm", "partial_rotary_factor", "head_dim")} | {
+    "model_type": ["deepseek_v3"], "num_key_value_heads": [4, None], "rope_interleave": FLAG, "q_lora_rank": [8, None, ABSENT],
+    "kv_lora_rank": [4, 16, ABSENT], "qk_nope_head_dim": [4, 16, ABSENT], "qk_rope_head_dim": [2, 8, ABSENT], "v_head_dim": [4, 16, ABSENT],
+    "head_dim": [4, ABSENT], "qk_head_dim": [12, ABSENT], "first_k_dense_replace": [0, 1],
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 4, "beta_slow": 0.5}
+DEEPSEEK3_TOGETHER = [
+    {"rms_norm_eps": 1e-2, "attention_bias": True, "q_lora_rank": None},
+    {"first_k_dense_replace": ABSENT, "num_hidden_layers": 4},
+    {"rms_norm_eps": 1e-2, "attention_bias": True, "rope_interleave": False},
+    {"rope_scaling": {"type": "yarn", "factor": 4}, "rope_parameters": ABSENT, "rope_theta": 10000.0},
+    {"rope_scaling": YARN, "rope_parameters": {**YARN, "rope_theta": THETA}, "rope_theta": THETA},
+    {"rope_scaling": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.1, "truncate": False}, "rope_parameters": ABSENT, "rope_theta": 500.0},
+    {"rope_scaling": {**YARN, "mscale": 0.7, "attention_factor": 1.3}, "rope_parameters": ABSENT, "rope_theta": 500.0},
+    {"rope_parameters": {**YARN, "rope_theta": THETA, "mscale_all_dim": 1.0}},
+]
 ROPE_TOGETHER = [
     {"rope_parameters": ABSENT, "rope_scaling": DEFAULT},
     {"rope_parameters": None, "rope_scaling": {"type": "default"}},
@@ -201,6 +244,8 @@ FAMILIES = {
     "qwen2_moe": (bases_of("qwen2_moe", QWEN2, None), COMMON_VALUES | QWEN2_VALUES, QWEN_TOGETHER, 1e4),
     "qwen3_moe": (bases_of("qwen3_moe", QWEN3, None), COMMON_VALUES | QWEN3_VALUES, QWEN_TOGETHER, 1e4),
 }
+FAMILIES["glm4_moe"] = (bases_of("glm4_moe", GLM4, None), COMMON_VALUES | GLM4_VALUES, GLM4_TOGETHER, 1e4)
+FAMILIES["deepseek_v3"] = (bases_of("deepseek_v3", DEEPSEEK3, None), COMMON_VALUES | DEEPSEEK3_VALUES, DEEPSEEK3_TOGETHER, 1e4)
 BASES = FAMILIES["mixtral"][0]
 
 
@@ -209,7 +254,8 @@ class Theirs(Exception):
 
 
 Sizes = collections.namedtuple(
-    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases", defaults=[(), 0, 0, ""]
+    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases norms latent",
+    defaults=[(), 0, 0, "", "", None],
 )
 
 
@@ -217,14 +263,28 @@ def sizes_of(config):
     """Dimensions as the library sees them."""
     kind, heads, layers = config.model_type, config.num_attention_heads, config.num_hidden_layers
     get = lambda name, default=None: getattr(config, name, default)
-    experts = get("num_local_experts") if kind == "mixtral" else get("num_experts")
+    experts = get({"mixtral": "num_local_experts", "glm4_moe": "n_routed_experts", "deepseek_v3": "n_routed_experts"}.get(kind, "num_experts"))
     sizes = Sizes(
         kind, config.hidden_size, get("moe_intermediate_size") or config.intermediate_size, layers, heads,
         config.num_key_value_heads, get("head_dim") or config.hidden_size // heads, experts, config.vocab_size,
         bool(config.tie_word_embeddings),
     )
     if kind == "olmoe":
-        sizes = sizes._replace(d=config.hidden_size // heads, f=config.intermediate_size)
+        sizes = sizes._replace(d=config.hidden_size // heads, f=config.intermediate_size, norms="all")
+    if kind == "qwen3_moe":
+        sizes = sizes._replace(norms="head")
+    if kind == "glm4_moe":
+        sizes = sizes._replace(
+            dense_layers=tuple(range(config.first_k_dense_replace)), dense_width=config.intermediate_size,
+            shared=config.n_shared_experts * config.moe_intermediate_size, biases="qkv" if config.attention_bias else "",
+            norms="head" if config.use_qk_norm else "",
+        )
+    if kind == "deepseek_v3":
+        sizes = sizes._replace(
+            dense_layers=tuple(range(config.first_k_dense_replace)), dense_width=config.intermediate_size,
+            shared=config.n_shared_experts * config.moe_intermediate_size, biases="latent" if config.attention_bias else "",
+            d=config.qk_rope_head_dim, latent=(config.q_lora_rank, config.kv_lora_rank, config.qk_nope_head_dim, config.v_head_dim),
+        )
     if kind in ("olmoe", "qwen3_moe") and config.attention_bias:
         sizes = sizes._replace(biases="qkvo")
     if kind == "mixtral":
@@ -237,8 +297,20 @@ def sizes_of(config):
     return sizes
 
 
+def latent_shapes(s):
+    """Matrices of latent attention."""
+    rank, r, fixed, value = s.latent
+    queries = s.heads * (fixed + s.d)
+    query = {"q_proj": (queries, s.h)} if rank is None else {"q_a_proj": (rank, s.h), "q_b_proj": (queries, rank)}
+    return query | {
+        "kv_a_proj_with_mqa": (r + s.d, s.h), "kv_b_proj": (s.heads * (fixed + value), r), "o_proj": (s.h, s.heads * value),
+    }
+
+
 def parameters_of(s):
     attention = s.h * s.d * (2 * s.heads + 2 * s.kv)
+    if s.latent:
+        attention = sum(rows * cols for rows, cols in latent_shapes(s).values())
     return (1 if s.tied else 2) * s.vocab * s.h + s.layers * (
         attention + s.experts * s.h * (1 + 3 * s.f) + 3 * s.h * (s.shared + s.dense_width)
     )
@@ -258,19 +330,29 @@ def weights_of(s):
         gate, down, up = (f"{module}.{name}.weight" for name in names)
         return {gate: r(width, s.h), down: r(s.h, width) / s.layers**0.5, up: r(width, s.h)}
 
+    def grouped(a):
+        widths = {"q": s.heads * s.d, "k": s.kv * s.d, "v": s.kv * s.d, "o": s.h}
+        out = {f"{a}{part}_proj.weight": r(widths[part], s.h) for part in "qkv"}
+        out[a + "o_proj.weight"] = r(s.h, s.heads * s.d) / s.layers**0.5
+        return out | {f"{a}{part}_proj.bias": r(widths[part]) for part in s.biases}
+
     for layer in range(s.layers):
         p = f"model.layers.{layer}."
         a = p + "self_attn."
-        t |= {
-            p + "input_layernorm.weight": ones(s.h), p + "post_attention_layernorm.weight": ones(s.h),
-            a + "q_proj.weight": r(s.heads * s.d, s.h), a + "k_proj.weight": r(s.kv * s.d, s.h),
-            a + "v_proj.weight": r(s.kv * s.d, s.h), a + "o_proj.weight": r(s.h, s.heads * s.d) / s.layers**0.5,
-        }
-        widths = {"q": s.heads * s.d, "k": s.kv * s.d, "v": s.kv * s.d, "o": s.h}
-        t |= {f"{a}{part}_proj.bias": r(widths[part]) for part in s.biases}
-        if s.kind == "qwen3_moe":
+        t |= {p + "input_layernorm.weight": ones(s.h), p + "post_attention_layernorm.weight": ones(s.h)}
+        if s.latent:
+            shapes = latent_shapes(s)
+            t |= {f"{a}{name}.weight": r(*shape) for name, shape in shapes.items()}
+            t[a + "kv_a_layernorm.weight"] = ones(s.latent[1])
+            if "q_a_proj" in shapes:
+                t[a + "q_a_layernorm.weight"] = ones(s.latent[0])
+            biased = [name for name in shapes if s.biases and name not in ("q_proj", "q_b_proj", "kv_b_proj")]
+            t |= {f"{a}{name}.bias": r(shapes[name][0]) for name in biased}
+        else:
+            t |= grouped(a)
+        if s.norms == "head":
             t |= {a + "q_norm.weight": ones(s.d), a + "k_norm.weight": ones(s.d)}
-        if s.kind == "olmoe":
+        if s.norms == "all":
             t |= {a + "q_norm.weight": ones(s.heads * s.d), a + "k_norm.weight": ones(s.kv * s.d)}
         if layer in s.dense_layers:
             t |= mlp(p + "mlp", s.dense_width, names)
@@ -278,7 +360,10 @@ def weights_of(s):
         t[p + moe + ".gate.weight"] = r(s.experts, s.h)
         for x in range(s.experts):
             t |= mlp(f"{p}{moe}.experts.{x}", s.f, names)
-        if s.shared:
+        if s.kind in ("glm4_moe", "deepseek_v3"):  # 4.57 takes masked scores for 0, 5 for −∞: the same as long as no other is negative
+            t[p + "mlp.gate.e_score_correction_bias"] = 0.3 * torch.rand(s.experts, generator=g)
+            t |= mlp(p + "mlp.shared_experts", s.shared, names)
+        elif s.shared:
             t |= mlp(p + "mlp.shared_expert", s.shared, names)
             t[p + "mlp.shared_expert_gate.weight"] = r(1, s.h)
     return t
@@ -364,7 +449,7 @@ class Run:
 
     @functools.cache
     def base_sizes(self, kind):
-        base = {key: value for key, value in FAMILIES[kind][0][0].items() if key != "model_type"}
+        base = {key: value for key, value in changed(FAMILIES[kind][0][0], {}).items() if key != "model_type"}
         return sizes_of(AutoConfig.for_model(kind, **base))
 
     def weights(self, sizes):
@@ -489,13 +574,14 @@ class Run:
 
 def differs_in_4(config):
     """What 4.57 reads otherwise than 5, by which configs of 5 are meant."""
-    inside = [
-        config[key]["rope_theta"] for key in ("rope_scaling", "rope_parameters")
-        if isinstance(config.get(key), dict) and "rope_theta" in config[key]
-    ]
-    default = FAMILIES[config["model_type"]][3]
-    if inside and inside[0] != config.get("rope_theta", default):
-        return "4.57 does not know `rope_theta` inside `rope_parameters`, and takes its default"
+    names = [place.get("rope_type", place.get("type")) for place in (config.get("rope_scaling") or {}, config.get("rope_parameters") or {})]
+    if "yarn" in names and names[0] != "yarn":
+        return "4.57 does not know a rotation inside `rope_parameters`, and takes the default one"
+    for key, default in (("rope_theta", FAMILIES[config["model_type"]][3]), ("partial_rotary_factor", 0.5)):
+        places = [config.get(place) for place in ("rope_scaling", "rope_parameters")]
+        inside = [place[key] for place in places if isinstance(place, dict) and key in place]
+        if inside and inside[0] != config.get(key, default):
+            return f"4.57 does not know `{key}` inside `rope_parameters`, and takes its default"
     return None
 
 
@@ -637,7 +723,7 @@ def edits(run, keys, count, seed, stricter):
     of_params = values_of(keys["mixtral"]["params"], PARAMS_VALUES)
     for _ in range(count):
         is_params = rng.random() < 0.15
-        family = rng.choice(["mixtral", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"])
+        family = rng.choice(["mixtral", *FAMILIES])
         config = json.loads(json.dumps(PARAMS if is_params else rng.choice(FAMILIES[family][0])))
         done = [edit(rng, config, of_params if is_params else accepted[family]) for _ in range(rng.choice([1, 1, 1, 2, 3, 4]))]
         name = "params.json" if is_params else "config.json"

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM,
-    Qwen3MoeConfig, Qwen3MoeForCausalLM,
+    AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig,
+    Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -206,6 +206,16 @@ FAMILIES = {
     "qwen2-moe": (Qwen2MoeForCausalLM, Qwen2MoeConfig(
         **FAMILY, intermediate_size=48, moe_intermediate_size=24, shared_expert_intermediate_size=40, num_experts=8)),
     "olmoe": (OlmoeForCausalLM, OlmoeConfig(**FAMILY, intermediate_size=24, num_experts=8, clip_qkv=2.0)),
+    "glm4-moe": (Glm4MoeForCausalLM, Glm4MoeConfig(
+        **FAMILY | dict(num_hidden_layers=3), intermediate_size=40, moe_intermediate_size=24, n_routed_experts=8, n_shared_experts=2,
+        n_group=4, topk_group=2, routed_scaling_factor=1.8, head_dim=16, partial_rotary_factor=0.5, use_qk_norm=True,
+        attention_bias=True, first_k_dense_replace=1)),
+    "deepseek-v3": (DeepseekV3ForCausalLM, DeepseekV3Config(
+        **FAMILY | dict(num_hidden_layers=3, num_key_value_heads=4, max_position_embeddings=128), intermediate_size=40, moe_intermediate_size=24, n_routed_experts=8,
+        n_shared_experts=1, n_group=4, topk_group=2, first_k_dense_replace=1, q_lora_rank=20, kv_lora_rank=16, qk_nope_head_dim=12,
+        qk_rope_head_dim=8, v_head_dim=10, rope_parameters=dict(
+            rope_type="yarn", rope_theta=10000.0, factor=2.0, original_max_position_embeddings=64, beta_fast=8, beta_slow=1,
+            mscale=0.8, mscale_all_dim=1.0))),
 }
 
 
@@ -220,13 +230,25 @@ def family(name, seed):
             elif key.endswith("bias"):
                 parameter.normal_(std=0.3)
             parameter.copy_(parameter.to(torch.bfloat16).float())
+        biases = [buffer for key, buffer in model.named_buffers() if key.endswith("e_score_correction_bias")]
+        for bias in biases:
+            bias.uniform_(0, 0.3)
+    biases = [bias.clone() for bias in biases]
     generator = torch.Generator().manual_seed(seed)
     golden(name, model, [torch.randint(0, config.vocab_size, (length,), generator=generator) for length in (14, 5)])
     path = directory(name)
-    model.to(torch.bfloat16).save_pretrained(path)
+    model.to(torch.bfloat16)
+    for buffer, bias in zip([b for key, b in model.named_buffers() if key.endswith("e_score_correction_bias")], biases):
+        buffer.data = bias  # f32, as in the checkpoints of these families
+    model.save_pretrained(path)
     settings = json.loads((path / "config.json").read_text())
     # Where transformers 4 looks for them.
-    settings |= {"rope_theta": 10000.0, "num_experts": config.num_experts}
+    settings |= {"rope_theta": 10000.0}
+    settings |= {key: getattr(config, key) for key in ("num_experts",) if hasattr(config, key)}
+    rotation = settings["rope_parameters"]
+    settings |= {key: rotation[key] for key in ("partial_rotary_factor",) if key in rotation}
+    if rotation["rope_type"] != "default":
+        settings["rope_scaling"] = {key: value for key, value in rotation.items() if key != "rope_theta"}
     settings.pop("transformers_version", None)
     (path / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -207,3 +207,119 @@ fn a_run_that_fails_late_leaves_nothing_that_blocks_the_next_one() {
     assert!(fs::read_dir(folder.path()).unwrap().count() == 1, "nothing but the model");
     assert!(shard_of(&model, head).exists());
 }
+
+/// The codes of E4M3 by their number, spelled out a second time: exponent and mantissa of a positive number, rising.
+fn e4m3_numbers() -> Vec<f32> {
+    let number = |code: u32| match code / 8 {
+        0 => code as f32 * 2.0_f32.powi(-9),
+        exponent => (8 + code % 8) as f32 * 2.0_f32.powi(exponent as i32 - 10),
+    };
+    (0..127).map(number).collect()
+}
+
+/// Two copies of the bundled model: one whose projections are fp8 with a scale for every block, and the same widened to bf16.
+fn fp8_and_widened(folder: &TempDir) -> [PathBuf; 2] {
+    const SIDE: usize = 48; // divides no dimension of the model
+    let numbers = e4m3_numbers();
+    let base = copy_of_model(folder);
+    let (mut quantised, mut widened) = (Vec::new(), Vec::new());
+    for (name, (dtype, shape, bytes)) in tensors(&base) {
+        let is_projection = name.contains("self_attn") || name.contains(".experts.");
+        if !is_projection {
+            quantised.push((name.clone(), (dtype, shape.clone(), bytes.clone())));
+            widened.push((name, (dtype, shape, bytes)));
+            continue;
+        }
+        let (rows, cols) = (shape[0], shape[1]);
+        let values = Tensor::new(shape.clone(), Dtype::Bf16, bytes).unwrap().to_f32();
+        let across = cols.div_ceil(SIDE);
+        let block_of = |at: usize| at / cols / SIDE * across + at % cols / SIDE;
+        let mut scales = vec![0.0_f32; rows.div_ceil(SIDE) * across];
+        for (at, value) in values.iter().enumerate() {
+            let scale = &mut scales[block_of(at)];
+            *scale = scale.max(value.abs() / 448.0);
+        }
+        let code_of = |(at, value): (usize, &f32)| {
+            let wanted = value.abs() / scales[block_of(at)].max(f32::MIN_POSITIVE);
+            let above = numbers.partition_point(|&number| number < wanted).min(126);
+            let below = above.saturating_sub(1);
+            let code = if wanted - numbers[below] < numbers[above] - wanted { below } else { above };
+            code as u8 | if *value < 0.0 { 0x80 } else { 0 }
+        };
+        let codes: Vec<u8> = values.iter().enumerate().map(code_of).collect();
+        let wide: Vec<f32> = codes
+            .iter()
+            .enumerate()
+            .map(|(at, code)| {
+                let magnitude = numbers[usize::from(code & 0x7f)] * scales[block_of(at)];
+                if code & 0x80 == 0 { magnitude } else { -magnitude }
+            })
+            .collect();
+        let stored = |shape: &[usize], dtype, values: &[f32]| {
+            Tensor::from_f32(shape.to_vec(), dtype, values).unwrap().into_bytes()
+        };
+        let scales_shape = vec![rows.div_ceil(SIDE), across];
+        let scales = stored(&scales_shape, Dtype::F32, &scales);
+        quantised.push((format!("{name}_scale_inv"), (safetensors::Dtype::F32, scales_shape, scales)));
+        quantised.push((name.clone(), (safetensors::Dtype::F8_E4M3, shape.clone(), codes)));
+        let bytes = stored(&shape, Dtype::Bf16, &wide);
+        widened.push((name, (safetensors::Dtype::BF16, shape, bytes)));
+    }
+    [("fp8", quantised), ("widened", widened)].map(|(kind, all)| {
+        let to = folder.path().join(kind);
+        fs::create_dir(&to).unwrap();
+        for name in files(&base).into_keys().filter(|name| !name.contains(".safetensors")) {
+            fs::copy(base.join(&name), to.join(&name)).unwrap();
+        }
+        let views = all.iter().map(|(name, (dtype, shape, bytes))| {
+            (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        fs::write(to.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        if kind == "fp8" {
+            edit_json(&to.join("config.json"), |config| {
+                config["quantization_config"] = json!({
+                    "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [SIDE, SIDE]
+                });
+            });
+        }
+        to
+    })
+}
+
+#[test]
+fn an_fp8_source_gives_the_bytes_of_its_widened_copy() {
+    let folder = tempdir().unwrap();
+    let [quantised, widened] = fp8_and_widened(&folder);
+    let words = ["--budget", "30%", "--calibration-tokens", "1024", "--cache", "none", "--quiet"];
+    let outs = [&quantised, &widened].map(|model| {
+        let out = model.with_extension("out");
+        compress(model, &out, &words).ok();
+        out
+    });
+    let [ours, expected] = outs.each_ref().map(|out| files(out));
+    let shards: Vec<&String> = expected.keys().filter(|name| name.ends_with(".safetensors")).collect();
+    assert!(!shards.is_empty());
+    for name in shards {
+        assert!(ours[name] == expected[name], "{name}");
+    }
+    for name in ["config.json", "model.safetensors.index.json"] {
+        assert_eq!(json_of(&outs[0].join(name)), json_of(&outs[1].join(name)), "{name}");
+    }
+    command("verify --quiet --max-tokens 512", &[("--original", &quantised), ("--compressed", &outs[0])])
+        .ok();
+}
+
+#[test]
+fn an_fp8_matrix_without_its_scales_is_refused_by_their_name() {
+    let folder = tempdir().unwrap();
+    let [quantised, _] = fp8_and_widened(&folder);
+    let weight = "model.layers.1.block_sparse_moe.experts.2.w1.weight";
+    let file = quantised.join("model.safetensors");
+    let all = tensors(&quantised);
+    let kept = all.iter().filter(|(name, _)| **name != format!("{weight}_scale_inv"));
+    let views = kept
+        .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+    let refused = run(["inspect".as_ref(), quantised.as_os_str()]);
+    refused.refused(5, &[&format!("{weight}_scale_inv")]);
+}

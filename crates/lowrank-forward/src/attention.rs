@@ -9,6 +9,15 @@ use lowrank_model::ModelConfig;
 use ndarray::{ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
+/// How scores become shares.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// Query i sees the keys j ≤ i, and of those the last `window`: j > i − window.
+    pub(crate) window: Option<usize>,
+    /// What each is multiplied with.
+    pub(crate) scale: f32,
+}
+
 /// Queries whose scores are computed together.
 const QUERY_BLOCK: usize = 128;
 
@@ -70,12 +79,13 @@ impl AttentionWeights {
         let (q, k, v) = (rows(&q, heads * d), rows(&k, kv_heads * d), rows(&v, kv_heads * d));
         // A / G query heads share one key/value head.
         let group = heads / kv_heads;
+        let scores = Scores { window: config.sliding_window, scale: (1.0 / (d as f64).sqrt()) as f32 };
         let per_head: Vec<Vec<f32>> = (0..heads)
             .into_par_iter()
             .map(|head| {
                 let columns = |head: usize| s![.., head * d..(head + 1) * d];
                 let (of_query, of_key) = (columns(head), columns(head / group));
-                attend(q.slice(of_query), k.slice(of_key), v.slice(of_key), config.sliding_window)
+                attend(q.slice(of_query), k.slice(of_key), v.slice(of_key), scores)
             })
             .collect(); // A × [T, D]
 
@@ -92,14 +102,14 @@ impl AttentionWeights {
 }
 
 /// Adds a bias to every row, if there is one.
-fn add_bias(rows: &mut [f32], bias: &[f32]) {
+pub(crate) fn add_bias(rows: &mut [f32], bias: &[f32]) {
     if !bias.is_empty() {
         rows.chunks_exact_mut(bias.len()).for_each(|row| add_scaled(row, 1.0, bias));
     }
 }
 
 /// RMSNorm of every run of as many values as there are weights, if there are any.
-fn norm_in_place(values: &mut [f32], weights: &[f32], epsilon: f32) {
+pub(crate) fn norm_in_place(values: &mut [f32], weights: &[f32], epsilon: f32) {
     if weights.is_empty() {
         return;
     }
@@ -121,18 +131,16 @@ fn clip(value: f32, limit: f32) -> f32 {
     }
 }
 
-/// softmax(q kᵀ / √D) v of one head: q, k, v [T, D] → [T, D].
-/// Query i sees the keys j ≤ i, and of those the last `window`: j > i − window.
-fn attend(
+/// softmax(scale · q kᵀ) v of one head: q, k [T, D], v [T, Dv] → [T, Dv].
+pub(crate) fn attend(
     q: ArrayView2<'_, f32>,
     k: ArrayView2<'_, f32>,
     v: ArrayView2<'_, f32>,
-    window: Option<usize>,
+    Scores { window, scale }: Scores,
 ) -> Vec<f32> {
-    let (tokens, d) = (q.nrows(), q.ncols());
+    let (tokens, d) = (q.nrows(), v.ncols());
     let first_seen = |i: usize| window.map_or(0, |window| (i + 1).saturating_sub(window));
-    let scale = 1.0 / (d as f64).sqrt();
-    let mut out = vec![0.0; tokens * d]; // [T, D]
+    let mut out = vec![0.0; tokens * d]; // [T, Dv]
     let mut scores = Vec::new(); // [queries, keys]
     for (block, out) in out.chunks_mut(QUERY_BLOCK * d).enumerate() {
         let first_query = block * QUERY_BLOCK;
@@ -153,12 +161,12 @@ fn attend(
             hidden_past.fill(0.0);
             future.fill(0.0);
             for score in seen.iter_mut() {
-                *score *= scale as f32;
+                *score *= scale;
             }
             softmax(seen);
         }
         one_tile(
-            ArrayViewMut2::from_shape((queries, d), out).expect("queries × D"),
+            ArrayViewMut2::from_shape((queries, d), out).expect("queries × Dv"),
             rows(&scores, keys),
             v.slice(s![first_key..end_key, ..]),
         );
@@ -200,7 +208,8 @@ mod tests {
         let (q, k, v) = (values(0.0), values(1.0), values(2.0));
         let as_matrix = |x| rows(x, d);
         for window in [None, Some(1), Some(5), Some(128), Some(200), Some(1000)] {
-            let got = attend(as_matrix(&q), as_matrix(&k), as_matrix(&v), window);
+            let scores = Scores { window, scale: (1.0 / (d as f64).sqrt()) as f32 };
+            let got = attend(as_matrix(&q), as_matrix(&k), as_matrix(&v), scores);
             let expected = reference(&q, &k, &v, d, window.unwrap_or(usize::MAX));
             for (got, expected) in got.iter().zip(expected) {
                 assert!((f64::from(*got) - expected).abs() < 1e-5, "window {window:?}");

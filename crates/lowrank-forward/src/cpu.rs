@@ -1,10 +1,14 @@
 //! The CPU as an engine: hands each block to the file that holds it.
 
 use crate::attention::AttentionWeights;
-use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert, StoredRouter};
+use crate::engine::{
+    Engine, ExpertSum, Project, StoredAttention, StoredExpert, StoredGrouped, StoredLatent, StoredQuery,
+    StoredRouter,
+};
 use crate::error::ForwardError;
 use crate::head::HeadWeights;
 use crate::hidden::Hidden;
+use crate::latent::{LatentWeights, QueryWeights};
 use crate::linear::{Linear, Matrix};
 use crate::math::rms_norm;
 use crate::moe::{ExpertWeights, Scratch};
@@ -30,19 +34,14 @@ impl Engine for Cpu {
         weights: StoredAttention,
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError> {
-        // By value: the bytes of each matrix go as soon as it is widened.
-        let wide = |stored: Tensor| Linear::Dense(Matrix::widened(&stored));
-        let weights = AttentionWeights {
-            norm: weights.norm.to_f32(),
-            query: wide(weights.query),
-            key: wide(weights.key),
-            value: wide(weights.value),
-            output: wide(weights.output),
-            biases: weights.biases.map(|bias| bias.map_or_else(Vec::new, |bias| bias.to_f32())),
-            norms: weights.norms.map_or_else(Default::default, |norms| norms.map(|norm| norm.to_f32())),
-        };
-        let rope = Rope::new(config.rope_theta, config.head_dim, hidden.longest());
-        weights.run(config, &rope, hidden);
+        let rope = Rope::new(config, hidden.longest());
+        match weights {
+            StoredAttention::Grouped(weights) => grouped(*weights).run(config, &rope, hidden),
+            StoredAttention::Latent(weights) => {
+                let shape = weights.shape;
+                latent(*weights).run(config, shape, &rope, hidden);
+            }
+        }
         Ok(())
     }
 
@@ -60,7 +59,7 @@ impl Engine for Cpu {
         let gate = Matrix::widened(&router.weights); // [E, H]
         let mut logits = vec![0.0; input.len() / gate.cols * gate.rows]; // [N, E]
         tokens_times_weight(&mut logits, input, &gate.values, gate.cols, gate.rows);
-        Ok(Routing::new(logits, gate.rows, router.rule, router.experts_per_token))
+        Ok(router.choose(logits))
     }
 
     fn moe<'a>(
@@ -84,6 +83,46 @@ impl Engine for Cpu {
         epsilon: f32,
     ) -> Result<Box<dyn Project + '_>, ForwardError> {
         Ok(Box::new(HeadWeights { norm, output: Linear::Dense(Matrix::widened(&output)), epsilon }))
+    }
+}
+
+/// By value: the bytes of each matrix go as soon as it is widened.
+fn wide(stored: Tensor) -> Linear {
+    Linear::Dense(Matrix::widened(&stored))
+}
+
+fn bias(stored: Option<Tensor>) -> Vec<f32> {
+    stored.map_or_else(Vec::new, |bias| bias.to_f32())
+}
+
+fn grouped(weights: StoredGrouped) -> AttentionWeights {
+    AttentionWeights {
+        norm: weights.norm.to_f32(),
+        query: wide(weights.query),
+        key: wide(weights.key),
+        value: wide(weights.value),
+        output: wide(weights.output),
+        biases: weights.biases.map(bias),
+        norms: weights.norms.map_or_else(Default::default, |norms| norms.map(|norm| norm.to_f32())),
+    }
+}
+
+fn latent(weights: StoredLatent) -> LatentWeights {
+    let [query_bias, down_bias, output_bias] = weights.biases.map(bias);
+    LatentWeights {
+        norm: weights.norm.to_f32(),
+        query: match weights.query {
+            StoredQuery::Whole(matrix) => QueryWeights::Whole(wide(matrix)),
+            StoredQuery::Latent { down, norm, up } => {
+                QueryWeights::Latent { down: wide(down), bias: query_bias, norm: norm.to_f32(), up: wide(up) }
+            }
+        },
+        down: wide(weights.down),
+        down_bias,
+        latent_norm: weights.latent_norm.to_f32(),
+        up: wide(weights.up),
+        output: wide(weights.output),
+        output_bias,
     }
 }
 

@@ -129,7 +129,7 @@ fn route(
 ) -> Result<Routing, ForwardError> {
     let logits = lane.linear(input, gate)?; // [N, E]
     let logits = lane.download(&logits, 0, logits.len())?;
-    Ok(Routing::new(logits, gate.outputs(), router.rule, router.experts_per_token))
+    Ok(router.choose(logits))
 }
 
 fn router_on(lane: &Lane, router: &StoredRouter) -> Result<DeviceLinear, CudaError> {
@@ -151,10 +151,16 @@ impl Engine for CudaEngine {
         weights: StoredAttention,
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError> {
-        // Norms, biases and clipping have no kernels: such attention runs on the CPU.
-        if !weights.is_plain() || config.clip_qkv.is_some() {
-            return crate::Cpu.attention(config, weights, hidden);
-        }
+        // Latents, norms, biases, clipping and heads that turn in part have no kernels: such attention runs on the CPU.
+        let turns_whole = config.rotary_dim() == config.head_dim;
+        let weights = match weights {
+            StoredAttention::Grouped(weights)
+                if weights.is_plain() && turns_whole && config.clip_qkv.is_none() =>
+            {
+                weights
+            }
+            other => return crate::Cpu.attention(config, other, hidden),
+        };
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let width = config.hidden_size;
         let lane = &*self.lane();
@@ -163,7 +169,7 @@ impl Engine for CudaEngine {
         let key = self.dense(lane, &weights.key)?;
         let value = self.dense(lane, &weights.value)?;
         let output = self.dense(lane, &weights.output)?;
-        let rope = Rope::new(config.rope_theta, d, hidden.longest());
+        let rope = Rope::new(config, hidden.longest());
         let (cos, sin) = rope.tables();
         let (cos, sin) = (lane.upload(cos)?, lane.upload(sin)?);
         let scores = Scores { heads, kv_heads, head_dim: d, window: config.sliding_window };

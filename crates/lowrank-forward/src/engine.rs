@@ -5,8 +5,8 @@
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::observer::Observer;
-use crate::router::Routing;
-use lowrank_model::block::Router;
+use crate::router::{Choice, Routing};
+use lowrank_model::block::{LatentAttention, Router};
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
 
@@ -67,7 +67,53 @@ pub trait Project: Debug {
 
 /// Weights of one layer's attention, as stored.
 #[derive(Debug, Clone)]
-pub struct StoredAttention {
+pub enum StoredAttention {
+    /// With a matrix for keys and one for values.
+    Grouped(Box<StoredGrouped>),
+    /// With latents.
+    Latent(Box<StoredLatent>),
+}
+
+/// Weights of attention by latents, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredLatent {
+    /// Its widths.
+    pub shape: LatentAttention,
+    /// `[H]`
+    pub norm: Tensor,
+    /// Down to the latent, its norm, and up from it; or one matrix.
+    pub query: StoredQuery,
+    /// [r + D, H]
+    pub down: Tensor,
+    /// `[r]`
+    pub latent_norm: Tensor,
+    /// [A·(Dn + Dv), r]
+    pub up: Tensor,
+    /// [H, A·Dv]
+    pub output: Tensor,
+    /// What is added to the queries' latent, to the other, and to the output.
+    pub biases: [Option<Tensor>; 3],
+}
+
+/// Weights that make queries from a layer's input, as stored.
+#[derive(Debug, Clone)]
+pub enum StoredQuery {
+    /// [A·(Dn + D), H]
+    Whole(Tensor),
+    /// By way of a latent.
+    Latent {
+        /// [rq, H]
+        down: Tensor,
+        /// `[rq]`
+        norm: Tensor,
+        /// [A·(Dn + D), rq]
+        up: Tensor,
+    },
+}
+
+/// Weights of attention without latents, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredGrouped {
     /// `[H]`
     pub norm: Tensor,
     /// [A·D, H]
@@ -84,7 +130,7 @@ pub struct StoredAttention {
     pub norms: Option<[Tensor; 2]>,
 }
 
-impl StoredAttention {
+impl StoredGrouped {
     /// Whether there is nothing but four products.
     pub fn is_plain(&self) -> bool {
         self.norms.is_none() && self.biases.iter().all(Option::is_none)
@@ -96,10 +142,24 @@ impl StoredAttention {
 pub struct StoredRouter {
     /// [E, H]
     pub weights: Tensor,
+    /// `[E]`, if its rule has one.
+    pub bias: Option<Tensor>,
     /// How its logits become weights.
     pub rule: Router,
     /// k
     pub experts_per_token: usize,
+}
+
+impl StoredRouter {
+    /// The choice of every token, from the logits [N, E].
+    pub fn choose(&self, logits: Vec<f32>) -> Routing {
+        let bias = self.bias.as_ref().map_or_else(Vec::new, Tensor::to_f32);
+        Routing::new(
+            logits,
+            self.weights.shape()[0],
+            &Choice { rule: self.rule, bias, experts_per_token: self.experts_per_token },
+        )
+    }
 }
 
 /// Weights of one expert, as stored.

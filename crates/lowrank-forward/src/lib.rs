@@ -40,6 +40,7 @@ pub mod engine;
 pub mod error;
 pub mod head;
 pub mod hidden;
+pub mod latent;
 pub mod linear;
 pub mod math;
 pub mod model;

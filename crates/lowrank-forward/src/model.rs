@@ -1,7 +1,9 @@
 //! The pass itself: embedding, then layer by layer, then logits. It reads weights when it needs them and drops them after.
 
 use crate::cpu::Cpu;
-use crate::engine::{Engine, StoredAttention, StoredExpert, StoredRouter};
+use crate::engine::{
+    Engine, StoredAttention, StoredExpert, StoredGrouped, StoredLatent, StoredQuery, StoredRouter,
+};
 use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
@@ -9,7 +11,7 @@ use crate::math::{add_scaled, dot, sigmoid};
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
-use lowrank_model::block::{Activation, QueryKeyNorm, Router, SharedExperts};
+use lowrank_model::block::{Activation, Attention, LatentAttention, QueryKeyNorm, Router, SharedExperts};
 use lowrank_model::names::{AttentionPart, NormPlace, Role};
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
@@ -91,6 +93,47 @@ impl<'a> Forward<'a> {
 
     /// First half of a layer: h += attention(norm(h)).
     pub fn attention(&self, layer: usize, hidden: &mut Hidden) -> Result<(), ForwardError> {
+        let weights = match self.config.block.attention {
+            Attention::Grouped => StoredAttention::Grouped(Box::new(self.grouped_attention(layer)?)),
+            Attention::Latent(shape) => {
+                StoredAttention::Latent(Box::new(self.latent_attention(layer, shape)?))
+            }
+        };
+        self.engine.attention(self.config, weights, hidden)
+    }
+
+    fn attention_bias(&self, layer: usize, part: AttentionPart) -> Result<Option<Tensor>, ForwardError> {
+        let there = self.config.block.attention_bias.has(part);
+        there.then(|| self.tensor(Role::AttentionBias { layer, part })).transpose()
+    }
+
+    fn latent_attention(&self, layer: usize, shape: LatentAttention) -> Result<StoredLatent, ForwardError> {
+        let part = |part| self.tensor(Role::Attention { layer, part });
+        let bias = |part| self.attention_bias(layer, part);
+        Ok(StoredLatent {
+            shape,
+            norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
+            query: match shape.query_rank {
+                None => StoredQuery::Whole(part(AttentionPart::Query)?),
+                Some(_) => StoredQuery::Latent {
+                    down: part(AttentionPart::QueryDown)?,
+                    norm: self.tensor(Role::Norm(NormPlace::QueryLatent { layer }))?,
+                    up: part(AttentionPart::QueryUp)?,
+                },
+            },
+            down: part(AttentionPart::LatentDown)?,
+            latent_norm: self.tensor(Role::Norm(NormPlace::Latent { layer }))?,
+            up: part(AttentionPart::LatentUp)?,
+            output: part(AttentionPart::Output)?,
+            biases: [
+                shape.query_rank.map_or(Ok(None), |_| bias(AttentionPart::QueryDown))?,
+                bias(AttentionPart::LatentDown)?,
+                bias(AttentionPart::Output)?,
+            ],
+        })
+    }
+
+    fn grouped_attention(&self, layer: usize) -> Result<StoredGrouped, ForwardError> {
         let block = self.config.block;
         let part = |part| self.tensor(Role::Attention { layer, part });
         let norms = match block.query_key_norm {
@@ -101,12 +144,10 @@ impl<'a> Forward<'a> {
             ]),
         };
         let mut biases = [const { None }; 4];
-        for (bias, part) in biases.iter_mut().zip(AttentionPart::ALL) {
-            if block.attention_bias.has(part) {
-                *bias = Some(self.tensor(Role::AttentionBias { layer, part })?);
-            }
+        for (bias, part) in biases.iter_mut().zip(AttentionPart::GROUPED) {
+            *bias = self.attention_bias(layer, part)?;
         }
-        let weights = StoredAttention {
+        Ok(StoredGrouped {
             norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
             query: part(AttentionPart::Query)?,
             key: part(AttentionPart::Key)?,
@@ -114,8 +155,7 @@ impl<'a> Forward<'a> {
             output: part(AttentionPart::Output)?,
             biases,
             norms,
-        };
-        self.engine.attention(self.config, weights, hidden)
+        })
     }
 
     /// The input of a layer's MoE block: norm(h) [N, H].
@@ -160,10 +200,7 @@ impl<'a> Forward<'a> {
         }
         let mut outputs = sum.outputs()?;
         for (input, output) in inputs.iter().zip(&mut outputs) {
-            match self.config.block.shared_experts {
-                SharedExperts::None => {}
-                SharedExperts::Gated { .. } => self.add_gated(layer, input, output)?,
-            }
+            self.add_shared_to(layer, input, output)?;
         }
         Ok(outputs)
     }
@@ -172,7 +209,9 @@ impl<'a> Forward<'a> {
     pub fn add_shared(&self, layer: usize, hidden: &Hidden, output: &mut [f32]) -> Result<(), ForwardError> {
         match self.config.block.shared_experts {
             SharedExperts::None => Ok(()),
-            SharedExperts::Gated { .. } => self.add_gated(layer, &self.moe_input(layer, hidden)?, output),
+            SharedExperts::Gated { .. } | SharedExperts::AsWideAsRouted { .. } => {
+                self.add_shared_to(layer, &self.moe_input(layer, hidden)?, output)
+            }
         }
     }
 
@@ -191,15 +230,20 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// output += σ(g·x) · expert(x) for every row x of an input [N, H].
-    fn add_gated(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
+    /// output += expert(x), or σ(g·x) · expert(x) with a gate, for every row x of an input [N, H].
+    fn add_shared_to(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
+        let gate = match self.config.block.shared_experts {
+            SharedExperts::None => return Ok(()),
+            SharedExperts::Gated { .. } => Some(self.tensor(Role::SharedExpertGate { layer })?.to_f32()), // [H]
+            SharedExperts::AsWideAsRouted { .. } => None,
+        };
         let h = self.config.hidden_size;
         let weights = self.dense_expert(|projection| Role::SharedExpert { layer, projection })?;
-        let gate = self.tensor(Role::SharedExpertGate { layer })?.to_f32(); // [H]
         let y = self.expert_on(layer, weights, input, &mut ())?; // [N, H]
         let rows = output.par_chunks_exact_mut(h).with_min_len(TILE_TOKENS);
         rows.zip(input.par_chunks_exact(h)).zip(y.par_chunks_exact(h)).for_each(|((output, x), y)| {
-            add_scaled(output, sigmoid(dot(&gate, x)), y);
+            let weight = gate.as_ref().map_or(1.0, |gate| sigmoid(dot(gate, x)));
+            add_scaled(output, weight, y);
         });
         Ok(())
     }
@@ -220,6 +264,7 @@ impl<'a> Forward<'a> {
         let weights_of_one = Tensor::from_f32(vec![1, h], Dtype::F32, &vec![0.0; h]);
         let router = StoredRouter {
             weights: weights_of_one.expect("one row of h numbers"),
+            bias: None,
             rule: Router::SoftmaxTopK { renormalise: true },
             experts_per_token: 1,
         };
@@ -281,7 +326,8 @@ impl<'a> Forward<'a> {
     fn router(&self, layer: usize) -> Result<StoredRouter, ForwardError> {
         let weights = self.tensor(Role::Router { layer })?; // [E, H]
         let (rule, experts_per_token) = (self.config.block.router, self.config.num_experts_per_tok);
-        Ok(StoredRouter { weights, rule, experts_per_token })
+        let bias = rule.has_bias().then(|| self.tensor(Role::RouterBias { layer })).transpose()?; // [E]
+        Ok(StoredRouter { weights, bias, rule, experts_per_token })
     }
 
     fn tensor(&self, role: Role) -> Result<Tensor, ForwardError> {

@@ -1,7 +1,7 @@
 //! The experts of each token, and the weights of their outputs, by the family's rule.
 
-use crate::math::softmax;
-use lowrank_model::block::Router;
+use crate::math::{sigmoid, softmax};
+use lowrank_model::block::{ExpertGroups, Router};
 use lowrank_model::names::Role;
 use lowrank_reader::{Checkpoint, ReadError};
 use rayon::prelude::*;
@@ -18,32 +18,40 @@ pub struct Routing {
     pub experts_per_token: usize,
 }
 
+/// How logits become a choice.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// The family's rule.
+    pub rule: Router,
+    /// `[E]`, or empty if the rule has none.
+    pub bias: Vec<f32>,
+    /// k
+    pub experts_per_token: usize,
+}
+
 impl Routing {
-    /// From router logits [N, E]. Of equal probabilities the lower index wins.
-    pub fn new(mut logits: Vec<f32>, experts: usize, rule: Router, experts_per_token: usize) -> Self {
-        let Router::SoftmaxTopK { renormalise } = rule;
+    /// From router logits [N, E]. Of equal scores the lower index wins.
+    pub fn new(mut logits: Vec<f32>, experts: usize, choice: &Choice) -> Self {
+        let experts_per_token = choice.experts_per_token;
         let slots = logits.len() / experts * experts_per_token;
         let mut routing = Self { experts: vec![0; slots], weights: vec![0.0; slots], experts_per_token };
         let tokens = logits.par_chunks_exact_mut(experts);
         let chosen = routing.experts.par_chunks_exact_mut(experts_per_token);
         let weights = routing.weights.par_chunks_exact_mut(experts_per_token);
-        tokens.zip(chosen).zip(weights).for_each(|((probabilities, chosen), weights)| {
-            softmax(probabilities);
-            for (slot, weight) in weights.iter_mut().enumerate() {
-                let (before, rest) = chosen.split_at_mut(slot);
-                rest[0] = (0..experts)
-                    .filter(|expert| !before.contains(expert))
-                    .reduce(
-                        |best, expert| {
-                            if probabilities[expert] > probabilities[best] { expert } else { best }
-                        },
-                    )
-                    .expect("a token is routed to at most as many experts as there are");
-                *weight = probabilities[rest[0]];
+        tokens.zip(chosen).zip(weights).for_each(|((logits, chosen), weights)| match choice.rule {
+            Router::SoftmaxTopK { renormalise } => {
+                softmax(logits);
+                choose(logits, chosen);
+                take(logits, chosen, weights, renormalise);
             }
-            if renormalise {
-                let total: f32 = weights.iter().sum();
-                weights.iter_mut().for_each(|weight| *weight /= total);
+            Router::SigmoidTopK { groups, renormalise, scale } => {
+                logits.iter_mut().for_each(|logit| *logit = sigmoid(*logit));
+                let mut scores: Vec<f32> =
+                    logits.iter().zip(&choice.bias).map(|(score, bias)| score + bias).collect();
+                keep_best_groups(&mut scores, groups);
+                choose(&scores, chosen);
+                take(logits, chosen, weights, renormalise);
+                weights.iter_mut().for_each(|weight| *weight *= scale as f32);
             }
         });
         routing
@@ -59,6 +67,49 @@ impl Routing {
     }
 }
 
+/// The places of the largest scores, best first.
+fn choose(scores: &[f32], chosen: &mut [usize]) {
+    for slot in 0..chosen.len() {
+        let (before, rest) = chosen.split_at_mut(slot);
+        rest[0] = (0..scores.len())
+            .filter(|place| !before.contains(place))
+            .reduce(|best, place| if scores[place] > scores[best] { place } else { best })
+            .expect("no more are chosen than there are");
+    }
+}
+
+/// The weights of the chosen; divided by their sum, to which transformers adds 10⁻²⁰, less than a bit of any sum here.
+fn take(all: &[f32], chosen: &[usize], weights: &mut [f32], renormalise: bool) {
+    for (weight, &expert) in weights.iter_mut().zip(chosen) {
+        *weight = all[expert];
+    }
+    if renormalise {
+        let total: f32 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= total);
+    }
+}
+
+/// Puts experts outside the groups with the largest sum of two scores out of reach.
+fn keep_best_groups(scores: &mut [f32], groups: ExpertGroups) {
+    if groups.chosen == groups.count {
+        return;
+    }
+    let size = scores.len() / groups.count;
+    let of_group = |group: &[f32]| {
+        let mut best = [0, 0];
+        choose(group, &mut best);
+        group[best[0]] + group[best[1]]
+    };
+    let sums: Vec<f32> = scores.chunks_exact(size).map(of_group).collect();
+    let mut kept = vec![0; groups.chosen];
+    choose(&sums, &mut kept);
+    for (group, scores) in scores.chunks_exact_mut(size).enumerate() {
+        if !kept.contains(&group) {
+            scores.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
 /// Says, in one line, which routers cannot tell some of their experts apart, as rows of their weights are equal. Equal
 /// probabilities decide nothing: here the lower index wins, `torch.topk` may choose another, on each device its own.
 /// `None` if every router can.
@@ -68,10 +119,14 @@ pub fn indistinct(checkpoint: &Checkpoint) -> Result<Option<String>, ReadError> 
     for spec in checkpoint.specs() {
         let Role::Router { layer } = spec.role else { continue };
         let weights = checkpoint.read_tensor(spec)?;
-        let mut rows: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
+        let config = checkpoint.config();
+        let has_bias = config.block.router.has_bias();
+        let bias = has_bias.then(|| checkpoint.read_tensor(&config.tensor(Role::RouterBias { layer })));
+        let bias = bias.transpose()?.map_or_else(|| vec![0.0; spec.shape[0]], |bias| bias.to_f32());
+        let mut rows: BTreeMap<(&[u8], u32), Vec<usize>> = BTreeMap::new();
         let row_bytes = weights.bytes().len() / spec.shape[0].max(1);
-        for (expert, row) in weights.bytes().chunks_exact(row_bytes.max(1)).enumerate() {
-            rows.entry(row).or_default().push(expert);
+        for ((expert, row), bias) in weights.bytes().chunks_exact(row_bytes.max(1)).enumerate().zip(bias) {
+            rows.entry((row, bias.to_bits())).or_default().push(expert);
         }
         let mut alike: Vec<_> = rows.into_values().filter(|experts| experts.len() > 1).collect();
         alike.sort();
@@ -103,11 +158,14 @@ pub fn indistinct(checkpoint: &Checkpoint) -> Result<Option<String>, ReadError> 
 mod tests {
     use super::*;
 
-    const RENORMALISED: Router = Router::SoftmaxTopK { renormalise: true };
+    fn softmax_top_2(logits: Vec<f32>, renormalise: bool) -> Routing {
+        let rule = Router::SoftmaxTopK { renormalise };
+        Routing::new(logits, 4, &Choice { rule, bias: Vec::new(), experts_per_token: 2 })
+    }
 
     #[test]
     fn ties_go_to_the_lower_index() {
-        let routing = Routing::new(vec![1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0], 4, RENORMALISED, 2);
+        let routing = softmax_top_2(vec![1.0, 3.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0], true);
         assert_eq!(routing.experts, [1, 2, 0, 1]);
         assert_eq!(routing.weights, [0.5; 4]);
         assert_eq!(routing.routed_tokens(1), (vec![0, 1], vec![0.5, 0.5]));
@@ -116,7 +174,7 @@ mod tests {
 
     #[test]
     fn weights_are_the_softmax_over_the_chosen() {
-        let routing = Routing::new(vec![0.0, 1.0, -1.0, 2.5], 4, RENORMALISED, 2);
+        let routing = softmax_top_2(vec![0.0, 1.0, -1.0, 2.5], true);
         assert_eq!(routing.experts, [3, 1]);
         let expected = 1.0 / (1.0 + (-1.5_f32).exp());
         assert!((routing.weights[0] - expected).abs() < 1e-6);
@@ -126,11 +184,27 @@ mod tests {
     #[test]
     fn without_renormalisation_weights_are_the_softmax_over_all() {
         let logits = vec![0.0_f32, 1.0, -1.0, 2.5];
-        let routing = Routing::new(logits.clone(), 4, Router::SoftmaxTopK { renormalise: false }, 2);
+        let routing = softmax_top_2(logits.clone(), false);
         assert_eq!(routing.experts, [3, 1]);
         let total: f32 = logits.iter().map(|logit| logit.exp()).sum();
         for (weight, expert) in routing.weights.iter().zip([3, 1]) {
             assert!((weight - logits[expert].exp() / total).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_bias_chooses_and_weighs_nothing() {
+        let groups = ExpertGroups { count: 2, chosen: 1 };
+        let rule = Router::SigmoidTopK { groups, renormalise: true, scale: 2.5 };
+        let score = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        // The best expert is in the other group, whose two best together are less.
+        let logits = vec![3.0, -4.0, -4.0, 1.0, 0.0, 0.5];
+        let choice = Choice { rule, bias: vec![0.0, 0.0, 0.0, 0.0, 0.4, 0.0], experts_per_token: 2 };
+        let routing = Routing::new(logits.clone(), 6, &choice);
+        assert_eq!(routing.experts, [4, 3]);
+        let total = score(0.0) + score(1.0);
+        for (weight, expert) in routing.weights.iter().zip([4, 3]) {
+            assert!((weight - 2.5 * score(logits[expert]) / total).abs() < 1e-6);
         }
     }
 }

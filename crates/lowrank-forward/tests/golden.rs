@@ -93,6 +93,8 @@ goldens! {
     layers_without_experts_equal_transformers: "golden/dense-layers";
     qwen2_moe_equals_transformers: "golden/qwen2-moe";
     olmoe_equals_transformers: "golden/olmoe";
+    glm4_moe_equals_transformers: "golden/glm4-moe";
+    deepseek_v3_equals_transformers: "golden/deepseek-v3";
     the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 

@@ -5,7 +5,7 @@
 use crate::names::AttentionPart;
 
 /// How the layers of a model compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Block {
     /// How tokens are given to experts.
     pub router: Router,
@@ -15,6 +15,8 @@ pub struct Block {
     pub shared_experts: SharedExperts,
     /// Which layers have experts at all.
     pub moe_layers: MoeLayers,
+    /// How attention gets queries, keys and values.
+    pub attention: Attention,
     /// Norms of queries and keys, before their rotation.
     pub query_key_norm: QueryKeyNorm,
     /// What is added to the products of attention.
@@ -22,13 +24,42 @@ pub struct Block {
 }
 
 /// Which experts a token takes, and how their outputs are weighted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Router {
     /// Softmax over the logits of all experts, then the k largest.
     SoftmaxTopK {
         /// Divide the k weights by their sum.
         renormalise: bool,
     },
+    /// σ of each expert's logit is its score. The k experts with the largest score + bias are chosen, where the bias `[E]` is
+    /// stored beside the router; weights are the scores without it (DeepSeek-V3, GLM-4.5).
+    SigmoidTopK {
+        /// Experts outside the best groups are not chosen.
+        groups: ExpertGroups,
+        /// Divide the k weights by their sum.
+        renormalise: bool,
+        /// What the weights are multiplied with in the end.
+        scale: f64,
+    },
+}
+
+impl Router {
+    /// Whether a bias is stored beside the matrix.
+    pub const fn has_bias(self) -> bool {
+        match self {
+            Self::SoftmaxTopK { .. } => false,
+            Self::SigmoidTopK { .. } => true,
+        }
+    }
+}
+
+/// Experts in groups of equal size, one group after another. A group's score is the sum of the two largest in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups of a layer; 1 if all experts compete.
+    pub count: usize,
+    /// Groups whose experts a token may take.
+    pub chosen: usize,
 }
 
 /// The non-linearity of an expert.
@@ -48,6 +79,40 @@ pub enum SharedExperts {
         /// Its inner width.
         intermediate_size: usize,
     },
+    /// Some, stored as one block and added as it is. Each is as wide as an expert that is routed to, and the config has no other
+    /// number for it (DeepSeek, GLM-4.5).
+    AsWideAsRouted {
+        /// Inner width of all of them together.
+        intermediate_size: usize,
+    },
+}
+
+impl SharedExperts {
+    /// Inner width of their block; 0 if there are none.
+    pub const fn width(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Gated { intermediate_size } | Self::AsWideAsRouted { intermediate_size } => {
+                intermediate_size
+            }
+        }
+    }
+
+    /// Whether a config can give routed experts another width and leave it as it is.
+    pub const fn has_width_of_its_own(self) -> bool {
+        match self {
+            Self::None | Self::Gated { .. } => true,
+            Self::AsWideAsRouted { .. } => false,
+        }
+    }
+
+    /// Whether a gate is stored beside it.
+    pub const fn has_gate(self) -> bool {
+        match self {
+            Self::None | Self::AsWideAsRouted { .. } => false,
+            Self::Gated { .. } => true,
+        }
+    }
 }
 
 /// Layers with experts.
@@ -105,6 +170,46 @@ impl LayerSet {
     }
 }
 
+/// How attention gets queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attention {
+    /// From a matrix each. Several query heads may share a key/value head.
+    Grouped,
+    /// Keys and values of all heads from one short latent (DeepSeek-V2, 2405.04434).
+    Latent(LatentAttention),
+}
+
+/// Widths of latent attention, beside `head_dim`: here that of the part of a head that turns with its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentAttention {
+    /// Width of the latent that queries are made from; `None` if they are made from the layer's input.
+    pub query_rank: Option<usize>,
+    /// Width of the latent that keys and values are made from.
+    pub key_value_rank: usize,
+    /// Entries of a query's or key's head that do not turn. They come before those that do.
+    pub fixed_dim: usize,
+    /// Width of a value's head.
+    pub value_dim: usize,
+    /// Entries that turn together are neighbours, not half a head apart.
+    pub pairs_side_by_side: bool,
+}
+
+impl Attention {
+    /// The matrices, in the order in which they are stored.
+    pub const fn parts(self) -> &'static [AttentionPart] {
+        use AttentionPart as Part;
+        match self {
+            Self::Grouped => &AttentionPart::GROUPED,
+            Self::Latent(LatentAttention { query_rank: Some(_), .. }) => {
+                &[Part::QueryDown, Part::QueryUp, Part::LatentDown, Part::LatentUp, Part::Output]
+            }
+            Self::Latent(LatentAttention { query_rank: None, .. }) => {
+                &[Part::Query, Part::LatentDown, Part::LatentUp, Part::Output]
+            }
+        }
+    }
+}
+
 /// A norm (RMSNorm) of the products of the query and key matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryKeyNorm {
@@ -125,6 +230,8 @@ pub enum AttentionBias {
     QueryKeyValue,
     /// Of all four projections.
     All,
+    /// Of those that make latents, and of the output.
+    LatentsAndOutput,
 }
 
 impl AttentionBias {
@@ -134,6 +241,10 @@ impl AttentionBias {
             Self::None => false,
             Self::QueryKeyValue => !matches!(part, AttentionPart::Output),
             Self::All => true,
+            Self::LatentsAndOutput => {
+                use AttentionPart::{LatentDown, Output, QueryDown};
+                matches!(part, QueryDown | LatentDown | Output)
+            }
         }
     }
 }

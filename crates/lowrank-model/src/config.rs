@@ -3,12 +3,12 @@
 //! A family reads the description (`config.json`, `params.json`); every number is checked once, by it and by
 //! `ModelConfig::checked`, so that no other crate meets a zero, a huge value or a missing key.
 
-use crate::block::Block;
+use crate::block::{Block, ExpertGroups, Router};
 use crate::display::clip;
-use crate::names::{Role, Spelling};
+use crate::names::{Role, Spelling, known_buffer};
 use crate::rules::Keys;
 use crate::widths::expert_shape;
-use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths};
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths, Yarn};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,7 +61,9 @@ pub enum ConfigError {
     #[error("describes a dense model: there is no `moe`, so no experts to compress")]
     NoExperts,
     /// Weights are quantised.
-    #[error("the checkpoint is quantised ({0}); give the original f32, f16 or bf16 weights")]
+    #[error(
+        "the checkpoint is quantised ({0}); give f32, f16 or bf16 weights, or fp8 with a scale for each block"
+    )]
     Quantised(String),
 }
 
@@ -166,6 +168,11 @@ pub trait Family: fmt::Debug + Sync {
         None
     }
 
+    /// Classes of Python code beside the weights, as `auto_map` names them, that compute what transformers' own class does.
+    fn makers_code(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The `config.json` of a model, for inputs that have none: those with a `params.json` alone.
     fn write_config(&self, _config: &ModelConfig) -> Value {
         Value::Null
@@ -255,12 +262,20 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary angles.
     pub rope_theta: f64,
+    /// Share of a head, from its first entry on, that turns with its position; `None` in families that turn all of it.
+    pub partial_rotary_factor: Option<f64>,
+    /// How its angles and amplitudes differ from the plain rotation.
+    pub yarn: Option<Yarn>,
     /// Attention window in tokens, if limited.
     pub sliding_window: Option<usize>,
     /// lm_head is the embedding matrix.
     pub tie_word_embeddings: bool,
     /// Largest size of a number in queries, keys and values, before their rotation; larger ones are cut to it.
     pub clip_qkv: Option<f64>,
+    /// Layers behind the last that predict later tokens. Their tensors may be in the files; they are no part of the model.
+    pub prediction_layers: usize,
+    /// Rows and columns of the blocks that share a scale, where weights may be fp8: they are read as bf16.
+    pub fp8_blocks: Option<[usize; 2]>,
     /// Experts that have fewer than F channels. Its config does not say: a factored checkpoint's own metadata does.
     pub widths: Widths,
     /// Layers whose experts share a base: there a factored matrix is the base plus its factors.
@@ -346,6 +361,22 @@ impl ModelConfig {
         self.family.spelling().parse_module(module).filter(|&id| self.has(id))
     }
 
+    /// Entries of a head that turn with its position.
+    pub fn rotary_dim(&self) -> usize {
+        // Cut, as `int(head_dim * factor)` of transformers does.
+        self.partial_rotary_factor.map_or(self.head_dim, |factor| (self.head_dim as f64 * factor) as usize)
+    }
+
+    /// Why a tensor of the files that is none of [`ModelConfig::tensors`] can be left out; `None` if it may be a weight.
+    pub fn leaves_out(&self, tensor: &str) -> Option<&'static str> {
+        let layer = || tensor.strip_prefix("model.layers.")?.split_once('.')?.0.parse::<usize>().ok();
+        let behind = self.num_hidden_layers..self.num_hidden_layers + self.prediction_layers;
+        if self.prediction_layers > 0 && layer().is_some_and(|layer| behind.contains(&layer)) {
+            return Some("of a layer that predicts later tokens, which no output has");
+        }
+        known_buffer(tensor)
+    }
+
     pub(crate) fn checked(self) -> Result<Self, ConfigError> {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(ConfigError::Bad {
@@ -364,7 +395,8 @@ impl ModelConfig {
         // Sizes stay exact in u64 from here on: no weight above 2^40 elements, no more than 2^16 experts in all.
         const ELEMENTS_MAX: u128 = 1 << 40;
         const EXPERTS_MAX: u128 = 1 << 16;
-        let heads_width = self.num_attention_heads as u128 * self.head_dim as u128;
+        let parts = self.block.attention.parts().iter();
+        let heads_width = parts.map(|&part| self.attention_shape(part)[0] as u128).max().unwrap_or(0);
         for (key, width) in [
             ("intermediate_size", self.intermediate_size as u128),
             ("vocab_size", self.vocab_size as u128),
@@ -390,6 +422,36 @@ impl ModelConfig {
                 expected: "an even number (rotary embedding pairs its halves)",
             });
         }
+        let turning = self.rotary_dim();
+        if turning == 0 || !turning.is_multiple_of(2) {
+            return Err(ConfigError::Bad {
+                key: "partial_rotary_factor".into(),
+                value: format!("{} of a head of {}", turning, self.head_dim),
+                expected: "an even number of entries that turn",
+            });
+        }
+        self.check_router()?;
         Ok(self)
+    }
+
+    /// Groups are alike and score by two experts each, and those that are chosen have as many as a token takes.
+    fn check_router(&self) -> Result<(), ConfigError> {
+        let Router::SigmoidTopK { groups: ExpertGroups { count, chosen }, .. } = self.block.router else {
+            return Ok(());
+        };
+        let bad = |key: &str, value: usize, expected| {
+            Err(ConfigError::Bad { key: key.into(), value: value.to_string(), expected })
+        };
+        if !self.num_local_experts.is_multiple_of(count) || self.num_local_experts / count < 2 {
+            return bad("n_group", count, "a divisor of the number of experts, with at least two in a group");
+        }
+        if chosen > count || self.num_local_experts / count * chosen < self.num_experts_per_tok {
+            return bad(
+                "topk_group",
+                chosen,
+                "at most `n_group`, with at least `num_experts_per_tok` experts in all",
+            );
+        }
+        Ok(())
     }
 }

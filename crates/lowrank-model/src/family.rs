@@ -4,12 +4,15 @@
 //! family, write its file below `family/` and list it in [`ALL`]: `docs/architecture.md`, "A family".
 
 mod allowed;
+mod deepseek_v3;
 mod defaults;
+mod glm4_moe;
 mod keys;
 mod mixtral;
 mod olmoe;
 mod qwen2_moe;
 mod qwen3_moe;
+mod rotation;
 
 use crate::config::ConfigError;
 use crate::display::clip;
@@ -19,7 +22,14 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
 
 /// Every known family.
-pub const ALL: &[&dyn Family] = &[mixtral::FAMILY, qwen3_moe::FAMILY, qwen2_moe::FAMILY, olmoe::FAMILY];
+pub const ALL: &[&dyn Family] = &[
+    mixtral::FAMILY,
+    qwen3_moe::FAMILY,
+    qwen2_moe::FAMILY,
+    olmoe::FAMILY,
+    glm4_moe::FAMILY,
+    deepseek_v3::FAMILY,
+];
 
 /// The family that a `config.json` names.
 fn of_config(config: &Value) -> Result<&'static dyn Family, ConfigError> {

@@ -18,6 +18,7 @@
 //! | [`pivots`] | shapes and index of pivoted storage |
 //! | [`budget`] | how budgets and sizes are spelled, in exact integers |
 //! | [`recipe`] | every setting that decides the bytes of an output |
+//! | [`rotation`] | rotations of queries and keys that differ from the plain one |
 //! | [`spectrum`] | the error of every rank |
 //! | [`curves`] | spectra thinned for people to look at |
 //! | [`plan`] | the rank table, ready to be printed, stored and executed |
@@ -51,6 +52,7 @@ pub mod progress;
 pub mod quantiser;
 pub mod ranks;
 pub mod recipe;
+pub mod rotation;
 pub mod rules;
 pub mod spectrum;
 pub mod stored;
@@ -73,6 +75,7 @@ pub use plan::RankPlan;
 pub use progress::Progress;
 pub use quantiser::Quantiser;
 pub use recipe::Recipe;
+pub use rotation::Yarn;
 pub use spectrum::Spectrum;
 pub use stored::StoredMatrix;
 pub use tensor::Tensor;

@@ -62,6 +62,11 @@ pub enum Role {
         /// Decoder layer.
         layer: usize,
     },
+    /// What is added to the scores of a layer's experts before they are chosen, `[E]`.
+    RouterBias {
+        /// Decoder layer.
+        layer: usize,
+    },
     /// An expert matrix.
     Expert(MatrixId),
     /// What the factored matrices of a layer's experts have in common: a factored matrix is this one plus its factors.
@@ -94,22 +99,31 @@ pub enum Role {
     Head,
 }
 
-/// A projection of an attention layer with A query heads and G key/value heads of width D.
+/// A projection of an attention layer with A query heads and G key/value heads of width D. Latent attention has latents of
+/// widths rq and r, heads of which Dn entries do not turn and D do, and values of width Dv.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum AttentionPart {
-    /// [A·D, H]
+    /// [A·D, H], or [A·(Dn + D), H]
     Query,
     /// [G·D, H]
     Key,
     /// [G·D, H]
     Value,
-    /// [H, A·D]
+    /// [H, A·D], or [H, A·Dv]
     Output,
+    /// [rq, H]
+    QueryDown,
+    /// [A·(Dn + D), rq]
+    QueryUp,
+    /// [r + D, H]: the latent, and the part of the keys that turns.
+    LatentDown,
+    /// [A·(Dn + Dv), r]
+    LatentUp,
 }
 
 impl AttentionPart {
-    /// All four, in the order in which they are stored.
-    pub const ALL: [Self; 4] = [Self::Query, Self::Key, Self::Value, Self::Output];
+    /// Those of attention without latents, in the order in which they are stored.
+    pub const GROUPED: [Self; 4] = [Self::Query, Self::Key, Self::Value, Self::Output];
 }
 
 /// Where a norm is applied.
@@ -137,6 +151,16 @@ pub enum NormPlace {
         /// Decoder layer.
         layer: usize,
     },
+    /// Of the latent that queries are made from, `[rq]`.
+    QueryLatent {
+        /// Decoder layer.
+        layer: usize,
+    },
+    /// Of the latent that keys and values are made from, `[r]`.
+    Latent {
+        /// Decoder layer.
+        layer: usize,
+    },
 }
 
 impl Role {
@@ -146,7 +170,7 @@ impl Role {
             Self::Embedding => "embedding",
             Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
             Self::Norm(_) => "norms",
-            Self::Router { .. } => "routers",
+            Self::Router { .. } | Self::RouterBias { .. } => "routers",
             Self::Expert(_) | Self::SharedBase { .. } => "experts",
             Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
             Self::DenseBlock { .. } => "dense blocks",
@@ -213,6 +237,9 @@ impl Spelling {
         fused: FusedSpelling::TRANSFORMERS_5,
     };
 
+    /// Of DeepSeek and of those that took its block.
+    pub const DEEPSEEK: Self = Self { shared_expert: "shared_experts", ..Self::QWEN2_MOE };
+
     /// Canonical name of a tensor.
     pub fn tensor(&self, role: Role) -> String {
         let of_layer = |layer: usize, module: &str| format!("model.layers.{layer}.{module}.weight");
@@ -221,6 +248,10 @@ impl Spelling {
             AttentionPart::Key => "self_attn.k_proj",
             AttentionPart::Value => "self_attn.v_proj",
             AttentionPart::Output => "self_attn.o_proj",
+            AttentionPart::QueryDown => "self_attn.q_a_proj",
+            AttentionPart::QueryUp => "self_attn.q_b_proj",
+            AttentionPart::LatentDown => "self_attn.kv_a_proj_with_mqa",
+            AttentionPart::LatentUp => "self_attn.kv_b_proj",
         };
         match role {
             Role::Embedding => "model.embed_tokens.weight".into(),
@@ -233,7 +264,12 @@ impl Spelling {
             Role::Norm(NormPlace::Head) => "model.norm.weight".into(),
             Role::Norm(NormPlace::Query { layer }) => of_layer(layer, "self_attn.q_norm"),
             Role::Norm(NormPlace::Key { layer }) => of_layer(layer, "self_attn.k_norm"),
+            Role::Norm(NormPlace::QueryLatent { layer }) => of_layer(layer, "self_attn.q_a_layernorm"),
+            Role::Norm(NormPlace::Latent { layer }) => of_layer(layer, "self_attn.kv_a_layernorm"),
             Role::Router { layer } => of_layer(layer, &format!("{}.gate", self.moe)),
+            Role::RouterBias { layer } => {
+                format!("model.layers.{layer}.{}.gate.e_score_correction_bias", self.moe)
+            }
             Role::Expert(id) => format!("{}.weight", self.module(id)),
             Role::SharedBase { layer, projection } => {
                 let projection = self.projections[projection.index()];

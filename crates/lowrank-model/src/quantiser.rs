@@ -80,6 +80,7 @@ impl Quantiser {
             | Role::AttentionBias { .. }
             | Role::Norm(_)
             | Role::Router { .. }
+            | Role::RouterBias { .. }
             | Role::SharedExpertGate { .. }
             | Role::Head => false,
         }

@@ -1,6 +1,6 @@
 //! The tensors of a model, and where each lies in a checkpoint of a given layout.
 
-use crate::block::{MoeLayers, QueryKeyNorm, SharedExperts};
+use crate::block::{Attention, LatentAttention, MoeLayers, QueryKeyNorm, SharedExperts};
 use crate::names::{AttentionPart, Layout, NormPlace, Role};
 use crate::pivots::factor_shapes;
 use crate::{MatrixId, MatrixShape, ModelConfig, Projection, Storage};
@@ -87,18 +87,28 @@ impl ModelConfig {
         let mut matrices = self.matrices().peekable();
         for layer in 0..self.num_hidden_layers {
             roles.push(Role::Norm(NormPlace::Attention { layer }));
-            roles.extend(AttentionPart::ALL.map(|part| Role::Attention { layer, part }));
-            let biased = AttentionPart::ALL.into_iter().filter(|&part| self.block.attention_bias.has(part));
+            let parts = self.block.attention.parts().iter().copied();
+            roles.extend(parts.clone().map(|part| Role::Attention { layer, part }));
+            let biased = parts.filter(|&part| self.block.attention_bias.has(part));
             roles.extend(biased.map(|part| Role::AttentionBias { layer, part }));
             if self.block.query_key_norm != QueryKeyNorm::None {
                 let places = [NormPlace::Query { layer }, NormPlace::Key { layer }];
                 roles.extend(places.map(Role::Norm));
             }
+            if let Attention::Latent(LatentAttention { query_rank, .. }) = self.block.attention {
+                roles.extend(query_rank.map(|_| Role::Norm(NormPlace::QueryLatent { layer })));
+                roles.push(Role::Norm(NormPlace::Latent { layer }));
+            }
             roles.push(Role::Norm(NormPlace::Experts { layer }));
             if self.block.moe_layers.contains(layer) {
                 roles.push(Role::Router { layer });
-                if self.block.shared_experts != SharedExperts::None {
+                if self.block.router.has_bias() {
+                    roles.push(Role::RouterBias { layer });
+                }
+                if self.block.shared_experts.has_gate() {
                     roles.push(Role::SharedExpertGate { layer });
+                }
+                if self.block.shared_experts != SharedExperts::None {
                     roles.extend(Projection::ALL.map(|projection| Role::SharedExpert { layer, projection }));
                 }
             } else {
@@ -122,22 +132,22 @@ impl ModelConfig {
     pub fn tensor(&self, role: Role) -> TensorSpec {
         let (h, d) = (self.hidden_size, self.head_dim);
         let (query, key) = (self.num_attention_heads * d, self.num_key_value_heads * d);
+        let attention = |part| self.attention_shape(part);
         let block = |projection, width| match projection {
             Projection::Gate | Projection::Up => vec![width, h],
             Projection::Down => vec![h, width],
         };
         let shape = match role {
             Role::Embedding | Role::Head => vec![self.vocab_size, h],
-            Role::Attention { part: AttentionPart::Query, .. } => vec![query, h],
-            Role::Attention { part: AttentionPart::Key | AttentionPart::Value, .. } => vec![key, h],
-            Role::Attention { part: AttentionPart::Output, .. } => vec![h, query],
-            Role::AttentionBias { part: AttentionPart::Query, .. } => vec![query],
-            Role::AttentionBias { part: AttentionPart::Key | AttentionPart::Value, .. } => vec![key],
-            Role::AttentionBias { part: AttentionPart::Output, .. } => vec![h],
+            Role::Attention { part, .. } => attention(part).into(),
+            Role::AttentionBias { part, .. } => vec![attention(part)[0]],
             Role::Norm(NormPlace::Query { .. }) => vec![self.norm_width(query)],
             Role::Norm(NormPlace::Key { .. }) => vec![self.norm_width(key)],
+            Role::Norm(NormPlace::QueryLatent { .. }) => vec![attention(AttentionPart::QueryDown)[0]],
+            Role::Norm(NormPlace::Latent { .. }) => vec![attention(AttentionPart::LatentUp)[1]],
             Role::Norm(_) => vec![h],
             Role::Router { .. } => vec![self.num_local_experts, h],
+            Role::RouterBias { .. } => vec![self.num_local_experts],
             Role::Expert(id) => {
                 let MatrixShape { rows, cols } = self.matrix_shape(id);
                 vec![rows, cols]
@@ -146,10 +156,7 @@ impl ModelConfig {
                 let MatrixShape { rows, cols } = self.full_shape(projection);
                 vec![rows, cols]
             }
-            Role::SharedExpert { projection, .. } => match self.block.shared_experts {
-                SharedExperts::None => Vec::new(),
-                SharedExperts::Gated { intermediate_size } => block(projection, intermediate_size),
-            },
+            Role::SharedExpert { projection, .. } => block(projection, self.block.shared_experts.width()),
             Role::DenseBlock { projection, .. } => match self.block.moe_layers {
                 MoeLayers::All => Vec::new(),
                 MoeLayers::Except { intermediate_size, .. } => block(projection, intermediate_size),
@@ -157,6 +164,34 @@ impl ModelConfig {
             Role::SharedExpertGate { .. } => vec![1, h],
         };
         TensorSpec { name: self.family.spelling().tensor(role), shape, role }
+    }
+
+    /// Shape of a projection of the attention, out × in; zeros for one that this attention has not.
+    pub fn attention_shape(&self, part: AttentionPart) -> [usize; 2] {
+        use AttentionPart as Part;
+        let (h, heads, d) = (self.hidden_size, self.num_attention_heads, self.head_dim);
+        match self.block.attention {
+            Attention::Grouped => match part {
+                Part::Query => [heads * d, h],
+                Part::Key | Part::Value => [self.num_key_value_heads * d, h],
+                Part::Output => [h, heads * d],
+                Part::QueryDown | Part::QueryUp | Part::LatentDown | Part::LatentUp => [0, 0],
+            },
+            Attention::Latent(LatentAttention {
+                query_rank, key_value_rank, fixed_dim, value_dim, ..
+            }) => {
+                let rank = query_rank.unwrap_or(0);
+                match part {
+                    Part::Query => [heads * (fixed_dim + d), h],
+                    Part::QueryDown => [rank, h],
+                    Part::QueryUp => [heads * (fixed_dim + d), rank],
+                    Part::LatentDown => [key_value_rank + d, h],
+                    Part::LatentUp => [heads * (fixed_dim + value_dim), key_value_rank],
+                    Part::Output => [h, heads * value_dim],
+                    Part::Key | Part::Value => [0, 0],
+                }
+            }
+        }
     }
 
     /// Weights of a norm of queries or keys, whose heads are `width` wide together.

@@ -14,7 +14,7 @@ use lowrank_calibrate::pair;
 use lowrank_calibrate::sensitivity::WALKING_BYTES;
 use lowrank_compute::blocks::BLOCK_ROWS;
 use lowrank_forward::moe::BATCH_TOKENS;
-use lowrank_model::block::{MoeLayers, SharedExperts};
+use lowrank_model::block::{Attention, LatentAttention, MoeLayers};
 use lowrank_model::plan::Structures;
 use lowrank_model::recipe::{CalibrationSettings, PropagationScope};
 use lowrank_model::widths::expert_shape;
@@ -215,10 +215,8 @@ impl<'a> Model<'a> {
     /// An expert that runs: its matrices in f32, one of them still as it is stored; a shared expert's or a dense block's, if
     /// they are larger. The outputs of a shared expert are held beside those of the others.
     fn expert(&self, tokens: usize) -> (&'static str, u128) {
-        let (shared, states) = match self.config.block.shared_experts {
-            SharedExperts::None => (0, 0),
-            SharedExperts::Gated { intermediate_size } => (intermediate_size, self.states(tokens)),
-        };
+        let shared = self.config.block.shared_experts.width();
+        let states = if shared == 0 { 0 } else { self.states(tokens) };
         let dense = match self.config.block.moe_layers {
             MoeLayers::All => 0,
             MoeLayers::Except { intermediate_size, .. } => intermediate_size,
@@ -241,18 +239,30 @@ impl<'a> Model<'a> {
 
     /// Attention of one layer, as stored and in f32.
     fn attention(&self) -> (&'static str, u128) {
-        let queries = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
-        let keys = product(&[self.config.num_key_value_heads as u128, self.config.head_dim as u128]);
-        let weights = product(&[2, self.h, queries + keys]);
+        let parts = self.config.block.attention.parts().iter();
+        let weights: u128 =
+            parts.map(|&part| product(&self.config.attention_shape(part).map(|n| n as u128))).sum();
         ("matrices of the attention", weights * (self.e + F32))
     }
 
     /// One window in the attention: x and the output, queries, heads and their mean, keys and values, scores. A worker
     /// that waits for another may begin a second one.
     fn attended(&self, window: usize) -> (&'static str, u128) {
-        let heads = product(&[self.config.num_attention_heads as u128, self.config.head_dim as u128]);
-        let keys = product(&[self.config.num_key_value_heads as u128, self.config.head_dim as u128]);
-        let per_token = self.h + 3 * heads + 2 * keys + 128;
+        let heads = self.config.num_attention_heads as u128;
+        let d = self.config.head_dim as u128;
+        let per_token = match self.config.block.attention {
+            Attention::Grouped => {
+                let keys = product(&[self.config.num_key_value_heads as u128, d]);
+                self.h + 3 * heads * d + 2 * keys + 128
+            }
+            // Queries and keys, both latents, keys and values as they come, heads and their mean.
+            Attention::Latent(latent) => {
+                let LatentAttention { query_rank, key_value_rank, fixed_dim, value_dim, .. } = latent;
+                let (fixed, value) = (fixed_dim as u128, value_dim as u128);
+                let latents = query_rank.unwrap_or(0) as u128 + 2 * (key_value_rank as u128 + d);
+                self.h + 2 * heads * (fixed + d) + latents + heads * (fixed + value) + 2 * heads * value + 128
+            }
+        };
         ("windows in the attention", product(&[2, window as u128, per_token, F32]))
     }
 

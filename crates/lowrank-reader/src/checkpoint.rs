@@ -7,18 +7,20 @@
 //! | Mistral `wq [heads·d, H]`, `wk` | rows reordered within each head |
 //! | factors u `[m, r]`, v `[r, n]` | not multiplied here: [`StoredMatrix::Factored`] |
 //! | basis, coefficients and index of pivots | neither: [`StoredMatrix::Pivoted`] |
+//! | fp8 with a scale for each block of it | bf16 |
 //! | a base of a layer `[F, H]` or `[H, F]`, and factors of the difference | neither: [`StoredMatrix::OfBase`] |
 
 use crate::companions::{Beside, LeftOut};
 use crate::error::{ReadError, clip};
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
+use crate::fp8::{self, Blocks};
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
 use crate::others;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
-use lowrank_model::names::{Role, known_buffer};
+use lowrank_model::names::Role;
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
 use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
@@ -90,6 +92,8 @@ struct Run {
     row_order: RowOrder,
     /// Name of the tensor it is taken from.
     stored_name: String,
+    /// Where its scales are, if it is stored as fp8; `dtype` is then what it is read as.
+    scales: Option<Box<Run>>,
 }
 
 impl Checkpoint {
@@ -109,7 +113,7 @@ impl Checkpoint {
         };
         let Shards { shards, headers, index, listing } = shards::open(&folder, naming)?;
         let listing_name = listing.file_name().map(OsStr::to_os_string);
-        let catalog = Catalog::new(&shards, headers, index.as_ref(), listing)?;
+        let catalog = Catalog::new(&shards, headers, index.as_ref(), listing, &described.config)?;
         let (config, ranks, storage) = (described.config, described.ranks, described.storage);
         let layout = match described.layout {
             DescribedLayout::Known(layout) => layout,
@@ -377,22 +381,48 @@ impl Checkpoint {
             self.check_finite(&spec.name, &tensor)?;
             return take(tensor.bytes());
         };
-        let (shard, end) = (&self.shards[run.shard], run.elements() * run.dtype.size_bytes());
-        let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
         let mut done = 0;
-        while done < end {
-            let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
-            shard.read_exact(run.begin + done, block, &run.stored_name)?;
+        self.stream(run, &mut |block: &[u8]| {
             if let Some(at) = first_non_finite(run.dtype, block) {
                 let size = run.dtype.size_bytes() as usize;
                 let element = Tensor::new(vec![1], run.dtype, block[at * size..][..size].to_vec());
                 let value = element.expect("one element").to_f32()[0];
                 let element = (done / run.dtype.size_bytes()) as usize + at;
-                let (path, tensor) = (shard.path.clone(), spec.name.clone());
+                let (path, tensor) = (self.shards[run.shard].path.clone(), spec.name.clone());
                 return Err(ReadError::NotFinite { path, tensor, element, value }.into());
             }
             take(block)?;
             done += block.len() as u64;
+            Ok(())
+        })
+    }
+
+    /// Gives the bytes of a run in stored order, block by block; of fp8 the bytes of what it is read as.
+    fn stream<E: From<ReadError>>(
+        &self,
+        run: &Run,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let shard = &self.shards[run.shard];
+        let Some(scales) = &run.scales else {
+            let end = run.elements() * run.dtype.size_bytes();
+            let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
+            for done in (0..end).step_by(BLOCK_BYTES as usize) {
+                let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
+                shard.read_exact(run.begin + done, block, &run.stored_name)?;
+                take(block)?;
+            }
+            return Ok(());
+        };
+        let sides = self.config.fp8_blocks.expect("runs have scales where the config has blocks");
+        let blocks = Blocks { sides, scales: self.read(scales)?.to_f32() };
+        let (rows, cols) = (run.shape[0], run.shape[1]);
+        let rows_at_once = (BLOCK_BYTES as usize / cols.max(1)).max(1);
+        let mut stored = vec![0; rows_at_once.min(rows) * cols];
+        for first in (0..rows).step_by(rows_at_once) {
+            let stored = &mut stored[..rows_at_once.min(rows - first) * cols];
+            shard.read_exact(run.begin + (first * cols) as u64, stored, &run.stored_name)?;
+            take(&blocks.widen(first, cols, stored))?;
         }
         Ok(())
     }
@@ -483,8 +513,29 @@ impl Checkpoint {
         self.config.tensor(Role::Expert(id)).name
     }
 
+    fn read_run(&self, run: &Run) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
+        if run.scales.is_some() {
+            let mut done = 0;
+            self.stream(run, &mut |block| {
+                bytes[done..done + block.len()].copy_from_slice(block);
+                done += block.len();
+                Ok::<_, ReadError>(())
+            })?;
+        } else {
+            self.shards[run.shard].read_exact(run.begin, &mut bytes, &run.stored_name)?;
+        }
+        Ok(match run.row_order {
+            RowOrder::Canonical => bytes,
+            RowOrder::RotaryInterleaved { heads } => {
+                let row_bytes = bytes.len() / run.shape[0];
+                rows::deinterleave(&bytes, heads, row_bytes)
+            }
+        })
+    }
+
     fn read(&self, run: &Run) -> Result<Tensor, ReadError> {
-        let bytes = read_run(&self.shards[run.shard], run)?;
+        let bytes = self.read_run(run)?;
         let tensor = Tensor::new(run.shape.clone(), run.dtype, bytes);
         Ok(tensor.expect("shape, dtype and length were checked when the checkpoint was opened"))
     }
@@ -496,24 +547,12 @@ impl Run {
     }
 }
 
-fn read_run(shard: &Shard, run: &Run) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
-    shard.read_exact(run.begin, &mut bytes, &run.stored_name)?;
-    Ok(match run.row_order {
-        RowOrder::Canonical => bytes,
-        RowOrder::RotaryInterleaved { heads } => {
-            let row_bytes = bytes.len() / run.shape[0];
-            rows::deinterleave(&bytes, heads, row_bytes)
-        }
-    })
-}
-
 /// Every tensor of every shard by its stored name.
 struct Catalog<'a> {
     shards: &'a [Shard],
     entries: BTreeMap<String, (usize, HeaderEntry)>,
     listing: PathBuf,
-    /// Buffers that the index names and no shard has.
+    /// Tensors that the model does not need, that the index names and no shard has.
     only_in_index: Vec<IgnoredTensor>,
 }
 
@@ -524,6 +563,7 @@ impl<'a> Catalog<'a> {
         headers: Vec<Header>,
         index: Option<&Index>,
         listing: PathBuf,
+        config: &ModelConfig,
     ) -> Result<Self, ReadError> {
         let mut entries: BTreeMap<String, (usize, HeaderEntry)> = BTreeMap::new();
         for (shard, header) in headers.into_iter().enumerate() {
@@ -542,20 +582,20 @@ impl<'a> Catalog<'a> {
         }
         let mut catalog = Self { shards, entries, listing, only_in_index: Vec::new() };
         if let Some(index) = index {
-            catalog.agrees_with(index)?;
+            catalog.agrees_with(index, config)?;
         }
         Ok(catalog)
     }
 
-    /// Buffers may lie anywhere or nowhere: the model computes them itself.
-    fn agrees_with(&mut self, index: &Index) -> Result<(), ReadError> {
+    /// What the model does not need may lie anywhere or nowhere.
+    fn agrees_with(&mut self, index: &Index, config: &ModelConfig) -> Result<(), ReadError> {
         for (tensor, named) in &index.weight_map {
             let found = self.entries.get(tensor).map(|(shard, _)| &self.shards[*shard].name);
             if found == Some(named) {
                 continue;
             }
             let tensor = tensor.clone();
-            if let Some(why) = known_buffer(&tensor) {
+            if let Some(why) = config.leaves_out(&tensor) {
                 if found.is_none() {
                     self.only_in_index.push(IgnoredTensor { shard: named.clone(), tensor, why });
                 }
@@ -567,7 +607,8 @@ impl<'a> Catalog<'a> {
                 Some(found) => ReadError::TensorInOtherShard { path, tensor, found_in: found.clone() },
             });
         }
-        let unnamed = |tensor: &str| !index.weight_map.contains_key(tensor) && known_buffer(tensor).is_none();
+        let unnamed =
+            |tensor: &str| !index.weight_map.contains_key(tensor) && config.leaves_out(tensor).is_none();
         match self.entries.iter().find(|(tensor, _)| unnamed(tensor)) {
             Some((tensor, (shard, _))) => Err(ReadError::TensorNotIndexed {
                 path: self.shards[*shard].path.clone(),
@@ -600,6 +641,14 @@ impl Claims<'_> {
         };
         let path = || catalog.shards[*shard].path.clone();
         let tensor = || slice.tensor.clone();
+        if entry.dtype == safetensors::Dtype::F8_E4M3
+            && let Some(sides) = self.config.fp8_blocks
+            && let &[rows, cols] = slice.shape.as_slice()
+            && slice.shape == slice.tensor_shape
+            && !slice.tensor.ends_with(fp8::SCALES)
+        {
+            return self.claim_fp8(slice, [rows, cols], sides);
+        }
         let Some(dtype) = weight_dtype(entry.dtype) else {
             let found = entry.dtype.to_string();
             return Err(ReadError::WrongDtype { path: path(), tensor: tensor(), found });
@@ -616,6 +665,39 @@ impl Claims<'_> {
             dtype,
             row_order: slice.row_order,
             stored_name: tensor(),
+            scales: None,
+        })
+    }
+
+    /// A whole fp8 matrix, and the scales that lie beside it.
+    fn claim_fp8(&mut self, slice: &Slice, shape: [usize; 2], sides: [usize; 2]) -> Result<Run, ReadError> {
+        let (shard, entry) = &self.catalog.entries[&slice.tensor];
+        if entry.shape != shape.map(|dimension| dimension as u64) {
+            let (path, tensor) = (self.catalog.shards[*shard].path.clone(), slice.tensor.clone());
+            let (found, expected) = (entry.shape.clone(), shape.into());
+            return Err(ReadError::WrongShape { path, tensor, found, expected });
+        }
+        let scales = Slice {
+            tensor: format!("{}{}", slice.tensor, fp8::SCALES),
+            tensor_shape: fp8::scales_shape(shape, sides).into(),
+            first_element: 0,
+            shape: fp8::scales_shape(shape, sides).into(),
+            row_order: RowOrder::Canonical,
+        };
+        if !self.catalog.entries.contains_key(&scales.tensor) {
+            let (path, tensor) = (self.catalog.listing.clone(), scales.tensor);
+            return Err(ReadError::MissingTensor { path, tensor });
+        }
+        let scales = self.claim(&scales)?;
+        self.claimed.insert(slice.tensor.clone());
+        Ok(Run {
+            shard: *shard,
+            begin: entry.begin,
+            shape: shape.into(),
+            dtype: Dtype::Bf16,
+            row_order: slice.row_order,
+            stored_name: slice.tensor.clone(),
+            scales: Some(Box::new(scales)),
         })
     }
 
@@ -677,7 +759,7 @@ impl Claims<'_> {
                 continue;
             }
             let (path, tensor) = (|| self.catalog.shards[*shard].path.clone(), || name.clone());
-            let why = if let Some(why) = known_buffer(name) {
+            let why = if let Some(why) = config.leaves_out(name) {
                 why
             } else if config.tie_word_embeddings && *name == head.tensor {
                 if !self.is_copy_of_embedding(*shard, name, entry)? {

@@ -28,6 +28,7 @@ pub mod companions;
 pub mod error;
 pub mod family;
 mod folder;
+mod fp8;
 pub mod header;
 pub mod index;
 mod json;

@@ -5,13 +5,13 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, format};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, Yarn, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Keys that are rewritten, or that must not survive: `_name_or_path` is a path of somebody's machine, `ranks` is
-/// minixtral's flat rank map.
-const REPLACED: [&str; 11] = [
+/// minixtral's flat rank map, and what was fp8 is written as bf16.
+const REPLACED: [&str; 12] = [
     "architectures",
     "model_type",
     "auto_map",
@@ -21,6 +21,7 @@ const REPLACED: [&str; 11] = [
     "rope_parameters",
     "rope_scaling",
     "_name_or_path",
+    "quantization_config",
     "ranks",
     format::CONFIG_KEY,
 ];
@@ -127,8 +128,16 @@ fn carry_over(
     // only the other's key silently takes a default.
     config.extend(dtype.keys(base));
     config.insert("rope_theta".into(), model.rope_theta.into());
-    config
-        .insert("rope_parameters".into(), json!({ "rope_theta": model.rope_theta, "rope_type": "default" }));
+    let mut rotation = model.yarn.map_or_else(|| json!({ "rope_type": "default" }), Yarn::to_json);
+    if model.yarn.is_some() {
+        config.insert("rope_scaling".into(), rotation.clone());
+    }
+    rotation["rope_theta"] = model.rope_theta.into();
+    if let Some(factor) = model.partial_rotary_factor {
+        config.insert("partial_rotary_factor".into(), factor.into());
+        rotation["partial_rotary_factor"] = factor.into();
+    }
+    config.insert("rope_parameters".into(), rotation);
     Ok(config)
 }
 

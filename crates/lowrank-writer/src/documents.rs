@@ -36,7 +36,8 @@ impl Documents {
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
         let model = ModelConfig::from_hf_json(base_config)?;
-        if let Some(width) = plan.plain_width() {
+        let is_own = model.block.shared_experts.has_width_of_its_own();
+        if let Some(width) = plan.plain_width().filter(|_| is_own) {
             return Self::narrow(base_config, &model, plan, width, dtype, report, card);
         }
         let RankPlan { spectra: curves, experts, cost, .. } = plan;

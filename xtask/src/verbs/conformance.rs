@@ -31,7 +31,14 @@ const CASES: [Case; 5] = [
 const BASE: Case = case("50%", "pivoted", "rank,width,base");
 
 /// A small model of every other family: `tests/golden/make_fixtures.py`.
-const FAMILIES: [&str; 4] = ["qwen3-moe", "dense-layers", "qwen2-moe", "olmoe"];
+const FAMILIES: [(&str, Case); 6] = [
+    ("qwen3-moe", case("20%", "uv", "rank,width")),
+    ("dense-layers", case("20%", "pivoted", "rank,width")),
+    ("qwen2-moe", case("20%", "uv", "rank")),
+    ("olmoe", case("20%", "pivoted", "rank")),
+    ("glm4-moe", case("20%", "pivoted", "rank")),
+    ("deepseek-v3", case("20%", "uv", "rank,width")),
+];
 /// Tokens to calibrate them on.
 const FAMILY_TOKENS: &str = "4096";
 
@@ -53,10 +60,8 @@ pub(crate) fn run() -> Result<()> {
         let name = format!("cut-{budget}-{}-{}", case.storage, case.structures.replace(',', "-"));
         (name, case, bundled.clone())
     });
-    let families = FAMILIES.iter().enumerate().map(|(i, family)| {
-        let base = root().join("tests/fixtures/golden").join(family);
-        let (storage, structures) = (["uv", "pivoted"][i % 2], ["rank,width", "rank"][i / 2 % 2]);
-        (format!("family-{family}"), case("20%", storage, structures), base)
+    let families = FAMILIES.map(|(family, case)| {
+        (format!("family-{family}"), case, root().join("tests/fixtures/golden").join(family))
     });
     let alike = ("shared-base".to_owned(), BASE, root().join("tests/fixtures/upcycled-alike"));
     let mut outputs = Vec::new();

@@ -89,7 +89,11 @@ fn best(layer: &[(f64, usize)], count: usize) -> Vec<usize> {
 fn write(original: &Checkpoint, kept: &[Vec<usize>], out: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(out)?;
     let mut config = original.config_json().clone();
-    config["num_local_experts"] = kept[0].len().into();
+    for key in ["num_local_experts", "num_experts", "n_routed_experts"] {
+        if let Some(count) = config.get_mut(key) {
+            *count = kept[0].len().into();
+        }
+    }
     std::fs::write(out.join(format::CONFIG_FILE), serde_json::to_string_pretty(&config)?)?;
     let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
     for spec in original.specs() {
@@ -102,7 +106,7 @@ fn write(original: &Checkpoint, kept: &[Vec<usize>], out: &Path) -> Result<(), B
             continue;
         }
         let tensor = match spec.role {
-            Role::Router { layer } => rows(&tensor, &kept[layer])?,
+            Role::Router { layer } | Role::RouterBias { layer } => rows(&tensor, &kept[layer])?,
             _ => tensor,
         };
         tensors.insert(spec.name.clone(), tensor);
@@ -121,10 +125,11 @@ fn write(original: &Checkpoint, kept: &[Vec<usize>], out: &Path) -> Result<(), B
     Ok(serialize_to_file(views, None, &out.join("model.safetensors"))?)
 }
 
-/// Some rows of a matrix.
+/// Some rows of a matrix, or some entries of a vector.
 fn rows(matrix: &Tensor, kept: &[usize]) -> Result<Tensor, Box<dyn Error>> {
     let row_bytes = matrix.bytes().len() / matrix.shape()[0];
     let row = |&row: &usize| &matrix.bytes()[row * row_bytes..][..row_bytes];
     let bytes = kept.iter().flat_map(row).copied().collect();
-    Ok(Tensor::new(vec![kept.len(), matrix.shape()[1]], matrix.dtype(), bytes)?)
+    let shape = std::iter::once(kept.len()).chain(matrix.shape()[1..].iter().copied()).collect();
+    Ok(Tensor::new(shape, matrix.dtype(), bytes)?)
 }

@@ -4,14 +4,15 @@
 //! budgets × 2 layouts × 4 rank multiples × 5 sets of matrices kept dense.
 
 use lowrank_bench::meter::peak_resident_bytes;
+use lowrank_bench::spectra::trained_like;
 use lowrank_model::plan::{Sensitivity, Size};
 use lowrank_model::recipe::{CalibrationSettings, Goal, Removal};
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Recipe, Spectrum, Storage};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Recipe, Storage};
 use lowrank_pipeline::planning::{Errors, Subject};
 use lowrank_pipeline::sweep::{PlannedPoint, plan_many};
 use lowrank_pipeline::{Interrupt, PipelineError};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rand_chacha::rand_core::SeedableRng;
 use serde_json::json;
 use std::error::Error;
 use std::sync::Mutex;
@@ -91,18 +92,4 @@ fn grid() -> Result<Vec<Recipe>, Box<dyn Error>> {
         }
     }
     Ok(points)
-}
-
-/// σ from 1 down to 0.3, as a Marchenko-Pastur floor falls, and a head that falls by a power.
-fn trained_like(short: usize, rng: &mut ChaCha8Rng) -> Spectrum {
-    let mut uniform = || f64::from(rng.next_u32()) / f64::from(u32::MAX);
-    let (scale, head, fall) = (0.5 + uniform(), 4.0 + 8.0 * uniform(), 0.4 + 0.3 * uniform());
-    let mut sigma: Vec<f64> = (0..short)
-        .map(|i| {
-            let floor = 1.0 - 0.7 * i as f64 / short as f64 + 1e-4 * uniform();
-            scale * floor.hypot(head * (1.0 + i as f64).powf(-fall))
-        })
-        .collect();
-    sigma.sort_unstable_by(|a, b| b.total_cmp(a));
-    Spectrum::new(sigma).expect("it falls")
 }

@@ -2,6 +2,7 @@
 //!
 //! Keys and their meaning are the same for all families that were made after Qwen2-MoE; defaults are not.
 
+use super::rotation::RotationKeys;
 use super::{allowed, keys};
 use crate::block::Block;
 use crate::config::{ConfigError, Family, ModelConfig};
@@ -17,18 +18,23 @@ pub(super) struct Defaults {
     pub(super) expert_width: usize,
     pub(super) num_hidden_layers: usize,
     pub(super) num_experts: usize,
+    /// Reads their number, given its default.
+    pub(super) count_experts: fn(&Value, usize) -> Result<usize, ConfigError>,
     pub(super) num_experts_per_tok: usize,
     pub(super) num_attention_heads: usize,
     pub(super) num_key_value_heads: KeyValueHeads,
     pub(super) vocab_size: usize,
     pub(super) max_position_embeddings: usize,
     pub(super) rms_norm_eps: f64,
+    pub(super) rotation: RotationKeys,
 }
 
 /// Key/value heads where the config does not say.
 pub(super) enum KeyValueHeads {
     /// So many. Null is no number.
     Number(usize),
+    /// So many; as many as query heads where the key is null.
+    NumberOrAsQueries(usize),
     /// As many as query heads, also where the key is null.
     AsQueries,
 }
@@ -71,8 +77,8 @@ impl Defaults {
         block: impl FnOnce(usize) -> Result<Block, ConfigError>,
     ) -> Result<ModelConfig, ConfigError> {
         let or = |key, default| keys::dimension_or(config, key, default);
-        keys::refuse_quantised(config)?;
-        keys::check_class(config, family.output())?;
+        let fp8_blocks = keys::fp8_blocks(config)?;
+        keys::check_class(config, family)?;
         allowed::check(config, &[&family.config_keys()])?;
         let hidden_size = or("hidden_size", self.hidden_size)?;
         let num_attention_heads = or("num_attention_heads", self.num_attention_heads)?;
@@ -82,6 +88,10 @@ impl Defaults {
         let block = block(num_hidden_layers)?;
         let num_key_value_heads = match self.num_key_value_heads {
             KeyValueHeads::Number(number) => or("num_key_value_heads", number)?,
+            KeyValueHeads::NumberOrAsQueries(number) => match config.get("num_key_value_heads") {
+                Some(Value::Null) => num_attention_heads,
+                _ => or("num_key_value_heads", number)?,
+            },
             KeyValueHeads::AsQueries => {
                 keys::optional_dimension(config, "num_key_value_heads")?.unwrap_or(num_attention_heads)
             }
@@ -92,7 +102,7 @@ impl Defaults {
             hidden_size,
             intermediate_size: or(family.output().width_key, self.expert_width)?,
             num_hidden_layers,
-            num_local_experts: keys::num_experts(config, self.num_experts)?,
+            num_local_experts: (self.count_experts)(config, self.num_experts)?,
             num_experts_per_tok: or("num_experts_per_tok", self.num_experts_per_tok)?,
             num_attention_heads,
             num_key_value_heads,
@@ -100,10 +110,14 @@ impl Defaults {
             vocab_size,
             max_position_embeddings: or("max_position_embeddings", self.max_position_embeddings)?,
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(self.rms_norm_eps),
-            rope_theta: keys::rope_theta(config, 10_000.0)?,
+            rope_theta: self.rotation.theta(config, 10_000.0)?,
+            partial_rotary_factor: None,
+            yarn: None,
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            prediction_layers: 0,
+            fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })

@@ -1,8 +1,7 @@
 //! Reading one key of a model's description, checked.
 
 use crate::block::{Activation, AttentionBias, LayerSet, MoeLayers};
-use crate::config::{ConfigError, Output};
-use crate::family::allowed;
+use crate::config::{ConfigError, Family};
 use serde_json::Value;
 
 /// No dimension of a real model comes near this; a larger one is a lie or a mistake.
@@ -87,8 +86,26 @@ pub(super) fn refuse_quantised(config: &Value) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// Sides of the blocks that share a scale, if weights are fp8 as DeepSeek stores them. Every other quantisation is refused.
+pub(super) fn fp8_blocks(config: &Value) -> Result<Option<[usize; 2]>, ConfigError> {
+    const KEY: &str = "quantization_config";
+    let Some(object) = config.get(KEY).filter(|value| value["quant_method"] == "fp8") else {
+        return refuse_quantised(config).map(|()| None);
+    };
+    let is_e4m3 = object.get("fmt").is_none_or(|format| format == "e4m3");
+    let sides = object.get("weight_block_size").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let sides: Vec<u64> = sides.iter().filter_map(Value::as_u64).collect();
+    match sides.as_slice() {
+        &[rows @ 1..=DIMENSION_MAX, cols @ 1..=DIMENSION_MAX] if is_e4m3 => {
+            Ok(Some([rows as usize, cols as usize]))
+        }
+        _ => Err(ConfigError::Quantised(format!("`{KEY}`: fp8, but not E4M3 with a scale for each block"))),
+    }
+}
+
 /// Refuses models that are no causal language models of the family, and Python code that may compute something else.
-pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigError> {
+pub(super) fn check_class(config: &Value, family: &dyn Family) -> Result<(), ConfigError> {
+    let output = family.output();
     if let Some(value) = config.get("architectures").filter(|value| !value.is_null()) {
         let Some(classes) = value.as_array() else {
             return Err(ConfigError::bad("architectures", value, "a list of classes"));
@@ -106,7 +123,10 @@ pub(super) fn check_class(config: &Value, output: &Output) -> Result<(), ConfigE
     let Some(classes) = value.as_object() else {
         return Err(ConfigError::bad("auto_map", value, "an object"));
     };
-    let own = |class: &Value| output.auto_map().iter().any(|(_, own)| class.as_str() == Some(own));
+    let own = |class: &Value| {
+        let is_makers = family.makers_code().iter().any(|&makers| class.as_str() == Some(makers));
+        is_makers || output.auto_map().iter().any(|(_, own)| class.as_str() == Some(own))
+    };
     match classes.iter().find(|(auto, class)| auto.starts_with("AutoModel") && !own(class)) {
         None => Ok(()),
         Some((_, code)) => Err(ConfigError::unsupported(
@@ -160,59 +180,6 @@ pub(super) fn check_loadable(config: &Value, vocab_size: usize) -> Result<(), Co
     }
 }
 
-/// `rope_theta` of an object, `None` where the key is absent. Below 1 the angles grow with the dimension, beyond what f32 holds.
-pub(super) fn base_of_angles(object: &Value) -> Result<Option<f64>, ConfigError> {
-    match positive(object, "rope_theta")? {
-        Some(theta) if theta < 1.0 => {
-            Err(ConfigError::bad("rope_theta", &object["rope_theta"], "a number of at least 1"))
-        }
-        theta => Ok(theta),
-    }
-}
-
-/// Base of the rotary angles. transformers 5 reads `rope_scaling` if it says anything, else `rope_parameters`; where the one
-/// that it reads has no `rope_theta`, the one beside them, and then its default. transformers 4.57 knows only the last two. So
-/// no two values may be said. Other rotations than the default one are refused.
-pub(super) fn rope_theta(config: &Value, default: f64) -> Result<f64, ConfigError> {
-    let object = |key: &str| match config.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(object @ Value::Object(keys)) => {
-            check_rotation(key, object)?;
-            Ok(Some(object).filter(|_| !keys.is_empty()))
-        }
-        Some(other) => Err(ConfigError::bad(key, other, "an object or null")),
-    };
-    let (scaling, parameters) = (object("rope_scaling")?, object("rope_parameters")?);
-    let theta = |object: Option<&Value>| object.map_or(Ok(None), base_of_angles);
-    let beside = base_of_angles(config)?;
-    let read = theta(scaling.or(parameters))?.or(beside).unwrap_or(default);
-    for (place, said) in [("`rope_parameters`", theta(parameters)?), ("the config itself", beside)] {
-        if let Some(said) = said.filter(|said| *said != read) {
-            return Err(ConfigError::Unsupported {
-                key: "rope_theta".into(),
-                value: format!("{said} in {place}, where transformers 5 takes {read}"),
-                supported: "one value, because versions of transformers read different ones".into(),
-            });
-        }
-    }
-    Ok(read)
-}
-
-/// `rope_type` was `type` before.
-fn check_rotation(key: &str, rotation: &Value) -> Result<(), ConfigError> {
-    for kind in ["rope_type", "type"] {
-        match rotation.get(kind) {
-            None => {}
-            Some(Value::String(name)) if name == "default" => {}
-            Some(Value::String(_)) => {
-                return Err(ConfigError::unsupported(key, rotation, "the rotation `default`"));
-            }
-            Some(other) => return Err(ConfigError::bad(&format!("{key}.{kind}"), other, "`default`")),
-        }
-    }
-    allowed::check(rotation, &[allowed::ROPE]).map_err(|error| error.inside(key))
-}
-
 /// Experts of a layer: `num_experts` (transformers 4.57, and 5 for most families) or `num_local_experts`, which must agree.
 pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, ConfigError> {
     // Null stands for no count there.
@@ -226,6 +193,24 @@ pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, Confi
         }
         _ => Ok(experts),
     }
+}
+
+/// Experts of a layer where the key is `n_routed_experts`. transformers 5 reads it under another name, too; 4.57 does not.
+pub(super) fn n_routed_experts(config: &Value, default: usize) -> Result<usize, ConfigError> {
+    let experts = dimension_or(config, "n_routed_experts", default)?;
+    for other in ["num_local_experts", "num_experts"] {
+        if let Some(value) = config.get(other).filter(|value| value.as_u64() != Some(experts as u64)) {
+            let supported = format!("{experts}, as `n_routed_experts` says");
+            return Err(ConfigError::unsupported(other, value, &supported));
+        }
+    }
+    Ok(experts)
+}
+
+/// Layers behind the last that predict later tokens. transformers 5 has two names for their number.
+pub(super) fn prediction_layers(config: &Value) -> Result<usize, ConfigError> {
+    let layers = count_or(config, "num_nextn_predict_layers", 0)?.max(count_or(config, "num_mtp_layers", 0)?);
+    Ok(layers)
 }
 
 /// Refuses attention with a window, or of another kind in some layers.
@@ -244,6 +229,37 @@ pub(super) fn refuse_windows(config: &Value, layers: usize) -> Result<(), Config
             Err(ConfigError::unsupported("layer_types", other, "`full_attention` for every layer"))
         }
     }
+}
+
+/// An integer from 0 to 2^24, with a default where the key is absent. Null is no count.
+pub(super) fn count_or(object: &Value, key: &str, default: usize) -> Result<usize, ConfigError> {
+    match object.get(key).map(|value| (value, value.as_u64())) {
+        None => Ok(default),
+        Some((_, Some(number @ 0..=DIMENSION_MAX))) => Ok(number as usize),
+        Some((value, _)) => Err(ConfigError::bad(key, value, "an integer from 0 to 16777216")),
+    }
+}
+
+/// Layers with experts: all but the first few, `first_k_dense_replace`.
+pub(super) fn moe_layers_after_first(
+    config: &Value,
+    layers: usize,
+    default: usize,
+    dense_width: usize,
+) -> Result<MoeLayers, ConfigError> {
+    const KEY: &str = "first_k_dense_replace";
+    let first = count_or(config, KEY, default)?;
+    if first >= layers {
+        return Err(ConfigError::unsupported(KEY, &first.into(), "models with experts in some layer"));
+    }
+    let mut dense = LayerSet::default();
+    if !(0..first).all(|layer| dense.insert(layer)) {
+        return Err(ConfigError::bad(KEY, &first.into(), "layers below 1024"));
+    }
+    Ok(match first {
+        0 => MoeLayers::All,
+        _ => MoeLayers::Except { dense, intermediate_size: dense_width },
+    })
 }
 
 /// Layers with experts: those that `mlp_only_layers` does not list, and of these every `decoder_sparse_step`th.

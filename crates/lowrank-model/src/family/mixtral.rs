@@ -1,8 +1,10 @@
 //! Mixtral (Jiang et al., *Mixtral of Experts*, 2401.04088): `MixtralForCausalLM`, Mistral's own files, and minixtral's
 //! factors.
 
-use super::{allowed, keys};
-use crate::block::{Activation, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use super::{allowed, keys, rotation};
+use crate::block::{
+    Activation, Attention, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts,
+};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
@@ -98,6 +100,7 @@ fn block(activation: Activation) -> Block {
         activation,
         shared_experts: SharedExperts::None,
         moe_layers: MoeLayers::All,
+        attention: Attention::Grouped,
         query_key_norm: QueryKeyNorm::None,
         attention_bias: AttentionBias::None,
     }
@@ -127,13 +130,23 @@ impl Family for Mixtral {
                     AttentionPart::Key => "attention.wk",
                     AttentionPart::Value => "attention.wv",
                     AttentionPart::Output => "attention.wo",
+                    AttentionPart::QueryDown
+                    | AttentionPart::QueryUp
+                    | AttentionPart::LatentDown
+                    | AttentionPart::LatentUp => return None,
                 },
             ),
             Role::Norm(NormPlace::Attention { layer }) => of_layer(layer, "attention_norm"),
             Role::Norm(NormPlace::Experts { layer }) => of_layer(layer, "ffn_norm"),
             Role::Norm(NormPlace::Head) => "norm.weight".into(),
             Role::AttentionBias { .. }
-            | Role::Norm(NormPlace::Query { .. } | NormPlace::Key { .. })
+            | Role::Norm(
+                NormPlace::Query { .. }
+                | NormPlace::Key { .. }
+                | NormPlace::QueryLatent { .. }
+                | NormPlace::Latent { .. },
+            )
+            | Role::RouterBias { .. }
             | Role::SharedBase { .. }
             | Role::SharedExpert { .. }
             | Role::DenseBlock { .. }
@@ -161,10 +174,10 @@ impl Family for Mixtral {
     }
 
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
-        keys::refuse_quantised(config)?;
+        let fp8_blocks = keys::fp8_blocks(config)?;
         // minixtral's factors have a class and code of their own, and the same forward pass.
         if config.get("ranks").is_none_or(Value::is_null) {
-            keys::check_class(config, &OUTPUT)?;
+            keys::check_class(config, self)?;
         }
         allowed::check(config, &[&self.config_keys()])?;
         // Defaults and their exceptions are those of transformers' `MixtralConfig`.
@@ -208,10 +221,14 @@ impl Family for Mixtral {
             max_position_embeddings: keys::optional_dimension(config, "max_position_embeddings")?
                 .unwrap_or(4096 * 32),
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
-            rope_theta: keys::rope_theta(config, 1e6)?,
+            rope_theta: rotation::WHOLE_HEADS.theta(config, 1e6)?,
+            partial_rotary_factor: None,
+            yarn: None,
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
             clip_qkv: None,
+            prediction_layers: 0,
+            fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
         })
@@ -241,7 +258,7 @@ impl Family for Mixtral {
             // mistral-inference takes null and zero for its default.
             let theta = match params.get("rope_theta") {
                 None | Some(Value::Null) => None,
-                Some(_) => keys::base_of_angles(params)?,
+                Some(_) => rotation::base_of_angles(params)?,
             };
             Ok(ModelConfig {
                 family: self,
@@ -259,9 +276,13 @@ impl Family for Mixtral {
                     .unwrap_or(32_768),
                 rms_norm_eps: keys::positive(params, "norm_eps")?.ok_or(ConfigError::Missing("norm_eps"))?,
                 rope_theta: theta.unwrap_or(1e6),
+                partial_rotary_factor: None,
+                yarn: None,
                 sliding_window: window.or(underscored),
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
                 clip_qkv: None,
+                prediction_layers: 0,
+                fp8_blocks: None,
                 widths: Widths::default(),
                 shared_bases: BTreeSet::new(),
             })

@@ -1,8 +1,8 @@
 //! OLMoE (Muennighoff et al., 2409.02060): `OlmoeForCausalLM`. Norms of queries and keys over all heads, and a limit on their size.
 
 use super::defaults::{self, Defaults, KeyValueHeads};
-use super::keys;
-use crate::block::{Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use super::{keys, rotation};
+use crate::block::{Attention, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -25,12 +25,14 @@ const DEFAULTS: Defaults = Defaults {
     expert_width: 2048,
     num_hidden_layers: 16,
     num_experts: 64,
+    count_experts: keys::num_experts,
     num_experts_per_tok: 8,
     num_attention_heads: 16,
     num_key_value_heads: KeyValueHeads::AsQueries,
     vocab_size: 50_304,
     max_position_embeddings: 4096,
     rms_norm_eps: 1e-5,
+    rotation: rotation::WHOLE_HEADS,
 };
 
 impl Family for Olmoe {
@@ -57,6 +59,7 @@ impl Family for Olmoe {
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: MoeLayers::All,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::AllHeads,
                 attention_bias: keys::attention_bias(config)?,
             })

@@ -1,8 +1,8 @@
 //! Qwen2-MoE and Qwen1.5-MoE (2407.10671): `Qwen2MoeForCausalLM`. A shared expert with a gate, biases of queries, keys and values.
 
 use super::defaults::{self, Defaults, KeyValueHeads};
-use super::keys;
-use crate::block::{AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
+use super::{keys, rotation};
+use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -42,12 +42,14 @@ const DEFAULTS: Defaults = Defaults {
     expert_width: 1408,
     num_hidden_layers: 24,
     num_experts: 60,
+    count_experts: keys::num_experts,
     num_experts_per_tok: 4,
     num_attention_heads: 16,
     num_key_value_heads: KeyValueHeads::Number(16),
     vocab_size: 151_936,
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
+    rotation: rotation::WHOLE_HEADS,
 };
 
 impl Family for Qwen2Moe {
@@ -78,6 +80,7 @@ impl Family for Qwen2Moe {
                     intermediate_size: keys::dimension_or(config, "shared_expert_intermediate_size", 5632)?,
                 },
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::None,
                 attention_bias: if keys::flag_or(config, "qkv_bias", true)? {
                     AttentionBias::QueryKeyValue

@@ -1,8 +1,8 @@
 //! Qwen3-MoE (Qwen3 technical report, 2505.09388): `Qwen3MoeForCausalLM`. Norms of queries and keys, head by head.
 
 use super::defaults::{self, Defaults, KeyValueHeads};
-use super::keys;
-use crate::block::{Block, QueryKeyNorm, Router, SharedExperts};
+use super::{keys, rotation};
+use crate::block::{Attention, Block, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -41,12 +41,14 @@ const DEFAULTS: Defaults = Defaults {
     expert_width: 768,
     num_hidden_layers: 24,
     num_experts: 128,
+    count_experts: keys::num_experts,
     num_experts_per_tok: 8,
     num_attention_heads: 32,
     num_key_value_heads: KeyValueHeads::Number(4),
     vocab_size: 151_936,
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
+    rotation: rotation::WHOLE_HEADS,
 };
 
 impl Family for Qwen3Moe {
@@ -75,6 +77,7 @@ impl Family for Qwen3Moe {
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
+                attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::PerHead,
                 attention_bias: keys::attention_bias(config)?,
             })

@@ -352,12 +352,16 @@ EXPERTS_OPERATOR = experts_operator()
 def narrow_experts(config, names):
     """While the native class builds itself, its dense experts are one row wide: they are replaced right after, and at
     full width would need the memory that factoring saves."""
-    width = getattr(config, names["width"])
+    width, shared = getattr(config, names["width"]), getattr(config, "n_shared_experts", None)
     setattr(config, names["width"], 1)
+    if shared:  # experts that are kept, each as wide as a routed one
+        config.n_shared_experts = shared * width
     try:
         yield
     finally:
         setattr(config, names["width"], width)
+        if shared:
+            config.n_shared_experts = shared
 
 
 def factor_experts(layers, config, names):
@@ -375,7 +379,8 @@ def factor_experts(layers, config, names):
                 setattr(layer, moe, block)
         if hasattr(block, "experts"):
             path = f"model.layers.{index}.{moe}.experts"
-            num_experts = config.num_local_experts if hasattr(config, "num_local_experts") else config.num_experts
+            counts = ("num_local_experts", "num_experts", "n_routed_experts")
+            num_experts = next(getattr(config, count) for count in counts if hasattr(config, count))
             block.experts = LowRankExperts(config, ranks, path, names, num_experts)
 
 

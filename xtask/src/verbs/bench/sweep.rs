@@ -1,4 +1,4 @@
-//! `cargo xtask bench sweep` runs `sweep_plans` of `lowrank-bench`.
+//! `cargo xtask bench sweep` runs `sweep_plans` and `plan_shapes` of `lowrank-bench`.
 
 use crate::shell::{cargo, run as sh};
 use anyhow::Result;
@@ -13,5 +13,6 @@ pub(crate) struct Args {
 /// Runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut bench = cargo(&["run", "--release", "--package", "lowrank-bench", "--bin", "sweep_plans", "--"]);
-    sh(bench.arg(args.jobs.to_string()))
+    sh(bench.arg(args.jobs.to_string()))?;
+    sh(&mut cargo(&["run", "--release", "--package", "lowrank-bench", "--bin", "plan_shapes"]))
 }

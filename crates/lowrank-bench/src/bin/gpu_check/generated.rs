@@ -2,7 +2,7 @@
 
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::Hidden;
-use lowrank_forward::engine::{StoredAttention, StoredExpert, StoredRouter};
+use lowrank_forward::engine::{StoredAttention, StoredExpert, StoredGrouped, StoredRouter};
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use ndarray::Array2;
 use serde_json::json;
@@ -100,7 +100,7 @@ pub(crate) fn layer(config: &ModelConfig) -> Layer {
     let ones = Tensor::from_f32(vec![h], Dtype::Bf16, &vec![1.0; h]).expect("h ones");
     let dense = |rows, cols, seed| StoredMatrix::Dense(weights(rows, cols, seed));
     Layer {
-        attention: StoredAttention {
+        attention: StoredAttention::Grouped(Box::new(StoredGrouped {
             norm: ones,
             query: weights(q, h, 2),
             key: weights(kv, h, 3),
@@ -108,9 +108,10 @@ pub(crate) fn layer(config: &ModelConfig) -> Layer {
             output: weights(h, q, 5),
             biases: [const { None }; 4],
             norms: None,
-        },
+        })),
         router: StoredRouter {
             weights: weights(config.num_local_experts, h, 6),
+            bias: None,
             rule: config.block.router,
             experts_per_token: config.num_experts_per_tok,
         },
