@@ -46,7 +46,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut recipe = Recipe::new(Goal::Budget(Removal::Params(asked)));
         recipe.calibration = CalibrationSettings::off();
         let dtypes = config.matrices().map(|id| (id, Dtype::Bf16)).collect();
-        let subject = Subject { config, before: Size { params, bytes: 2 * params }, dtypes, quantised_rest: Default::default() };
+        let subject = Subject {
+            config,
+            before: Size { params, bytes: 2 * params },
+            dtypes,
+            quantised_rest: Default::default(),
+        };
         let made = Mutex::new(None);
         let start = Instant::now();
         plan_many(&subject, &errors, &[&recipe], 1, &Interrupt::default(), &|_, point| {
