@@ -1,5 +1,6 @@
 //! The second moment of an expert's activations.
 
+use crate::moments::scaled;
 use crate::pair::BATCH_TOKENS;
 use lowrank_compute::{Accumulate, Faer, Kernels, mirror_lower};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -27,10 +28,7 @@ impl ActivationMoment {
         let size = self.sum.nrows();
         let batches = activations.chunks(BATCH_TOKENS * size).zip(weights.chunks(BATCH_TOKENS));
         for (rows, weights) in batches {
-            let mut scaled = Array2::from_shape_vec((weights.len(), size), rows.to_vec()).expect("[n, F]");
-            let rows = scaled.rows_mut().into_iter().zip(weights);
-            rows.for_each(|(mut row, weight)| row *= weight.sqrt() as f32);
-            add_gram(&mut self.sum, &scaled);
+            add_gram(&mut self.sum, &scaled(rows, weights, size));
         }
     }
 
@@ -46,14 +44,15 @@ impl ActivationMoment {
     }
 }
 
-/// sum += rowsᵀ rows, lower triangle, strip by strip.
-fn add_gram(sum: &mut Array2<f64>, rows: &Array2<f32>) {
+/// sum += columns columnsᵀ for columns [F, n], lower triangle, strip by strip.
+fn add_gram(sum: &mut Array2<f64>, columns: &Array2<f32>) {
     let strips: Vec<ArrayViewMut2<'_, f64>> = sum.axis_chunks_iter_mut(Axis(1), STRIP).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, mut out)| {
         let first = strip * STRIP;
         let mut product = Array2::<f32>::zeros((out.nrows() - first, out.ncols()));
-        let (left, right) = (rows.slice(s![.., first..]), rows.slice(s![.., first..first + out.ncols()]));
-        Faer.gemm(left.reversed_axes(), right, product.view_mut(), Accumulate::Replace);
+        let (left, right) =
+            (columns.slice(s![first.., ..]), columns.slice(s![first..first + out.ncols(), ..]));
+        Faer.gemm(left, right.reversed_axes(), product.view_mut(), Accumulate::Replace);
         let mut below = out.slice_mut(s![first.., ..]);
         below.zip_mut_with(&product, |sum, &value| *sum += f64::from(value));
     });

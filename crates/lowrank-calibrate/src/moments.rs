@@ -16,15 +16,17 @@
 //!
 //! Sums are f64; work is cut into strips of fixed size, so the bits do not depend on the number of threads.
 
-use lowrank_compute::{Accumulate, Faer, Kernels};
+use lowrank_compute::{Accumulate, Faer, Kernels, Real};
 use lowrank_forward::ExpertBatch;
 use lowrank_forward::math::exp;
 use lowrank_model::recipe::{CalibrationTarget, MomentSettings};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 /// Columns of a moment that one task sums.
 const STRIP: usize = 256;
+/// Features of a token that are turned into columns together: as many pages as stay at hand.
+const COLUMNS: usize = 64;
 /// Features of the intermediate layer that one task sums.
 const FEATURES: usize = 512;
 
@@ -144,38 +146,40 @@ fn slopes(a: f32, b: f32) -> (f64, f64) {
 
 /// moment += Σ weight · x xᵀ, lower triangle, for the rows x of `rows` [n, H].
 pub(crate) fn add_moment(moment: &mut Array2<f64>, rows: &[f32], weights: &[f64], hidden_size: usize) {
-    let scaled = scaled(rows, weights, hidden_size);
+    let scaled = scaled::<f64>(rows, weights, hidden_size);
     let strips: Vec<ArrayViewMut2<'_, f64>> = moment.axis_chunks_iter_mut(Axis(1), STRIP).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, mut out)| {
         let first = strip * STRIP;
-        let left: ArrayView2<'_, f64> = scaled.slice(s![.., first..]);
-        let right = scaled.slice(s![.., first..first + out.ncols()]);
+        let (left, right) = (scaled.slice(s![first.., ..]), scaled.slice(s![first..first + out.ncols(), ..]));
         let below = out.slice_mut(s![first.., ..]);
-        Faer.gemm(left.reversed_axes(), right, below, Accumulate::Add);
+        Faer.gemm(left, right.reversed_axes(), below, Accumulate::Add);
     });
 }
 
 /// moment += Σ weight · left rightᵀ, all of it, for the rows of `left` [n, l] and `right` [n, r] and a moment [l, r].
 pub(crate) fn add_cross(moment: &mut Array2<f64>, left: &[f32], right: &[f32], weights: &[f64]) {
-    let left = scaled(left, weights, moment.nrows());
-    let right = scaled(right, weights, moment.ncols());
+    let left = scaled::<f64>(left, weights, moment.nrows());
+    let right = scaled::<f64>(right, weights, moment.ncols());
     let strips: Vec<ArrayViewMut2<'_, f64>> = moment.axis_chunks_iter_mut(Axis(1), STRIP).collect();
     strips.into_par_iter().enumerate().for_each(|(strip, out)| {
-        let right = right.slice(s![.., strip * STRIP..strip * STRIP + out.ncols()]);
-        Faer.gemm(left.t(), right, out, Accumulate::Add);
+        let right = right.slice(s![strip * STRIP..strip * STRIP + out.ncols(), ..]);
+        Faer.gemm(left.view(), right.reversed_axes(), out, Accumulate::Add);
     });
 }
 
-/// Rows [n, H] times the roots of their weights.
-fn scaled(rows: &[f32], weights: &[f64], hidden_size: usize) -> Array2<f64> {
-    let mut scaled = Array2::<f64>::zeros((weights.len(), hidden_size));
-    scaled.outer_iter_mut().zip(rows.chunks_exact(hidden_size)).zip(weights).for_each(
-        |((mut out, x), weight)| {
-            let root = weight.sqrt();
-            out.iter_mut().zip(x).for_each(|(out, &x)| *out = root * f64::from(x));
-        },
-    );
-    scaled
+/// Rows [n, H] times the roots of their weights, as columns [H, n]: what is multiplied then lies together, and no product copies
+/// it.
+pub(crate) fn scaled<T: Real>(rows: &[f32], weights: &[f64], hidden_size: usize) -> Array2<T> {
+    let roots: Vec<T> = weights.iter().map(|weight| T::of_f64(weight.sqrt())).collect();
+    let mut columns = Array2::<T>::zeros((hidden_size, weights.len()));
+    let chunks: Vec<ArrayViewMut2<'_, T>> = columns.axis_chunks_iter_mut(Axis(0), COLUMNS).collect();
+    chunks.into_par_iter().enumerate().for_each(|(chunk, mut out)| {
+        for (token, (row, &root)) in rows.chunks_exact(hidden_size).zip(&roots).enumerate() {
+            let row = &row[chunk * COLUMNS..];
+            out.column_mut(token).iter_mut().zip(row).for_each(|(out, &x)| *out = root * T::of_f32(x));
+        }
+    });
+    columns
 }
 
 /// ‖column‖² of a stored matrix W [m, n], \[n\].

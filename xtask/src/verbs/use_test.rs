@@ -133,8 +133,9 @@ impl Test {
         Ok(out)
     }
 
+    /// A folder without spaces: compilers that vLLM calls split names at them.
     fn work(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.folder.join(format!("work of {name}"));
+        let folder = self.folder.join(format!("work-{name}"));
         std::fs::create_dir_all(&folder)?;
         Ok(folder)
     }
