@@ -2,7 +2,7 @@
 //! `docs/fidelity.md`.
 //!
 //! It runs the tool as a user does: `compress` writes a checkpoint, `verify` counts its headers and runs both models on texts
-//! that the calibration did not see. The tool does not prune experts; `prune_experts` of `lowrank-bench` writes a Mixtral with fewer
+//! that the calibration did not see. The tool does not prune experts; `prune_experts` of `lowrank-bench` writes a model with fewer
 //! experts and measures it with the same functions.
 
 mod measure;
@@ -25,8 +25,10 @@ const CALIBRATION_TOKENS: usize = 65_536;
 /// Evaluation and calibration tokens with `--small`.
 const TOKENS_SMALL: usize = 8_192;
 
-/// The hardest first: those whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have.
-const MODELS: [&str; 4] = ["upcycled-alike", "upcycled-distinct", "tiny-mixtral", "second-mixtral"];
+/// The hardest first: those whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have. Last those
+/// with many small experts.
+const MODELS: [&str; 6] =
+    ["upcycled-alike", "upcycled-distinct", "tiny-mixtral", "second-mixtral", "many-olmoe", "many-qwen3"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
