@@ -12,7 +12,7 @@
 //!
 //! C takes gigabytes where F is 14,336, so all threads work on one expert ([`TiledCholesky`], on the CPU), and beside C there
 //! is L, a quarter of it in f32. The ridge bounds the condition number of C by F/ridge, so f32 suffices from some size on:
-//! [`Precision::of_channels`]. Measured in `docs/research/widths.md`.
+//! [`Precision::of_channels`](crate::Precision::of_channels). Measured in `docs/research/widths.md`.
 
 use crate::error::SvdError;
 use crate::moment::{check_moment, check_ridge};
