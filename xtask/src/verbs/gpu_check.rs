@@ -73,7 +73,8 @@ fn collect() -> Result<PathBuf> {
         &folder.join("suite-forward"),
     )?;
     // Strip debug information. Without binutils it stays in, and the limit on the size decides.
-    let _ = command("strip").arg(folder.join("suite-compute")).arg(folder.join("suite-forward")).status();
+    let programs = ["lowrank-compress", "gpu_check", "suite-compute", "suite-forward"];
+    let _ = command("strip").args(programs.map(|program| folder.join(program))).status();
     let fixtures = root().join("tests/fixtures");
     for name in ["tiny-mixtral", "golden"] {
         copy_folder(&fixtures.join(name), &folder.join("fixtures").join(name))?;
