@@ -5,15 +5,14 @@
 //! 1. [`spectrum`]: √Λ, so the exact error of every rank: Σ_{i>r} λᵢ.
 //! 2. [`factor`]: the factors of a rank from its first eigenvectors, and their error.
 //!
-//! [`decompose`] does both by one decomposition. The norm decides what A is, the method how its subspace is found, and
-//! [`crate::precision`] in which precision.
+//! [`decompose`] does both by one decomposition (`engine/whole.rs`). The norm decides what A is, the method how its
+//! subspace is found, and [`crate::precision`] in which precision.
 
 use crate::error::SvdError;
 use crate::error_norm::{Basis, ErrorNorm, InPrecision, NormMatrix, Sketched};
 use crate::factors::{BalancedFactors, Factors, balance};
-use crate::narrowed::{narrowed_inputs, tails_of_inputs};
 use crate::options::SvdOptions;
-use crate::precision::{Precision, condition, in_sufficient_precision, projects_in_f32};
+use crate::precision::{Precision, condition, in_sufficient_precision, is_beyond_f32, projects_in_f32};
 use crate::randomized::{Sketch, generator, random_signs};
 use crate::reduction::Reduction;
 use crate::stats::{Problem, weight_stats};
@@ -24,13 +23,18 @@ use ndarray::{Array2, s};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+mod whole;
+
+use whole::All;
+pub use whole::{decompose, decompose_narrowed};
+
 /// How factors were made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "lowercase")]
 pub enum Route {
     /// The matrix of the norm, all eigenvectors, projection.
     Exact {
-        /// Computed in.
+        /// Of the eigenvectors.
         precision: Precision,
     },
     /// The matrix of the norm, a projector onto its upper side by products, projection.
@@ -109,66 +113,6 @@ pub fn factor(
 ) -> Result<Factored, SvdError> {
     let engine = Engine::new(backend, w, options, Some(rank))?;
     Ok(engine.measured(engine.truncated(rank, rank)?, rank))
-}
-
-/// [`spectrum`] and the factors of a rank by one decomposition, always by the exact route; what the options know is not
-/// used. Measures no error: in f64 that costs half as much again.
-///
-/// # Errors
-/// As [`factor`].
-pub fn decompose(
-    backend: &dyn Backend,
-    w: &Tensor,
-    rank: usize,
-    options: &SvdOptions<'_>,
-) -> Result<(Spectrum, Factors), SvdError> {
-    let options = SvdOptions { method: MethodChoice::Exact, spectrum: None, reduction: None, ..*options };
-    let engine = Engine::new(backend, w, &options, Some(rank))?;
-    if engine.norm.keeps_decomposition() {
-        let (spectrum, reduction) = engine.spectrum()?;
-        let known = SvdOptions { spectrum: Some(&spectrum), reduction: reduction.as_ref(), ..options };
-        let factors = factor(backend, w, rank, &known)?.factors;
-        return Ok((spectrum, factors));
-    }
-    let truncated = engine.truncated(rank, engine.shape().short_side())?;
-    Ok((engine.scaled(truncated.sigma)?, truncated.balanced.factors))
-}
-
-/// [`decompose`] of gate or up [F, H], and by the same decomposition for each width, which rise, the squared errors of rank
-/// 0..=H of its first channels in their order, all in f64. The norm has no map.
-///
-/// # Errors
-/// As [`factor`].
-pub fn decompose_narrowed(
-    backend: &dyn Backend,
-    w: &Tensor,
-    rank: usize,
-    options: &SvdOptions<'_>,
-    order: &[usize],
-    widths: &[usize],
-) -> Result<(Spectrum, Factors, Vec<Vec<f64>>), SvdError> {
-    let kernels: &dyn Kernels<f64> = backend;
-    let exact = SvdOptions { method: MethodChoice::Exact, spectrum: None, reduction: None, ..*options };
-    let engine = Engine::new(backend, w, &exact, Some(rank))?;
-    let norm: &dyn InPrecision<f64> = &*engine.norm;
-    let NormMatrix { a, .. } = norm.matrix(kernels, w);
-    let size = a.nrows();
-    let Eigen { values, vectors } = kernels.eigh(a, size)?;
-    let Some(image) = norm.image(kernels, w, vectors.view()) else {
-        // The norm of the weights, of an expert without routed tokens.
-        let (spectrum, factors) = decompose(backend, w, rank, options)?;
-        return Ok((spectrum, factors, narrowed_inputs(backend, w, &options.metric, order, widths)?));
-    };
-    let tails = tails_of_inputs(&image, engine.norm.scale(), engine.shape(), order, widths);
-    drop(image);
-    let first = vectors.slice(s![.., ..rank.min(size)]).to_owned();
-    drop(vectors);
-    let Basis { x, y } = norm.basis(kernels, first)?;
-    let basis = Basis { x: padded(x, rank), y: y.map(|y| padded(y, rank)) };
-    let sigma = engine.sigma(&values, 0.0)?;
-    let found = Subspace { basis, image: None, sigma, by_products: false };
-    let truncated = engine.projected_from_f64(found, rank)?;
-    Ok((engine.scaled(truncated.sigma)?, truncated.balanced.factors, tails))
 }
 
 /// Everything but the precision.
@@ -266,6 +210,14 @@ impl<'a> Engine<'a> {
         let Problem { backend, stats, .. } = &self.problem;
         let known = self.options.spectrum.map(|known| condition(0.0, known.sigma(), rank));
         let expected = known.or_else(|| self.sketch.map_or(self.norm.expected_condition(), |_| None));
+        let leaves_enough = |sigma: &[f64]| projects_in_f32(stats, sigma, rank);
+        if is_beyond_f32(expected)
+            && self.options.spectrum.is_none_or(|known| leaves_enough(known.sigma()))
+            && let Some((found, _)) = self.in_f32(rank, All::None)?
+            && leaves_enough(&found.sigma)
+        {
+            return self.projected_from_f64(found, rank, Precision::F32);
+        }
         let norm = &*self.norm;
         let (subspace, precision) =
             in_sufficient_precision(self.options.precision, stats, expected, |precision| match precision {
@@ -280,14 +232,18 @@ impl<'a> Engine<'a> {
             })?;
         match subspace {
             SomeSubspace::F32(found) => self.finite(self.projected::<f32>(*backend, found, rank, precision)),
-            SomeSubspace::F64(found) => self.projected_from_f64(found, rank),
+            SomeSubspace::F64(found) => self.projected_from_f64(found, rank, Precision::F64),
         }
     }
 
-    /// Factors of a subspace that was found in f64.
-    fn projected_from_f64(&self, found: Subspace<f64>, rank: usize) -> Result<Truncated, SvdError> {
+    /// Factors of a subspace in f64, whose eigenvectors were found in a precision.
+    fn projected_from_f64(
+        &self,
+        found: Subspace<f64>,
+        rank: usize,
+        precision: Precision,
+    ) -> Result<Truncated, SvdError> {
         let Problem { backend, stats, .. } = &self.problem;
-        let precision = Precision::F64;
         self.finite(match found {
             Subspace { basis: Basis { x, y }, image: None, sigma, by_products }
                 if projects_in_f32(stats, &sigma, rank) =>

@@ -62,14 +62,18 @@ pub(crate) fn narrowed_inputs(
 }
 
 /// Of P [F, k] over a scale.
-pub(crate) fn tails_of_inputs(
-    p: &Array2<f64>,
+pub(crate) fn tails_of_inputs<T: Real>(
+    p: &Array2<T>,
     scale: f64,
     shape: MatrixShape,
     order: &[usize],
     widths: &[usize],
 ) -> Vec<Vec<f64>> {
-    let tails = tails_of_widths(order.iter().map(|&channel| p.row(channel).to_vec()), p.ncols(), widths);
+    let tails = tails_of_widths(
+        order.iter().map(|&channel| p.row(channel).mapv(Real::as_f64).to_vec()),
+        p.ncols(),
+        widths,
+    );
     padded(scaled(tails, scale), shape.cols + 1)
 }
 

@@ -89,6 +89,11 @@ impl Precision {
     }
 }
 
+/// Whether f32 is worth it for eigenvectors, whose errors count only in the second order.
+pub(crate) fn eigenvectors_in_f32(choice: PrecisionChoice, stats: &WeightStats) -> bool {
+    choice == PrecisionChoice::Auto && f32_saves(stats.shape, stats.largest_weight)
+}
+
 /// For an error that goes into a report alone: f32 loses what is below a millionth of the weights.
 pub(crate) fn of_measurements(stats: &WeightStats) -> Precision {
     if f32_saves(stats.shape, stats.largest_weight) { Precision::F32 } else { Precision::F64 }
@@ -101,6 +106,11 @@ pub(crate) fn projects_in_f32(stats: &WeightStats, sigma: &[f64], rank: usize) -
         && energy(&sigma[rank..]) / energy(sigma) >= F32_PROJECTION_SHARE
 }
 
+/// Whether f32 does not resolve what is known of a condition.
+pub(crate) fn is_beyond_f32(expected: Option<f64>) -> bool {
+    expected.is_some_and(|condition| condition > F32_CONDITION_MAX)
+}
+
 /// Computes in the precision that suffices. `expected` is σ₁ over the smallest wanted σ, as far as it is known. `compute`
 /// returns its result and the condition it found; when that refutes f32, everything is done again in f64.
 pub(crate) fn in_sufficient_precision<R>(
@@ -109,8 +119,7 @@ pub(crate) fn in_sufficient_precision<R>(
     expected: Option<f64>,
     mut compute: impl FnMut(Precision) -> Result<(R, f64), SvdError>,
 ) -> Result<(R, Precision), SvdError> {
-    let f64_from_the_start = !f32_saves(stats.shape, stats.largest_weight)
-        || expected.is_some_and(|condition| condition > F32_CONDITION_MAX);
+    let f64_from_the_start = !f32_saves(stats.shape, stats.largest_weight) || is_beyond_f32(expected);
     let first = match choice {
         PrecisionChoice::F32 => Precision::F32,
         PrecisionChoice::F64 => Precision::F64,

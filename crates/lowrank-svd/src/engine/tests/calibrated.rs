@@ -1,9 +1,11 @@
 //! Every norm against a direct SVD of a matrix that holds the activations themselves, never their second moment: with inputs
 //! x₁ … xₜ as columns of X, C = X Xᵀ and the error is ‖D^½ (W − Ŵ) [√(1−b) X, √(b tr C/n) I]‖².
 
+use crate::engine::Engine;
+use crate::engine::whole::All;
 use crate::randomized::generator;
 use crate::test_support::*;
-use crate::{Factored, MethodChoice, Metric, Precision, PrecisionChoice, Route, SvdOptions};
+use crate::{Factored, Factors, MethodChoice, Metric, Precision, PrecisionChoice, Route, SvdOptions};
 use lowrank_compute::{Faer, Kernels};
 use lowrank_model::{Dtype, Spectrum, Tensor};
 use ndarray::{Array2, Axis, concatenate};
@@ -115,21 +117,25 @@ impl Case {
         Spectrum::new(sigma).unwrap()
     }
 
-    fn product(factored: &Factored) -> Array2<f64> {
-        let (u, v) = crate::residual::wide(&factored.factors);
+    fn product(factors: &Factors) -> Array2<f64> {
+        let (u, v) = crate::residual::wide(factors);
         u.dot(&v)
     }
 
     /// ‖D^½ (W − u·v) [X, I]‖ relative to u·v = 0.
     fn error(&self, factored: &Factored) -> f64 {
+        self.error_of(&factored.factors)
+    }
+
+    fn error_of(&self, factors: &Factors) -> f64 {
         let size = |w: Array2<f64>| self.weighted(&w).iter().map(|value| value * value).sum::<f64>().sqrt();
-        size(&self.wide - Self::product(factored)) / size(self.wide.clone())
+        size(&self.wide - Self::product(factors)) / size(self.wide.clone())
     }
 
     /// ‖W − u·v‖ / ‖W‖
     fn plain_error(&self, factored: &Factored) -> f64 {
         let size = |w: Array2<f64>| w.iter().map(|value| value * value).sum::<f64>().sqrt();
-        size(&self.wide - Self::product(factored)) / size(self.wide.clone())
+        size(&self.wide - Self::product(&factored.factors)) / size(self.wide.clone())
     }
 }
 
@@ -316,7 +322,7 @@ fn a_direction_counts_only_through_the_shrinkage() {
     }
     for rank in [1, 3] {
         let factored = factor_in(&w, rank, &metric(0.0), &EXACT, None);
-        for (place, value) in Case::product(&factored).indexed_iter() {
+        for (place, value) in Case::product(&factored.factors).indexed_iter() {
             let expected = [1.0, 2.0, 3.0][place.0] * f64::from(u8::from(place.1 == 0));
             assert!((value - expected).abs() < 1e-6, "{place:?} {value}");
         }
@@ -346,6 +352,46 @@ fn f32_is_as_good_where_the_metric_is_mild() {
                     (predicted / optimum - 1.0).abs() < 1e-4,
                     "{side:?} {rank}: {predicted} for {optimum}"
                 );
+            }
+        }
+    }
+}
+
+/// Every norm that spreads eigenvalues, on the scale of a large model: 2,000 of them do not fit a test.
+#[test]
+fn eigenvectors_in_f32_give_the_spectrum_and_factors_of_f64() {
+    for side in [Side::Inputs, Side::Outputs] {
+        for (tokens, shrinkage) in [(400, 0.5), (400, 0.05), (400, 0.01), (30, 0.05)] {
+            let what = format!("{side:?} {tokens} tokens shrinkage {shrinkage}");
+            let case = Case::new(side, (300, 120), tokens, shrinkage, 5);
+            let reference = case.optimum();
+            let options = SvdOptions { metric: case.metric(), ..EXACT };
+            for rank in [10, 60, 100] {
+                let engine = Engine::new(&Faer, &case.w, &options, Some(rank)).unwrap();
+                let from_f64 = engine.truncated(rank, case.short()).unwrap();
+                let from_f64 = case.error_of(&from_f64.balanced.factors);
+                for all in [All::None, All::Vectors, All::VectorsAndImage] {
+                    let (found, image) = engine.eigenvectors_in_f32(rank, all).unwrap();
+                    assert_eq!(image.is_some(), all == All::VectorsAndImage && side == Side::Inputs);
+                    let (spectrum, factors) = engine.finished(found, rank).unwrap();
+                    let error = case.error_of(&factors);
+                    let excess = error * error - from_f64 * from_f64;
+                    // Below ε·λ₁ eigenvectors are any: there an error is no longer the least.
+                    let allowed = if from_f64 > 0.1 { 5e-9 } else { 1e-6 };
+                    assert!(excess < allowed, "{what} rank {rank}: {error} and {from_f64}");
+                    if all == All::None {
+                        continue;
+                    }
+                    for (rank, (found, expected)) in
+                        spectrum.tail_energies().iter().zip(reference.tail_energies()).enumerate()
+                    {
+                        let tolerance = 1e-6 * (expected + reference.energy());
+                        assert!(
+                            (found - expected).abs() <= tolerance,
+                            "{what} rank {rank}: {found} {expected}"
+                        );
+                    }
+                }
             }
         }
     }
