@@ -288,6 +288,76 @@ impl ModelConfig {
         self.family.write_config(self)
     }
 
+    /// Everything that the forward pass depends on beside the weights, by name, in words. Left out is what a compression
+    /// changes: widths, shared bases, layers behind the last, and how weights are stored.
+    pub fn constants(&self) -> Vec<(&'static str, String)> {
+        // A new field does not compile until it is here.
+        let Self {
+            family,
+            block,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_local_experts,
+            num_experts_per_tok,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size,
+            max_position_embeddings,
+            rms_norm_eps,
+            rope_theta,
+            partial_rotary_factor,
+            yarn,
+            sliding_window,
+            tie_word_embeddings,
+            clip_qkv,
+            prediction_layers: _,
+            fp8_blocks: _,
+            widths: _,
+            shared_bases: _,
+        } = self;
+        let Block {
+            router,
+            activation,
+            shared_experts,
+            moe_layers,
+            attention,
+            query_key_norm,
+            attention_bias,
+        } = block;
+        let with_experts: Vec<usize> =
+            (0..*num_hidden_layers).filter(|&layer| moe_layers.contains(layer)).collect();
+        let shown = |value: &dyn fmt::Debug| format!("{value:?}");
+        vec![
+            ("family", family.title().to_owned()),
+            ("router", shown(router)),
+            ("activation", shown(activation)),
+            ("shared_experts", shown(shared_experts)),
+            ("layers with experts", shown(&with_experts)),
+            ("attention", shown(attention)),
+            ("query_key_norm", shown(query_key_norm)),
+            ("attention_bias", shown(attention_bias)),
+            ("hidden_size", shown(hidden_size)),
+            ("intermediate_size", shown(intermediate_size)),
+            ("num_hidden_layers", shown(num_hidden_layers)),
+            ("num_local_experts", shown(num_local_experts)),
+            ("num_experts_per_tok", shown(num_experts_per_tok)),
+            ("num_attention_heads", shown(num_attention_heads)),
+            ("num_key_value_heads", shown(num_key_value_heads)),
+            ("head_dim", shown(head_dim)),
+            ("vocab_size", shown(vocab_size)),
+            ("max_position_embeddings", shown(max_position_embeddings)),
+            ("rms_norm_eps", shown(rms_norm_eps)),
+            ("rope_theta", shown(rope_theta)),
+            ("partial_rotary_factor", shown(partial_rotary_factor)),
+            ("yarn", shown(yarn)),
+            ("sliding_window", shown(sliding_window)),
+            ("tie_word_embeddings", shown(tie_word_embeddings)),
+            ("clip_qkv", shown(clip_qkv)),
+        ]
+    }
+
     /// Every expert matrix in stored order.
     pub fn matrices(&self) -> impl Iterator<Item = MatrixId> + use<> {
         let (layers, experts, moe_layers) =

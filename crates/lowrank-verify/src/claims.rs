@@ -50,17 +50,13 @@ pub fn check(
 
 /// Names what differs between the two models' dimensions and constants.
 pub fn config_differences(original: &Checkpoint, compressed: &Checkpoint) -> Vec<Finding> {
-    let (ours, theirs) = (original.config().to_hf_json(), compressed.config().to_hf_json());
-    let Some(ours) = ours.as_object() else { return Vec::new() };
-    ours.iter()
-        .filter(|(key, value)| theirs.get(key.as_str()) != Some(value))
-        .map(|(key, value)| Finding {
+    let (ours, theirs) = (original.config().constants(), compressed.config().constants());
+    let differing = ours.into_iter().zip(theirs).filter(|(ours, theirs)| ours != theirs);
+    differing
+        .map(|((name, original), (_, compressed))| Finding {
             kind: FindingKind::ConfigDiffers,
-            name: Some(key.clone()),
-            detail: format!(
-                "{}, in the original {value}",
-                theirs.get(key).unwrap_or(&serde_json::Value::Null)
-            ),
+            name: Some(name.to_owned()),
+            detail: format!("{compressed}, in the original {original}"),
         })
         .collect()
 }
