@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Is a factored checkpoint what it claims to be, judged by the library that people load it with?
+"""Are factored checkpoints what they claim to be, judged by the library that people load them with?
 
-    check_checkpoint.py --compressed DIR --dense DIR
+    check_checkpoint.py --pair COMPRESSED DENSE [--pair COMPRESSED DENSE ...]
 
-DIR of --compressed is a factored checkpoint; DIR of --dense is the same one multiplied back (`lowrank-compress densify
---dtype f32`, so that no rounding lies between them), which transformers loads with its own Mixtral. Prints one line per
-check, then `N passed, N failed`; exits 1 if any failed. CPU, offline, a few seconds on a small model.
+COMPRESSED is a factored checkpoint; DENSE is the same one multiplied back (`lowrank-compress densify --dtype f32`, so that no
+rounding lies between them), which transformers loads with its own class. Prints one line per check, then `N passed, N failed`
+for each pair; exits 1 if any failed. CPU, offline, a few seconds on a small model.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def check_call(compressed):
 
 @torch.no_grad()
 def check_saving(compressed, model, batches):
-    again = Path(SCRATCH.name) / "saved"
+    again = Path(tempfile.mkdtemp(dir=SCRATCH.name))
     model.save_pretrained(again)
     names = lambda path: set(json.loads((path / "model.safetensors.index.json").read_text())["weight_map"])
     if (again / "model.safetensors.index.json").exists():
@@ -245,34 +245,42 @@ def check_untrusted(compressed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compressed", type=Path, required=True, help="factored checkpoint")
-    parser.add_argument("--dense", type=Path, required=True, help="the same, densified in f32")
-    args = parser.parse_args()
-    torch.manual_seed(0)
+    parser.add_argument(
+        "--pair", type=Path, nargs=2, action="append", required=True, metavar=("COMPRESSED", "DENSE"),
+        help="a factored checkpoint, and the same densified in f32",
+    )
     print(f"transformers {transformers.__version__}, torch {torch.__version__}")
+    failed = [compressed.name for compressed, dense in parser.parse_args().pair if not check_pair(compressed, dense)]
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
+
+def check_pair(compressed, dense):
+    print(f"-- {compressed.name}", flush=True)
+    torch.manual_seed(0)
     check = Checks()
-    model = check("the factored checkpoint loads, no key missing or left over", check_code, args.compressed)
-    native = check("the densified checkpoint loads natively, no key missing or left over", check_native, args.dense)
+    model = check("the factored checkpoint loads, no key missing or left over", check_code, compressed)
+    native = check("the densified checkpoint loads natively, no key missing or left over", check_native, dense)
     if model is not None and native is not None:
-        batches = prompts(load_tokenizer(args.compressed), model.config.vocab_size)
-        check("parameters and ranks are the stated ones", check_count, args.compressed, model)
+        batches = prompts(load_tokenizer(compressed), model.config.vocab_size)
+        check("parameters and ranks are the stated ones", check_count, compressed, model)
         check("f32 logits equal those of the densified model", check_logits, model, native, batches)
         check("greedy generation is equal", check_generation, model, native, batches)
         check("router logits and load-balancing loss are equal", check_router_loss, model, native, batches)
         check("gradients reach the factors", check_gradients, model, batches)
-        check("AutoModel gives the same hidden states", check_headless, args.compressed, model, batches)
-        check("saved and loaded again, nothing changes", check_saving, args.compressed, model, batches)
-    check("fp16, device_map=\"auto\", apply_chat_template, generate", check_call, args.compressed)
-    check("without trust_remote_code it is refused", check_untrusted, args.compressed)
+        check("AutoModel gives the same hidden states", check_headless, compressed, model, batches)
+        check("saved and loaded again, nothing changes", check_saving, compressed, model, batches)
+    check("fp16, device_map=\"auto\", apply_chat_template, generate", check_call, compressed)
+    check("without trust_remote_code it is refused", check_untrusted, compressed)
     for name, change, words in [
         ("another format version", lambda c: c.update(format_version=4), "format_version"),
         ("another storage", lambda c: c.update(storage="unheard-of"), "storage"),
         ("another format", lambda c: c.update(format="x"), "lowrank_config"),
     ]:
-        check(f"{name} is refused", check_refused, change, args.compressed, words)
-    print(f"{check.passed} passed, {check.failed} failed")
-    return 1 if check.failed else 0
+        check(f"{name} is refused", check_refused, change, compressed, words)
+    print(f"{check.passed} passed, {check.failed} failed", flush=True)
+    return not check.failed
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does a factored checkpoint load the same on every path, and does a path that loses a tensor fail?
 
-    check_loading.py DIR
+    check_loading.py DIR [DIR ...]
 
 The reference takes its tensors straight from the shards, without any loader. Every way to load DIR, with transformers and
 with accelerate (plain, low memory, meta device, offloaded to the CPU and to disk), must give the reference's logits. A
@@ -222,9 +222,14 @@ def right_or_error(load, path, expected, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("compressed", type=Path, metavar="DIR", help="factored checkpoint")
-    path = parser.parse_args().compressed
+    parser.add_argument("compressed", type=Path, nargs="+", metavar="DIR", help="factored checkpoint")
     print(f"transformers {transformers.__version__}, accelerate {accelerate.__version__}, torch {torch.__version__}")
+    return 1 if sum(check_all(path) for path in parser.parse_args().compressed) else 0
+
+
+def check_all(path):
+    """How many ways to load a checkpoint fail."""
+    print(f"-- {path.name}", flush=True)
     model = reference(path)
     batch = torch.randint(model.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
     expected = logits_of(model, batch)
@@ -273,8 +278,8 @@ def main():
             "accelerate, from meta": load_and_dispatch,
         }.items():
             check(f"without one `order`, {name} fails", check_fails, load, lacking, expected, batch)
-    print(f"{check.passed} passed, {check.failed} failed")
-    return 1 if check.failed else 0
+    print(f"{check.passed} passed, {check.failed} failed", flush=True)
+    return check.failed
 
 
 if __name__ == "__main__":

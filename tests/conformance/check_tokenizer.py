@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Does an output's tokenizer do what its base's does, judged by the library that people load it with?
 
-    check_tokenizer.py BASE OUTPUT [OUTPUT ...]
+    check_tokenizer.py --of BASE OUTPUT [OUTPUT ...] [--of BASE OUTPUT [OUTPUT ...] ...]
 
 Loads both by AutoTokenizer and GenerationConfig. The same ids, the same chat templates by name, and every template renders
 the same text. Prints one line per output; exits 1 if any differs. CPU, offline.
 """
 
+import argparse
 import os
 import sys
 import tempfile
@@ -60,8 +61,14 @@ def facts(path):
 
 
 def main():
-    base, *outputs = sys.argv[1:]
-    expected, failed = facts(base), 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", nargs="+", action="append", required=True, metavar="DIR", help="a base, then its outputs")
+    return 1 if sum(check(*folders) for folders in parser.parse_args().of) else 0
+
+
+def check(base, *outputs):
+    """How many differ; a base without outputs counts as one."""
+    expected, failed = facts(base), int(not outputs)
     for output in outputs:
         found = facts(output)
         differing = [name for name in expected if found[name] != expected[name]]
@@ -69,7 +76,7 @@ def main():
         names = sorted(str(name or "default") for name in expected["templates"])
         said = f"differ from the base's: {differing}" if differing else f"as the base's, templates: {names}"
         print(f"{'FAIL' if differing else 'ok'}    {Path(output).name}: ids, templates and generation {said}", flush=True)
-    return 1 if failed or not outputs else 0
+    return failed
 
 
 if __name__ == "__main__":

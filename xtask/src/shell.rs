@@ -78,8 +78,25 @@ pub(crate) fn install_from_debian(packages: &[&str]) -> Result<bool> {
 
 /// The release build of the tool.
 pub(crate) fn lowrank_compress() -> Result<PathBuf> {
-    run(&mut cargo(&["build", "--release", "--package", "lowrank-cli"]))?;
-    Ok(target().join("release/lowrank-compress"))
+    program("lowrank-compress", &[])
+}
+
+/// The release build of a program of this workspace, with these features.
+pub(crate) fn program(name: &str, features: &[&str]) -> Result<PathBuf> {
+    run(release("--bin", name).args(features.iter().flat_map(|feature| ["--features", feature])))?;
+    Ok(target().join("release").join(name))
+}
+
+/// The release build of an example of this workspace.
+pub(crate) fn example(name: &str) -> Result<PathBuf> {
+    run(&mut release("--example", name))?;
+    Ok(target().join("release/examples").join(name))
+}
+
+/// Dependencies get the features that the whole workspace asks for, whatever is built: otherwise they are compiled again for
+/// another program.
+fn release(kind: &str, name: &str) -> Command {
+    cargo(&["build", "--quiet", "--release", "--locked", "--workspace", kind, name])
 }
 
 fn show(command: &Command) -> String {

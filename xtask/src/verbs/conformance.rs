@@ -2,7 +2,7 @@
 //! gives the same logits as its dense export, that our forward pass agrees with theirs, and that we read configs as they do.
 
 use crate::python::{Transformers, python, python_with_package};
-use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
+use crate::shell::{command, example, lowrank_compress, program, root, run as sh, target};
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
 
@@ -64,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
         (format!("family-{family}"), case, root().join("tests/fixtures/golden").join(family))
     });
     let alike = ("shared-base".to_owned(), BASE, root().join("tests/fixtures/upcycled-alike"));
-    let mut outputs = Vec::new();
+    let (mut outputs, mut pairs) = (Vec::new(), Vec::new());
     for (name, case, base) in cases.into_iter().chain(families).chain([alike]) {
         let (factored, dense) = (folder.join(&name), folder.join(format!("{name}-dense")));
         compress(&tool, case, &base, &factored)?;
@@ -73,16 +73,21 @@ pub(crate) fn run() -> Result<()> {
             .arg(&factored)
             .arg("--out")
             .arg(&dense))?;
-        for transformers in Transformers::ALL {
-            eprintln!("-- {name}, {}", transformers.label());
-            let mut check = python(transformers)?;
-            check.arg("tests/conformance/check_checkpoint.py").arg("--compressed").arg(&factored);
-            sh(check.arg("--dense").arg(&dense))?;
-        }
+        pairs.push([factored.clone(), dense]);
         if base != bundled {
             live.push(base);
         }
         outputs.push(factored);
+    }
+    // One process for all: to import torch takes longer than to check a small model.
+    for transformers in Transformers::ALL {
+        eprintln!("-- checkpoints, {}", transformers.label());
+        let mut check = python(transformers)?;
+        check.arg("tests/conformance/check_checkpoint.py");
+        for pair in &pairs {
+            check.arg("--pair").args(pair);
+        }
+        sh(&mut check)?;
     }
     live.extend_from_slice(&outputs);
     live.push(plain(&tool, &bundled, &folder)?);
@@ -130,13 +135,11 @@ fn plain(tool: &Path, base: &Path, folder: &Path) -> Result<PathBuf> {
 /// Checks that every way to load a checkpoint, offloaded or not, gives the same logits, and that it compiles as one graph.
 fn every_path_loads(outputs: &[PathBuf]) -> Result<()> {
     for transformers in Transformers::ALL {
-        for output in outputs {
-            eprintln!("-- every way to load {}, {}", output.display(), transformers.label());
-            sh(python(transformers)?.arg("tests/conformance/check_loading.py").arg(output))?;
-            if transformers == Transformers::V5 {
-                sh(python(transformers)?.arg("tests/conformance/check_compiled.py").arg(output))?;
-            }
-        }
+        eprintln!("-- every way to load, {}", transformers.label());
+        sh(python(transformers)?.arg("tests/conformance/check_loading.py").args(outputs))?;
+    }
+    for output in outputs {
+        sh(python(Transformers::V5)?.arg("tests/conformance/check_compiled.py").arg(output))?;
     }
     Ok(())
 }
@@ -147,6 +150,7 @@ fn tokenizers_are_kept(tool: &Path, folder: &Path) -> Result<()> {
     const NAMED: &str = "{{ tools }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}";
     let source = super::demo::bundled_model();
     let template = std::fs::read_to_string(source.join("chat_template.jinja"))?;
+    let mut checked = Vec::new();
     for name in ["one-file", "folder", "folder-only", "listed", "processor", "none"] {
         let base = folder.join(format!("templates-{name}"));
         std::fs::create_dir(&base)?;
@@ -178,10 +182,15 @@ fn tokenizers_are_kept(tool: &Path, folder: &Path) -> Result<()> {
         job.args(["--quiet", "--calibrate", "none", "--budget", "10%", "--model"]).arg(&base);
         sh(job.arg("--out").arg(&out))?;
         sh(command(tool).args(["densify", "--quiet", "--model"]).arg(&out).arg("--out").arg(&dense))?;
-        for transformers in Transformers::ALL {
-            let mut check = python(transformers)?;
-            sh(check.arg("tests/conformance/check_tokenizer.py").arg(&base).args([&out, &dense]))?;
+        checked.push([base, out, dense]);
+    }
+    for transformers in Transformers::ALL {
+        let mut check = python(transformers)?;
+        check.arg("tests/conformance/check_tokenizer.py");
+        for folders in &checked {
+            check.arg("--of").args(folders);
         }
+        sh(&mut check)?;
     }
     Ok(())
 }
@@ -207,8 +216,7 @@ fn pivoted_keeps_bf16(tool: &Path, uv: &Path) -> Result<()> {
 
 /// Compares our logits with theirs at every position of random sequences.
 fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
-    sh(&mut cargo(&["build", "--release", "--package", "lowrank-forward", "--example", "logits"]))?;
-    let program = target().join("release/examples/logits");
+    let program = example("logits")?;
     for transformers in Transformers::ALL {
         eprintln!("-- forward pass, {}", transformers.label());
         let mut check = python(transformers)?;
@@ -220,8 +228,7 @@ fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
 /// Checks every key of a config with every value that we accept, and random edits: refused, or the same logits as theirs.
 fn configs_agree(tool: &Path) -> Result<()> {
     const EDITS: &str = "200";
-    sh(&mut cargo(&["build", "--release", "--package", "lowrank-bench", "--bin", "config_logits"]))?;
-    let program = target().join("release/config_logits");
+    let program = program("config_logits", &[])?;
     for transformers in Transformers::ALL {
         let check = || -> Result<_> {
             let mut check = python(transformers)?;

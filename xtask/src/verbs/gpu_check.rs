@@ -2,8 +2,9 @@
 //! repository. With `--without-gpu` it runs the checks of the GPU code that need no GPU.
 
 use crate::python;
-use crate::shell::{cargo, command, output, root, run as sh, target};
+use crate::shell::{cargo, command, lowrank_compress, output, program, root, run as sh, target};
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -25,9 +26,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The check that CI runs.
 pub(crate) fn without_gpu() -> Result<()> {
     let nvrtc = python::cuda_libraries()?;
-    let compile =
-        ["run", "--quiet", "--locked", "--package", "lowrank-compute", "--example", "compile_kernels", "--"];
-    sh(cargo(&compile).arg(nvrtc))?;
+    sh(&mut cargo(&["build", "--quiet", "--locked", "--workspace", "--example", "compile_kernels"]))?;
+    sh(command(target().join("debug/examples/compile_kernels")).arg(nvrtc))?;
 
     if Command::new("c++").arg("--version").output().is_err() {
         println!("the emulated device is skipped: no C++ compiler (c++) on PATH");
@@ -40,9 +40,12 @@ pub(crate) fn without_gpu() -> Result<()> {
         sh(command)
     };
     // The tests that need a device are ignored elsewhere; here they run, and fail where there is none.
-    for package in ["lowrank-compute", "lowrank-forward"] {
-        let test = ["test", "--quiet", "--locked", "--package", package, "--", "--include-ignored"];
-        emulated(&mut cargo(&test))?;
+    for TestBinary { package, path, .. } in test_binaries()? {
+        if ["lowrank-compute", "lowrank-forward"].contains(&package.as_str()) {
+            let mut test = command(path);
+            test.args(["--quiet", "--include-ignored"]).current_dir(root().join("crates").join(package));
+            emulated(&mut test)?;
+        }
     }
     // Run the folder as it would run elsewhere: without a device it must say so, with one it must finish.
     let script = collect()?.join("run.sh");
@@ -60,18 +63,13 @@ fn collect() -> Result<PathBuf> {
         std::fs::remove_dir_all(&folder)?;
     }
     std::fs::create_dir_all(&folder)?;
-    let mut build = cargo(&["build", "--release", "--locked"]);
-    for (package, program) in [("lowrank-cli", "lowrank-compress"), ("lowrank-bench", "gpu_check")] {
-        build.args(["--package", package, "--bin", program]);
+    copy(&lowrank_compress()?, &folder.join("lowrank-compress"))?;
+    copy(&program("gpu_check", &[])?, &folder.join("gpu_check"))?;
+    let tests = test_binaries()?;
+    for (target, program) in [("lowrank_compute", "suite-compute"), ("golden", "suite-forward")] {
+        let test = tests.iter().find(|test| test.target == target);
+        copy(&test.with_context(|| format!("no test binary {target}"))?.path, &folder.join(program))?;
     }
-    sh(&mut build)?;
-    copy(&target().join("release/lowrank-compress"), &folder.join("lowrank-compress"))?;
-    copy(&target().join("release/gpu_check"), &folder.join("gpu_check"))?;
-    copy(&test_binary(&["--package", "lowrank-compute", "--lib"])?, &folder.join("suite-compute"))?;
-    copy(
-        &test_binary(&["--package", "lowrank-forward", "--test", "golden"])?,
-        &folder.join("suite-forward"),
-    )?;
     // Strip debug information. Without binutils it stays in, and the limit on the size decides.
     let programs = ["lowrank-compress", "gpu_check", "suite-compute", "suite-forward"];
     let _ = command("strip").args(programs.map(|program| folder.join(program))).status();
@@ -89,16 +87,25 @@ fn collect() -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Builds one test binary with the same options as `cargo test`, so that CI need not build it twice; returns its path.
-fn test_binary(which: &[&str]) -> Result<PathBuf> {
-    let mut build = cargo(&["test", "--locked", "--no-run", "--message-format", "json"]);
-    let messages = output(build.args(which))?;
-    let executable = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back();
-    executable.with_context(|| format!("cargo named no test binary of {}", which.join(" ")))
+/// What `cargo test` runs.
+struct TestBinary {
+    package: String,
+    target: String,
+    path: PathBuf,
+}
+
+/// Builds the test binaries of the workspace as `cargo test --workspace` does, so that CI need not build them twice.
+fn test_binaries() -> Result<Vec<TestBinary>> {
+    let build = ["test", "--locked", "--workspace", "--no-run", "--message-format", "json"];
+    let messages = output(&mut cargo(&build))?;
+    let binary = |line| -> Option<TestBinary> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str()?.into();
+        let folder = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?;
+        let target = message["target"]["name"].as_str()?.to_owned();
+        Some(TestBinary { package: folder.to_str()?.to_owned(), target, path })
+    };
+    Ok(messages.lines().filter_map(binary).collect())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -5,7 +5,7 @@
 use super::demo::bundled_model;
 use super::gpu_check::copy_folder;
 use crate::python::{self, Transformers};
-use crate::shell::{cargo, command, lowrank_compress, root, run as sh, target};
+use crate::shell::{command, example, lowrank_compress, root, run as sh, target};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -200,8 +200,7 @@ fn logits(args: &Args) -> Result<PathBuf> {
     if let Some(built) = &args.built {
         return Ok(std::path::absolute(built)?.join("examples/logits"));
     }
-    sh(&mut cargo(&["build", "--release", "--package", "lowrank-forward", "--example", "logits"]))?;
-    Ok(target().join("release/examples/logits"))
+    example("logits")
 }
 
 fn fixture(name: &str) -> PathBuf {

@@ -2,7 +2,7 @@
 //! threads, alternately in one run. Writes the rows for `docs/benchmarks.md` to target/bench/forward.md.
 
 use crate::python::{Transformers, python};
-use crate::shell::{cargo, command, output, root, run as sh, target};
+use crate::shell::{command, output, program, root, target};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::process::Command;
@@ -34,11 +34,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ids = folder.join("forward-ids.json");
     let vocab = config["vocab_size"].as_u64().context("config.json has no vocab_size")?;
     std::fs::write(&ids, windows(args.tokens / WINDOW, vocab))?;
-    sh(&mut cargo(&["build", "--release", "--locked", "--package", "lowrank-bench", "--bin", "throughput"]))?;
+    let throughput = program("throughput", &[])?;
 
     let threads = args.threads.to_string();
     let ours = || -> Result<Command> {
-        let mut program = command(target().join("release/throughput"));
+        let mut program = command(&throughput);
         program.arg(&model).arg(&ids).env("RAYON_NUM_THREADS", &threads);
         Ok(program)
     };

@@ -1,6 +1,6 @@
 //! `cargo xtask bench sweep` runs `sweep_plans` and `plan_shapes` of `lowrank-bench`.
 
-use crate::shell::{cargo, run as sh};
+use crate::shell::{command, program, run as sh};
 use anyhow::Result;
 
 #[derive(Debug, clap::Args)]
@@ -12,7 +12,6 @@ pub(crate) struct Args {
 
 /// Runs the benchmark.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut bench = cargo(&["run", "--release", "--package", "lowrank-bench", "--bin", "sweep_plans", "--"]);
-    sh(bench.arg(args.jobs.to_string()))?;
-    sh(&mut cargo(&["run", "--release", "--package", "lowrank-bench", "--bin", "plan_shapes"]))
+    sh(command(program("sweep_plans", &[])?).arg(args.jobs.to_string()))?;
+    sh(&mut command(program("plan_shapes", &[])?))
 }

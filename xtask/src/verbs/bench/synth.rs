@@ -1,6 +1,6 @@
 //! `cargo xtask bench synth` generates an ordinary Mixtral directory with the dimensions of Mixtral-8x7B from a seed.
 
-use crate::shell::{cargo, output, root, run as sh, target};
+use crate::shell::{output, program, root, target};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -73,20 +73,7 @@ pub(crate) fn write(dimensions: Dimensions, seed: u64, out: &Path) -> Result<Val
 
 /// Builds `lowrank-bench` with these additional features.
 pub(crate) fn build(features: &[&str]) -> Result<()> {
-    let mut build = cargo(&[
-        "build",
-        "--quiet",
-        "--release",
-        "--locked",
-        "--package",
-        "lowrank-bench",
-        "--bin",
-        "lowrank-bench",
-    ]);
-    for feature in features {
-        build.arg("--features").arg(format!("lowrank-bench/{feature}"));
-    }
-    sh(&mut build)
+    program("lowrank-bench", features).map(drop)
 }
 
 /// Runs a job with the latest build; returns its result.

@@ -1,7 +1,7 @@
 //! Starts runs of the tool, waits for them, and compares their results with those of an undisturbed run.
 
 use super::dice::Dice;
-use crate::shell::{self, cargo, run as sh};
+use crate::shell;
 use crate::verbs::demo::bundled_model;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 /// File contents by name.
-pub(super) type Files = BTreeMap<String, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-pub(super) fn files(dir: &Path) -> Result<Files> {
+pub(crate) fn files(dir: &Path) -> Result<Files> {
     let read = |entry: std::io::Result<fs::DirEntry>| -> Result<_> {
         let entry = entry?;
         Ok((entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?))
@@ -110,7 +110,7 @@ impl<'a> Run<'a> {
 impl Bench {
     /// Builds the tool with fail points and runs it undisturbed, first with an empty cache, then with a full one.
     pub(super) fn new(seed: u64) -> Result<Self> {
-        sh(&mut cargo(&["build", "--release", "--package", "lowrank-cli", "--features", "failpoints"]))?;
+        let built = shell::program("lowrank-compress", &["lowrank-cli/failpoints"])?;
         let folder = shell::target().join("torture");
         let work = folder.join("work");
         if work.exists() {
@@ -118,7 +118,7 @@ impl Bench {
         }
         fs::create_dir_all(&work)?;
         let tool = folder.join("lowrank-compress");
-        fs::copy(shell::target().join("release/lowrank-compress"), &tool)?;
+        fs::copy(built, &tool)?;
         let none = Course { places: 0, takes: Duration::ZERO };
         let mut bench = Self {
             tool,

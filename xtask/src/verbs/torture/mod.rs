@@ -5,7 +5,7 @@
 //! killed at a random moment. One of five starts with an empty cache, and most of these are killed while they measure; the
 //! others have all measurements cached. Guarantees and figures: `docs/reliability.md`.
 
-mod bench;
+pub(crate) mod bench;
 mod dice;
 mod disturbances;
 mod tmpfs;

@@ -1,7 +1,7 @@
 //! Runs the tool for every method and budget, and collects the results of `verify`.
 
 use super::methods::{BUNDLED, DEFAULT, How, METHODS, Method, When};
-use crate::shell::{cargo, command, lowrank_compress, output, target};
+use crate::shell::{command, lowrank_compress, output, program, target};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -90,8 +90,7 @@ impl Bench {
         wanted: Wanted,
     ) -> Result<Self> {
         let tool = lowrank_compress()?;
-        let build = ["build", "--release", "--package", "lowrank-bench", "--bin", "prune_experts"];
-        crate::shell::run(&mut cargo(&build))?;
+        let prune = program("prune_experts", &[])?;
         let folder = target().join("fidelity");
         // Use a copy of this build, so that a rebuild during the benchmark changes nothing, and remove results of other builds.
         if folder.exists() {
@@ -104,7 +103,7 @@ impl Bench {
             Ok(kept)
         };
         let tool = keep(tool)?;
-        let prune = keep(target().join("release/prune_experts"))?;
+        let prune = keep(prune)?;
         let started = Instant::now();
         Ok(Self { tool, prune, folder, budgets, texts, tokens, calibration_tokens, wanted, started })
     }
