@@ -250,6 +250,8 @@ class LowRankExperts(nn.Module):
 
     def run_chosen(self, hidden_states, top_k_index, top_k_weights):
         """Every expert once, on its tokens. A token's experts add up in rising order."""
+        if len(hidden_states) == 1 and self.shared_base is None:
+            return self.run_token(hidden_states, top_k_index, top_k_weights)
         slots = top_k_index.shape[-1]
         index, by_expert = top_k_index.sort(dim=-1)
         index, weights = index.flatten(), top_k_weights.gather(-1, by_expert).flatten()
@@ -268,6 +270,12 @@ class LowRankExperts(nn.Module):
         back[order] = torch.arange(len(order), device=order.device)
         first, *others = weighted[back].view(-1, slots, weighted.shape[-1]).unbind(1)
         return base.finish(sum(others, start=first))
+
+    def run_token(self, hidden_states, top_k_index, top_k_weights):
+        """The same numbers for a single token, which needs no sorting: that is most of what decoding costs beside products."""
+        chosen = sorted(zip(top_k_index[0].tolist(), top_k_weights[0].unbind()), key=lambda pair: pair[0])
+        first, *others = ((self[e](hidden_states) * weight).to(hidden_states.dtype) for e, weight in chosen)
+        return sum(others, start=first)
 
     def run_all(self, hidden_states, top_k_index, top_k_weights):
         """Every expert on all tokens, most with weight 0: a CUDA graph cannot ask how many tokens an expert gets."""
