@@ -40,6 +40,9 @@ enum Verb {
     ReportTest,
     /// Kill and stop runs on the bundled model, fill their disk, resume them, and compare the resulting bytes
     Torture(verbs::torture::Args),
+    /// Compress on a Slurm cluster of three nodes on this machine, kill nodes and tasks, and compare the bytes with an ordinary run
+    /// (installs Debian's slurm-wlm and munge if it can)
+    ClusterTest(verbs::cluster_test::Args),
     /// Reproduce an output on an emulated older CPU, and compare (installs Debian's qemu-user if it can)
     OtherCpu(verbs::other_cpu::Args),
     /// Feed almost valid headers, configs, plans and texts to every parser
@@ -76,6 +79,7 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Sweep => verbs::sweep::run(),
         Verb::ReportTest => verbs::report_test::run(),
         Verb::Torture(args) => verbs::torture::run(&args),
+        Verb::ClusterTest(args) => verbs::cluster_test::run(&args),
         Verb::OtherCpu(args) => verbs::other_cpu::run(&args),
         Verb::Fuzz(args) => verbs::fuzz::run(&args),
         Verb::GpuCheck(args) => verbs::gpu_check::run(&args),

@@ -18,7 +18,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A folder of entries.
@@ -148,6 +148,30 @@ impl Entry {
         }
     }
 
+    /// The note stored under a name, without a look at the arrays; `None` if there is none.
+    pub fn note(&self, name: &str) -> Result<Option<String>, CacheError> {
+        let path = self.path(name);
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = fs::File::open(&path)?;
+            let mut len = [0; 8];
+            file.read_exact(&mut len)?;
+            let mut header = Vec::new();
+            file.take(u64::from_le_bytes(len)).read_to_end(&mut header)?;
+            Ok(header)
+        };
+        let header = match read() {
+            Ok(header) => header,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(CacheError::Damaged { path });
+            }
+            Err(source) => return Err(CacheError::Io { path, action: "read", source }),
+        };
+        let header: Option<serde_json::Value> = serde_json::from_slice(&header).ok();
+        let note = header.and_then(|header| Some(header["__metadata__"]["note"].as_str()?.to_owned()));
+        note.map(Some).ok_or(CacheError::Damaged { path })
+    }
+
     /// The arrays stored under a name; `None` if there are none.
     pub fn get(&self, name: &str) -> Result<Option<Arrays>, CacheError> {
         let path = self.path(name);
@@ -237,6 +261,7 @@ mod tests {
         let again = Cache::at(&cache.root).entry(&json!({"model": 1}));
         assert!(again.has("x"));
         assert_eq!(again.get("x").unwrap(), Some(some()));
+        assert_eq!((again.note("x").unwrap(), again.note("y").unwrap()), (Some(some().note), None));
         assert!(!cache.entry(&json!({"model": 2})).has("x"));
         // Nothing is left beside the file.
         assert_eq!(fs::read_dir(&entry.dir).unwrap().count(), 1);

@@ -1,4 +1,5 @@
-//! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time.
+//! The pass that takes moments: layer by layer, and within a layer one expert's sums in memory at a time. Or some experts of one
+//! layer alone, from hidden states that were kept ([`crate::states`]).
 
 use crate::activations::ActivationMoment;
 use crate::half_width::Sampled;
@@ -6,7 +7,7 @@ use crate::layer_base::down_base;
 use crate::moments::column_energies;
 use crate::widths::{Passed, WidthStore};
 use crate::{CalibrateError, ExpertMoments, Store};
-use lowrank_forward::{ExpertBatch, Forward, Observer};
+use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
 use lowrank_model::recipe::MomentSettings;
 use lowrank_model::{ModelConfig, Progress, StoredMatrix, Tensor};
 use std::cell::RefCell;
@@ -24,9 +25,8 @@ pub fn collect(
     stop: &dyn Fn() -> bool,
 ) -> Result<(), CalibrateError> {
     let config = forward.config();
-    let is_there =
-        |layer, expert| store.has(layer, expert) && widths.is_none_or(|widths| widths.has(layer, expert));
-    let there = |layer: usize| (0..config.experts_in(layer)).all(|expert| is_there(layer, expert));
+    let there =
+        |layer: usize| (0..config.experts_in(layer)).all(|expert| is_there(store, widths, (layer, expert)));
     let Some(last) = (0..config.num_hidden_layers).rev().find(|&layer| !there(layer)) else { return Ok(()) };
     progress.start("calibrate", last as u64 + 1, "layers");
     let mut hidden = forward.embed(windows)?;
@@ -39,40 +39,17 @@ pub fn collect(
         let output = if there(layer) {
             forward.moe(layer, &[&input], &mut ())?.remove(0)
         } else {
-            let base = match widths.filter(|widths| widths.structures.has_bases()) {
-                Some(_) => down_base(forward.checkpoint(), layer)?,
-                None => None,
-            };
-            let new = || Sums::new(config, settings, widths);
-            let sums = RefCell::new(new());
-            let keep = |expert: usize| -> Result<(), CalibrateError> {
-                let Sums { moments, mut activations, sampled, w2, .. } = sums.replace(new());
-                let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
-                if !moments.is_finite() || !is_finite {
-                    return Err(CalibrateError::NotFinite { layer, expert });
-                }
-                if let (Some(widths), Some(activations), Some(w2)) = (widths, &mut activations, w2) {
-                    let tokens = moments.tokens;
-                    let (moment, sampled, base) = (activations.symmetric(), &sampled, base.as_ref());
-                    widths.put((layer, expert), Passed { w2: &w2, moment, tokens, sampled, base })?;
-                }
-                store.put(layer, expert, &moments)
-            };
+            let layer = LayerMoments::new(forward, layer, settings, store, widths)?;
             // Experts come one after another: when the next is asked for, the one before is done.
             let expert_of = |expert: usize| -> Result<_, CalibrateError> {
                 if let Some(before) = expert.checked_sub(1) {
-                    keep(before)?;
+                    layer.keep(before)?;
                 }
-                let weights = forward.expert(layer, expert)?;
-                if let StoredMatrix::Dense(w2) = &weights.down {
-                    let mut sums = sums.borrow_mut();
-                    sums.column_energies = column_energies(w2);
-                    sums.w2 = widths.map(|_| w2.clone());
-                }
-                Ok(weights)
+                layer.begin(expert)
             };
-            let output = forward.moe_of(layer, &[&input], &mut Watch(&sums), expert_of)?.remove(0);
-            keep(config.num_local_experts - 1)?;
+            let mut watch = Watch(&layer.sums);
+            let output = forward.moe_of(layer.layer, &[&input], &mut watch, expert_of)?.remove(0);
+            layer.keep(config.num_local_experts - 1)?;
             output
         };
         forward.add(&mut hidden, &output);
@@ -80,6 +57,90 @@ pub fn collect(
     }
     progress.finish();
     Ok(())
+}
+
+/// As [`collect`], for some experts of one layer, from the hidden states before its MoE block.
+pub fn collect_experts(
+    forward: &Forward<'_>,
+    hidden: &Hidden,
+    (layer, experts): (usize, &[usize]),
+    settings: MomentSettings,
+    store: &Store,
+    widths: Option<&WidthStore<'_>>,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), CalibrateError> {
+    let input = forward.moe_input(layer, hidden)?; // [N, H]
+    let moments = LayerMoments::new(forward, layer, settings, store, widths)?;
+    for &expert in experts.iter().filter(|&&expert| !is_there(store, widths, (layer, expert))) {
+        if stop() {
+            return Err(CalibrateError::Stopped);
+        }
+        let weights = moments.begin(expert)?;
+        forward.watch_expert((layer, expert), &input, weights, &mut Watch(&moments.sums))?;
+        moments.keep(expert)?;
+    }
+    Ok(())
+}
+
+fn is_there(store: &Store, widths: Option<&WidthStore<'_>>, (layer, expert): (usize, usize)) -> bool {
+    store.has(layer, expert) && widths.is_none_or(|widths| widths.has(layer, expert))
+}
+
+/// Takes the moments of a layer's experts, one after another.
+struct LayerMoments<'a> {
+    forward: &'a Forward<'a>,
+    layer: usize,
+    settings: MomentSettings,
+    store: &'a Store,
+    widths: Option<&'a WidthStore<'a>>,
+    /// Of the layer's down matrices, where one may pay.
+    base: Option<Tensor>,
+    sums: RefCell<Sums<'a>>,
+}
+
+impl<'a> LayerMoments<'a> {
+    fn new(
+        forward: &'a Forward<'a>,
+        layer: usize,
+        settings: MomentSettings,
+        store: &'a Store,
+        widths: Option<&'a WidthStore<'a>>,
+    ) -> Result<Self, CalibrateError> {
+        let base = match widths.filter(|widths| widths.structures.has_bases()) {
+            Some(_) => down_base(forward.checkpoint(), layer)?,
+            None => None,
+        };
+        let sums = RefCell::new(Sums::new(forward.config(), settings, widths));
+        Ok(Self { forward, layer, settings, store, widths, base, sums })
+    }
+
+    /// The weights of an expert, whose tokens come next.
+    fn begin(&self, expert: usize) -> Result<StoredExpert, CalibrateError> {
+        let weights = self.forward.expert(self.layer, expert)?;
+        if let StoredMatrix::Dense(w2) = &weights.down {
+            let mut sums = self.sums.borrow_mut();
+            sums.column_energies = column_energies(w2);
+            sums.w2 = self.widths.map(|_| w2.clone());
+        }
+        Ok(weights)
+    }
+
+    /// Keeps what was summed of an expert, whose tokens have passed.
+    fn keep(&self, expert: usize) -> Result<(), CalibrateError> {
+        let Self { layer, settings, widths, .. } = *self;
+        let new = Sums::new(self.forward.config(), settings, widths);
+        let Sums { moments, mut activations, sampled, w2, .. } = self.sums.replace(new);
+        let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
+        if !moments.is_finite() || !is_finite {
+            return Err(CalibrateError::NotFinite { layer, expert });
+        }
+        if let (Some(widths), Some(activations), Some(w2)) = (widths, &mut activations, w2) {
+            let tokens = moments.tokens;
+            let (moment, sampled, base) = (activations.symmetric(), &sampled, self.base.as_ref());
+            widths.put((layer, expert), Passed { w2: &w2, moment, tokens, sampled, base })?;
+        }
+        self.store.put(layer, expert, &moments)
+    }
 }
 
 /// Of the expert that is under way.

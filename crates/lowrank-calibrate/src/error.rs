@@ -54,6 +54,22 @@ pub enum CalibrateError {
         /// Expert of that layer.
         expert: usize,
     },
+    /// Hidden states that should be in the cache are not.
+    #[error(
+        "layer {layer}, part {part} of the text: its hidden states are not in the cache; run that part again"
+    )]
+    NoStates {
+        /// Decoder layer.
+        layer: usize,
+        /// Of the text.
+        part: usize,
+    },
+    /// A piece of a measurement that should be in the cache is not.
+    #[error("`{name}` is not in the cache; measure that piece again")]
+    NoPiece {
+        /// Its file.
+        name: String,
+    },
     /// Asked to stop.
     #[error("stopped")]
     Stopped,
@@ -78,7 +94,7 @@ impl CalibrateError {
             Self::Cache(error) => error.kind(),
             Self::Svd { source, .. } => source.kind(),
             Self::NotFinite { .. } | Self::LogitsNotFinite { .. } => ErrorKind::BadNumbers,
-            Self::Absent { .. } => ErrorKind::InputOutput,
+            Self::Absent { .. } | Self::NoStates { .. } | Self::NoPiece { .. } => ErrorKind::InputOutput,
             Self::Stopped => ErrorKind::Interrupted,
         }
     }

@@ -13,6 +13,7 @@
 //! | [`moments`] | the sums over tokens |
 //! | [`mod@collect`] | the pass that takes them, one expert in memory at a time |
 //! | [`store`] | where they lie until they are used |
+//! | [`states`] | hidden states that are kept, so that experts can be measured apart from each other |
 //! | [`norm`] | from moments to a norm, and what happens to experts that saw little or nothing |
 //! | [`pair`] | moments of what a compressed model sees, beside what the original saw |
 //! | [`activations`] | the second moment of an expert's activations |
@@ -36,19 +37,22 @@ pub mod pair;
 pub mod regression;
 pub mod sensitivity;
 pub mod shared_bases;
+pub mod states;
 pub mod store;
 #[cfg(test)]
 mod test_support;
 mod weights;
 pub mod widths;
 
-pub use collect::collect;
+pub use collect::{collect, collect_experts};
 pub use error::{CalibrateError, Spoilt};
 pub use moments::{ExpertMoments, RowWeights};
 pub use norm::{Norm, Norms};
 pub use pair::Pair;
 pub use regression::{Fitted, Regression};
+pub use sensitivity::apart::Apart;
 pub use sensitivity::{Sensitivities, measure};
 pub use shared_bases::DifferenceSpectra;
+pub use states::States;
 pub use store::Store;
 pub use widths::{ExpertWidths, WidthStore, WidthsByExpert};

@@ -8,6 +8,10 @@
 //!
 //! One pass for all groups: a group's hidden states part from the model's own at its layer, and from there on all walk
 //! together, so each layer's weights are read once per handful of groups. The same decomposition gives the spectra.
+//!
+//! [`apart`] does the same in pieces that several processes share.
+
+pub mod apart;
 
 use crate::half_width::{half_width, rank_reference};
 use crate::weights::dense;
@@ -15,7 +19,7 @@ use crate::widths::WidthStore;
 use crate::{CalibrateError, Norms, Spoilt};
 use lowrank_compute::{Algebra, Backend};
 use lowrank_forward::distribution::compare;
-use lowrank_forward::{Forward, Hidden};
+use lowrank_forward::{Forward, Head, Hidden};
 use lowrank_model::plan::{LayerSensitivity, WidthSensitivity};
 use lowrank_model::spectrum::SpectrumError;
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Progress, Projection, Spectrum, StoredMatrix, Tensor};
@@ -51,17 +55,45 @@ pub fn measure(
 ) -> Result<Sensitivities, CalibrateError> {
     let (config, checkpoint) = (forward.config(), forward.checkpoint());
     progress.start("spectra and sensitivities", config.num_hidden_layers as u64, "layers");
-    let mut spectra = BTreeMap::new();
-    let mut errors: Vec<(usize, Vec<f64>)> = Vec::new();
+    let mut measured = Measured::default();
     // The model's own states first, then those of each group so far.
     let mut states = vec![forward.embed(windows)?];
     for layer in 0..config.num_hidden_layers {
         let halves = Halves { checkpoint, norms, algebra, widths, config, layer, stop };
-        let (walked, mut halved) = walk(forward, states, &halves)?;
-        states = walked;
+        let mut halved = Vec::new();
+        let halve = |own: &[f32]| -> Result<Parting, CalibrateError> {
+            let outputs;
+            (outputs, halved) = halve(forward, own, &halves)?;
+            Ok(Parting { outputs, change: halves.change(own.len())? })
+        };
+        states = walk(forward, layer, states, halve)?;
         progress.advance(1);
+        measured.add(norms, widths, config, layer, halved)?;
+    }
+    progress.finish();
+    let kls = divergences(forward, &states, &measured.spoilt(widths.is_some()), progress)?;
+    Ok(measured.sensitivities(config, &kls, widths.is_some()))
+}
+
+/// What is known of the layers before the logits are.
+#[derive(Default)]
+struct Measured {
+    spectra: BTreeMap<MatrixId, Spectrum>,
+    /// Errors of every group at half its size, by layer.
+    errors: Vec<(usize, Vec<f64>)>,
+}
+
+impl Measured {
+    fn add(
+        &mut self,
+        norms: &Norms,
+        widths: Option<&WidthStore<'_>>,
+        config: &ModelConfig,
+        layer: usize,
+        mut halved: Vec<Half>,
+    ) -> Result<(), CalibrateError> {
         if halved.is_empty() {
-            continue;
+            return Ok(());
         }
         scale_unrouted(norms, layer, &mut halved)?;
         let of_group = |projection| {
@@ -73,28 +105,44 @@ pub fn measure(
             let place = (layer, config.experts_in(layer));
             of_groups.push(widths.layer_error(norms, place, half_width(config.intermediate_size))?);
         }
-        errors.push((layer, of_groups));
-        spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
+        self.errors.push((layer, of_groups));
+        self.spectra.extend(halved.into_iter().map(|half| (half.id, half.spectrum)));
+        Ok(())
     }
-    progress.finish();
-    let measured: Vec<usize> = errors.iter().map(|&(layer, _)| layer).collect();
-    let groups = 3 + usize::from(widths.is_some());
-    let spoilt = |group: usize| Spoilt {
-        layer: measured[group / groups],
-        half: Projection::ALL.get(group % groups).map_or("the width", |projection| projection.as_str()),
-    };
-    let kls = divergences(forward, &states, &spoilt, progress)?;
-    // A layer without experts has nothing to lose: its entry keeps the others at their places.
-    let width = widths.map(|_| WidthSensitivity { kl: 0.0, sensitivity: 0.0 });
-    let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3], width };
-    let mut layers = vec![nothing; config.num_hidden_layers];
-    for ((layer, errors), kls) in errors.into_iter().zip(kls.chunks_exact(groups)) {
-        let of = |group: usize| kls[group].max(KL_LEAST) / errors[group];
-        let width = widths.map(|_| WidthSensitivity { kl: kls[3], sensitivity: of(3) });
-        layers[layer] =
-            LayerSensitivity { kl: [kls[0], kls[1], kls[2]], sensitivity: [0, 1, 2].map(of), width };
+
+    /// What is halved in a group.
+    fn spoilt(&self, with_widths: bool) -> impl Fn(usize) -> Spoilt {
+        Self::spoilt_in(self.errors.iter().map(|&(layer, _)| layer).collect(), with_widths)
     }
-    Ok(Sensitivities { spectra, layers: finite(layers) })
+
+    /// What is halved in a group, where these layers have experts.
+    fn spoilt_in(layers: Vec<usize>, with_widths: bool) -> impl Fn(usize) -> Spoilt {
+        let groups = groups(with_widths);
+        move |group| Spoilt {
+            layer: layers[group / groups],
+            half: Projection::ALL.get(group % groups).map_or("the width", |projection| projection.as_str()),
+        }
+    }
+
+    /// Given the divergence of every group.
+    fn sensitivities(self, config: &ModelConfig, kls: &[f64], with_widths: bool) -> Sensitivities {
+        // A layer without experts has nothing to lose: its entry keeps the others at their places.
+        let width = with_widths.then_some(WidthSensitivity { kl: 0.0, sensitivity: 0.0 });
+        let nothing = LayerSensitivity { kl: [0.0; 3], sensitivity: [0.0; 3], width };
+        let mut layers = vec![nothing; config.num_hidden_layers];
+        for ((layer, errors), kls) in self.errors.into_iter().zip(kls.chunks_exact(groups(with_widths))) {
+            let of = |group: usize| kls[group].max(KL_LEAST) / errors[group];
+            let width = with_widths.then(|| WidthSensitivity { kl: kls[3], sensitivity: of(3) });
+            layers[layer] =
+                LayerSensitivity { kl: [kls[0], kls[1], kls[2]], sensitivity: [0, 1, 2].map(of), width };
+        }
+        Sensitivities { spectra: self.spectra, layers: finite(layers) }
+    }
+}
+
+/// Groups of a layer with experts.
+fn groups(with_widths: bool) -> usize {
+    Projection::ALL.len() + usize::from(with_widths)
 }
 
 /// A group without error at half its size is exact from there on; what less would cost was not measured, so it counts
@@ -174,20 +222,37 @@ impl Halves<'_> {
     }
 }
 
-/// All states through a layer, and three or four new ones: the model's own, with one projection or the width of this layer
-/// halved; and the spectra of the layer. Factors are made for as many matrices at once as there are workers, and dropped when they were used.
-fn walk(
-    forward: &Forward<'_>,
-    mut states: Vec<Hidden>,
-    halves: &Halves<'_>,
-) -> Result<(Vec<Hidden>, Vec<Half>), CalibrateError> {
-    let layer = halves.layer;
-    for state in &mut states {
-        forward.attention(layer, state)?;
+/// Where the states of a layer's groups part from the model's own.
+#[derive(Default)]
+struct Parting {
+    /// Of the MoE block with one projection halved, each [N, H]; none in a layer without experts.
+    outputs: Vec<Vec<f32>>,
+    /// Of its outputs with every expert at half its width, [N, H].
+    change: Option<Vec<f32>>,
+}
+
+impl Halves<'_> {
+    /// Of the outputs with every expert at half its width, of so many numbers.
+    fn change(&self, len: usize) -> Result<Option<Vec<f32>>, CalibrateError> {
+        let experts = self.config.experts_in(self.layer);
+        let Some(widths) = self.widths.filter(|_| experts > 0) else { return Ok(None) };
+        let mut change = vec![0.0; len];
+        for expert in 0..experts {
+            widths.add_half_width((self.layer, expert), self.config.hidden_size, &mut change)?;
+        }
+        Ok(Some(change))
     }
-    let own = forward.moe_input(layer, &states[0])?; // [N, H]
-    let mut parted = Vec::with_capacity(4);
-    let (ids, mut halved) = (halves.ids(), Vec::new());
+}
+
+/// The outputs of a MoE block for its own input [N, H] with one projection halved, for each projection, and the spectra of the
+/// layer. Factors are made for as many matrices at once as there are workers, and dropped when they were used.
+fn halve(
+    forward: &Forward<'_>,
+    own: &[f32],
+    halves: &Halves<'_>,
+) -> Result<(Vec<Vec<f32>>, Vec<Half>), CalibrateError> {
+    let layer = halves.layer;
+    let (ids, mut halved, mut outputs) = (halves.ids(), Vec::new(), Vec::new());
     let mut groups = ids.chunks(rayon::current_num_threads());
     let mut ready = VecDeque::new();
     let projections = if ids.is_empty() { &[][..] } else { &Projection::ALL };
@@ -207,11 +272,30 @@ fn walk(
             }
             Ok(weights)
         };
-        let output = forward.moe_of(layer, &[&own], &mut (), expert_of)?.remove(0);
-        let mut state = states[0].clone();
-        forward.add(&mut state, &output);
-        parted.push(state);
+        outputs.extend(forward.moe_of(layer, &[own], &mut (), expert_of)?);
     }
+    Ok((outputs, halved))
+}
+
+/// All states through a layer, and three or four new ones that part there from the model's own, the first. `part` is given the
+/// input of its MoE block.
+fn walk(
+    forward: &Forward<'_>,
+    layer: usize,
+    mut states: Vec<Hidden>,
+    part: impl FnOnce(&[f32]) -> Result<Parting, CalibrateError>,
+) -> Result<Vec<Hidden>, CalibrateError> {
+    for state in &mut states {
+        forward.attention(layer, state)?;
+    }
+    let own = forward.moe_input(layer, &states[0])?; // [N, H]
+    let Parting { outputs, change } = part(&own)?;
+    let parted = |own: &Hidden, output: &[f32]| {
+        let mut state = own.clone();
+        forward.add(&mut state, output);
+        state
+    };
+    let mut new: Vec<Hidden> = outputs.iter().map(|output| parted(&states[0], output)).collect();
     let together = (WALKING_BYTES / (2 * size_of_val(own.as_slice())).max(1)).max(1);
     for states in states.chunks_mut(together) {
         let inputs =
@@ -222,18 +306,10 @@ fn walk(
             forward.add(state, output);
         }
     }
-    if let Some(widths) = halves.widths.filter(|_| !ids.is_empty()) {
-        let mut change = vec![0.0; own.len()];
-        for expert in 0..halves.config.experts_in(layer) {
-            widths.add_half_width((layer, expert), halves.config.hidden_size, &mut change)?;
-        }
-        // The first state has gone through the layer by now.
-        let mut state = states[0].clone();
-        forward.add(&mut state, &change);
-        parted.push(state);
-    }
-    states.extend(parted);
-    Ok((states, halved))
+    // The first has gone through the layer by now.
+    new.extend(change.map(|change| parted(&states[0], &change)));
+    states.extend(new);
+    Ok(states)
 }
 
 /// An expert that saw nothing has a spectrum of its weights, on another scale than its neighbours': as a whole it counts
@@ -269,32 +345,41 @@ fn divergences(
     progress: &dyn Progress,
 ) -> Result<Vec<f64>, CalibrateError> {
     let head = forward.head()?;
-    let v = head.vocab_size();
-    let (own, groups) = states.split_first().expect("the model's own states come first");
-    progress.start("divergences", own.sequences() as u64, "windows");
-    let mut sums = vec![0.0_f64; groups.len()];
-    for sequence in 0..own.sequences() {
-        let p = head.logits(own, sequence)?; // [T, V]
-        if p.iter().any(|logit| !logit.is_finite()) {
-            return Err(CalibrateError::LogitsNotFinite { spoilt: None });
-        }
-        for (group, state) in groups.iter().enumerate() {
-            let q = head.logits(state, sequence)?;
-            let kls: Vec<f64> = p
-                .par_chunks_exact(v)
-                .zip(q.par_chunks_exact(v))
-                .map(|(p, q)| compare(p, q, None).kl)
-                .collect();
-            let sum: f64 = kls.iter().sum();
-            if !sum.is_finite() {
-                return Err(CalibrateError::LogitsNotFinite { spoilt: Some(spoilt(group)) });
-            }
-            sums[group] += sum;
-        }
+    progress.start("divergences", states[0].sequences() as u64, "windows");
+    let mut sums = vec![0.0_f64; states.len() - 1];
+    for sequence in 0..states[0].sequences() {
+        let of_window = divergences_of_window(&head, states, sequence, spoilt)?;
+        sums.iter_mut().zip(of_window).for_each(|(sum, kl)| *sum += kl);
         progress.advance(1);
     }
     progress.finish();
-    Ok(sums.iter().map(|sum| sum / own.tokens() as f64).collect())
+    Ok(sums.iter().map(|sum| sum / states[0].tokens() as f64).collect())
+}
+
+/// Σ KL(own ‖ group) over the tokens of one window, for every group.
+fn divergences_of_window(
+    head: &Head<'_>,
+    states: &[Hidden],
+    sequence: usize,
+    spoilt: &dyn Fn(usize) -> Spoilt,
+) -> Result<Vec<f64>, CalibrateError> {
+    let (own, groups) = states.split_first().expect("the model's own states come first");
+    let v = head.vocab_size();
+    let p = head.logits(own, sequence)?; // [T, V]
+    if p.iter().any(|logit| !logit.is_finite()) {
+        return Err(CalibrateError::LogitsNotFinite { spoilt: None });
+    }
+    let of_group = |(group, state): (usize, &Hidden)| {
+        let q = head.logits(state, sequence)?;
+        let tokens = p.par_chunks_exact(v).zip(q.par_chunks_exact(v));
+        let kls: Vec<f64> = tokens.map(|(p, q)| compare(p, q, None).kl).collect();
+        let sum: f64 = kls.iter().sum();
+        match sum.is_finite() {
+            true => Ok(sum),
+            false => Err(CalibrateError::LogitsNotFinite { spoilt: Some(spoilt(group)) }),
+        }
+    };
+    groups.iter().enumerate().map(of_group).collect()
 }
 
 #[cfg(test)]

@@ -60,8 +60,9 @@ impl Store {
 
     /// Visits of an expert.
     pub fn tokens(&self, layer: usize, expert: usize) -> Result<u64, CalibrateError> {
-        let note = self.get("outputs", layer, expert)?.note;
-        note.parse().map_err(|_| CalibrateError::Absent { layer, expert })
+        let absent = || CalibrateError::Absent { layer, expert };
+        let note = self.entry.note(&Self::name("outputs", layer, expert))?.ok_or_else(absent)?;
+        note.parse().map_err(|_| absent())
     }
 
     /// For w1 and w3.

@@ -2,8 +2,8 @@
 
 use crate::args::JobArgs;
 use crate::commands::{
-    densify::DensifyArgs, inspect::InspectArgs, report::ReportArgs, reproduce::ReproduceArgs,
-    sweep::SweepArgs, verify::VerifyArgs,
+    cluster::ClusterArgs, densify::DensifyArgs, inspect::InspectArgs, report::ReportArgs,
+    reproduce::ReproduceArgs, sweep::SweepArgs, verify::VerifyArgs,
 };
 use crate::exit::{Result, usage};
 use crate::home;
@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Compress(Box<JobArgs>),
     /// Choose the ranks, print them and write plan.json, but compress nothing
     Plan(Box<JobArgs>),
+    /// Print the script that compresses a checkpoint on several machines of a Slurm cluster, or submit it
+    Cluster(Box<ClusterArgs>),
     /// Show what is in a checkpoint: layout, parameters by kind, dtypes, shards
     Inspect(InspectArgs),
     /// Multiply factors back to the base's names and shapes, for runtimes that know no factors (saves no memory)

@@ -29,6 +29,7 @@ fn run(cli: Cli) -> exit::Result<()> {
         None => commands::compress::run(cli.job),
         Some(Command::Compress(job)) => commands::compress::run(*job),
         Some(Command::Plan(job)) => commands::compress::run_plan(*job),
+        Some(Command::Cluster(args)) => commands::cluster::run(*args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Densify(args)) => commands::densify::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),

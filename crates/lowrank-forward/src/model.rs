@@ -205,6 +205,19 @@ impl<'a> Forward<'a> {
         Ok(outputs)
     }
 
+    /// Runs one expert on the tokens of an input [N, H] that the router sends to it, for what an observer sees of it.
+    pub fn watch_expert(
+        &self,
+        (layer, expert): (usize, usize),
+        input: &[f32],
+        weights: StoredExpert,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ForwardError> {
+        let Activation::Silu = self.config.block.activation;
+        let mut sum = self.engine.moe(&[input], &self.router(layer)?)?;
+        sum.expert((layer, expert), weights, observer)
+    }
+
     /// Adds the output of a layer's shared expert, if it has one, to the sum [N, H] of the others'.
     pub fn add_shared(&self, layer: usize, hidden: &Hidden, output: &mut [f32]) -> Result<(), ForwardError> {
         match self.config.block.shared_experts {

@@ -3,12 +3,14 @@
 //! Everything measured goes through the cache, under a key that names all it depends on: model, tokens, settings, engine,
 //! version. So a second budget, a sweep or a resumed run measures nothing again.
 
+pub(crate) mod pieces;
+
 use crate::base::InputHashes;
 use crate::{Interrupt, JobContext, PipelineError};
 use lowrank_cache::{Arrays, Cache, Entry, Numbers};
 use lowrank_calibrate::{
     CalibrateError, DifferenceSpectra, Norm, Norms, Sensitivities, Store, WidthStore, WidthsByExpert,
-    collect, measure,
+    collect, measure, states::parts_of,
 };
 use lowrank_compute::{Algebra, Substituted};
 use lowrank_forward::{Engine, Forward};
@@ -29,7 +31,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Version of what is cached: raised when the same settings give other numbers.
-const CACHE_VERSION: u32 = 6;
+const CACHE_VERSION: u32 = 7;
 
 /// A text to calibrate on, encoded.
 #[derive(Debug, Clone)]
@@ -114,6 +116,16 @@ impl CalibrationText {
         self.sequences.iter().map(Vec::len).sum()
     }
 
+    /// Parts that it is cut into where several processes work on it.
+    pub(crate) fn parts(&self) -> usize {
+        parts_of(self.sequences.len())
+    }
+
+    /// Likewise of the windows that sensitivities are measured with.
+    pub(crate) fn parts_of_sample(&self, hidden_size: usize) -> usize {
+        parts_of(self.for_sensitivities(hidden_size).windows.len())
+    }
+
     /// Windows to measure sensitivities with, evenly out of those of the texts.
     fn for_sensitivities(&self, hidden_size: usize) -> Sample {
         let texts = &self.sequences[..self.of_texts];
@@ -182,6 +194,24 @@ pub(crate) struct Calibrated {
     pub(crate) engine: Box<dyn Engine>,
 }
 
+/// A text whose moments are taken or to be taken.
+struct Measuring {
+    text: CalibrationText,
+    engine: Box<dyn Engine>,
+    store: Store,
+}
+
+impl Measuring {
+    /// When all moments are taken.
+    fn finished(self, checkpoint: &Checkpoint) -> Result<Calibrated, PipelineError> {
+        let Self { text, engine, store } = self;
+        let CalibrationSettings { shrinkage, moments, .. } = text.settings;
+        let target = moments.calibration_target;
+        let norms = Norms::new(store, checkpoint.config(), target, shrinkage, text.tokens())?;
+        Ok(Calibrated { text, norms, engine })
+    }
+}
+
 impl Calibrated {
     /// Token ids of the text.
     pub(crate) fn sequences(&self) -> &[Vec<u32>] {
@@ -220,10 +250,44 @@ impl<'a> CalibrationContext<'a> {
         algebra: Algebra,
         context: JobContext<'_>,
     ) -> Result<Self, PipelineError> {
-        let JobContext { resources, pool, progress, interrupt } = context;
+        let JobContext { pool, progress, interrupt, .. } = context;
+        let (mut calibration, measuring) =
+            Self::begin(checkpoint, inputs, text, structures, algebra, context)?;
+        let Some(measuring) = measuring else { return Ok(calibration) };
+        {
+            let stop = || interrupt.check().is_err();
+            let Measuring { text, engine, store } = &measuring;
+            let forward = Forward::on(checkpoint, &**engine);
+            let widths = calibration.width_store(text, &**engine)?;
+            let (sequences, moments) = (&text.sequences, text.settings.moments);
+            pool.install(|| collect(&forward, sequences, moments, store, widths.as_ref(), progress, &stop))
+                .map_err(|error| explained(error, checkpoint, context))?;
+        }
+        let calibrated = measuring.finished(checkpoint)?;
+        let unrouted = calibrated.unrouted(checkpoint.config().family.spelling());
+        if !unrouted.is_empty() {
+            progress.note(&format!(
+                "no token of the calibration text is routed to {}: compressed without data",
+                unrouted.join(", ")
+            ));
+        }
+        calibration.calibrated = Some(calibrated);
+        Ok(calibration)
+    }
+
+    /// Where moments lie, and what takes them, before any is taken.
+    fn begin(
+        checkpoint: &'a Checkpoint,
+        inputs: &'a InputHashes<'a>,
+        text: Option<CalibrationText>,
+        structures: Structures,
+        algebra: Algebra,
+        context: JobContext<'_>,
+    ) -> Result<(Self, Option<Measuring>), PipelineError> {
+        let JobContext { resources, progress, .. } = context;
         let cache = resources.cache()?;
-        let mut calibration = Self { checkpoint, inputs, cache, algebra, structures, calibrated: None };
-        let Some(text) = text else { return Ok(calibration) };
+        let calibration = Self { checkpoint, inputs, cache, algebra, structures, calibrated: None };
+        let Some(text) = text else { return Ok((calibration, None)) };
         let chosen = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?;
         if let Some(why) = chosen.fallback {
             progress.note(&format!("calibrating on the CPU: {why}"));
@@ -241,26 +305,7 @@ impl<'a> CalibrationContext<'a> {
             "engine": engine.describe(),
         });
         let store = Store::new(calibration.cache.entry(&key), checkpoint.config().hidden_size);
-        let stop = || interrupt.check().is_err();
-        let forward = Forward::on(checkpoint, &*engine);
-        let widths = calibration.width_store(&text, &*engine)?;
-        pool.install(|| {
-            collect(&forward, &text.sequences, moments, &store, widths.as_ref(), progress, &stop)
-        })
-        .map_err(|error| explained(error, checkpoint, context))?;
-        let shrinkage = text.settings.shrinkage;
-        let (config, target) = (checkpoint.config(), moments.calibration_target);
-        let norms = Norms::new(store, config, target, shrinkage, text.tokens())?;
-        let calibrated = Calibrated { text, norms, engine };
-        let unrouted = calibrated.unrouted(checkpoint.config().family.spelling());
-        if !unrouted.is_empty() {
-            progress.note(&format!(
-                "no token of the calibration text is routed to {}: compressed without data",
-                unrouted.join(", ")
-            ));
-        }
-        calibration.calibrated = Some(calibrated);
-        Ok(calibration)
+        Ok((calibration, Some(Measuring { text, engine, store })))
     }
 
     /// Where orders of channels and errors of widths lie; `None` where none are asked for.
@@ -381,6 +426,11 @@ impl<'a> CalibrationContext<'a> {
         Ok(self.entry("spectra")?.put(SPECTRA, &arrays).map_err(CalibrateError::from)?)
     }
 
+    fn entry_of_sensitivities(&self) -> Result<Entry, PipelineError> {
+        let with_widths = self.structures.has_widths();
+        self.entry(if with_widths { "sensitivities, of widths too" } else { "sensitivities" })
+    }
+
     /// Spectra in the calibrated norm and what their errors and those of widths cost, measured unless they are known; `None`
     /// without a text.
     pub fn sensitivities(
@@ -390,8 +440,7 @@ impl<'a> CalibrationContext<'a> {
     ) -> Result<Option<Sensitivities>, PipelineError> {
         let JobContext { pool, progress, interrupt, .. } = context;
         let Some(Calibrated { text, norms, engine }) = &self.calibrated else { return Ok(None) };
-        let has_widths = self.structures.has_widths();
-        let entry = self.entry(if has_widths { "sensitivities, of widths too" } else { "sensitivities" })?;
+        let (has_widths, entry) = (self.structures.has_widths(), self.entry_of_sensitivities()?);
         if let Some(arrays) = entry.get(SPECTRA).map_err(CalibrateError::from)?
             && let Ok(layers) = serde_json::from_str::<Vec<LayerSensitivity>>(&arrays.note)
             && let Some(spectra) = spectra_of(arrays)

@@ -1,9 +1,11 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
 mod documents;
+mod kept_factors;
 mod request;
 mod space;
 mod tensors;
+pub mod units;
 
 use crate::base::InputHashes;
 use crate::inspect::tell_left_out;
@@ -11,14 +13,16 @@ use crate::memory::Demand;
 use crate::planning::{Subject, identity};
 use crate::scratch::Scratch;
 use crate::spectra::RunState;
-use crate::workers;
-use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, narrow, planning};
-use lowrank_model::{Progress, RankPlan};
+use crate::workers::{self, Resources};
+use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, planning};
+use lowrank_calibrate::CalibrateError;
+use lowrank_compute::Algebra;
+use lowrank_model::{Progress, RankPlan, Recipe};
 use lowrank_reader::Checkpoint;
 use lowrank_writer::report::{CalibrationReport, InputFile};
 use lowrank_writer::{CheckpointWriter, JobKey, Published, StagingDir, check_out, check_space, held_bytes};
 pub use request::Request;
-use serde_json::json;
+use serde_json::{Value, json};
 use space::bytes_at_most;
 use std::path::Path;
 use std::thread;
@@ -56,15 +60,7 @@ pub fn compress(
     let pool = workers::pool(&demand, request.resources)?;
     let text = CalibrationText::read(checkpoint, request.recipe)?;
     let resolved = Subject::of(checkpoint).resolve(request.recipe);
-    // Everything that decides the bytes of the tensors. The rest of the output is made anew at the end of every run.
-    let job = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "architecture": std::env::consts::ARCH,
-        "config": checkpoint.config_json(),
-        "recipe": identity(&resolved, text.as_ref()),
-        "device": request.resources.device,
-        "algebra": algebra.identity(),
-    });
+    let job = described(checkpoint, &resolved, text.as_ref(), request.resources, &algebra);
     let job_key = |files: &[InputFile]| JobKey::of(&json!({ "job": job, "files": files }));
     let request = Request { recipe: &resolved, ..request };
     let mut known = None;
@@ -94,8 +90,47 @@ pub fn compress(
         let context = JobContext { resources, pool: &pool, progress, interrupt };
         let structures = request.recipe.measured_structures();
         let calibration = CalibrationContext::new(checkpoint, &inputs, text, structures, algebra, context);
-        compress_in(staging, checkpoint, calibration, &inputs, scratch.as_ref(), request, context)
+        compress_in(staging, checkpoint, calibration, &inputs, scratch.as_ref(), (request, &job), context)
     })
+}
+
+/// Everything that decides the bytes of the tensors, beside the shards. The rest of the output is made anew at the end of every run.
+fn described(
+    checkpoint: &Checkpoint,
+    resolved: &Recipe,
+    text: Option<&CalibrationText>,
+    resources: &Resources,
+    algebra: &Algebra,
+) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "architecture": std::env::consts::ARCH,
+        "config": checkpoint.config_json(),
+        "recipe": identity(resolved, text),
+        "device": resources.device,
+        "algebra": algebra.identity(),
+    })
+}
+
+/// The kind of this machine as far as it decides bits: its processor, and where models run.
+pub fn described_kind(resources: &Resources) -> Result<String, PipelineError> {
+    let engine = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?.engine.describe();
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |key: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(key)).and_then(|line| line.split_once(": "));
+        line.map(|(_, value)| value).unwrap_or_default()
+    };
+    let flags: Vec<&str> = ["avx2", "fma", "avx512f"]
+        .into_iter()
+        .filter(|flag| line("flags").split(' ').any(|own| own == *flag))
+        .collect();
+    let caches = (0..4).filter_map(|index| {
+        let place = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        Some(std::fs::read_to_string(place).ok()?.trim().to_owned())
+    });
+    let caches = caches.collect::<Vec<_>>().join("/");
+    let (model, flags) = (line("model name"), flags.join(" "));
+    Ok(format!("{model} ({flags}; caches {caches}), models on {engine}"))
 }
 
 /// The work itself, which an error leaves where it can be gone on with, or removes.
@@ -105,7 +140,7 @@ fn compress_in(
     calibration: Result<CalibrationContext<'_>, PipelineError>,
     inputs: &InputHashes<'_>,
     scratch: Option<&Scratch>,
-    request: Request<'_>,
+    (request, job): (Request<'_>, &Value),
     context: JobContext<'_>,
 ) -> Result<Compressed, PipelineError> {
     let JobContext { pool, progress, .. } = context;
@@ -124,19 +159,8 @@ fn compress_in(
             return Err(error);
         }
     };
-    let plan = planned.plan;
-    let work = Work {
-        checkpoint,
-        plan: &plan,
-        ranks: plan.ranks(),
-        kept: narrow::kept(&plan),
-        config: plan.stored_config(checkpoint.config()),
-        optimum: plan.matrices.iter().map(|row| (row.matrix.id, row.relative_error)).collect(),
-        spectra: &planned.spectra,
-        scratch,
-        calibration: &calibration,
-        request,
-    };
+    let work = Work::new(checkpoint, &planned, scratch, &calibration, (request, job));
+    let plan = &planned.plan;
     let partial = staging.resumable().map(Path::to_owned);
     let layout = match work.layout() {
         Ok(layout) => layout,
@@ -173,7 +197,7 @@ fn compress_in(
         })?;
     progress.finish();
     let calibration = calibration.report(plan.sensitivities.as_deref());
-    Ok(Compressed { plan, calibration, published })
+    Ok(Compressed { plan: planned.plan, calibration, published })
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -199,6 +199,12 @@ pub enum PipelineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A shard that is not the one that other machines see.
+    #[error("{}: is not the file that this job was begun with", path.display())]
+    OtherShard {
+        /// The shard.
+        path: PathBuf,
+    },
     /// The system gave no threads.
     #[error("cannot start worker threads: {reason}")]
     Threads {
@@ -237,7 +243,7 @@ impl PipelineError {
             Self::TooLittleMemory { .. } | Self::Threads { .. } => ErrorKind::NoRoom,
             Self::Interrupted { signal: 15 } => ErrorKind::Terminated,
             Self::Interrupted { .. } => ErrorKind::Interrupted,
-            Self::Record { .. } => ErrorKind::BrokenRecord,
+            Self::Record { .. } | Self::OtherShard { .. } => ErrorKind::BrokenRecord,
             Self::NotAnOutput { .. } => ErrorKind::NoModel,
             Self::Io { .. } => ErrorKind::InputOutput,
         }

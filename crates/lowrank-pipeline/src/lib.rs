@@ -27,6 +27,7 @@ pub mod reproduce;
 pub mod round;
 pub mod scratch;
 mod shared_base;
+mod shared_hashes;
 pub mod spectra;
 mod stored;
 mod subject;

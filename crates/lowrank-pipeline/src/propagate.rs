@@ -102,7 +102,7 @@ impl Propagation<'_> {
                 original: &original,
                 compressed: compressed.as_ref(),
             };
-            let (made, mut output) = work.make()?;
+            let (made, mut output) = work.make(work.experts()?)?;
             if !has_next {
                 break;
             }
@@ -127,6 +127,57 @@ impl Propagation<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The same in pieces, each by whichever process.
+impl Propagation<'_> {
+    /// Makes what is to be made of some experts of a layer, from the hidden states before its MoE block: those of the original, and
+    /// those of the compressed model, where they are others.
+    pub(crate) fn of_experts(
+        &self,
+        calibrated: &Calibrated,
+        (layer, experts): (usize, &[usize]),
+        original: &Hidden,
+        compressed: Option<&Hidden>,
+    ) -> Result<(), PipelineError> {
+        let forward = Forward::on(self.checkpoint, &*calibrated.engine);
+        let work = self.at(calibrated, &forward, layer, original, compressed)?;
+        let chosen = work.experts()?.into_iter().filter(|routed| experts.contains(&routed.expert));
+        work.make(chosen.collect()).map(drop)
+    }
+
+    /// Hidden states of the compressed model through the MoE block of a layer whose matrices are all finished.
+    pub(crate) fn through(
+        &self,
+        calibrated: &Calibrated,
+        layer: usize,
+        states: &mut Hidden,
+    ) -> Result<(), PipelineError> {
+        let forward = Forward::on(self.checkpoint, &*calibrated.engine);
+        let input = forward.moe_input(layer, states).map_err(CalibrateError::from)?;
+        let output = {
+            let work = self.at(calibrated, &forward, layer, states, Some(states))?;
+            let experts = 0..forward.config().experts_in(layer);
+            let made = experts.map(|expert| work.finished(expert)).collect::<Result<Vec<_>, _>>()?;
+            let made: BTreeMap<MatrixId, StoredMatrix> = made.into_iter().flatten().collect();
+            let expert_of = |expert| changed_expert(self.checkpoint, layer, expert, &made);
+            forward.moe_of(layer, &[&input], &mut (), expert_of)?.remove(0)
+        };
+        forward.add(states, &output);
+        Ok(())
+    }
+
+    fn at<'b>(
+        &'b self,
+        calibrated: &'b Calibrated,
+        forward: &'b Forward<'b>,
+        layer: usize,
+        original: &'b Hidden,
+        compressed: Option<&'b Hidden>,
+    ) -> Result<Layer<'b>, PipelineError> {
+        let bases = (self.bases)(layer)?;
+        Ok(Layer { all: self, calibrated, forward, layer, bases, has_next: false, original, compressed })
     }
 }
 
@@ -232,10 +283,12 @@ impl Fit {
 }
 
 impl Layer<'_> {
-    /// Makes what is to be made of this layer and hands it on; → that, where there are two streams, and the original's output
-    /// [N, H], of use where the layer goes on.
-    fn make(&self) -> Result<(BTreeMap<MatrixId, StoredMatrix>, Vec<f32>), PipelineError> {
-        let experts = self.experts()?;
+    /// Makes what is to be made of some experts of this layer and hands it on; → that, where there are two streams, and what they
+    /// add to the original's output [N, H], of use where the layer goes on.
+    fn make(
+        &self,
+        experts: Vec<RoutedExpert>,
+    ) -> Result<(BTreeMap<MatrixId, StoredMatrix>, Vec<f32>), PipelineError> {
         let mut made = BTreeMap::new();
         let mut output = vec![0.0; self.original.states().len()];
         // As many at once as there are workers: each holds two moments.

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod ci;
+pub(crate) mod cluster_test;
 pub(crate) mod conformance;
 pub(crate) mod demo;
 pub(crate) mod fixtures;

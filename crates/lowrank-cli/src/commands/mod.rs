@@ -1,5 +1,6 @@
 //! One command, one file: call the job, print what came of it.
 
+pub(crate) mod cluster;
 pub(crate) mod compress;
 pub(crate) mod densify;
 pub(crate) mod inspect;

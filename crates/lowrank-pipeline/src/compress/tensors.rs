@@ -2,7 +2,8 @@
 
 use super::request::Request;
 use crate::calibration::Calibrated;
-use crate::narrow::Kept;
+use crate::narrow::{self, Kept};
+use crate::planning::Planned;
 use crate::propagate::Propagation;
 use crate::scratch::Scratch;
 use crate::shared_base::SharedBases;
@@ -14,9 +15,11 @@ use lowrank_model::{
     Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum, StoredMatrix, Tensor,
 };
 use lowrank_reader::Checkpoint;
+use lowrank_svd::Metric;
 use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
 use rayon::prelude::*;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -35,10 +38,37 @@ pub(super) struct Work<'a> {
     pub(super) scratch: Option<&'a Scratch>,
     pub(super) calibration: &'a CalibrationContext<'a>,
     pub(super) request: Request<'a>,
+    /// What decides the bytes of the tensors.
+    pub(super) job: &'a Value,
+}
+
+impl<'a> Work<'a> {
+    pub(super) fn new(
+        checkpoint: &'a Checkpoint,
+        planned: &'a Planned,
+        scratch: Option<&'a Scratch>,
+        calibration: &'a CalibrationContext<'a>,
+        (request, job): (Request<'a>, &'a Value),
+    ) -> Self {
+        let plan = &planned.plan;
+        Self {
+            checkpoint,
+            plan,
+            ranks: plan.ranks(),
+            kept: narrow::kept(plan),
+            config: plan.stored_config(checkpoint.config()),
+            optimum: plan.matrices.iter().map(|row| (row.matrix.id, row.relative_error)).collect(),
+            spectra: &planned.spectra,
+            scratch,
+            calibration,
+            request,
+            job,
+        }
+    }
 }
 
 impl Work<'_> {
-    fn format(&self, id: MatrixId) -> FactorFormat<'_> {
+    pub(super) fn format(&self, id: MatrixId) -> FactorFormat<'_> {
         let own = || self.checkpoint.matrix_dtype(id);
         FactorFormat {
             config: &self.config,
@@ -50,15 +80,19 @@ impl Work<'_> {
 
     /// The matrix of a tensor that is stored otherwise than the original's.
     fn made(&self, spec: &TensorSpec) -> Option<MatrixId> {
-        let is_narrowed = |id: MatrixId| self.kept.contains_key(&(id.layer, id.expert));
         match spec.role {
-            Role::Expert(id) if self.ranks.contains_key(&id) || is_narrowed(id) => Some(id),
+            Role::Expert(id) => Some(id).filter(|&id| self.is_made(id)),
             _ => None,
         }
     }
 
+    /// Whether a matrix is stored otherwise than the original's.
+    pub(super) fn is_made(&self, id: MatrixId) -> bool {
+        self.ranks.contains_key(&id) || self.kept.contains_key(&(id.layer, id.expert))
+    }
+
     /// What factors are fitted to. Experts that keep some channels or share a base need it, whatever the scope.
-    fn fitted(&self) -> Result<Option<&Calibrated>, PipelineError> {
+    pub(super) fn fitted(&self) -> Result<Option<&Calibrated>, PipelineError> {
         let needs_it = !self.kept.is_empty() || !self.config.shared_bases.is_empty();
         match (self.calibration.propagating(), self.calibration.calibrated()) {
             (None, None) if needs_it => Err(PipelineError::StructuresNotMeasured),
@@ -67,7 +101,7 @@ impl Work<'_> {
         }
     }
 
-    fn bases(&self) -> SharedBases<'_> {
+    pub(super) fn bases(&self) -> SharedBases<'_> {
         let dtype = self.request.recipe.factor.dtype;
         SharedBases { checkpoint: self.checkpoint, config: &self.config, dtype }
     }
@@ -156,6 +190,17 @@ impl Work<'_> {
                 None => drop(units.insert(id, spec.name.as_str())),
             }
         }
+        let elsewhere = self.kept_factors()?;
+        for (id, unit) in std::mem::take(&mut units) {
+            match elsewhere.get(self, id)? {
+                Some((factored, is_alone)) => {
+                    let optimum = self.optimum[&id].filter(|_| is_alone);
+                    finished.insert(id, self.keep(writer, unit, factored, optimum)?);
+                    progress.advance(1);
+                }
+                None => drop(units.insert(id, unit)),
+            }
+        }
         let outcomes = Mutex::new(finished);
         let written = |id: MatrixId| {
             let (shape, rank) = (self.config.matrix_shape(id), self.ranks.get(&id).copied());
@@ -175,13 +220,7 @@ impl Work<'_> {
                 true => Ok(None),
                 false => written(id).map(Some),
             },
-            make: &|id, matrix, metric, is_alone| {
-                let Some(&rank) = self.ranks.get(&id) else { return self.format(id).dense(&matrix, id) };
-                let spectrum = self.spectra.get(&id).filter(|_| is_alone);
-                let algebra = self.calibration.algebra();
-                let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
-                self.format(id).factor(algebra, matrix, id, rank, options)
-            },
+            make: &|id, matrix, metric, is_alone| self.fit(id, matrix, metric, is_alone),
             take: &|id, factored, is_alone| {
                 let optimum = self.optimum[&id].filter(|_| is_alone);
                 let outcome = self.keep(writer, units[&id], factored, optimum)?;
@@ -193,6 +232,20 @@ impl Work<'_> {
         };
         pool.install(|| propagation.run(calibrated))?;
         Ok(outcomes.into_inner().expect("nobody panics"))
+    }
+
+    /// A matrix that is stored otherwise than the original's, best in a metric, which may be that of its spectrum.
+    pub(super) fn fit(
+        &self,
+        id: MatrixId,
+        matrix: Tensor,
+        metric: &Metric<'_>,
+        is_alone: bool,
+    ) -> Result<FactoredMatrix, PipelineError> {
+        let Some(&rank) = self.ranks.get(&id) else { return self.format(id).dense(&matrix, id) };
+        let spectrum = self.spectra.get(&id).filter(|_| is_alone);
+        let options = svd_options(&self.request.recipe.factor, metric, spectrum, None);
+        self.format(id).factor(self.calibration.algebra(), matrix, id, rank, options)
     }
 
     /// A base as it was written.
