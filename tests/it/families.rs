@@ -1,3 +1,5 @@
+//! Outputs of every family: what verify finds in them.
+
 use crate::support::{compress, edit_json, run, tiny_mixtral, word};
 use serde_json::{Value, json};
 use tempfile::tempdir;

@@ -9,7 +9,6 @@ mod calibration;
 mod compress;
 /// Weights of several dtypes, and of none that is supported.
 mod dtypes;
-/// Outputs of every family.
 mod families;
 /// Unusual numbers and absurd values on the default path.
 mod hostile;

@@ -5,7 +5,7 @@
 //! 1. [`spectrum`]: √Λ, so the exact error of every rank: Σ_{i>r} λᵢ.
 //! 2. [`factor`]: the factors of a rank from its first eigenvectors, and their error.
 //!
-//! [`decompose`] does both by one decomposition (`engine/whole.rs`). The norm decides what A is, the method how its
+//! [`whole::decompose`] does both by one decomposition. The norm decides what A is, the method how its
 //! subspace is found, and [`crate::precision`] in which precision.
 
 use crate::error::SvdError;
@@ -23,10 +23,7 @@ use ndarray::{Array2, s};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-mod whole;
-
-use whole::All;
-pub use whole::{decompose, decompose_narrowed};
+pub(crate) mod whole;
 
 /// How factors were made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +123,17 @@ struct Engine<'a> {
 
 /// All √λ, and what is worth keeping of their decomposition.
 type SingularValues = (Vec<f64>, Option<Reduction>);
+
+/// What is wanted beside the subspace of a rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum All {
+    /// Nothing: eigenvalues beyond the rank are those of f32.
+    None,
+    /// All eigenvalues as Rayleigh quotients, which takes all eigenvectors.
+    Vectors,
+    /// Also the image of W in the norm, where it has one.
+    VectorsAndImage,
+}
 
 /// The subspace of a rank.
 struct Subspace<T> {

@@ -60,7 +60,8 @@ pub use allocate::{
     AllocateError, AllocationRequest, Candidate, NarrowedErrors, allocate, plan_from_ranks, uniform_plan,
 };
 pub use channels::{Channels, fit_columns};
-pub use engine::{Factored, Route, decompose, decompose_narrowed, factor, spectrum};
+pub use engine::whole::{decompose, decompose_narrowed};
+pub use engine::{Factored, Route, factor, spectrum};
 pub use error::SvdError;
 pub use factors::Factors;
 pub use interpolative::{Interpolative, expanded, interpolative};

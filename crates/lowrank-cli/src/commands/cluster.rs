@@ -15,8 +15,7 @@ use crate::signals;
 use crate::tables::table;
 use clap::{Args, Subcommand};
 use folder::{Folder, Settings};
-use lowrank_model::ErrorKind;
-use lowrank_pipeline::compress::units::{self, Stage};
+use lowrank_pipeline::compress::units::{self, UnitStage};
 use lowrank_pipeline::compress::{Request, described_kind};
 use script::{LAST, Script};
 use serde_json::{Map, Value, json};
@@ -169,7 +168,7 @@ fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
         }
         return folder.mark(LAST, 0);
     }
-    let stage: Stage = stage.parse().map_err(usage)?;
+    let stage: UnitStage = stage.parse().map_err(usage)?;
     let name = stage.to_string();
     let units = folder.settings().stages.iter().find(|(own, _)| *own == name).map(|(_, units)| *units);
     let units = units.ok_or_else(|| usage(format!("{name}: not a stage of this job")))?;
@@ -197,9 +196,4 @@ fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
         return Err(failure);
     }
     plan.map_or(Ok(()), |plan| write_plan(&folder.path().join("plan.json"), &plan))
-}
-
-/// A machine or a program that is not the one that a job was begun with.
-fn refused(what: String) -> crate::exit::Failure {
-    crate::exit::Failure::new(ErrorKind::Unsupported, what)
 }

@@ -40,7 +40,7 @@ const EXPERT_GROUPS: usize = 8;
 
 /// Work that can be done at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum UnitStage {
     /// Of the shards.
     Hash,
     /// Of the texts.
@@ -65,7 +65,7 @@ pub enum Stage {
     },
 }
 
-impl fmt::Display for Stage {
+impl fmt::Display for UnitStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hash => f.write_str("hash"),
@@ -80,7 +80,7 @@ impl fmt::Display for Stage {
     }
 }
 
-impl FromStr for Stage {
+impl FromStr for UnitStage {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -121,20 +121,21 @@ fn parts(checkpoint: &Checkpoint, text: &CalibrationText) -> [usize; 2] {
 
 /// The stages of a job in their order, each with the number of its units. Without a calibration text there is none: such a job is
 /// small.
-pub fn stages(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Vec<(Stage, usize)>, PipelineError> {
+pub fn stages(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Vec<(UnitStage, usize)>, PipelineError> {
     let Some(text) = CalibrationText::read(checkpoint, recipe)? else { return Ok(Vec::new()) };
     let (layers, groups) = (moe_layers(checkpoint), expert_groups(checkpoint));
     let [of_text, of_sample] = parts(checkpoint, &text);
-    let mut stages = vec![(Stage::Hash, checkpoint.shards().len()), (Stage::States, of_text + of_sample)];
-    stages.push((Stage::Moments, layers.len() * groups));
+    let mut stages =
+        vec![(UnitStage::Hash, checkpoint.shards().len()), (UnitStage::States, of_text + of_sample)];
+    stages.push((UnitStage::Moments, layers.len() * groups));
     if recipe.goal.is_budget() && is_measured(recipe) {
-        stages.extend([(Stage::Halves, layers.len()), (Stage::Divergences, of_sample)]);
+        stages.extend([(UnitStage::Halves, layers.len()), (UnitStage::Divergences, of_sample)]);
     }
-    stages.push((Stage::Plan, 1));
+    stages.push((UnitStage::Plan, 1));
     for (at, &layer) in layers.iter().enumerate() {
-        stages.push((Stage::Factors { layer }, groups));
+        stages.push((UnitStage::Factors { layer }, groups));
         if recipe.propagation.propagate == PropagationScope::Layers && at + 1 < layers.len() {
-            stages.push((Stage::Through { layer }, of_text));
+            stages.push((UnitStage::Through { layer }, of_text));
         }
     }
     Ok(stages)
@@ -148,7 +149,7 @@ fn is_measured(recipe: &Recipe) -> bool {
 pub fn run(
     checkpoint: &Checkpoint,
     request: Request<'_>,
-    (stage, units): (Stage, &[usize]),
+    (stage, units): (UnitStage, &[usize]),
     progress: &dyn Progress,
     done: &mut dyn FnMut(usize) -> Result<(), PipelineError>,
 ) -> Result<Option<RankPlan>, PipelineError> {
@@ -162,7 +163,7 @@ pub fn run(
             done(unit)
         })
     };
-    if stage == Stage::Hash {
+    if stage == UnitStage::Hash {
         return each(&mut |unit| shards.put(checkpoint, unit)).map(|()| None);
     }
     let algebra = resources.algebra()?;
@@ -179,14 +180,14 @@ pub fn run(
         .ok_or(PipelineError::NothingToMeasureOn)?;
     let (layers, groups) = (moe_layers(checkpoint), expert_groups(checkpoint));
     match stage {
-        Stage::States => {
+        UnitStage::States => {
             each(&mut |unit| match unit.checked_sub(of_text) {
                 None => pieces.run_text(unit, context),
                 Some(part) => pieces.run_sample(part, context),
             })?;
             return Ok(None);
         }
-        Stage::Moments => {
+        UnitStage::Moments => {
             each(&mut |unit| {
                 pieces.moments(layers[unit / groups], &experts_of(checkpoint, unit % groups), context)
             })?;
@@ -196,15 +197,15 @@ pub fn run(
     }
     let calibration = pieces.measured()?;
     match stage {
-        Stage::Halves => {
+        UnitStage::Halves => {
             each(&mut |unit| calibration.piece_of_sensitivities(|apart| apart.layer(layers[unit]), context))?;
             return Ok(None);
         }
-        Stage::Divergences => {
+        UnitStage::Divergences => {
             each(&mut |unit| calibration.piece_of_sensitivities(|apart| apart.part(unit), context))?;
             return Ok(None);
         }
-        Stage::Plan if resolved.goal.is_budget() && is_measured(&resolved) => {
+        UnitStage::Plan if resolved.goal.is_budget() && is_measured(&resolved) => {
             calibration.put_sensitivities_together(context)?;
         }
         _ => {}
@@ -214,11 +215,11 @@ pub fn run(
     let request = Request { recipe: &resolved, ..request };
     let factors = Factors { checkpoint, calibration: &calibration, planned: &planned, request, job: &job };
     each(&mut |unit| match stage {
-        Stage::Factors { layer } => factors.make(layer, &experts_of(checkpoint, unit), context),
-        Stage::Through { layer } => factors.through(layer, unit, context),
+        UnitStage::Factors { layer } => factors.make(layer, &experts_of(checkpoint, unit), context),
+        UnitStage::Through { layer } => factors.through(layer, unit, context),
         _ => Ok(()),
     })?;
-    Ok((stage == Stage::Plan).then_some(planned.plan))
+    Ok((stage == UnitStage::Plan).then_some(planned.plan))
 }
 
 /// What makes matrices of a planned job.

@@ -5,7 +5,7 @@
 //! square of that, about (d·ε)² of the energy for a matrix of size d, 10⁻⁷ for d = 4096. Only what lies below ε·λ₁ is mixed up.
 //! A itself is not computed in f32, whose rounding errors are relative to ‖S‖²‖G‖, which may be a thousand times λ₁.
 
-use super::{Engine, Subspace, padded};
+use super::{All, Engine, Subspace, padded};
 use crate::error::SvdError;
 use crate::error_norm::{Basis, InPrecision, NormMatrix};
 use crate::factors::Factors;
@@ -82,24 +82,12 @@ pub fn decompose_narrowed(
     Ok((spectrum, factors, tails))
 }
 
-/// What is wanted beside the subspace of a rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum All {
-    /// Nothing: eigenvalues beyond the rank are those of f32.
-    None,
-    /// All eigenvalues as Rayleigh quotients, which takes all eigenvectors.
-    Vectors,
-    /// Also the image of W in the norm, where it has one.
-    VectorsAndImage,
-}
+/// The subspace of a rank, and the image of W if it was wanted.
+type Found = (Subspace<f64>, Option<Array2<f32>>);
 
 impl Engine<'_> {
     /// The subspace of a rank from eigenvectors in f32. `None` where f32 saves nothing.
-    pub(super) fn in_f32(
-        &self,
-        rank: usize,
-        all: All,
-    ) -> Result<Option<(Subspace<f64>, Option<Array2<f32>>)>, SvdError> {
+    pub(super) fn in_f32(&self, rank: usize, all: All) -> Result<Option<Found>, SvdError> {
         let saves = eigenvectors_in_f32(self.options.precision, &self.problem.stats);
         let is_exact = self.sketch.is_none() && self.options.method != MethodChoice::Projector;
         match saves && is_exact && !self.norm.keeps_decomposition() {
@@ -108,11 +96,7 @@ impl Engine<'_> {
         }
     }
 
-    pub(super) fn eigenvectors_in_f32(
-        &self,
-        rank: usize,
-        all: All,
-    ) -> Result<(Subspace<f64>, Option<Array2<f32>>), SvdError> {
+    pub(super) fn eigenvectors_in_f32(&self, rank: usize, all: All) -> Result<Found, SvdError> {
         let w = self.problem.w;
         let mut a = {
             let norm: &dyn InPrecision<f64> = &*self.norm;

@@ -8,7 +8,6 @@
 //! logs/         what the tasks said
 //! ```
 
-use super::refused;
 use crate::exit::{Failure, Result, unwritten, usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -149,6 +148,11 @@ impl Folder {
     pub(super) fn done(&self, stage: &str) -> usize {
         fs::read_dir(self.marks(stage)).map_or(0, |entries| entries.flatten().count())
     }
+}
+
+/// A machine or a program that is not the one that a job was begun with.
+fn refused(what: String) -> Failure {
+    Failure::new(lowrank_model::ErrorKind::Unsupported, what)
 }
 
 /// This program: its version, and the hash of its file.

@@ -2,7 +2,7 @@
 
 use super::folder::Folder;
 use crate::exit::{Failure, Result, usage};
-use lowrank_pipeline::compress::units::Stage;
+use lowrank_pipeline::compress::units::UnitStage;
 use std::fmt::Write;
 
 /// The stage that writes the output: an ordinary run, which finds everything in the cache.
@@ -24,7 +24,7 @@ fn tasks(units: usize, nodes: u32) -> usize {
 }
 
 /// A row for each stage.
-pub(super) fn rows(stages: &[(Stage, usize)], nodes: u32) -> Vec<Vec<String>> {
+pub(super) fn rows(stages: &[(UnitStage, usize)], nodes: u32) -> Vec<Vec<String>> {
     let row = |name: String, units: usize| vec![name, units.to_string(), tasks(units, nodes).to_string()];
     let own = stages.iter().map(|&(stage, units)| row(stage.to_string(), units));
     own.chain([row(LAST.into(), 1)]).collect()

@@ -1,8 +1,7 @@
 //! Every norm against a direct SVD of a matrix that holds the activations themselves, never their second moment: with inputs
 //! x₁ … xₜ as columns of X, C = X Xᵀ and the error is ‖D^½ (W − Ŵ) [√(1−b) X, √(b tr C/n) I]‖².
 
-use crate::engine::Engine;
-use crate::engine::whole::All;
+use crate::engine::{All, Engine};
 use crate::randomized::generator;
 use crate::test_support::*;
 use crate::{Factored, Factors, MethodChoice, Metric, Precision, PrecisionChoice, Route, SvdOptions};
