@@ -44,7 +44,7 @@ pub(crate) fn run() -> Result<()> {
         ("fidelity benchmark, few methods and tokens", &super::bench::fidelity::small),
         ("example sweep, killed and resumed", &super::sweep::run),
         ("a Slurm cluster, of which a node dies", &|| {
-            super::cluster_test::run(&super::cluster_test::Args { small: true })
+            super::cluster_test::run(&super::cluster_test::Args { small: true, disturbances: 0, seed: 0 })
         }),
         ("the same output on an emulated older CPU", &|| {
             super::other_cpu::run(&super::other_cpu::Args::default())

@@ -2,13 +2,17 @@
 //! breaks what a cluster kills and breaks, and compares every byte with an ordinary run. Needs Debian's slurm-wlm and munge;
 //! installs them if it can.
 
+mod disturb;
 mod slurm;
 
 use super::demo::bundled_model;
 use super::torture::bench::{Files, files};
+use super::torture::{dice::Dice, tmpfs::Tmpfs};
 use crate::shell::{command, install_from_debian, lowrank_compress, output, run as sh, target};
 use anyhow::{Context, Result, bail, ensure};
+use disturb::Disturbance;
 use slurm::Slurm;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +21,12 @@ pub(crate) struct Args {
     /// One run on three nodes, of which one dies
     #[arg(long)]
     pub(crate) small: bool,
+    /// Runs that are disturbed at a random moment
+    #[arg(long, default_value_t = 0)]
+    pub(crate) disturbances: u64,
+    /// Seed of what disturbs them, and when
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
 }
 
 /// Longest time that a job may take.
@@ -35,6 +45,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let bench = Bench::new()?;
     let slurm = Slurm::start(3)?;
+    if args.disturbances > 0 {
+        return bench.disturbed(&slurm, args.disturbances, args.seed);
+    }
     bench.with_a_dead_node(&slurm)?;
     if !args.small {
         for nodes in 1..=3 {
@@ -42,6 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         bench.with_cancelled_tasks(&slurm)?;
         bench.with_another_file(&slurm)?;
+        bench.with_another_machine()?;
     }
     Ok(())
 }
@@ -198,6 +212,74 @@ impl Bench {
         let said = output(command(&self.tool).args(["cluster", "status"]).arg(folder))?;
         ensure!(said.contains("is not the file that this job was begun with"), "{said}");
         println!("cluster-test: a changed shard is refused by name");
+        Ok(())
+    }
+
+    /// A machine of another kind, and another program, are refused before they compute.
+    fn with_another_machine(&self) -> Result<()> {
+        let folder = self.folder.join("on-3.cluster");
+        let task = |tool: &Path| -> Result<String> {
+            let done = command(tool).arg("cluster").arg("run").arg(&folder).args(["moments", "0", "1"]).output()?;
+            ensure!(!done.status.success(), "not refused");
+            Ok(String::from_utf8(done.stderr)?)
+        };
+        let (kind, kept) = (folder.join("machine.json"), self.folder.join("machine.json"));
+        std::fs::rename(&kind, &kept)?;
+        std::fs::write(&kind, "\"a processor of the past\"")?;
+        let said = task(&self.tool)?;
+        ensure!(said.contains("begun on a processor of the past, this machine is"), "{said}");
+        std::fs::rename(&kept, &kind)?;
+        // The same program with one byte more is another one.
+        let other = self.folder.join("other/lowrank-compress");
+        std::fs::create_dir(self.folder.join("other"))?;
+        std::fs::copy(&self.tool, &other)?;
+        std::io::Write::write_all(&mut std::fs::OpenOptions::new().append(true).open(&other)?, b" ")?;
+        let said = task(&other)?;
+        ensure!(said.contains("give every machine the same program"), "{said}");
+        println!("cluster-test: another kind of CPU and another program are refused by name");
+        Ok(())
+    }
+
+    /// Runs that are disturbed at seeded moments: after each the job ends by itself or by one more submission, with the same bytes.
+    fn disturbed(&self, slurm: &Slurm, runs: u64, seed: u64) -> Result<()> {
+        let start = Instant::now();
+        let mut dice = Dice(seed);
+        let (mut counts, mut by_itself) = (BTreeMap::<String, u64>::new(), 0);
+        // Large enough for the folder and the output.
+        let disk = Tmpfs::mount(self.folder.join("disk"), "size=96m");
+        for run in 0..runs {
+            let disturbance = Disturbance::any(&mut dice);
+            let after = Duration::from_millis(dice.below(40_000));
+            let place = disk.as_ref().map_or(&self.folder, |disk| &disk.0);
+            let out = place.join(format!("disturbed-{run}"));
+            self.again(slurm, &out, 3)?;
+            let (submitted, mut happened) = (Instant::now(), false);
+            self.wait(slurm, || {
+                if !happened && submitted.elapsed() > after {
+                    happened = disturbance.happen(slurm, disk.as_ref())?;
+                }
+                Ok(())
+            })?;
+            if happened {
+                disturbance.mend(slurm, disk.as_ref())?;
+                *counts.entry(format!("{disturbance:?}")).or_default() += 1;
+            }
+            match out.exists() {
+                true => by_itself += 1,
+                false => {
+                    self.again(slurm, &out, 3)?;
+                    self.wait(slurm, || Ok(()))?;
+                }
+            }
+            self.compare(&out)?;
+            std::fs::remove_dir_all(&out)?;
+            std::fs::remove_dir_all(place.join(format!("disturbed-{run}.cluster")))?;
+            println!("cluster-test: run {run}: {disturbance:?} after {after:?}, {}", if happened { "done" } else { "too late" });
+        }
+        println!(
+            "cluster-test: {runs} runs in {:.0} s, disturbed by {counts:?}; {by_itself} ended by themselves, the others by one more submission; all bytes the same",
+            start.elapsed().as_secs_f64()
+        );
         Ok(())
     }
 

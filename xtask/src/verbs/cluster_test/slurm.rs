@@ -127,6 +127,14 @@ impl Slurm {
         })
     }
 
+    /// Kills the controller and starts it again.
+    pub(super) fn restart_controller(&self) -> Result<()> {
+        if let Some(child) = self.controller.take() {
+            end(child);
+        }
+        self.start_controller()
+    }
+
     /// Starts a node.
     pub(super) fn start_node(&self, node: usize) -> Result<()> {
         let mut daemon = self.command("/usr/sbin/slurmd");

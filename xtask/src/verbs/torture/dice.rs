@@ -1,7 +1,7 @@
 //! A seeded random number generator.
 
 /// SplitMix64.
-pub(super) struct Dice(pub(super) u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -12,11 +12,11 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.roll() % limit
     }
 
-    pub(super) fn shuffled(&mut self, values: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    pub(crate) fn shuffled(&mut self, values: impl IntoIterator<Item = u64>) -> Vec<u64> {
         let mut values: Vec<u64> = values.into_iter().collect();
         for last in (1..values.len()).rev() {
             values.swap(last, self.below(last as u64 + 1) as usize);

@@ -6,9 +6,9 @@
 //! others have all measurements cached. Guarantees and figures: `docs/reliability.md`.
 
 pub(crate) mod bench;
-mod dice;
+pub(crate) mod dice;
 mod disturbances;
-mod tmpfs;
+pub(crate) mod tmpfs;
 
 use anyhow::{Context, Result};
 use bench::{Bench, Cache};

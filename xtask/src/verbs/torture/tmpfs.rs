@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 /// Unmounted when dropped.
-pub(super) struct Tmpfs(pub(super) PathBuf);
+pub(crate) struct Tmpfs(pub(crate) PathBuf);
 
 impl Tmpfs {
-    pub(super) fn mount(at: PathBuf, options: &str) -> Option<Self> {
+    pub(crate) fn mount(at: PathBuf, options: &str) -> Option<Self> {
         fs::create_dir_all(&at).ok()?;
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&at).stderr(Stdio::null());
@@ -18,7 +18,7 @@ impl Tmpfs {
     }
 
     /// Fills all remaining space.
-    pub(super) fn fill(&self) -> Result<()> {
+    pub(crate) fn fill(&self) -> Result<()> {
         let mut ballast = File::create(self.0.join("ballast"))?;
         for size in [1 << 20, 1 << 12, 1] {
             while ballast.write_all(&vec![0; size]).is_ok() {}
