@@ -13,6 +13,8 @@ mod olmoe;
 mod qwen2_moe;
 mod qwen3_moe;
 mod rotation;
+#[cfg(test)]
+mod test_support;
 
 use crate::config::ConfigError;
 use crate::display::clip;

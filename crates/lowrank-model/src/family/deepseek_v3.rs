@@ -152,9 +152,8 @@ impl Family for DeepseekV3 {
         })
     }
 
-    /// No output has the layers that predict later tokens.
     fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
-        vec![("num_nextn_predict_layers", 0.into())]
+        keys::no_prediction_layers()
     }
 
     fn output(&self) -> &'static Output {
@@ -166,16 +165,11 @@ impl Family for DeepseekV3 {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::family::test_support::{self, changed, refused_by_name, shape};
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "deepseek_v3"});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
-    }
-
-    fn shape(config: &ModelConfig, name: &str) -> Option<Vec<usize>> {
-        config.tensors().iter().find(|spec| spec.name == name).map(|spec| spec.shape.clone())
+        test_support::read(json!({"model_type": "deepseek_v3"}), changes)
     }
 
     /// `config.json` of DeepSeek-V3, without its quantisation.
@@ -226,11 +220,10 @@ mod tests {
     #[test]
     fn fp8_with_a_scale_for_each_block_is_read_and_no_other_quantisation() {
         let blocks = |changes: Value| {
-            let mut quantised = json!({
+            let quantised = json!({
                 "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 64]
             });
-            quantised.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            read(json!({"quantization_config": quantised})).map(|config| config.fp8_blocks)
+            read(json!({"quantization_config": changed(quantised, changes)})).map(|config| config.fp8_blocks)
         };
         assert_eq!(blocks(json!({})), Ok(Some([128, 64])));
         assert_eq!(read(json!({"quantization_config": null})).unwrap().fp8_blocks, None);
@@ -249,10 +242,8 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let yarn = |changes: Value| {
-            let mut yarn =
-                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
-            yarn.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            json!({"rope_scaling": yarn})
+            let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+            json!({"rope_scaling": changed(yarn, changes)})
         };
         assert!(read(yarn(json!({}))).is_ok());
         for (kind, key, changes) in [
@@ -277,9 +268,7 @@ mod tests {
                 json!({"auto_map": {"AutoModelForCausalLM": "own.DeepseekV3ForCausalLM"}}),
             ),
         ] {
-            let error = read(changes.clone()).expect_err(&changes.to_string());
-            assert_eq!(error.kind(), kind, "{changes}: {error}");
-            assert!(error.to_string().contains(key), "{error}");
+            refused_by_name(read(changes), kind, key);
         }
     }
 }

@@ -111,9 +111,8 @@ impl Family for Glm4Moe {
         })
     }
 
-    /// No output has the layers that predict later tokens.
     fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
-        vec![("num_nextn_predict_layers", 0.into())]
+        keys::no_prediction_layers()
     }
 
     fn output(&self) -> &'static Output {
@@ -125,12 +124,12 @@ impl Family for Glm4Moe {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::family::test_support::{self, refused_by_name};
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "glm4_moe", "num_hidden_layers": 3, "num_attention_heads": 32});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
+        let base = json!({"model_type": "glm4_moe", "num_hidden_layers": 3, "num_attention_heads": 32});
+        test_support::read(base, changes)
     }
 
     #[test]
@@ -148,10 +147,7 @@ mod tests {
     fn tensors_are_named_as_transformers_names_them() {
         let config =
             read(json!({"n_shared_experts": 2, "use_qk_norm": true, "attention_bias": true})).unwrap();
-        let shape = |name: &str| {
-            let tensors = config.tensors();
-            tensors.iter().find(|spec| spec.name == name).map(|spec| spec.shape.clone())
-        };
+        let shape = |name: &str| test_support::shape(&config, name);
         assert_eq!(shape("model.layers.0.mlp.gate_proj.weight"), Some(vec![10_944, 4096]));
         assert_eq!(shape("model.layers.0.mlp.gate.e_score_correction_bias"), None);
         assert_eq!(shape("model.layers.1.mlp.gate.e_score_correction_bias"), Some(vec![128]));
@@ -191,9 +187,7 @@ mod tests {
             (BrokenCheckpoint, "partial_rotary_factor", json!(0.01)),
             (BrokenCheckpoint, "first_k_dense_replace", json!(-1)),
         ] {
-            let error = read(json!({ key: value })).unwrap_err();
-            assert_eq!(error.kind(), kind, "{key}: {error}");
-            assert!(error.to_string().contains(key), "{error}");
+            refused_by_name(read(json!({ key: value })), kind, key);
         }
     }
 

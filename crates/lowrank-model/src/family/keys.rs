@@ -213,6 +213,11 @@ pub(super) fn prediction_layers(config: &Value) -> Result<usize, ConfigError> {
     Ok(layers)
 }
 
+/// What an output's config says of them: none has such layers.
+pub(super) fn no_prediction_layers() -> Vec<(&'static str, Value)> {
+    vec![("num_nextn_predict_layers", 0.into())]
+}
+
 /// Refuses attention with a window, or of another kind in some layers.
 pub(super) fn refuse_windows(config: &Value, layers: usize) -> Result<(), ConfigError> {
     if flag(config, "use_sliding_window")? {

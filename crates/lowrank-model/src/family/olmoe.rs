@@ -75,12 +75,11 @@ impl Family for Olmoe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::test_support;
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "olmoe", "num_attention_heads": 8});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
+        test_support::read(json!({"model_type": "olmoe", "num_attention_heads": 8}), changes)
     }
 
     #[test]
