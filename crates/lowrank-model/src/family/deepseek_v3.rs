@@ -3,9 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{
-    Attention, AttentionBias, Block, ExpertGroups, LatentAttention, QueryKeyNorm, Router, SharedExperts,
-};
+use crate::block::{Attention, AttentionBias, Block, LatentAttention, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
@@ -100,18 +98,14 @@ impl Family for DeepseekV3 {
                 Some(_) => keys::optional_dimension(config, "q_lora_rank")?,
             };
             Ok(Block {
-                router: Router::SigmoidTopK {
-                    groups: ExpertGroups {
-                        count: keys::dimension_or(config, "n_group", 8)?,
-                        chosen: keys::dimension_or(config, "topk_group", 4)?,
-                    },
+                router: Router {
+                    score: Score::SigmoidAndBias,
+                    groups: keys::groups_scored_by_two(config, [8, 4])?,
                     renormalise: keys::flag_or(config, "norm_topk_prob", true)?,
                     scale: keys::positive(config, "routed_scaling_factor")?.unwrap_or(2.5),
                 },
                 activation: keys::activation(config)?,
-                shared_experts: SharedExperts::AsWideAsRouted {
-                    intermediate_size: keys::dimension_or(config, "n_shared_experts", 1)? * expert_width,
-                },
+                shared_experts: keys::shared_experts(config, 1, expert_width)?,
                 moe_layers: keys::moe_layers_after_first(config, layers, 3, dense_width)?,
                 attention: Attention::Latent(LatentAttention {
                     query_rank,

@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Attention, AttentionBias, Block, ExpertGroups, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -77,18 +77,14 @@ impl Family for Glm4Moe {
             let dense_width = keys::dimension_or(config, "intermediate_size", 10_944)?;
             let expert_width = keys::dimension_or(config, OUTPUT.width_key, DEFAULTS.expert_width)?;
             Ok(Block {
-                router: Router::SigmoidTopK {
-                    groups: ExpertGroups {
-                        count: keys::dimension_or(config, "n_group", 1)?,
-                        chosen: keys::dimension_or(config, "topk_group", 1)?,
-                    },
+                router: Router {
+                    score: Score::SigmoidAndBias,
+                    groups: keys::groups_scored_by_two(config, [1, 1])?,
                     renormalise: keys::flag_or(config, "norm_topk_prob", true)?,
                     scale: keys::positive(config, "routed_scaling_factor")?.unwrap_or(1.0),
                 },
                 activation: keys::activation(config)?,
-                shared_experts: SharedExperts::AsWideAsRouted {
-                    intermediate_size: keys::dimension_or(config, "n_shared_experts", 1)? * expert_width,
-                },
+                shared_experts: keys::shared_experts(config, 1, expert_width)?,
                 moe_layers: keys::moe_layers_after_first(config, layers, 1, dense_width)?,
                 attention: Attention::Grouped,
                 query_key_norm: if keys::flag(config, "use_qk_norm")? {
@@ -124,6 +120,7 @@ impl Family for Glm4Moe {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::block::ExpertGroups;
     use crate::family::test_support::{self, refused_by_name};
     use serde_json::json;
 
@@ -137,8 +134,9 @@ mod tests {
         let config = read(json!({})).unwrap();
         assert_eq!((config.num_local_experts, config.num_experts_per_tok), (128, 8));
         assert_eq!((config.head_dim, config.rotary_dim()), (128, 64));
-        let groups = ExpertGroups { count: 1, chosen: 1 };
-        assert_eq!(config.block.router, Router::SigmoidTopK { groups, renormalise: true, scale: 1.0 });
+        let groups = ExpertGroups { scored_by: 2, ..ExpertGroups::NONE };
+        let router = Router { score: Score::SigmoidAndBias, groups, renormalise: true, scale: 1.0 };
+        assert_eq!(config.block.router, router);
         assert_eq!(config.block.shared_experts.width(), 1408);
         assert_eq!(config.matrices().count(), 2 * 128 * 3);
     }

@@ -55,7 +55,7 @@ impl Family for Olmoe {
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
         let read = DEFAULTS.read(self, config, |_| {
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: MoeLayers::All,

@@ -74,7 +74,7 @@ impl Family for Qwen2Moe {
             keys::refuse_windows(config, layers)?;
             let dense_width = keys::dimension_or(config, "intermediate_size", 5632)?;
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::Gated {
                     intermediate_size: keys::dimension_or(config, "shared_expert_intermediate_size", 5632)?,

@@ -73,7 +73,7 @@ impl Family for Qwen3Moe {
             keys::refuse_windows(config, layers)?;
             let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
@@ -111,7 +111,7 @@ mod tests {
         let config = read(json!({})).unwrap();
         assert_eq!((config.hidden_size, config.intermediate_size, config.head_dim), (2048, 768, 64));
         assert_eq!((config.num_local_experts, config.num_experts_per_tok), (128, 8));
-        assert_eq!(config.block.router, Router::SoftmaxTopK { renormalise: false });
+        assert_eq!(config.block.router, Router::softmax(false));
         assert_eq!(config.matrices().count(), 4 * 128 * 3);
     }
 
