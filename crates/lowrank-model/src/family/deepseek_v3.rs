@@ -2,8 +2,8 @@
 //! layers have no experts.
 
 use super::defaults::{self, Defaults, KeyValueHeads};
-use super::{keys, rotation};
-use crate::block::{Attention, AttentionBias, Block, LatentAttention, QueryKeyNorm, Router, Score};
+use super::{keys, latent, rotation};
+use crate::block::{Block, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
@@ -23,26 +23,19 @@ const CONFIG_KEYS: &[Keys] = &[
     (
         Rule::Read,
         &[
-            "attention_bias",
             "first_k_dense_replace",
-            "head_dim",
-            "kv_lora_rank",
             "moe_intermediate_size",
             "n_group",
             "n_routed_experts",
             "n_shared_experts",
             "num_mtp_layers",
             "num_nextn_predict_layers",
-            "q_lora_rank",
-            "qk_head_dim",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
             "rope_interleave",
             "routed_scaling_factor",
             "topk_group",
-            "v_head_dim",
         ],
     ),
+    latent::KEYS,
     // Of training.
     (Rule::Harmless(ValueKind::Number), &["aux_loss_alpha", "ep_size"]),
     (Rule::Harmless(ValueKind::Flag), &["seq_aux"]),
@@ -93,10 +86,6 @@ impl Family for DeepseekV3 {
         let read = DEFAULTS.read(self, config, |layers| {
             let dense_width = keys::dimension_or(config, "intermediate_size", 18_432)?;
             let expert_width = keys::dimension_or(config, OUTPUT.width_key, DEFAULTS.expert_width)?;
-            let query_rank = match config.get("q_lora_rank") {
-                None => Some(1536),
-                Some(_) => keys::optional_dimension(config, "q_lora_rank")?,
-            };
             Ok(Block {
                 router: Router {
                     score: Score::SigmoidAndBias,
@@ -107,43 +96,13 @@ impl Family for DeepseekV3 {
                 activation: keys::activation(config)?,
                 shared_experts: keys::shared_experts(config, 1, expert_width)?,
                 moe_layers: keys::moe_layers_after_first(config, layers, 3, dense_width)?,
-                attention: Attention::Latent(LatentAttention {
-                    query_rank,
-                    key_value_rank: keys::dimension_or(config, "kv_lora_rank", 512)?,
-                    fixed_dim: keys::dimension_or(config, "qk_nope_head_dim", 128)?,
-                    value_dim: keys::dimension_or(config, "v_head_dim", 128)?,
-                    pairs_side_by_side: keys::flag_or(config, "rope_interleave", true)?,
-                }),
+                attention: latent::attention(config, keys::flag_or(config, "rope_interleave", true)?)?,
                 query_key_norm: QueryKeyNorm::None,
-                attention_bias: if keys::flag(config, "attention_bias")? {
-                    AttentionBias::LatentsAndOutput
-                } else {
-                    AttentionBias::None
-                },
+                attention_bias: latent::bias(config)?,
             })
         })?;
-        if read.num_key_value_heads != read.num_attention_heads {
-            let supported = "as many as `num_attention_heads`: a latent serves all heads";
-            let found = read.num_key_value_heads.into();
-            return Err(ConfigError::unsupported("num_key_value_heads", &found, supported));
-        }
-        let head_dim = keys::dimension_or(config, "qk_rope_head_dim", 64)?;
-        let Attention::Latent(LatentAttention { fixed_dim, .. }) = read.block.attention else {
-            unreachable!("set above")
-        };
-        // transformers computes both from the keys above, saves them, and reads them back.
-        for (key, dim) in [("head_dim", head_dim), ("qk_head_dim", fixed_dim + head_dim)] {
-            if let Some(value) = config.get(key).filter(|value| value.as_u64() != Some(dim as u64)) {
-                let supported = format!("{dim}, as `qk_rope_head_dim` and `qk_nope_head_dim` say");
-                return Err(ConfigError::unsupported(key, value, &supported));
-            }
-        }
-        Ok(ModelConfig {
-            head_dim,
-            yarn: DEFAULTS.rotation.yarn(config, read.max_position_embeddings)?,
-            prediction_layers: keys::prediction_layers(config)?,
-            ..read
-        })
+        let prediction_layers = keys::prediction_layers(config)?;
+        latent::heads(config, ModelConfig { prediction_layers, ..read })
     }
 
     fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
