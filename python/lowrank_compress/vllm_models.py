@@ -21,7 +21,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-from vllm.model_executor.models.deepseek_v2 import DeepseekV3ForCausalLM
+from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
 from vllm.model_executor.models.glm4_moe import Glm4MoeForCausalLM
 from vllm.model_executor.models.mixtral import MixtralForCausalLM
 from vllm.model_executor.models.olmoe import OlmoeForCausalLM
@@ -198,3 +198,7 @@ class LowRankGlm4MoeForCausalLM(LowRankModel, Glm4MoeForCausalLM):
 
 class LowRankDeepseekV3ForCausalLM(LowRankModel, DeepseekV3ForCausalLM):
     """DeepSeek-V3."""
+
+
+class LowRankDeepseekV2ForCausalLM(LowRankModel, DeepseekV2ForCausalLM):
+    """DeepSeek-V2."""

@@ -1,10 +1,12 @@
 """Loading without remote code. transformers asks at the terminal where it would need some, and tests have none."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -56,12 +58,28 @@ def test_a_saved_model_keeps_its_code(compressed, tmp_path):
             assert torch.allclose(again(IDS).logits, model(IDS).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3"])
+@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3", "deepseek-v2"])
 def test_every_family_loads(family, family_bases, tmp_path):
     lowrank_compress.compress(family_bases[family], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(model).__module__.startswith("lowrank_compress.models.")
     assert model(IDS).logits.isfinite().all()
+
+
+def test_a_class_that_leaves_out_a_scale_of_scores_is_refused(family_bases, tmp_path):
+    lowrank_compress.compress(family_bases["deepseek-v2"], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
+    path = tmp_path / "out/config.json"
+    config = json.loads(path.read_text())
+    for rotation in ("rope_scaling", "rope_parameters"):
+        config[rotation]["mscale_all_dim"] = 0.707
+    path.write_text(json.dumps(config))
+    load = lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if transformers.__version__.startswith("4."):
+        with pytest.raises(ValueError, match="mscale_all_dim"):
+            load()
+    else:
+        attention = load().model.layers[0].self_attn
+        assert attention.scaling > attention.qk_head_dim**-0.5
 
 
 def test_a_worker_process_can_load_what_it_gets(compressed):

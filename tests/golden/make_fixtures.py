@@ -1,6 +1,6 @@
 """Make the golden fixtures: tiny random checkpoints, one per feature, and transformers' logits for them.
 
-    python tests/golden/make_fixtures.py            (needs torch, transformers 5 and safetensors)
+    python tests/golden/make_fixtures.py [FAMILY …]     (needs torch, transformers 5 and safetensors; all, or these families alone)
 
 Every checkpoint lies in tests/fixtures/golden/NAME/, its logits in tests/fixtures/golden/NAME.safetensors:
 `ids.S` [T] and `logits.S` [T, V] of sequence S, computed on the CPU in f32 from the stored (bf16) weights.
@@ -10,14 +10,15 @@ Weights are larger than a fresh model's, so that logits are of order one and a m
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM, MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig,
-    Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
+    AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM,
+    MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -216,6 +217,12 @@ FAMILIES = {
         qk_rope_head_dim=8, v_head_dim=10, rope_parameters=dict(
             rope_type="yarn", rope_theta=10000.0, factor=2.0, original_max_position_embeddings=64, beta_fast=8, beta_slow=1,
             mscale=0.8, mscale_all_dim=1.0))),
+    # Without `mscale_all_dim`, of which transformers 4 leaves out a part.
+    "deepseek-v2": (DeepseekV2ForCausalLM, DeepseekV2Config(
+        **FAMILY | dict(num_hidden_layers=3, num_key_value_heads=4, max_position_embeddings=128), intermediate_size=40, moe_intermediate_size=24, n_routed_experts=8,
+        n_shared_experts=2, topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=4.0, first_k_dense_replace=1,
+        q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, rope_parameters=dict(
+            rope_type="yarn", rope_theta=10000.0, factor=2.0, original_max_position_embeddings=64, beta_fast=8, beta_slow=1))),
 }
 
 
@@ -258,8 +265,12 @@ def family(name, seed):
 
 def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
+    asked = sys.argv[1:]
     for seed, name in enumerate(FAMILIES, start=21):
-        family(name, seed)
+        if not asked or name in asked:
+            family(name, seed)
+    if asked:
+        return
     features = {
         "tied": dict(tie_word_embeddings=True),
         "sliding-window": dict(sliding_window=7),

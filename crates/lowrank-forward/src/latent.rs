@@ -18,7 +18,7 @@ use lowrank_model::block::LatentAttention;
 use ndarray::s;
 use rayon::prelude::*;
 
-/// ε of the norms of latents, whatever the config says of the others: `DeepseekV3RMSNorm` has it for its default.
+/// ε of the norms of latents, whatever the config says of the others: `DeepseekV2RMSNorm` and `DeepseekV3RMSNorm` have it for their default.
 const LATENT_EPSILON: f32 = 1e-6;
 
 /// Weights of one layer's attention. Biases are empty where there are none.

@@ -278,7 +278,7 @@ impl<'a> Forward<'a> {
         let router = StoredRouter {
             weights: weights_of_one.expect("one row of h numbers"),
             bias: None,
-            rule: Router::SoftmaxTopK { renormalise: true },
+            rule: Router::softmax(true),
             experts_per_token: 1,
         };
         let mut sum = self.engine.moe(&[rows], &router)?;

@@ -1,7 +1,7 @@
 //! The experts of each token, and the weights of their outputs, by the family's rule.
 
 use crate::math::{sigmoid, softmax};
-use lowrank_model::block::{ExpertGroups, Router};
+use lowrank_model::block::{ExpertGroups, Router, Score};
 use lowrank_model::names::Role;
 use lowrank_reader::{Checkpoint, ReadError};
 use rayon::prelude::*;
@@ -38,21 +38,18 @@ impl Routing {
         let tokens = logits.par_chunks_exact_mut(experts);
         let chosen = routing.experts.par_chunks_exact_mut(experts_per_token);
         let weights = routing.weights.par_chunks_exact_mut(experts_per_token);
-        tokens.zip(chosen).zip(weights).for_each(|((logits, chosen), weights)| match choice.rule {
-            Router::SoftmaxTopK { renormalise } => {
-                softmax(logits);
-                choose(logits, chosen);
-                take(logits, chosen, weights, renormalise);
+        let Router { score, groups, renormalise, scale } = choice.rule;
+        tokens.zip(chosen).zip(weights).for_each(|((scores, chosen), weights)| {
+            match score {
+                Score::Softmax => softmax(scores),
+                Score::SigmoidAndBias => scores.iter_mut().for_each(|score| *score = sigmoid(*score)),
             }
-            Router::SigmoidTopK { groups, renormalise, scale } => {
-                logits.iter_mut().for_each(|logit| *logit = sigmoid(*logit));
-                let mut scores: Vec<f32> =
-                    logits.iter().zip(&choice.bias).map(|(score, bias)| score + bias).collect();
-                keep_best_groups(&mut scores, groups);
-                choose(&scores, chosen);
-                take(logits, chosen, weights, renormalise);
-                weights.iter_mut().for_each(|weight| *weight *= scale as f32);
-            }
+            let mut ranked = scores.to_vec();
+            choice.bias.iter().zip(&mut ranked).for_each(|(bias, score)| *score += bias);
+            keep_best_groups(&mut ranked, groups);
+            choose(&ranked, chosen);
+            take(scores, chosen, weights, renormalise);
+            weights.iter_mut().for_each(|weight| *weight *= scale as f32);
         });
         routing
     }
@@ -89,16 +86,16 @@ fn take(all: &[f32], chosen: &[usize], weights: &mut [f32], renormalise: bool) {
     }
 }
 
-/// Puts experts outside the groups with the largest sum of two scores out of reach.
+/// Puts experts outside the best groups out of reach.
 fn keep_best_groups(scores: &mut [f32], groups: ExpertGroups) {
     if groups.chosen == groups.count {
         return;
     }
     let size = scores.len() / groups.count;
     let of_group = |group: &[f32]| {
-        let mut best = [0, 0];
+        let mut best = vec![0; groups.scored_by];
         choose(group, &mut best);
-        group[best[0]] + group[best[1]]
+        best.iter().map(|&place| group[place]).sum()
     };
     let sums: Vec<f32> = scores.chunks_exact(size).map(of_group).collect();
     let mut kept = vec![0; groups.chosen];
@@ -159,7 +156,7 @@ mod tests {
     use super::*;
 
     fn softmax_top_2(logits: Vec<f32>, renormalise: bool) -> Routing {
-        let rule = Router::SoftmaxTopK { renormalise };
+        let rule = Router::softmax(renormalise);
         Routing::new(logits, 4, &Choice { rule, bias: Vec::new(), experts_per_token: 2 })
     }
 
@@ -194,8 +191,8 @@ mod tests {
 
     #[test]
     fn a_bias_chooses_and_weighs_nothing() {
-        let groups = ExpertGroups { count: 2, chosen: 1 };
-        let rule = Router::SigmoidTopK { groups, renormalise: true, scale: 2.5 };
+        let groups = ExpertGroups { count: 2, chosen: 1, scored_by: 2 };
+        let rule = Router { score: Score::SigmoidAndBias, groups, renormalise: true, scale: 2.5 };
         let score = |logit: f32| 1.0 / (1.0 + (-logit).exp());
         // The best expert is in the other group, whose two best together are less.
         let logits = vec![3.0, -4.0, -4.0, 1.0, 0.0, 0.5];
@@ -206,5 +203,21 @@ mod tests {
         for (weight, expert) in routing.weights.iter().zip([4, 3]) {
             assert!((weight - 2.5 * score(logits[expert]) / total).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn a_group_may_score_by_its_best_expert_alone() {
+        let logits = vec![3.0_f32, -4.0, -4.0, 2.2, 2.6, 2.0];
+        let chosen = |scored_by| {
+            let groups = ExpertGroups { count: 2, chosen: 1, scored_by };
+            let rule = Router { groups, scale: 16.0, ..Router::softmax(false) };
+            Routing::new(logits.clone(), 6, &Choice { rule, bias: Vec::new(), experts_per_token: 2 })
+        };
+        assert_eq!(chosen(2).experts, [4, 3]);
+        let routing = chosen(1);
+        assert_eq!(routing.experts, [0, 1]);
+        // Experts out of reach take their part of the softmax.
+        let total: f32 = logits.iter().map(|logit| logit.exp()).sum();
+        assert!((routing.weights[0] - 16.0 * logits[0].exp() / total).abs() < 1e-5);
     }
 }

@@ -95,6 +95,7 @@ goldens! {
     olmoe_equals_transformers: "golden/olmoe";
     glm4_moe_equals_transformers: "golden/glm4-moe";
     deepseek_v3_equals_transformers: "golden/deepseek-v3";
+    deepseek_v2_equals_transformers: "golden/deepseek-v2";
     the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 

@@ -23,43 +23,58 @@ pub struct Block {
     pub attention_bias: AttentionBias,
 }
 
-/// Which experts a token takes, and how their outputs are weighted.
+/// Which experts a token takes, and how their outputs are weighted: the k experts with the best scores, by their scores.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Router {
-    /// Softmax over the logits of all experts, then the k largest.
-    SoftmaxTopK {
-        /// Divide the k weights by their sum.
-        renormalise: bool,
-    },
-    /// σ of each expert's logit is its score. The k experts with the largest score + bias are chosen, where the bias `[E]` is
-    /// stored beside the router; weights are the scores without it (DeepSeek-V3, GLM-4.5).
-    SigmoidTopK {
-        /// Experts outside the best groups are not chosen.
-        groups: ExpertGroups,
-        /// Divide the k weights by their sum.
-        renormalise: bool,
-        /// What the weights are multiplied with in the end.
-        scale: f64,
-    },
+pub struct Router {
+    /// How logits become scores.
+    pub score: Score,
+    /// Experts outside the best groups are not chosen.
+    pub groups: ExpertGroups,
+    /// Divide the k weights by their sum.
+    pub renormalise: bool,
+    /// What the weights are multiplied with in the end.
+    pub scale: f64,
 }
 
 impl Router {
+    /// Softmax over the logits of all experts, then the k largest.
+    pub const fn softmax(renormalise: bool) -> Self {
+        Self { score: Score::Softmax, groups: ExpertGroups::NONE, renormalise, scale: 1.0 }
+    }
+
     /// Whether a bias is stored beside the matrix.
     pub const fn has_bias(self) -> bool {
-        match self {
-            Self::SoftmaxTopK { .. } => false,
-            Self::SigmoidTopK { .. } => true,
+        match self.score {
+            Score::Softmax => false,
+            Score::SigmoidAndBias => true,
         }
     }
 }
 
-/// Experts in groups of equal size, one group after another. A group's score is the sum of the two largest in it.
+/// How a router's logits become the scores of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Score {
+    /// Softmax over the logits of all experts.
+    Softmax,
+    /// σ of each logit. A bias `[E]`, stored beside the router, is added where experts are chosen, and not in their weights
+    /// (DeepSeek-V3, GLM-4.5).
+    SigmoidAndBias,
+}
+
+/// Experts in groups of equal size, one group after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertGroups {
     /// Groups of a layer; 1 if all experts compete.
     pub count: usize,
     /// Groups whose experts a token may take.
     pub chosen: usize,
+    /// How many of the largest scores in a group add up to the group's.
+    pub scored_by: usize,
+}
+
+impl ExpertGroups {
+    /// All experts compete.
+    pub const NONE: Self = Self { count: 1, chosen: 1, scored_by: 1 };
 }
 
 /// The non-linearity of an expert.

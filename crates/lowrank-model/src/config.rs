@@ -3,7 +3,7 @@
 //! A family reads the description (`config.json`, `params.json`); every number is checked once, by it and by
 //! `ModelConfig::checked`, so that no other crate meets a zero, a huge value or a missing key.
 
-use crate::block::{Block, ExpertGroups, Router};
+use crate::block::{Block, ExpertGroups};
 use crate::display::clip;
 use crate::names::{Role, Spelling, known_buffer};
 use crate::rules::Keys;
@@ -504,16 +504,18 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// Groups are alike and score by two experts each, and those that are chosen have as many as a token takes.
+    /// Groups are alike and have as many experts as they score by, and those that are chosen have as many as a token takes.
     fn check_router(&self) -> Result<(), ConfigError> {
-        let Router::SigmoidTopK { groups: ExpertGroups { count, chosen }, .. } = self.block.router else {
-            return Ok(());
-        };
+        let ExpertGroups { count, chosen, scored_by } = self.block.router.groups;
         let bad = |key: &str, value: usize, expected| {
             Err(ConfigError::Bad { key: key.into(), value: value.to_string(), expected })
         };
-        if !self.num_local_experts.is_multiple_of(count) || self.num_local_experts / count < 2 {
-            return bad("n_group", count, "a divisor of the number of experts, with at least two in a group");
+        if !self.num_local_experts.is_multiple_of(count) || self.num_local_experts / count < scored_by {
+            let expected = match scored_by {
+                1 => "a divisor of the number of experts",
+                _ => "a divisor of the number of experts, with at least two in a group",
+            };
+            return bad("n_group", count, expected);
         }
         if chosen > count || self.num_local_experts / count * chosen < self.num_experts_per_tok {
             return bad(

@@ -4,15 +4,19 @@
 //! family, write its file below `family/` and list it in [`ALL`]: `docs/architecture.md`, "A family".
 
 mod allowed;
+mod deepseek_v2;
 mod deepseek_v3;
 mod defaults;
 mod glm4_moe;
 mod keys;
+mod latent;
 mod mixtral;
 mod olmoe;
 mod qwen2_moe;
 mod qwen3_moe;
 mod rotation;
+#[cfg(test)]
+mod test_support;
 
 use crate::config::ConfigError;
 use crate::display::clip;
@@ -29,6 +33,7 @@ pub const ALL: &[&dyn Family] = &[
     olmoe::FAMILY,
     glm4_moe::FAMILY,
     deepseek_v3::FAMILY,
+    deepseek_v2::FAMILY,
 ];
 
 /// The family that a `config.json` names.

@@ -2,10 +2,8 @@
 //! layers have no experts.
 
 use super::defaults::{self, Defaults, KeyValueHeads};
-use super::{keys, rotation};
-use crate::block::{
-    Attention, AttentionBias, Block, ExpertGroups, LatentAttention, QueryKeyNorm, Router, SharedExperts,
-};
+use super::{keys, latent, rotation};
+use crate::block::{Block, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
@@ -25,26 +23,19 @@ const CONFIG_KEYS: &[Keys] = &[
     (
         Rule::Read,
         &[
-            "attention_bias",
             "first_k_dense_replace",
-            "head_dim",
-            "kv_lora_rank",
             "moe_intermediate_size",
             "n_group",
             "n_routed_experts",
             "n_shared_experts",
             "num_mtp_layers",
             "num_nextn_predict_layers",
-            "q_lora_rank",
-            "qk_head_dim",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
             "rope_interleave",
             "routed_scaling_factor",
             "topk_group",
-            "v_head_dim",
         ],
     ),
+    latent::KEYS,
     // Of training.
     (Rule::Harmless(ValueKind::Number), &["aux_loss_alpha", "ep_size"]),
     (Rule::Harmless(ValueKind::Flag), &["seq_aux"]),
@@ -95,66 +86,27 @@ impl Family for DeepseekV3 {
         let read = DEFAULTS.read(self, config, |layers| {
             let dense_width = keys::dimension_or(config, "intermediate_size", 18_432)?;
             let expert_width = keys::dimension_or(config, OUTPUT.width_key, DEFAULTS.expert_width)?;
-            let query_rank = match config.get("q_lora_rank") {
-                None => Some(1536),
-                Some(_) => keys::optional_dimension(config, "q_lora_rank")?,
-            };
             Ok(Block {
-                router: Router::SigmoidTopK {
-                    groups: ExpertGroups {
-                        count: keys::dimension_or(config, "n_group", 8)?,
-                        chosen: keys::dimension_or(config, "topk_group", 4)?,
-                    },
+                router: Router {
+                    score: Score::SigmoidAndBias,
+                    groups: keys::groups_scored_by_two(config, [8, 4])?,
                     renormalise: keys::flag_or(config, "norm_topk_prob", true)?,
                     scale: keys::positive(config, "routed_scaling_factor")?.unwrap_or(2.5),
                 },
                 activation: keys::activation(config)?,
-                shared_experts: SharedExperts::AsWideAsRouted {
-                    intermediate_size: keys::dimension_or(config, "n_shared_experts", 1)? * expert_width,
-                },
+                shared_experts: keys::shared_experts(config, 1, expert_width)?,
                 moe_layers: keys::moe_layers_after_first(config, layers, 3, dense_width)?,
-                attention: Attention::Latent(LatentAttention {
-                    query_rank,
-                    key_value_rank: keys::dimension_or(config, "kv_lora_rank", 512)?,
-                    fixed_dim: keys::dimension_or(config, "qk_nope_head_dim", 128)?,
-                    value_dim: keys::dimension_or(config, "v_head_dim", 128)?,
-                    pairs_side_by_side: keys::flag_or(config, "rope_interleave", true)?,
-                }),
+                attention: latent::attention(config, keys::flag_or(config, "rope_interleave", true)?)?,
                 query_key_norm: QueryKeyNorm::None,
-                attention_bias: if keys::flag(config, "attention_bias")? {
-                    AttentionBias::LatentsAndOutput
-                } else {
-                    AttentionBias::None
-                },
+                attention_bias: latent::bias(config)?,
             })
         })?;
-        if read.num_key_value_heads != read.num_attention_heads {
-            let supported = "as many as `num_attention_heads`: a latent serves all heads";
-            let found = read.num_key_value_heads.into();
-            return Err(ConfigError::unsupported("num_key_value_heads", &found, supported));
-        }
-        let head_dim = keys::dimension_or(config, "qk_rope_head_dim", 64)?;
-        let Attention::Latent(LatentAttention { fixed_dim, .. }) = read.block.attention else {
-            unreachable!("set above")
-        };
-        // transformers computes both from the keys above, saves them, and reads them back.
-        for (key, dim) in [("head_dim", head_dim), ("qk_head_dim", fixed_dim + head_dim)] {
-            if let Some(value) = config.get(key).filter(|value| value.as_u64() != Some(dim as u64)) {
-                let supported = format!("{dim}, as `qk_rope_head_dim` and `qk_nope_head_dim` say");
-                return Err(ConfigError::unsupported(key, value, &supported));
-            }
-        }
-        Ok(ModelConfig {
-            head_dim,
-            yarn: DEFAULTS.rotation.yarn(config, read.max_position_embeddings)?,
-            prediction_layers: keys::prediction_layers(config)?,
-            ..read
-        })
+        let prediction_layers = keys::prediction_layers(config)?;
+        latent::heads(config, ModelConfig { prediction_layers, ..read })
     }
 
-    /// No output has the layers that predict later tokens.
     fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
-        vec![("num_nextn_predict_layers", 0.into())]
+        keys::no_prediction_layers()
     }
 
     fn output(&self) -> &'static Output {
@@ -166,16 +118,11 @@ impl Family for DeepseekV3 {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::family::test_support::{self, changed, refused_by_name, shape};
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "deepseek_v3"});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
-    }
-
-    fn shape(config: &ModelConfig, name: &str) -> Option<Vec<usize>> {
-        config.tensors().iter().find(|spec| spec.name == name).map(|spec| spec.shape.clone())
+        test_support::read(json!({"model_type": "deepseek_v3"}), changes)
     }
 
     /// `config.json` of DeepSeek-V3, without its quantisation.
@@ -226,11 +173,10 @@ mod tests {
     #[test]
     fn fp8_with_a_scale_for_each_block_is_read_and_no_other_quantisation() {
         let blocks = |changes: Value| {
-            let mut quantised = json!({
+            let quantised = json!({
                 "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 64]
             });
-            quantised.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            read(json!({"quantization_config": quantised})).map(|config| config.fp8_blocks)
+            read(json!({"quantization_config": changed(quantised, changes)})).map(|config| config.fp8_blocks)
         };
         assert_eq!(blocks(json!({})), Ok(Some([128, 64])));
         assert_eq!(read(json!({"quantization_config": null})).unwrap().fp8_blocks, None);
@@ -249,10 +195,8 @@ mod tests {
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let yarn = |changes: Value| {
-            let mut yarn =
-                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
-            yarn.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-            json!({"rope_scaling": yarn})
+            let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+            json!({"rope_scaling": changed(yarn, changes)})
         };
         assert!(read(yarn(json!({}))).is_ok());
         for (kind, key, changes) in [
@@ -277,9 +221,7 @@ mod tests {
                 json!({"auto_map": {"AutoModelForCausalLM": "own.DeepseekV3ForCausalLM"}}),
             ),
         ] {
-            let error = read(changes.clone()).expect_err(&changes.to_string());
-            assert_eq!(error.kind(), kind, "{changes}: {error}");
-            assert!(error.to_string().contains(key), "{error}");
+            refused_by_name(read(changes), kind, key);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Attention, AttentionBias, Block, ExpertGroups, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -77,18 +77,14 @@ impl Family for Glm4Moe {
             let dense_width = keys::dimension_or(config, "intermediate_size", 10_944)?;
             let expert_width = keys::dimension_or(config, OUTPUT.width_key, DEFAULTS.expert_width)?;
             Ok(Block {
-                router: Router::SigmoidTopK {
-                    groups: ExpertGroups {
-                        count: keys::dimension_or(config, "n_group", 1)?,
-                        chosen: keys::dimension_or(config, "topk_group", 1)?,
-                    },
+                router: Router {
+                    score: Score::SigmoidAndBias,
+                    groups: keys::groups_scored_by_two(config, [1, 1])?,
                     renormalise: keys::flag_or(config, "norm_topk_prob", true)?,
                     scale: keys::positive(config, "routed_scaling_factor")?.unwrap_or(1.0),
                 },
                 activation: keys::activation(config)?,
-                shared_experts: SharedExperts::AsWideAsRouted {
-                    intermediate_size: keys::dimension_or(config, "n_shared_experts", 1)? * expert_width,
-                },
+                shared_experts: keys::shared_experts(config, 1, expert_width)?,
                 moe_layers: keys::moe_layers_after_first(config, layers, 1, dense_width)?,
                 attention: Attention::Grouped,
                 query_key_norm: if keys::flag(config, "use_qk_norm")? {
@@ -111,9 +107,8 @@ impl Family for Glm4Moe {
         })
     }
 
-    /// No output has the layers that predict later tokens.
     fn also_written(&self, _config: &ModelConfig) -> Vec<(&'static str, Value)> {
-        vec![("num_nextn_predict_layers", 0.into())]
+        keys::no_prediction_layers()
     }
 
     fn output(&self) -> &'static Output {
@@ -125,12 +120,13 @@ impl Family for Glm4Moe {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::block::ExpertGroups;
+    use crate::family::test_support::{self, refused_by_name};
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "glm4_moe", "num_hidden_layers": 3, "num_attention_heads": 32});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
+        let base = json!({"model_type": "glm4_moe", "num_hidden_layers": 3, "num_attention_heads": 32});
+        test_support::read(base, changes)
     }
 
     #[test]
@@ -138,8 +134,9 @@ mod tests {
         let config = read(json!({})).unwrap();
         assert_eq!((config.num_local_experts, config.num_experts_per_tok), (128, 8));
         assert_eq!((config.head_dim, config.rotary_dim()), (128, 64));
-        let groups = ExpertGroups { count: 1, chosen: 1 };
-        assert_eq!(config.block.router, Router::SigmoidTopK { groups, renormalise: true, scale: 1.0 });
+        let groups = ExpertGroups { scored_by: 2, ..ExpertGroups::NONE };
+        let router = Router { score: Score::SigmoidAndBias, groups, renormalise: true, scale: 1.0 };
+        assert_eq!(config.block.router, router);
         assert_eq!(config.block.shared_experts.width(), 1408);
         assert_eq!(config.matrices().count(), 2 * 128 * 3);
     }
@@ -148,10 +145,7 @@ mod tests {
     fn tensors_are_named_as_transformers_names_them() {
         let config =
             read(json!({"n_shared_experts": 2, "use_qk_norm": true, "attention_bias": true})).unwrap();
-        let shape = |name: &str| {
-            let tensors = config.tensors();
-            tensors.iter().find(|spec| spec.name == name).map(|spec| spec.shape.clone())
-        };
+        let shape = |name: &str| test_support::shape(&config, name);
         assert_eq!(shape("model.layers.0.mlp.gate_proj.weight"), Some(vec![10_944, 4096]));
         assert_eq!(shape("model.layers.0.mlp.gate.e_score_correction_bias"), None);
         assert_eq!(shape("model.layers.1.mlp.gate.e_score_correction_bias"), Some(vec![128]));
@@ -191,9 +185,7 @@ mod tests {
             (BrokenCheckpoint, "partial_rotary_factor", json!(0.01)),
             (BrokenCheckpoint, "first_k_dense_replace", json!(-1)),
         ] {
-            let error = read(json!({ key: value })).unwrap_err();
-            assert_eq!(error.kind(), kind, "{key}: {error}");
-            assert!(error.to_string().contains(key), "{error}");
+            refused_by_name(read(json!({ key: value })), kind, key);
         }
     }
 

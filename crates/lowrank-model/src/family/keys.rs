@@ -1,6 +1,6 @@
 //! Reading one key of a model's description, checked.
 
-use crate::block::{Activation, AttentionBias, LayerSet, MoeLayers};
+use crate::block::{Activation, AttentionBias, ExpertGroups, LayerSet, MoeLayers, SharedExperts};
 use crate::config::{ConfigError, Family};
 use serde_json::Value;
 
@@ -207,10 +207,37 @@ pub(super) fn n_routed_experts(config: &Value, default: usize) -> Result<usize, 
     Ok(experts)
 }
 
+/// Groups of experts, and how many of them a token may take, with defaults for both numbers.
+pub(super) fn groups_scored_by_two(
+    config: &Value,
+    [count, chosen]: [usize; 2],
+) -> Result<ExpertGroups, ConfigError> {
+    Ok(ExpertGroups {
+        count: dimension_or(config, "n_group", count)?,
+        chosen: dimension_or(config, "topk_group", chosen)?,
+        scored_by: 2,
+    })
+}
+
+/// Shared experts whose number alone the config says.
+pub(super) fn shared_experts(
+    config: &Value,
+    default: usize,
+    expert_width: usize,
+) -> Result<SharedExperts, ConfigError> {
+    let experts = dimension_or(config, "n_shared_experts", default)?;
+    Ok(SharedExperts::AsWideAsRouted { intermediate_size: experts * expert_width })
+}
+
 /// Layers behind the last that predict later tokens. transformers 5 has two names for their number.
 pub(super) fn prediction_layers(config: &Value) -> Result<usize, ConfigError> {
     let layers = count_or(config, "num_nextn_predict_layers", 0)?.max(count_or(config, "num_mtp_layers", 0)?);
     Ok(layers)
+}
+
+/// What an output's config says of them: none has such layers.
+pub(super) fn no_prediction_layers() -> Vec<(&'static str, Value)> {
+    vec![("num_nextn_predict_layers", 0.into())]
 }
 
 /// Refuses attention with a window, or of another kind in some layers.

@@ -96,7 +96,7 @@ const MOE_KEYS: &[Keys] = &[
 
 fn block(activation: Activation) -> Block {
     Block {
-        router: Router::SoftmaxTopK { renormalise: true },
+        router: Router::softmax(true),
         activation,
         shared_experts: SharedExperts::None,
         moe_layers: MoeLayers::All,

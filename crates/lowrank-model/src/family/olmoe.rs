@@ -55,7 +55,7 @@ impl Family for Olmoe {
     fn read_config(&'static self, config: &Value) -> Result<ModelConfig, ConfigError> {
         let read = DEFAULTS.read(self, config, |_| {
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: MoeLayers::All,
@@ -75,12 +75,11 @@ impl Family for Olmoe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::test_support;
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "olmoe", "num_attention_heads": 8});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
+        test_support::read(json!({"model_type": "olmoe", "num_attention_heads": 8}), changes)
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Family for Qwen2Moe {
             keys::refuse_windows(config, layers)?;
             let dense_width = keys::dimension_or(config, "intermediate_size", 5632)?;
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::Gated {
                     intermediate_size: keys::dimension_or(config, "shared_expert_intermediate_size", 5632)?,
@@ -100,22 +100,19 @@ impl Family for Qwen2Moe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::test_support;
     use crate::names::{AttentionPart, Role};
     use serde_json::json;
 
     fn read(changes: Value) -> ModelConfig {
-        let mut config = json!({"model_type": "qwen2_moe", "num_hidden_layers": 2, "mlp_only_layers": [1]});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config).unwrap()
+        let base = json!({"model_type": "qwen2_moe", "num_hidden_layers": 2, "mlp_only_layers": [1]});
+        test_support::read(base, changes).unwrap()
     }
 
     #[test]
     fn the_shared_expert_has_a_width_of_its_own_and_layers_without_experts_have_none() {
         let config = read(json!({"shared_expert_intermediate_size": 72}));
-        let shape = |name: &str| {
-            let tensors = config.tensors();
-            tensors.iter().find(|spec| spec.name == name).map(|spec| spec.shape.clone())
-        };
+        let shape = |name: &str| test_support::shape(&config, name);
         assert_eq!(shape("model.layers.0.mlp.shared_expert.down_proj.weight"), Some(vec![2048, 72]));
         assert_eq!(shape("model.layers.0.mlp.shared_expert_gate.weight"), Some(vec![1, 2048]));
         assert_eq!(shape("model.layers.1.mlp.shared_expert_gate.weight"), None);

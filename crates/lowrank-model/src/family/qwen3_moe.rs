@@ -73,7 +73,7 @@ impl Family for Qwen3Moe {
             keys::refuse_windows(config, layers)?;
             let dense_width = keys::dimension_or(config, "intermediate_size", 6144)?;
             Ok(Block {
-                router: Router::SoftmaxTopK { renormalise: keys::flag(config, "norm_topk_prob")? },
+                router: Router::softmax(keys::flag(config, "norm_topk_prob")?),
                 activation: keys::activation(config)?,
                 shared_experts: SharedExperts::None,
                 moe_layers: keys::moe_layers(config, layers, dense_width)?,
@@ -99,12 +99,11 @@ impl Family for Qwen3Moe {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::family::test_support::{self, refused_by_name};
     use serde_json::json;
 
     fn read(changes: Value) -> Result<ModelConfig, ConfigError> {
-        let mut config = json!({"model_type": "qwen3_moe", "num_hidden_layers": 4});
-        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        ModelConfig::from_hf_json(&config)
+        test_support::read(json!({"model_type": "qwen3_moe", "num_hidden_layers": 4}), changes)
     }
 
     #[test]
@@ -112,7 +111,7 @@ mod tests {
         let config = read(json!({})).unwrap();
         assert_eq!((config.hidden_size, config.intermediate_size, config.head_dim), (2048, 768, 64));
         assert_eq!((config.num_local_experts, config.num_experts_per_tok), (128, 8));
-        assert_eq!(config.block.router, Router::SoftmaxTopK { renormalise: false });
+        assert_eq!(config.block.router, Router::softmax(false));
         assert_eq!(config.matrices().count(), 4 * 128 * 3);
     }
 
@@ -153,9 +152,7 @@ mod tests {
             ("scoring_func", json!("sigmoid")),
             ("n_shared_experts", json!(1)),
         ] {
-            let error = read(json!({ key: value })).unwrap_err();
-            assert_eq!(error.kind(), Unsupported, "{key}");
-            assert!(error.to_string().contains(key), "{error}");
+            refused_by_name(read(json!({ key: value })), Unsupported, key);
         }
     }
 }

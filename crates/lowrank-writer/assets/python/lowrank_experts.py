@@ -31,6 +31,7 @@ from itertools import repeat
 from weakref import WeakValueDictionary
 
 import torch
+import transformers
 from torch import library, nn
 from transformers.activations import ACT2FN
 
@@ -392,6 +393,19 @@ def factor_experts(layers, config, names):
             block.experts = LowRankExperts(config, ranks, path, names, num_experts)
 
 
+def require_score_scale(layers, config):
+    """A ValueError if transformers leaves out what `mscale_all_dim` multiplies attention scores with: 4.57's DeepSeek-V2 does."""
+    rotation = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not rotation.get("mscale_all_dim") or rotation.get("factor", 1.0) <= 1.0:
+        return
+    attention = layers[0].self_attn
+    if attention.scaling == attention.qk_head_dim**-0.5:
+        raise ValueError(
+            f"transformers {transformers.__version__} leaves out `mscale_all_dim` of config.json, with which attention scores "
+            "are multiplied, and would give other logits: install a newer one (5.23 has it)"
+        )
+
+
 class LowRankModel:
     """What a factored model adds to the native class, which stands behind it in the list of bases.
 
@@ -402,7 +416,9 @@ class LowRankModel:
         checked_ranks(config)
         with narrow_experts(config, self.NAMES):
             super().__init__(config)
-        factor_experts(getattr(self, "model", self).layers, config, self.NAMES)
+        layers = getattr(self, "model", self).layers
+        require_score_scale(layers, config)
+        factor_experts(layers, config, self.NAMES)
         self.post_init()
 
     @classmethod
