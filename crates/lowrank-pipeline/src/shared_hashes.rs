@@ -83,7 +83,7 @@ fn fingerprint(path: &Path) -> Result<String, PipelineError> {
     hasher.update(&len.to_le_bytes());
     let mut block = [0; BLOCK_BYTES as usize];
     for at in 0..BLOCKS {
-        let start = len.saturating_sub(BLOCK_BYTES) / (BLOCKS - 1) * at;
+        let start = len.saturating_sub(BLOCK_BYTES) * at / (BLOCKS - 1);
         let read = (len - start).min(BLOCK_BYTES) as usize;
         file.read_exact_at(&mut block[..read], start).map_err(failed)?;
         hasher.update(&block[..read]);

@@ -219,7 +219,8 @@ impl Bench {
     fn with_another_machine(&self) -> Result<()> {
         let folder = self.folder.join("on-3.cluster");
         let task = |tool: &Path| -> Result<String> {
-            let done = command(tool).arg("cluster").arg("run").arg(&folder).args(["moments", "0", "1"]).output()?;
+            let done =
+                command(tool).arg("cluster").arg("run").arg(&folder).args(["moments", "0", "1"]).output()?;
             ensure!(!done.status.success(), "not refused");
             Ok(String::from_utf8(done.stderr)?)
         };
@@ -274,7 +275,10 @@ impl Bench {
             self.compare(&out)?;
             std::fs::remove_dir_all(&out)?;
             std::fs::remove_dir_all(place.join(format!("disturbed-{run}.cluster")))?;
-            println!("cluster-test: run {run}: {disturbance:?} after {after:?}, {}", if happened { "done" } else { "too late" });
+            println!(
+                "cluster-test: run {run}: {disturbance:?} after {after:?}, {}",
+                if happened { "done" } else { "too late" }
+            );
         }
         println!(
             "cluster-test: {runs} runs in {:.0} s, disturbed by {counts:?}; {by_itself} ended by themselves, the others by one more submission; all bytes the same",

@@ -164,6 +164,7 @@ fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
     if stage == LAST {
         // Submitted again after the end.
         if folder.done(LAST) == 0 {
+            units::check_shards(&open(&job.model)?, &job.resources)?;
             compress::run(flags)?;
         }
         return folder.mark(LAST, 0);

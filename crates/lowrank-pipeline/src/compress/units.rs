@@ -25,7 +25,8 @@ use crate::planning::{self, Planned, Subject};
 use crate::propagate::Propagation;
 use crate::shared_hashes::SharedHashes;
 use crate::spectra::RunState;
-use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, workers};
+use crate::workers::{self, Resources};
+use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError};
 use lowrank_calibrate::CalibrateError;
 use lowrank_forward::Forward;
 use lowrank_model::recipe::PropagationScope;
@@ -220,6 +221,11 @@ pub fn run(
         _ => Ok(()),
     })?;
     Ok((stage == UnitStage::Plan).then_some(planned.plan))
+}
+
+/// Refuses shards that are not those that the units worked on.
+pub fn check_shards(checkpoint: &Checkpoint, resources: &Resources) -> Result<(), PipelineError> {
+    SharedHashes::new(checkpoint, &resources.cache()?).all(checkpoint).map(drop)
 }
 
 /// What makes matrices of a planned job.

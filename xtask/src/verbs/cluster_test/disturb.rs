@@ -40,7 +40,8 @@ impl Disturbance {
         match self {
             Self::DeadNode(node) => slurm.kill_node(node as usize)?,
             Self::KilledTask => {
-                let tasks = output(command("pgrep").args(["-f", "lowrank-compress cluster run"])).unwrap_or_default();
+                let tasks =
+                    output(command("pgrep").args(["-f", "lowrank-compress cluster run"])).unwrap_or_default();
                 let Some(task) = tasks.split_whitespace().next() else { return Ok(false) };
                 // It may have ended by now.
                 return Ok(command("kill").args(["-KILL", task]).status()?.success());
