@@ -100,6 +100,8 @@ fn test_binaries() -> Result<Vec<TestBinary>> {
     let messages = output(&mut cargo(&build))?;
     let binary = |line| -> Option<TestBinary> {
         let message: Value = serde_json::from_str(line).ok()?;
+        // Examples are built beside the tests.
+        message["profile"]["test"].as_bool().filter(|&is_test| is_test)?;
         let path = message["executable"].as_str()?.into();
         let folder = Path::new(message["manifest_path"].as_str()?).parent()?.file_name()?;
         let target = message["target"]["name"].as_str()?.to_owned();
