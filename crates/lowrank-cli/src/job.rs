@@ -5,6 +5,8 @@ use crate::config::{GOALS, read_file};
 use crate::exit::{Result, usage};
 use lowrank_model::recipe::{Goal, TextChoice};
 use lowrank_model::{MatrixId, RankPlan, Recipe, ranks};
+use lowrank_pipeline::Interrupt;
+use lowrank_pipeline::compress::Request;
 use lowrank_pipeline::workers::Resources;
 use lowrank_writer::Leftover;
 use serde_json::{Value, json};
@@ -36,6 +38,12 @@ impl Job {
             dry_run: args.dry_run,
             leftover: if args.restart { Leftover::Discard } else { Leftover::Resume },
         })
+    }
+
+    /// What the pipeline is asked for.
+    pub(crate) fn request<'a>(&'a self, out: &'a Path, interrupt: &'a Interrupt) -> Request<'a> {
+        let Self { model, recipe, resources, leftover, .. } = self;
+        Request { model, out, recipe, resources, leftover: *leftover, interrupt, provenance: None }
     }
 }
 

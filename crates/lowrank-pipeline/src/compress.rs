@@ -15,7 +15,6 @@ use crate::scratch::Scratch;
 use crate::spectra::RunState;
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError, base, planning};
-use lowrank_calibrate::CalibrateError;
 use lowrank_compute::Algebra;
 use lowrank_model::{Progress, RankPlan, Recipe};
 use lowrank_reader::Checkpoint;
@@ -110,27 +109,6 @@ fn described(
         "device": resources.device,
         "algebra": algebra.identity(),
     })
-}
-
-/// The kind of this machine as far as it decides bits: its processor, and where models run.
-pub fn described_kind(resources: &Resources) -> Result<String, PipelineError> {
-    let engine = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?.engine.describe();
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = |key: &str| {
-        let line = cpu.lines().find(|line| line.starts_with(key)).and_then(|line| line.split_once(": "));
-        line.map(|(_, value)| value).unwrap_or_default()
-    };
-    let flags: Vec<&str> = ["avx2", "fma", "avx512f"]
-        .into_iter()
-        .filter(|flag| line("flags").split(' ').any(|own| own == *flag))
-        .collect();
-    let caches = (0..4).filter_map(|index| {
-        let place = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
-        Some(std::fs::read_to_string(place).ok()?.trim().to_owned())
-    });
-    let caches = caches.collect::<Vec<_>>().join("/");
-    let (model, flags) = (line("model name"), flags.join(" "));
-    Ok(format!("{model} ({flags}; caches {caches}), models on {engine}"))
 }
 
 /// The work itself, which an error leaves where it can be gone on with, or removes.

@@ -19,6 +19,7 @@ pub mod densify;
 pub mod error;
 pub mod inspect;
 pub mod interrupt;
+pub mod machine;
 pub mod memory;
 mod narrow;
 pub mod planning;

@@ -16,7 +16,7 @@ use crate::tables::table;
 use clap::{Args, Subcommand};
 use folder::{Folder, Settings};
 use lowrank_pipeline::compress::units::{self, UnitStage};
-use lowrank_pipeline::compress::{Request, described_kind};
+use lowrank_pipeline::machine;
 use script::{LAST, Script};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf, absolute};
@@ -160,7 +160,7 @@ fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
     settings.insert("quiet".into(), true.into());
     let flags = flags_of(settings)?;
     let job = Job::new(flags.clone())?;
-    folder.check_machine(&described_kind(&job.resources)?)?;
+    folder.check_machine(&machine::kind(&job.resources)?)?;
     if stage == LAST {
         // Submitted again after the end.
         if folder.done(LAST) == 0 {
@@ -176,15 +176,7 @@ fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
     let mine: Vec<usize> = (0..units).filter(|unit| unit % tasks.max(1) == task).collect();
     let out = job.out.as_deref().unwrap_or(Path::new(""));
     let (checkpoint, interrupt) = (open(&job.model)?, signals::watch()?);
-    let request = Request {
-        model: &job.model,
-        out,
-        recipe: &job.recipe,
-        resources: &job.resources,
-        leftover: job.leftover,
-        interrupt: &interrupt,
-        provenance: None,
-    };
+    let request = job.request(out, &interrupt);
     let mut failed = None;
     let mut done = |unit| {
         folder.mark(&name, unit).or_else(|failure| {

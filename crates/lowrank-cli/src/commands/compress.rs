@@ -12,7 +12,7 @@ use crate::tables::{human_bytes, percent, table};
 use lowrank_model::display::grouped;
 use lowrank_model::plan::{PlannedMatrix, Sensitivity};
 use lowrank_model::{MatrixShape, Progress, Projection, RankPlan, Unit};
-use lowrank_pipeline::compress::{self, Request};
+use lowrank_pipeline::compress;
 use lowrank_pipeline::planning;
 use lowrank_writer::report::CalibrationReport;
 
@@ -27,15 +27,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
     let out = job.out.as_deref().ok_or_else(|| usage("--out is missing: where shall the result go?"))?;
     let checkpoint = open(&job.model)?;
     let interrupt = signals::watch()?;
-    let request = Request {
-        model: &job.model,
-        out,
-        recipe: &job.recipe,
-        resources: &job.resources,
-        leftover: job.leftover,
-        interrupt: &interrupt,
-        provenance: None,
-    };
+    let request = job.request(out, &interrupt);
     let done = compress::compress(&checkpoint, request, &Console::new(verbosity.quiet))?;
     if verbosity.json {
         print_json(&with_removed(&done.plan)?)?;

@@ -16,6 +16,7 @@
 //! Units of one stage do not depend on each other, and each stage on those before it alone. A unit that is done ends at once.
 
 use super::described;
+use super::kept_factors::KeptFactors;
 use super::request::Request;
 use super::tensors::Work;
 use crate::base::InputHashes;
@@ -245,10 +246,9 @@ impl Factors<'_> {
     /// With a propagation that takes matrices to the cache and finds them there.
     fn with_propagation<R>(
         &self,
+        (work, kept): (&Work<'_>, &KeptFactors),
         act: impl FnOnce(&Propagation<'_>) -> Result<R, PipelineError>,
     ) -> Result<R, PipelineError> {
-        let work = self.work();
-        let kept = work.kept_factors()?;
         let propagation = Propagation {
             checkpoint: self.checkpoint,
             algebra: self.calibration.algebra(),
@@ -261,7 +261,7 @@ impl Factors<'_> {
             wanted: &|id| !kept.has(id),
             finished: &|id| {
                 let shape = work.config.matrix_shape(id);
-                Ok(kept.get(&work, id)?.map(|(factored, _)| crate::stored::stored(&factored.pieces, shape)))
+                Ok(kept.get(work, id)?.map(|(factored, _)| crate::stored::stored(&factored.pieces, shape)))
             },
             make: &|id, matrix, metric, is_alone| work.fit(id, matrix, metric, is_alone),
             take: &|id, factored, is_alone| kept.put(id, &factored, is_alone),
@@ -294,7 +294,9 @@ impl Factors<'_> {
         };
         let at = (layer, experts.as_slice());
         context.pool.install(|| {
-            self.with_propagation(|all| all.of_experts(calibrated, at, &original, compressed.as_ref()))
+            self.with_propagation((&work, &kept), |all| {
+                all.of_experts(calibrated, at, &original, compressed.as_ref())
+            })
         })
     }
 
@@ -320,7 +322,7 @@ impl Factors<'_> {
         };
         let forward = Forward::on(self.checkpoint, &*calibrated.engine);
         context.pool.install(|| {
-            self.with_propagation(|all| all.through(calibrated, layer, &mut hidden))?;
+            self.with_propagation((&work, &kept), |all| all.through(calibrated, layer, &mut hidden))?;
             for between in layer + 1..=next {
                 forward.attention(between, &mut hidden).map_err(CalibrateError::from)?;
                 if between < next {
