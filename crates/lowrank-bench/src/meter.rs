@@ -5,9 +5,6 @@ use serde::Serialize;
 use std::fs;
 use std::time::Instant;
 
-/// Kernel clock ticks per second, the same on all usual Linux systems.
-const TICKS: f64 = 100.0;
-
 /// A clock that runs from its creation.
 #[derive(Debug)]
 pub struct Meter {
@@ -43,14 +40,9 @@ pub fn timed<R>(work: impl FnOnce() -> Result<R>) -> Result<(R, Took)> {
     Ok((result, meter.took()?))
 }
 
-/// User and system time of this process, to a hundredth of a second.
 fn cpu_seconds() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").context("/proc/self/stat")?;
-    // The name may contain any character, so count the fields after it: state is the first, user and system time are the 12th
-    // and 13th.
-    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(ticks.sum::<Result<f64, _>>()? / TICKS)
+    lowrank_pipeline::machine::cpu_seconds()
+        .context("/proc/self/stat does not say how long this process worked")
 }
 
 /// Peak resident memory of this process so far.

@@ -66,41 +66,59 @@ impl<'a> States<'a> {
         format!("states-{layer:03}-{part:03}")
     }
 
-    /// Runs a part through the model, unless its states are there.
+    /// Runs parts through the model, unless their states are there. Together, so that every weight is read once for all of them;
+    /// goes on behind the last layer whose states are there.
     pub fn run(
         &self,
         forward: &Forward<'_>,
-        part: usize,
+        parts: &[usize],
         stop: &dyn Fn() -> bool,
     ) -> Result<(), CalibrateError> {
         let config = forward.config();
         let with_experts = |&layer: &usize| config.experts_in(layer) > 0;
         let layers: Vec<usize> = (0..config.num_hidden_layers).filter(with_experts).collect();
-        let missing = layers.iter().rfind(|&&layer| !self.has(layer, part));
-        let Some(&last) = missing else { return Ok(()) };
-        let mut hidden = forward.embed(self.windows_of(part))?;
-        for layer in 0..=last {
+        let has_all = |part: usize| layers.iter().all(|&layer| self.has(layer, part));
+        let open: Vec<usize> = parts.iter().copied().filter(|&part| !has_all(part)).collect();
+        let (Some(&last), false) = (layers.last(), open.is_empty()) else { return Ok(()) };
+        let done = layers.iter().take_while(|&&layer| open.iter().all(|&part| self.has(layer, part))).last();
+        let mut hidden = match done {
+            Some(&layer) => {
+                let mut hidden = self.of_parts(layer, &open)?;
+                through_experts(forward, layer, &mut hidden)?;
+                hidden
+            }
+            None => {
+                let windows: Vec<Vec<u32>> =
+                    open.iter().flat_map(|&part| self.windows_of(part)).cloned().collect();
+                forward.embed(&windows)?
+            }
+        };
+        for layer in done.map_or(0, |layer| layer + 1)..=last {
             if stop() {
                 return Err(CalibrateError::Stopped);
             }
             forward.attention(layer, &mut hidden)?;
-            if with_experts(&layer) && !self.has(layer, part) {
-                self.put(layer, part, &hidden)?;
+            if with_experts(&layer) {
+                self.put(layer, &open, &hidden)?;
             }
             if layer < last {
-                let input = forward.moe_input(layer, &hidden)?;
-                let output = forward.moe(layer, &[&input], &mut ())?.remove(0);
-                forward.add(&mut hidden, &output);
+                through_experts(forward, layer, &mut hidden)?;
             }
         }
         Ok(())
     }
 
-    /// Puts the states of a part before a layer's MoE block.
-    pub fn put(&self, layer: usize, part: usize, hidden: &Hidden) -> Result<(), CalibrateError> {
-        let mut arrays = Arrays::default();
-        arrays.arrays.insert(STATES.into(), Numbers::F32(hidden.states().to_vec()));
-        Ok(self.entry.put(&Self::name(layer, part), &arrays)?)
+    /// Puts the states of parts before a layer's MoE block, which were run together.
+    pub fn put(&self, layer: usize, parts: &[usize], hidden: &Hidden) -> Result<(), CalibrateError> {
+        let mut rest = hidden.states();
+        for &part in parts {
+            let (own, after) = rest.split_at(self.rows_of(part).len() * self.hidden_size);
+            rest = after;
+            let mut arrays = Arrays::default();
+            arrays.arrays.insert(STATES.into(), Numbers::F32(own.to_vec()));
+            self.entry.put(&Self::name(layer, part), &arrays)?;
+        }
+        Ok(())
     }
 
     /// Whether the states of a part before a layer's MoE block are there.
@@ -112,7 +130,7 @@ impl<'a> States<'a> {
     ///
     /// # Errors
     /// They are not there.
-    pub fn of_part(&self, layer: usize, part: usize) -> Result<Hidden, CalibrateError> {
+    fn of_part(&self, layer: usize, part: usize) -> Result<Hidden, CalibrateError> {
         let absent = || CalibrateError::NoStates { layer, part };
         let mut arrays = self.entry.get(&Self::name(layer, part))?.ok_or_else(absent)?;
         let own = arrays.take_f32(STATES).ok_or_else(absent)?;
@@ -123,16 +141,33 @@ impl<'a> States<'a> {
         }
     }
 
+    /// The states of parts before a layer's MoE block, one part after another.
+    ///
+    /// # Errors
+    /// They are not all there.
+    pub fn of_parts(&self, layer: usize, parts: &[usize]) -> Result<Hidden, CalibrateError> {
+        let windows = parts.iter().flat_map(|&part| self.windows_of(part));
+        let lengths: Vec<usize> = windows.map(Vec::len).collect();
+        let mut states = Vec::with_capacity(lengths.iter().sum::<usize>() * self.hidden_size);
+        for &part in parts {
+            states.extend_from_slice(self.of_part(layer, part)?.states());
+        }
+        Ok(Hidden::new(states, &lengths, self.hidden_size))
+    }
+
     /// The states [N, H] of all windows before a layer's MoE block.
     ///
     /// # Errors
     /// A part was not run.
     pub fn of_layer(&self, layer: usize) -> Result<Hidden, CalibrateError> {
-        let lengths: Vec<usize> = self.windows.iter().map(Vec::len).collect();
-        let mut states = Vec::with_capacity(self.tokens() * self.hidden_size);
-        for part in 0..self.parts() {
-            states.extend_from_slice(self.of_part(layer, part)?.states());
-        }
-        Ok(Hidden::new(states, &lengths, self.hidden_size))
+        self.of_parts(layer, &(0..self.parts()).collect::<Vec<_>>())
     }
+}
+
+/// Adds what a layer's MoE block makes of the states before it.
+fn through_experts(forward: &Forward<'_>, layer: usize, hidden: &mut Hidden) -> Result<(), CalibrateError> {
+    let input = forward.moe_input(layer, hidden)?;
+    let output = forward.moe(layer, &[&input], &mut ())?.remove(0);
+    forward.add(hidden, &output);
+    Ok(())
 }

@@ -191,6 +191,36 @@ impl MachineFlags {
     }
 }
 
+/// Flags of commands that prepare a job of a cluster.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[command(next_help_heading = "Slurm")]
+pub(crate) struct SlurmFlags {
+    /// Machines that work at the same time at most; the bytes do not depend on it [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) nodes: Option<u32>,
+    /// Give the script to sbatch instead of printing it
+    #[arg(long)]
+    pub(crate) submit: bool,
+    /// Folder on a disk that all machines see, for what they share [default: OUT.cluster]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Option of sbatch for every job, such as --partition=long; may be repeated
+    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
+    pub(crate) sbatch: Vec<String>,
+    /// Let machines have CPUs of different kinds: bytes then depend on which did what
+    #[arg(long)]
+    pub(crate) other_cpu: bool,
+}
+
+impl SlurmFlags {
+    /// The first flag that was given, if any.
+    pub(crate) fn first_given(&self) -> Option<String> {
+        let given = given(self);
+        let is_given = |(_, value): &(&String, &Value)| value.as_array().is_none_or(|all| !all.is_empty());
+        given.iter().find(is_given).map(|(name, _)| format!("--{}", name.replace('_', "-")))
+    }
+}
+
 /// How much is printed, and as what.
 #[derive(Debug, Clone, Copy, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]

@@ -34,6 +34,7 @@ fn run(cli: Cli) -> exit::Result<()> {
         Some(Command::Densify(args)) => commands::densify::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Reproduce(args)) => commands::reproduce::run(&args),
+        Some(Command::Sweep(args)) if args.cluster => commands::cluster::begin_sweep(&args),
         Some(Command::Sweep(args)) => commands::sweep::run(&args),
         Some(Command::Report(args)) => commands::report::run(&args),
         Some(Command::Completions { shell }) => {

@@ -1,5 +1,6 @@
 //! The main job: plan, then factor every chosen matrix and copy everything else, then publish.
 
+pub mod costs;
 mod documents;
 mod kept_factors;
 mod request;

@@ -1,4 +1,4 @@
-//! What of a machine decides bits: machines that share a job must have it alike.
+//! What of a machine decides bits: machines that share a job must have it alike. And how long this process has worked.
 
 use crate::PipelineError;
 use crate::workers::Resources;
@@ -23,4 +23,17 @@ pub fn kind(resources: &Resources) -> Result<String, PipelineError> {
     let caches = caches.collect::<Vec<_>>().join("/");
     let (model, flags) = (line("model name"), flags.join(" "));
     Ok(format!("{model} ({flags}; caches {caches}), models on {engine}"))
+}
+
+/// Kernel clock ticks per second, the same on all usual Linux systems.
+const TICKS: f64 = 100.0;
+
+/// User and system time of all threads of this process, to a hundredth of a second; `None` where the system does not say.
+pub fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name may contain any character, so count the fields after it: state is the first, user and system time are the 12th
+    // and 13th.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Some(ticks.sum::<Result<f64, _>>().ok()? / TICKS)
 }

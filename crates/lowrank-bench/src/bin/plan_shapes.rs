@@ -2,6 +2,7 @@
 //! `cargo xtask bench sweep`.
 
 use lowrank_bench::meter::peak_resident_bytes;
+use lowrank_bench::shapes::large_models;
 use lowrank_bench::spectra::trained_like;
 use lowrank_model::params::stored_params;
 use lowrank_model::plan::{Sensitivity, Size};
@@ -13,7 +14,6 @@ use lowrank_pipeline::sweep::plan_many;
 use lowrank_pipeline::{Interrupt, PipelineError};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde_json::{Value, json};
 use std::error::Error;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -24,7 +24,7 @@ const SECONDS_MAX: f64 = 5.0;
 const SHARE: u64 = 20;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for (name, config) in models() {
+    for (name, config) in large_models() {
         let config = ModelConfig::from_hf_json(&config)?;
         let params: u64 = config.tensors().iter().map(TensorSpec::elements).sum();
         let dense = |id| stored_params(config.matrix_shape(id), Storage::Uv, None);
@@ -77,29 +77,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(())
-}
-
-/// Their `config.json`, as far as it says shapes.
-fn models() -> [(&'static str, Value); 3] {
-    [
-        (
-            "Qwen3-30B-A3B",
-            json!({
-                "model_type": "qwen3_moe", "head_dim": 128, "hidden_size": 2048, "intermediate_size": 6144,
-                "moe_intermediate_size": 768, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
-                "num_hidden_layers": 48, "num_key_value_heads": 4, "norm_topk_prob": true, "vocab_size": 151_936,
-            }),
-        ),
-        (
-            "GLM-4.5-Air",
-            json!({
-                "model_type": "glm4_moe", "attention_bias": true, "first_k_dense_replace": 1, "head_dim": 128,
-                "hidden_size": 4096, "intermediate_size": 10_944, "moe_intermediate_size": 1408, "n_routed_experts": 128,
-                "n_shared_experts": 1, "num_attention_heads": 96, "num_experts_per_tok": 8, "num_hidden_layers": 46,
-                "num_key_value_heads": 8, "vocab_size": 151_552,
-            }),
-        ),
-        // All of its keys are the defaults of its class.
-        ("DeepSeek-V3", json!({ "model_type": "deepseek_v3" })),
-    ]
 }

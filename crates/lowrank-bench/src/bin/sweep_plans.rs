@@ -13,7 +13,6 @@ use lowrank_pipeline::sweep::{PlannedPoint, plan_many};
 use lowrank_pipeline::{Interrupt, PipelineError};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde_json::json;
 use std::error::Error;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -59,11 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Its shapes and its size in bf16.
 fn mixtral() -> Result<Subject, Box<dyn Error>> {
-    let config = ModelConfig::from_hf_json(&json!({
-        "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_local_experts": 8, "num_experts_per_tok": 2, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "vocab_size": 32000, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
-    }))?;
+    let config = ModelConfig::from_hf_json(&lowrank_bench::shapes::mixtral())?;
     let params = 46_702_792_704;
     let dtypes = config.matrices().map(|id| (id, Dtype::Bf16)).collect();
     Ok(Subject {

@@ -1,26 +1,29 @@
-//! `cluster`: a compression on several machines, as a chain of Slurm job arrays over a folder that they share.
+//! `cluster`: a compression on several machines, as a chain of Slurm job arrays over a folder that they share. `sweep --cluster`
+//! makes such a chain of a sweep.
 
+mod compress;
+mod estimate;
 mod folder;
+mod limits;
 mod script;
 mod status;
+mod submit;
+mod sweep;
 
-use crate::args::{JobArgs, given};
-use crate::commands::compress;
-use crate::commands::shared::{open, resolve, write_plan};
-use crate::config::{flags_of, with_config};
-use crate::exit::{Result, usage};
+use crate::args::{JobArgs, MachineFlags, SlurmFlags};
+use crate::commands::shared::open;
+use crate::exit::Result;
 use crate::job::Job;
 use crate::progress::Console;
 use crate::signals;
-use crate::tables::table;
 use clap::{Args, Subcommand};
-use folder::{Folder, Settings};
+use folder::{Folder, Subject};
+use lowrank_model::RankPlan;
 use lowrank_pipeline::compress::units::{self, UnitStage};
 use lowrank_pipeline::machine;
-use script::{LAST, Script};
-use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf, absolute};
-use std::process::Command;
+use lowrank_pipeline::workers::Resources;
+use std::path::{Path, PathBuf};
+pub(crate) use sweep::begin as begin_sweep;
 
 /// Flags of `cluster`.
 #[derive(Debug, Args)]
@@ -28,21 +31,8 @@ use std::process::Command;
 pub(crate) struct ClusterArgs {
     #[command(subcommand)]
     command: Option<ClusterCommand>,
-    /// Machines that work at the same time at most; the bytes do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    nodes: u32,
-    /// Give the script to sbatch instead of printing it
-    #[arg(long)]
-    submit: bool,
-    /// Folder on a disk that all machines see, for what they share [default: OUT.cluster]
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Option of sbatch for every job, such as --partition=long; may be repeated
-    #[arg(long, value_name = "OPTION", allow_hyphen_values = true)]
-    sbatch: Vec<String>,
-    /// Let machines have CPUs of different kinds: bytes then depend on which did what
-    #[arg(long)]
-    other_cpu: bool,
+    #[command(flatten)]
+    slurm: SlurmFlags,
     #[command(flatten)]
     job: JobArgs,
 }
@@ -72,121 +62,62 @@ enum ClusterCommand {
 pub(crate) fn run(args: ClusterArgs) -> Result<()> {
     match &args.command {
         Some(ClusterCommand::Status { dir }) => status::show(&Folder::open(dir)?),
-        Some(ClusterCommand::Run { dir, stage, task, tasks }) => work(dir, stage, (*task, *tasks)),
-        None => begin(args),
+        Some(ClusterCommand::Run { dir, stage, task, tasks }) => {
+            let share = Share { task: *task, tasks: (*tasks).max(1) };
+            work(&Folder::open(dir)?, stage, share)
+        }
+        None => compress::begin(args.job, &args.slurm),
     }
 }
 
-/// Prepares the folder, and prints or submits the script.
-fn begin(args: ClusterArgs) -> Result<()> {
-    let ClusterArgs { nodes, submit, dir, sbatch, other_cpu, job, .. } = args;
-    let flags = shared_paths(with_config(job)?)?;
-    let (verbosity, dry_run) = (flags.verbosity, flags.dry_run);
-    let out = flags.out.clone().ok_or_else(|| usage("--out is missing: where shall the result go?"))?;
-    let dir = match dir {
-        Some(dir) => absolute_path(&dir)?,
-        None => PathBuf::from(format!("{}.cluster", out.display())),
-    };
-    let settings = given(&flags);
-    let job = Job::new(flags)?;
-    let checkpoint = open(&job.model)?;
-    let stages = units::stages(&checkpoint, &job.recipe)?;
-    if stages.is_empty() {
-        return Err(usage(
-            "a job without a calibration text is done by one machine in hours: leave `cluster` out",
-        ));
+/// Which of the units of a stage a task does.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    task: usize,
+    tasks: usize,
+}
+
+impl Share {
+    fn has(self, unit: usize) -> bool {
+        unit % self.tasks == self.task
     }
-    lowrank_pipeline::planning::refuse_early(&checkpoint, &job.recipe, &Console::new(verbosity.quiet))?;
-    if dry_run {
-        println!("{}", table(&["stage", "units", "tasks"], script::rows(&stages, nodes)));
-        return Ok(());
-    }
-    let stages = stages.into_iter().map(|(stage, units)| (stage.to_string(), units)).collect();
-    let folder = Folder::prepare(&dir, Settings { settings, stages, other_cpu })?;
-    let script = Script { folder: &folder, nodes, sbatch: &sbatch }.text()?;
-    if !submit {
-        print!("{script}");
-        return Ok(());
-    }
-    let file = folder.path().join("job.sh");
-    lowrank_files::write_whole(&file, script.as_bytes())
-        .map_err(|error| crate::exit::unwritten(&file, "the script was not written", &error))?;
-    let status = Command::new("sbatch").arg(&file).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(usage(format!("sbatch {}: {status}", file.display()))),
-        Err(error) => {
-            Err(usage(format!("cannot start sbatch: {error}; is this a machine of a Slurm cluster?")))
-        }
+
+    /// Its units, of so many.
+    fn units(self, of: usize) -> Vec<usize> {
+        (0..of).filter(|&unit| self.has(unit)).collect()
     }
 }
 
-fn absolute_path(path: &Path) -> Result<PathBuf> {
-    absolute(path).map_err(|error| usage(format!("{}: {error}", path.display())))
+/// Does a task.
+fn work(folder: &Folder, stage: &str, share: Share) -> Result<()> {
+    match &folder.settings().subject {
+        Subject::Compress(settings) => compress::work(folder, settings.clone(), stage, share),
+        Subject::Sweep(sweep) => sweep::work(folder, sweep, stage, share),
+    }
 }
 
-/// The same flags with paths that every machine understands.
-fn shared_paths(flags: JobArgs) -> Result<JobArgs> {
-    let mut settings = given(&flags);
-    let path_of = |value: &Value| -> Result<Value> {
-        Ok(json!(absolute_path(Path::new(value.as_str().unwrap_or_default()))?))
-    };
-    for key in ["out", "plan", "ranks"] {
-        if let Some(value) = settings.get(key) {
-            let path = path_of(value)?;
-            settings.insert(key.into(), path);
-        }
-    }
-    if let Some(model) = &flags.model
-        && Path::new(model).is_dir()
-    {
-        settings.insert("model".into(), json!(absolute_path(&resolve(model)?)?));
-    }
-    if let Some(Value::Array(texts)) = settings.get_mut("calibrate") {
-        for text in texts {
-            if Path::new(text.as_str().unwrap_or_default()).is_file() {
-                *text = path_of(text)?;
-            }
-        }
-    }
-    flags_of(settings)
+/// What a task may use: what the job says, within what Slurm gives it, and the job's cache.
+fn machine_of(flags: MachineFlags, folder: &Folder) -> Result<MachineFlags> {
+    let flags = limits::within(flags, &|name| std::env::var(name).ok())?;
+    Ok(MachineFlags { cache: Some(folder.cache().display().to_string()), ..flags })
 }
 
-/// Does a task: its share of the units of a stage.
-fn work(dir: &Path, stage: &str, (task, tasks): (usize, usize)) -> Result<()> {
-    let folder = Folder::open(dir)?;
-    let mut settings: Map<String, Value> = folder.settings().settings.clone();
-    settings.insert("cache".into(), json!(folder.cache()));
-    settings.insert("quiet".into(), true.into());
-    let flags = flags_of(settings)?;
-    let job = Job::new(flags.clone())?;
-    folder.check_machine(&machine::kind(&job.resources)?)?;
-    if stage == LAST {
-        // Submitted again after the end.
-        if folder.done(LAST) == 0 {
-            units::check_shards(&open(&job.model)?, &job.resources)?;
-            compress::run(flags)?;
-        }
-        return folder.mark(LAST, 0);
-    }
-    let stage: UnitStage = stage.parse().map_err(usage)?;
-    let name = stage.to_string();
-    let units = folder.settings().stages.iter().find(|(own, _)| *own == name).map(|(_, units)| *units);
-    let units = units.ok_or_else(|| usage(format!("{name}: not a stage of this job")))?;
-    let mine: Vec<usize> = (0..units).filter(|unit| unit % tasks.max(1) == task).collect();
-    let out = job.out.as_deref().unwrap_or(Path::new(""));
+/// Refuses a machine of another kind than the first that worked on the job.
+fn check_machine(folder: &Folder, resources: &Resources) -> Result<()> {
+    folder.check_machine(&machine::kind(resources)?)
+}
+
+/// Does a task's share of a stage of units, and returns the plan, if that is what was made. `name`: the stage's in this job.
+fn run_units(
+    folder: &Folder,
+    job: &Job,
+    (name, stage): (&str, UnitStage),
+    share: Share,
+) -> Result<Option<RankPlan>> {
+    let mine = share.units(folder.units(name)?);
     let (checkpoint, interrupt) = (open(&job.model)?, signals::watch()?);
+    let out = job.out.as_deref().unwrap_or(Path::new(""));
     let request = job.request(out, &interrupt);
-    let mut failed = None;
-    let mut done = |unit| {
-        folder.mark(&name, unit).or_else(|failure| {
-            failed = Some(failure);
-            Ok(())
-        })
-    };
-    let plan = units::run(&checkpoint, request, (stage, &mine), &Console::new(true), &mut done)?;
-    if let Some(failure) = failed {
-        return Err(failure);
-    }
-    plan.map_or(Ok(()), |plan| write_plan(&folder.path().join("plan.json"), &plan))
+    let mut done = |unit| folder.mark(name, unit);
+    units::run(&checkpoint, request, (stage, &mine), &Console::new(true), &mut done)
 }

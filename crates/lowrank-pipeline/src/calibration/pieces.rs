@@ -35,17 +35,17 @@ impl<'a> Pieces<'a> {
         Ok(measuring.map(|measuring| Self { context, measuring }))
     }
 
-    /// Runs a part of the text through the model.
-    pub(crate) fn run_text(&self, part: usize, context: JobContext<'_>) -> Result<(), PipelineError> {
+    /// Runs parts of the text through the model.
+    pub(crate) fn run_text(&self, parts: &[usize], context: JobContext<'_>) -> Result<(), PipelineError> {
         let Measuring { text, engine, .. } = &self.measuring;
-        self.run(text, &**engine, &text.sequences, part, context)
+        self.run(text, &**engine, &text.sequences, parts, context)
     }
 
-    /// Runs a part of the windows that sensitivities are measured with through the model.
-    pub(crate) fn run_sample(&self, part: usize, context: JobContext<'_>) -> Result<(), PipelineError> {
+    /// Runs parts of the windows that sensitivities are measured with through the model.
+    pub(crate) fn run_sample(&self, parts: &[usize], context: JobContext<'_>) -> Result<(), PipelineError> {
         let Measuring { text, engine, .. } = &self.measuring;
         let sample = text.for_sensitivities(self.context.checkpoint.config().hidden_size).windows;
-        self.run(text, &**engine, &sample, part, context)
+        self.run(text, &**engine, &sample, parts, context)
     }
 
     fn run(
@@ -53,14 +53,14 @@ impl<'a> Pieces<'a> {
         text: &CalibrationText,
         engine: &dyn Engine,
         windows: &[Vec<u32>],
-        part: usize,
+        parts: &[usize],
         context: JobContext<'_>,
     ) -> Result<(), PipelineError> {
         let JobContext { pool, interrupt, .. } = context;
         let (checkpoint, stop) = (self.context.checkpoint, || interrupt.check().is_err());
         let states = self.context.states(text, engine, windows)?;
         let forward = Forward::on(checkpoint, engine);
-        pool.install(|| states.run(&forward, part, &stop))
+        pool.install(|| states.run(&forward, parts, &stop))
             .map_err(|error| explained(error, checkpoint, context))
     }
 

@@ -9,7 +9,8 @@
 //! | moments | some experts of a layer each | second moments, orders of channels, errors of widths |
 //! | halves | a layer each | spectra, and its outputs with one projection halved |
 //! | divergences | a part of those windows each | what each half does to the logits |
-//! | plan | one | sensitivities, the plan |
+//! | errors | one | sensitivities, errors of every rank and width |
+//! | plan | one | the plan |
 //! | factors-N | some experts of layer N each | their matrices, fitted to the states before it |
 //! | through-N | a part of the text each | states of the compressed model behind layer N |
 //!
@@ -29,9 +30,10 @@ use crate::spectra::RunState;
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, JobContext, PipelineError};
 use lowrank_calibrate::CalibrateError;
+use lowrank_calibrate::states::parts_of;
 use lowrank_forward::Forward;
 use lowrank_model::recipe::PropagationScope;
-use lowrank_model::{MatrixId, Progress, Projection, RankPlan, Recipe};
+use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, RankPlan, Recipe};
 use lowrank_reader::Checkpoint;
 use serde_json::Value;
 use std::fmt;
@@ -54,6 +56,8 @@ pub enum UnitStage {
     /// Of the windows that sensitivities are measured with.
     Divergences,
     /// Everything that ranks and widths are chosen from.
+    Errors,
+    /// The choice.
     Plan,
     /// Of a layer's experts.
     Factors {
@@ -67,6 +71,24 @@ pub enum UnitStage {
     },
 }
 
+/// Tasks of a stage for each node, so that one that is slow holds up little.
+pub const TASKS_PER_NODE: usize = 4;
+
+/// Tasks that so many units are shared out to.
+pub fn tasks(units: usize, nodes: usize, tasks_per_node: usize) -> usize {
+    units.min(nodes.saturating_mul(tasks_per_node)).max(1)
+}
+
+impl UnitStage {
+    /// Tasks for each node: one where a task reads the same weights for all its units, else several.
+    pub fn tasks_per_node(self) -> usize {
+        match self {
+            Self::States | Self::Through { .. } => 1,
+            _ => TASKS_PER_NODE,
+        }
+    }
+}
+
 impl fmt::Display for UnitStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -75,6 +97,7 @@ impl fmt::Display for UnitStage {
             Self::Moments => f.write_str("moments"),
             Self::Halves => f.write_str("halves"),
             Self::Divergences => f.write_str("divergences"),
+            Self::Errors => f.write_str("errors"),
             Self::Plan => f.write_str("plan"),
             Self::Factors { layer } => write!(f, "factors-{layer}"),
             Self::Through { layer } => write!(f, "through-{layer}"),
@@ -86,7 +109,15 @@ impl FromStr for UnitStage {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let single = [Self::Hash, Self::States, Self::Moments, Self::Halves, Self::Divergences, Self::Plan];
+        let single = [
+            Self::Hash,
+            Self::States,
+            Self::Moments,
+            Self::Halves,
+            Self::Divergences,
+            Self::Errors,
+            Self::Plan,
+        ];
         if let Some(stage) = single.into_iter().find(|stage| stage.to_string() == text) {
             return Ok(stage);
         }
@@ -100,18 +131,19 @@ impl FromStr for UnitStage {
 }
 
 /// The layers with experts.
-fn moe_layers(checkpoint: &Checkpoint) -> Vec<usize> {
-    let config = checkpoint.config();
+fn moe_layers(config: &ModelConfig) -> Vec<usize> {
     (0..config.num_hidden_layers).filter(|&layer| config.experts_in(layer) > 0).collect()
 }
 
-fn expert_groups(checkpoint: &Checkpoint) -> usize {
-    checkpoint.config().num_local_experts.min(EXPERT_GROUPS)
+/// Groups that so many experts are cut into.
+pub(super) fn groups_of(experts: usize) -> usize {
+    experts.min(EXPERT_GROUPS)
 }
 
 /// The experts of a group.
 fn experts_of(checkpoint: &Checkpoint, group: usize) -> Vec<usize> {
-    let (experts, groups) = (checkpoint.config().num_local_experts, expert_groups(checkpoint));
+    let experts = checkpoint.config().num_local_experts;
+    let groups = groups_of(experts);
     (experts * group / groups..experts * (group + 1) / groups).collect()
 }
 
@@ -121,43 +153,90 @@ fn parts(checkpoint: &Checkpoint, text: &CalibrationText) -> [usize; 2] {
     [text.parts(), text.parts_of_sample(hidden_size)]
 }
 
-/// The stages of a job in their order, each with the number of its units. Without a calibration text there is none: such a job is
-/// small.
-pub fn stages(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Vec<(UnitStage, usize)>, PipelineError> {
-    let Some(text) = CalibrationText::read(checkpoint, recipe)? else { return Ok(Vec::new()) };
-    let (layers, groups) = (moe_layers(checkpoint), expert_groups(checkpoint));
-    let [of_text, of_sample] = parts(checkpoint, &text);
-    let mut stages =
-        vec![(UnitStage::Hash, checkpoint.shards().len()), (UnitStage::States, of_text + of_sample)];
-    stages.push((UnitStage::Moments, layers.len() * groups));
-    if recipe.goal.is_budget() && is_measured(recipe) {
-        stages.extend([(UnitStage::Halves, layers.len()), (UnitStage::Divergences, of_sample)]);
+/// A stage, and how many units it has.
+pub type StageUnits = (UnitStage, usize);
+
+/// What decides how many units the stages of a job have; `None` without a calibration text.
+pub fn shape(checkpoint: &Checkpoint, recipe: &Recipe) -> Result<Option<Shape>, PipelineError> {
+    Ok(CalibrationText::read(checkpoint, recipe)?.map(|text| Shape::of(checkpoint, &text)))
+}
+
+/// What decides how many units stages have.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Files of the checkpoint.
+    pub shards: usize,
+    /// Layers with experts.
+    pub layers: Vec<usize>,
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Parts of the calibration text.
+    pub parts_of_text: usize,
+    /// Parts of the windows that sensitivities are measured with.
+    pub parts_of_sample: usize,
+}
+
+impl Shape {
+    /// Of a model in so many files, and so many windows of the text and of those that sensitivities are measured with.
+    pub(super) fn new(config: &ModelConfig, shards: usize, windows: [usize; 2]) -> Self {
+        let [parts_of_text, parts_of_sample] = windows.map(parts_of);
+        let (layers, experts) = (moe_layers(config), config.num_local_experts);
+        Self { shards, layers, experts, parts_of_text, parts_of_sample }
     }
-    stages.push((UnitStage::Plan, 1));
-    for (at, &layer) in layers.iter().enumerate() {
-        stages.push((UnitStage::Factors { layer }, groups));
-        if recipe.propagation.propagate == PropagationScope::Layers && at + 1 < layers.len() {
-            stages.push((UnitStage::Through { layer }, of_text));
+
+    fn of(checkpoint: &Checkpoint, text: &CalibrationText) -> Self {
+        let [parts_of_text, parts_of_sample] = parts(checkpoint, text);
+        let shards = checkpoint.shards().len();
+        Self { parts_of_text, parts_of_sample, ..Self::new(checkpoint.config(), shards, [1, 1]) }
+    }
+
+    /// The stages of a job in their order.
+    pub fn stages(&self, recipe: &Recipe) -> Vec<StageUnits> {
+        let mut stages = self.stages_of_measuring(recipe);
+        stages.push((UnitStage::Plan, 1));
+        for (at, &layer) in self.layers.iter().enumerate() {
+            stages.push((UnitStage::Factors { layer }, groups_of(self.experts)));
+            if recipe.propagation.propagate == PropagationScope::Layers && at + 1 < self.layers.len() {
+                stages.push((UnitStage::Through { layer }, self.parts_of_text));
+            }
         }
+        stages
     }
-    Ok(stages)
+
+    /// Those that measure what plans are made from: all before the plan.
+    pub fn stages_of_measuring(&self, recipe: &Recipe) -> Vec<StageUnits> {
+        let mut stages = vec![
+            (UnitStage::Hash, self.shards),
+            (UnitStage::States, self.parts_of_text + self.parts_of_sample),
+            (UnitStage::Moments, self.layers.len() * groups_of(self.experts)),
+        ];
+        if recipe.goal.is_budget() {
+            if is_measured(recipe) {
+                stages.push((UnitStage::Halves, self.layers.len()));
+                stages.push((UnitStage::Divergences, self.parts_of_sample));
+            }
+            stages.push((UnitStage::Errors, 1));
+        }
+        stages
+    }
 }
 
 fn is_measured(recipe: &Recipe) -> bool {
     recipe.sensitivity() == lowrank_model::plan::Sensitivity::Measured
 }
 
-/// Does some units of a stage, one after another, and tells which is done. Returns the plan, if that is what was made.
-pub fn run(
+/// Does some units of a stage, one after another or, where they read the same weights, together; tells which is done. Returns the plan, if that is what was made.
+pub fn run<E: From<PipelineError>>(
     checkpoint: &Checkpoint,
     request: Request<'_>,
     (stage, units): (UnitStage, &[usize]),
     progress: &dyn Progress,
-    done: &mut dyn FnMut(usize) -> Result<(), PipelineError>,
-) -> Result<Option<RankPlan>, PipelineError> {
+    done: &mut dyn FnMut(usize) -> Result<(), E>,
+) -> Result<Option<RankPlan>, E> {
     planning::refuse_early(checkpoint, request.recipe, progress)?;
     let Request { recipe, resources, interrupt, .. } = request;
-    let shards = SharedHashes::new(checkpoint, &resources.cache()?);
+    let cache = resources.cache().map_err(PipelineError::from)?;
+    let shards = SharedHashes::new(checkpoint, &cache);
     let mut each = |act: &mut dyn FnMut(usize) -> Result<(), PipelineError>| {
         units.iter().try_for_each(|&unit| {
             interrupt.check()?;
@@ -168,26 +247,28 @@ pub fn run(
     if stage == UnitStage::Hash {
         return each(&mut |unit| shards.put(checkpoint, unit)).map(|()| None);
     }
-    let algebra = resources.algebra()?;
+    let algebra = resources.algebra().map_err(PipelineError::from)?;
     let dtype = workers::widest(checkpoint, recipe.factor.dtype);
     let pool = &workers::pool(&Demand::compress(checkpoint.config(), dtype, recipe), resources)?;
     let context = JobContext { resources, pool, progress, interrupt };
     let text = CalibrationText::read(checkpoint, recipe)?.ok_or(PipelineError::NothingToMeasureOn)?;
     let resolved = Subject::of(checkpoint).resolve(recipe);
     let job = described(checkpoint, &resolved, Some(&text), resources, &algebra);
-    let [of_text, _] = parts(checkpoint, &text);
+    let [parts_of_text, _] = parts(checkpoint, &text);
     let inputs = InputHashes::known(shards.all(checkpoint)?, progress);
     let structures = resolved.measured_structures();
     let pieces = Pieces::new(checkpoint, &inputs, Some(text), structures, algebra, context)?
         .ok_or(PipelineError::NothingToMeasureOn)?;
-    let (layers, groups) = (moe_layers(checkpoint), expert_groups(checkpoint));
+    let config = checkpoint.config();
+    let (layers, groups) = (moe_layers(config), groups_of(config.num_local_experts));
     match stage {
         UnitStage::States => {
-            each(&mut |unit| match unit.checked_sub(of_text) {
-                None => pieces.run_text(unit, context),
-                Some(part) => pieces.run_sample(part, context),
-            })?;
-            return Ok(None);
+            let (of_text, of_sample): (Vec<usize>, Vec<usize>) =
+                units.iter().partition(|&&unit| unit < parts_of_text);
+            let of_sample: Vec<usize> = of_sample.into_iter().map(|unit| unit - parts_of_text).collect();
+            pieces.run_text(&of_text, context)?;
+            pieces.run_sample(&of_sample, context)?;
+            return each(&mut |_| Ok(())).map(|()| None);
         }
         UnitStage::Moments => {
             each(&mut |unit| {
@@ -198,6 +279,7 @@ pub fn run(
         _ => {}
     }
     let calibration = pieces.measured()?;
+    let state = RunState { staging: None, scratch: None, interrupt };
     match stage {
         UnitStage::Halves => {
             each(&mut |unit| calibration.piece_of_sensitivities(|apart| apart.layer(layers[unit]), context))?;
@@ -207,18 +289,24 @@ pub fn run(
             each(&mut |unit| calibration.piece_of_sensitivities(|apart| apart.part(unit), context))?;
             return Ok(None);
         }
-        UnitStage::Plan if resolved.goal.is_budget() && is_measured(&resolved) => {
-            calibration.put_sensitivities_together(context)?;
+        UnitStage::Errors => {
+            if is_measured(&resolved) {
+                calibration.put_sensitivities_together(context)?;
+            }
+            planning::errors(checkpoint, &calibration, resolved.sensitivity(), context, state)?;
+            each(&mut |_| Ok(()))?;
+            return Ok(None);
         }
         _ => {}
     }
-    let state = RunState { staging: None, scratch: None, interrupt };
     let planned = planning::plan_through(checkpoint, &calibration, &resolved, context, state)?;
     let request = Request { recipe: &resolved, ..request };
     let factors = Factors { checkpoint, calibration: &calibration, planned: &planned, request, job: &job };
+    if let UnitStage::Through { layer } = stage {
+        factors.through(layer, units, context)?;
+    }
     each(&mut |unit| match stage {
         UnitStage::Factors { layer } => factors.make(layer, &experts_of(checkpoint, unit), context),
-        UnitStage::Through { layer } => factors.through(layer, unit, context),
         _ => Ok(()),
     })?;
     Ok((stage == UnitStage::Plan).then_some(planned.plan))
@@ -285,7 +373,7 @@ impl Factors<'_> {
         }
         let original = self.calibration.states_of_text()?.of_layer(layer)?;
         let compressed = match calibrated.propagation().propagate {
-            PropagationScope::Layers if layer != moe_layers(self.checkpoint)[0] => {
+            PropagationScope::Layers if layer != moe_layers(self.checkpoint.config())[0] => {
                 Some(self.calibration.compressed_states(self.job)?.of_layer(layer)?)
             }
             // Before the first of them both models are the same.
@@ -300,12 +388,14 @@ impl Factors<'_> {
         })
     }
 
-    /// Runs a part of the text from a layer's MoE block to the next one's, in the compressed model.
-    fn through(&self, layer: usize, part: usize, context: JobContext<'_>) -> Result<(), PipelineError> {
-        let layers = moe_layers(self.checkpoint);
+    /// Runs parts of the text from a layer's MoE block to the next one's, in the compressed model. Together, so that every
+    /// factor is read once for all of them.
+    fn through(&self, layer: usize, parts: &[usize], context: JobContext<'_>) -> Result<(), PipelineError> {
+        let layers = moe_layers(self.checkpoint.config());
         let Some(&next) = layers.iter().find(|&&other| other > layer) else { return Ok(()) };
         let states = self.calibration.compressed_states(self.job)?;
-        if states.has(next, part) {
+        let open: Vec<usize> = parts.iter().copied().filter(|&part| !states.has(next, part)).collect();
+        if open.is_empty() {
             return Ok(());
         }
         let work = self.work();
@@ -317,8 +407,8 @@ impl Factors<'_> {
             return Err(CalibrateError::NoPiece { name: id.to_string() }.into());
         }
         let mut hidden = match layer == layers[0] {
-            true => self.calibration.states_of_text()?.of_part(layer, part)?,
-            false => states.of_part(layer, part)?,
+            true => self.calibration.states_of_text()?.of_parts(layer, &open)?,
+            false => states.of_parts(layer, &open)?,
         };
         let forward = Forward::on(self.checkpoint, &*calibrated.engine);
         context.pool.install(|| {
@@ -331,7 +421,7 @@ impl Factors<'_> {
                     forward.add(&mut hidden, &output[0]);
                 }
             }
-            Ok::<_, PipelineError>(states.put(next, part, &hidden)?)
+            Ok::<_, PipelineError>(states.put(next, &open, &hidden)?)
         })
     }
 }

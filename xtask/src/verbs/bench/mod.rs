@@ -1,5 +1,6 @@
 //! `cargo xtask bench WHAT`: benchmarks, and the checkpoints that they use. Each has its own file.
 
+mod cluster;
 mod document;
 pub(crate) mod fidelity;
 pub(crate) mod forward;
@@ -16,6 +17,8 @@ pub(crate) enum What {
     Fidelity(fidelity::Args),
     /// Make 1,000 plans of Mixtral-8x7B from generated spectra; measure time and peak memory
     Sweep(sweep::Args),
+    /// Count how long clusters of 1 to 256 nodes would take for two models, and which stage bounds them; runs nothing
+    Cluster,
     /// Generate a checkpoint with the dimensions of Mixtral-8x7B
     Synth(synth::Args),
     /// Measure the time and memory of one matrix (ours, numpy, scipy, torch) and of whole runs; write docs/benchmarks.md
@@ -31,6 +34,7 @@ pub(crate) fn run(what: &What) -> Result<()> {
     match what {
         What::Fidelity(args) => fidelity::run(args),
         What::Sweep(args) => sweep::run(args),
+        What::Cluster => cluster::run(),
         What::Synth(args) => synth::run(args),
         What::Speed(args) => speed::run(args),
         What::Forward(args) => forward::run(args),

@@ -4,27 +4,79 @@
 //! job.json      settings, stages, the program that began it
 //! machine.json  the kind of the first machine that worked on it
 //! cache/        what units leave for later ones
-//! done/STAGE/N  marks; `status` counts them, and nothing else depends on them
+//! done/STAGE/N  marks, with what the unit took; `status` counts them, and of the last stage alone something depends on one
+//! rows/ID.json  points of a sweep that are compressed and verified
 //! logs/         what the tasks said
 //! ```
 
+use crate::commands::sweep::SweepArgs;
 use crate::exit::{Failure, Result, unwritten, usage};
+use lowrank_pipeline::compress::units::{TASKS_PER_NODE, UnitStage, tasks};
+use lowrank_pipeline::machine;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::cell::Cell;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Longest document in the folder.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 26;
 
+/// What a job does.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Subject {
+    /// Flags of `compress`, by name.
+    Compress(Map<String, Value>),
+    /// A sweep.
+    Sweep(SweepJob),
+}
+
+/// What a sweep is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SweepJob {
+    /// Flags of `sweep`.
+    pub(super) flags: SweepArgs,
+    /// Hash of its config file.
+    pub(super) config_blake3: String,
+    /// The folder from which relative paths of the config go.
+    pub(super) work_dir: PathBuf,
+}
+
+/// A stage of a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Stage {
+    pub(super) name: String,
+    pub(super) units: usize,
+    tasks_per_node: usize,
+}
+
+impl Stage {
+    /// Of units that the pipeline knows.
+    pub(super) fn of(stage: UnitStage, name: String, units: usize) -> Self {
+        Self { name, units, tasks_per_node: stage.tasks_per_node() }
+    }
+
+    /// Another one.
+    pub(super) fn other(name: &str, units: usize) -> Self {
+        Self { name: name.to_owned(), units, tasks_per_node: TASKS_PER_NODE }
+    }
+
+    /// Tasks that its units are shared out to.
+    pub(super) fn tasks(&self, nodes: u32) -> usize {
+        tasks(self.units, nodes as usize, self.tasks_per_node)
+    }
+}
+
 /// What a job is.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Settings {
-    /// Flags of the job, by name.
-    pub(super) settings: Map<String, Value>,
-    /// Stages in their order, with the number of their units.
-    pub(super) stages: Vec<(String, usize)>,
+    #[serde(flatten)]
+    pub(super) subject: Subject,
+    /// Stages in their order.
+    pub(super) stages: Vec<Stage>,
     /// Whether machines may be of different kinds.
     pub(super) other_cpu: bool,
 }
@@ -37,11 +89,20 @@ struct Document {
     settings: Settings,
 }
 
+/// What a unit took: since the one before it, or since the task began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Took {
+    pub(super) cpu_seconds: f64,
+    pub(super) wall_seconds: f64,
+}
+
 /// The folder of a job.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     settings: Settings,
+    /// When the last unit of this task was done, and the CPU seconds of the process by then.
+    last: Cell<(Instant, f64)>,
 }
 
 impl Folder {
@@ -63,7 +124,11 @@ impl Folder {
             }
             Err(_) => lowrank_files::write_whole(&file, text.as_bytes()).map_err(failed)?,
         }
-        Ok(Self { path: path.to_owned(), settings: document.settings })
+        Ok(Self::new(path, document.settings))
+    }
+
+    fn new(path: &Path, settings: Settings) -> Self {
+        Self { path: path.to_owned(), settings, last: Cell::new((Instant::now(), 0.0)) }
     }
 
     /// Opens the folder of a job that this program began.
@@ -82,7 +147,7 @@ impl Folder {
                 path.display()
             )));
         }
-        Ok(Self { path: path.to_owned(), settings })
+        Ok(Self::new(path, settings))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -91,6 +156,12 @@ impl Folder {
 
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// How many units a stage has.
+    pub(super) fn units(&self, stage: &str) -> Result<usize> {
+        let found = self.settings.stages.iter().find(|own| own.name == stage);
+        found.map(|found| found.units).ok_or_else(|| usage(format!("{stage}: not a stage of this job")))
     }
 
     pub(super) fn cache(&self) -> PathBuf {
@@ -140,18 +211,41 @@ impl Folder {
     pub(super) fn mark(&self, stage: &str, unit: usize) -> Result<()> {
         let place = self.marks(stage);
         let failed = |error: std::io::Error| unwritten(&place, "a finished unit was not marked", &error);
+        let (now, cpu_seconds) = (Instant::now(), machine::cpu_seconds().unwrap_or(0.0));
+        let (last, cpu_seconds_last) = self.last.replace((now, cpu_seconds));
+        let wall_seconds = (now - last).as_secs_f64();
+        let took = Took { cpu_seconds: cpu_seconds - cpu_seconds_last, wall_seconds };
+        let text = serde_json::to_vec(&took).map_err(Failure::bug)?;
         fs::create_dir_all(&place).map_err(failed)?;
-        fs::write(place.join(unit.to_string()), "").map_err(failed)
+        lowrank_files::write_whole(&place.join(unit.to_string()), &text).map_err(failed)
+    }
+
+    /// What the finished units of a stage took. A mark that cannot be read says nothing of time, but of its unit.
+    fn took(&self, stage: &str) -> Vec<Took> {
+        let marks = fs::read_dir(self.marks(stage)).into_iter().flatten().flatten();
+        let is_mark =
+            |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<usize>().is_ok());
+        let marks = marks.filter(|entry| is_mark(&entry.file_name()));
+        let read = |path: PathBuf| serde_json::from_slice(&fs::read(path).ok()?).ok();
+        marks.map(|entry| read(entry.path()).unwrap_or_default()).collect()
     }
 
     /// How many units of a stage are done.
     pub(super) fn done(&self, stage: &str) -> usize {
-        fs::read_dir(self.marks(stage)).map_or(0, |entries| entries.flatten().count())
+        self.took(stage).len()
+    }
+
+    /// What the finished units of a stage took together.
+    pub(super) fn took_together(&self, stage: &str) -> Took {
+        self.took(stage).iter().fold(Took::default(), |sum, unit| Took {
+            cpu_seconds: sum.cpu_seconds + unit.cpu_seconds,
+            wall_seconds: sum.wall_seconds + unit.wall_seconds,
+        })
     }
 }
 
 /// A machine or a program that is not the one that a job was begun with.
-fn refused(what: String) -> Failure {
+pub(super) fn refused(what: String) -> Failure {
     Failure::new(lowrank_model::ErrorKind::Unsupported, what)
 }
 

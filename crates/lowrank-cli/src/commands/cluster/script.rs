@@ -1,14 +1,8 @@
 //! The script that gives a job to Slurm: one array of tasks for each stage, each after the one before.
 
-use super::folder::Folder;
+use super::folder::{Folder, Stage};
 use crate::exit::{Failure, Result, usage};
-use lowrank_pipeline::compress::units::UnitStage;
 use std::fmt::Write;
-
-/// The stage that writes the output: an ordinary run, which finds everything in the cache.
-pub(super) const LAST: &str = "publish";
-/// Tasks for each machine, so that one that is slow holds up little.
-const TASKS_PER_NODE: usize = 4;
 
 /// What is written.
 pub(super) struct Script<'a> {
@@ -18,16 +12,11 @@ pub(super) struct Script<'a> {
     pub(super) sbatch: &'a [String],
 }
 
-/// Tasks of a stage.
-fn tasks(units: usize, nodes: u32) -> usize {
-    units.min(nodes as usize * TASKS_PER_NODE).max(1)
-}
-
 /// A row for each stage.
-pub(super) fn rows(stages: &[(UnitStage, usize)], nodes: u32) -> Vec<Vec<String>> {
-    let row = |name: String, units: usize| vec![name, units.to_string(), tasks(units, nodes).to_string()];
-    let own = stages.iter().map(|&(stage, units)| row(stage.to_string(), units));
-    own.chain([row(LAST.into(), 1)]).collect()
+pub(super) fn rows(stages: &[Stage], nodes: u32) -> Vec<Vec<String>> {
+    let row =
+        |stage: &Stage| vec![stage.name.clone(), stage.units.to_string(), stage.tasks(nodes).to_string()];
+    stages.iter().map(row).collect()
 }
 
 impl Script<'_> {
@@ -51,6 +40,8 @@ impl Script<'_> {
              #SBATCH --job-name=lowrank-compress --nodes=1 --ntasks=1 --cpus-per-task=1\n\
              #SBATCH --output=/dev/null\n\
              set -euo pipefail\n\
+             # What this script was given is not what its jobs are given.\n\
+             unset SLURM_MEM_PER_NODE SLURM_MEM_PER_CPU\n\
              program={program}\n\
              dir={dir}\n\
              after=\n\
@@ -62,9 +53,8 @@ impl Script<'_> {
              }}\n",
             nodes = self.nodes,
         );
-        let last = (LAST.to_owned(), 1);
-        for (name, units) in self.folder.settings().stages.iter().chain([&last]) {
-            writeln!(text, "stage {name} {}", tasks(*units, self.nodes)).map_err(Failure::bug)?;
+        for stage in &self.folder.settings().stages {
+            writeln!(text, "stage {} {}", stage.name, stage.tasks(self.nodes)).map_err(Failure::bug)?;
         }
         text.push_str("echo \"the last job is $after\"\n");
         Ok(text)

@@ -1,26 +1,25 @@
 //! How far a job is.
 
-use super::folder::Folder;
-use super::script::LAST;
+use super::folder::{Folder, Stage};
 use crate::exit::Result;
 use crate::tables::table;
 use std::fs;
 
 /// Prints a row for each stage, and what the tasks of the first one that is not done said of errors.
 pub(super) fn show(folder: &Folder) -> Result<()> {
-    let last = (LAST.to_owned(), 1);
-    let stages: Vec<&(String, usize)> = folder.settings().stages.iter().chain([&last]).collect();
-    let row = |stage: &&(String, usize)| {
-        let (name, units) = stage;
-        vec![name.clone(), folder.done(name).to_string(), units.to_string()]
+    let stages = &folder.settings().stages;
+    let row = |Stage { name, units, .. }: &Stage| {
+        let took = folder.took_together(name);
+        let seconds = [took.cpu_seconds, took.wall_seconds].map(|seconds| format!("{seconds:.1}"));
+        [name.clone(), folder.done(name).to_string(), units.to_string()].into_iter().chain(seconds).collect()
     };
-    println!("{}", table(&["stage", "done", "units"], stages.iter().map(row)));
-    let open = stages.iter().find(|(name, units)| folder.done(name) < *units);
-    let Some((open, _)) = open else {
+    println!("{}", table(&["stage", "done", "units", "CPU s", "task s"], stages.iter().map(row)));
+    let open = stages.iter().find(|stage| folder.done(&stage.name) < stage.units);
+    let Some(open) = open else {
         println!("All is done.");
         return Ok(());
     };
-    for line in errors(folder, open) {
+    for line in errors(folder, &open.name) {
         println!("{line}");
     }
     Ok(())

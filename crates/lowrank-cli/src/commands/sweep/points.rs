@@ -35,9 +35,9 @@ pub(super) fn check_patterns(config: &Sweep, subject: &Subject) -> Result<()> {
 }
 
 /// A point with all that names it.
-pub(super) struct Identified<'a> {
-    pub(super) point: &'a Point,
-    pub(super) id: PointId,
+pub(crate) struct Identified<'a> {
+    pub(crate) point: &'a Point,
+    pub(crate) id: PointId,
     /// Which of the texts.
     pub(super) text: Option<usize>,
     pub(super) sensitivity: Sensitivity,
@@ -47,6 +47,16 @@ impl Identified<'_> {
     /// What its plan may cut.
     pub(super) fn structures(&self) -> Structures {
         self.point.job.recipe.measured_structures()
+    }
+
+    /// Whether errors are measured on a text.
+    pub(crate) fn is_calibrated(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// Equal for points that are planned from the same errors: on the same text, compared alike, for the same structures.
+    pub(crate) fn measured_like(&self) -> (Option<usize>, &'static str, Structures) {
+        (self.text, self.sensitivity.into(), self.structures())
     }
 }
 
