@@ -4,7 +4,7 @@ use crate::PipelineError;
 use crate::workers::Resources;
 use lowrank_calibrate::CalibrateError;
 
-/// The kind of this machine as far as it decides bits: its processor, and where models run.
+/// The kind of this machine as far as it decides bits: its processor, where models run, and what decomposes matrices.
 pub fn kind(resources: &Resources) -> Result<String, PipelineError> {
     let engine = lowrank_forward::choose(resources.device).map_err(CalibrateError::from)?.engine.describe();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -22,7 +22,8 @@ pub fn kind(resources: &Resources) -> Result<String, PipelineError> {
     });
     let caches = caches.collect::<Vec<_>>().join("/");
     let (model, flags) = (line("model name"), flags.join(" "));
-    Ok(format!("{model} ({flags}; caches {caches}), models on {engine}"))
+    let algebra = resources.algebra()?.identity();
+    Ok(format!("{model} ({flags}; caches {caches}), models on {engine}, matrices by {algebra}"))
 }
 
 /// Kernel clock ticks per second, the same on all usual Linux systems.

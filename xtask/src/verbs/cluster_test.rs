@@ -3,17 +3,22 @@
 //! installs them if it can.
 
 mod disturb;
+mod disturbed;
 mod slurm;
+mod tasks;
 
+use super::bench::synth::{self, Dimensions};
 use super::demo::bundled_model;
 use super::torture::bench::{Files, files};
 use super::torture::{dice::Dice, tmpfs::Tmpfs};
 use crate::shell::{command, install_from_debian, lowrank_compress, output, run as sh, target};
 use anyhow::{Context, Result, bail, ensure};
 use disturb::Disturbance;
+use disturbed::{Disturbed, Ended};
+use serde_json::{Map, Value};
 use slurm::Slurm;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Default, clap::Args)]
@@ -21,10 +26,10 @@ pub(crate) struct Args {
     /// One run on three nodes, of which one dies
     #[arg(long)]
     pub(crate) small: bool,
-    /// Runs that are disturbed at a random moment
+    /// Disturb jobs in several stages each, until so many disturbances happened
     #[arg(long, default_value_t = 0)]
     pub(crate) disturbances: u64,
-    /// Seed of what disturbs them, and when
+    /// Seed of what disturbs them, and in which stages
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
 }
@@ -33,6 +38,30 @@ pub(crate) struct Args {
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Time without any job in the queue after which nothing comes any more.
 const SETTLED: Duration = Duration::from_secs(2);
+
+/// How often the queue is looked at.
+const QUEUE_EVERY: Duration = Duration::from_millis(250);
+/// Disturbances of a job at most.
+const DISTURBANCES_PER_JOB: usize = 4;
+/// CPU seconds of a cluster, divided by those of one process.
+const OVERHEAD_MAX: f64 = 1.1;
+/// What overhead is measured on: large enough that the start of a task is little beside its work.
+const GENERATED: Dimensions =
+    Dimensions { layers: 3, hidden_size: 1024, intermediate_size: 3584, experts: 8, vocab_size: 1024 };
+const GENERATED_JOB: [&str; 6] =
+    ["--budget", "25%", "--calibration-tokens", "8192", "--sensitivity-tokens", "1024"];
+/// The sweep: two groups of points that are measured apart, some of which are compressed.
+const SWEEP: &str = r#"
+compress = "pareto"
+calibration-tokens = 2048
+sensitivity-tokens = 512
+[verify]
+max-tokens = 1024
+[grid]
+storage = ["pivoted", "uv"]
+structures = ["rank", "rank,width"]
+budget = ["20%", "40%"]
+"#;
 
 /// The job of every run.
 const JOB: [&str; 6] = ["--budget", "40%", "--calibration-tokens", "4096", "--sensitivity-tokens", "1024"];
@@ -53,9 +82,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         for nodes in 1..=3 {
             bench.on_nodes(&slurm, nodes)?;
         }
-        bench.with_cancelled_tasks(&slurm)?;
+        bench.sweep(&slurm)?;
+        bench.disturbed_in_every_stage(&slurm)?;
         bench.with_another_file(&slurm)?;
         bench.with_another_machine()?;
+        bench.overhead(&slurm)?;
     }
     Ok(())
 }
@@ -100,26 +131,31 @@ impl Bench {
     /// Waits until no job is in the queue; `meanwhile` is called again and again.
     fn wait(&self, slurm: &Slurm, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         let start = Instant::now();
-        let mut empty_since = None;
+        let (mut empty_since, mut asked) = (None, start - QUEUE_EVERY);
         loop {
             meanwhile()?;
-            let queue = output(slurm.command("squeue").args(["--noheader", "--format=%i %T"]))?;
-            match (queue.trim().is_empty(), empty_since) {
+            std::thread::sleep(Duration::from_millis(10));
+            if asked.elapsed() < QUEUE_EVERY {
+                continue;
+            }
+            asked = Instant::now();
+            // A controller that is starting answers later.
+            let queue = slurm.command("squeue").args(["--noheader", "--format=%i %T"]).output()?;
+            let queue_is_empty = queue.status.success() && queue.stdout.trim_ascii().is_empty();
+            match (queue_is_empty, empty_since) {
                 (false, _) => empty_since = None,
                 (true, None) => empty_since = Some(Instant::now()),
                 (true, Some(since)) if since.elapsed() > SETTLED => return Ok(()),
                 _ => {}
             }
+            let queue = String::from_utf8_lossy(&queue.stdout);
             ensure!(start.elapsed() < PATIENCE, "jobs are still in the queue after {PATIENCE:?}:\n{queue}");
-            std::thread::sleep(Duration::from_millis(200));
         }
     }
 
     fn compare(&self, out: &Path) -> Result<()> {
         if !out.exists() {
-            let folder =
-                out.with_file_name(format!("{}.cluster", out.file_name().context("a name")?.display()));
-            sh(command(&self.tool).args(["cluster", "status"]).arg(folder))?;
+            sh(command(&self.tool).args(["cluster", "status"]).arg(folder_of(out)))?;
             bail!("{} was not published", out.display());
         }
         let found = files(out)?;
@@ -161,26 +197,15 @@ impl Bench {
         Ok(())
     }
 
-    /// Every task of a stage is cancelled; the same command goes on.
-    fn with_cancelled_tasks(&self, slurm: &Slurm) -> Result<()> {
-        for stage in ["states", "moments", "halves", "factors-1"] {
-            let out = self.submit(slurm, &format!("cancelled-{stage}"), 3)?;
-            let mut cancelled = false;
-            self.wait(slurm, || {
-                let running =
-                    output(slurm.command("squeue").args(["--noheader", "--states=running", "--format=%j"]))?;
-                if !cancelled && running.lines().any(|name| name == format!("lowrank-{stage}")) {
-                    sh(slurm.command("scancel").arg(format!("--name=lowrank-{stage}")))?;
-                    cancelled = true;
-                }
-                Ok(())
-            })?;
-            ensure!(!out.exists() || !cancelled, "cancelled in {stage}, and published nevertheless");
-            self.again(slurm, &out, 2)?;
-            self.wait(slurm, || Ok(()))?;
-            self.compare(&out)?;
+    /// A node is killed in every stage, and in another job all tasks are cancelled in every stage.
+    fn disturbed_in_every_stage(&self, slurm: &Slurm) -> Result<()> {
+        for kind in [Disturbance::DeadNode, Disturbance::CancelledTasks] {
+            let job = Disturbed::begin(self, slurm, &format!("every-stage-{kind:?}"), None)?;
+            let list: Vec<(String, Disturbance)> =
+                job.stages()?.into_iter().map(|stage| (stage, kind)).collect();
+            let ended = job.end(list)?;
+            println!("cluster-test: {ended}");
         }
-        println!("cluster-test: cancelled tasks are done by the next submission, with the same bytes");
         Ok(())
     }
 
@@ -241,55 +266,129 @@ impl Bench {
         Ok(())
     }
 
-    /// Runs that are disturbed at seeded moments: after each the job ends by itself or by one more submission, with the same bytes.
-    fn disturbed(&self, slurm: &Slurm, runs: u64, seed: u64) -> Result<()> {
+    /// Jobs that are disturbed in several stages, drawn by a seed, until so many disturbances happened.
+    fn disturbed(&self, slurm: &Slurm, disturbances: u64, seed: u64) -> Result<()> {
         let start = Instant::now();
         let mut dice = Dice(seed);
-        let (mut counts, mut by_itself) = (BTreeMap::<String, u64>::new(), 0);
+        let mut all = Ended::default();
         // Large enough for the folder and the output.
         let disk = Tmpfs::mount(self.folder.join("disk"), "size=96m");
-        for run in 0..runs {
-            let disturbance = Disturbance::any(&mut dice);
-            let after = Duration::from_millis(dice.below(40_000));
-            let place = disk.as_ref().map_or(&self.folder, |disk| &disk.0);
-            let out = place.join(format!("disturbed-{run}"));
-            self.again(slurm, &out, 3)?;
-            let (submitted, mut happened) = (Instant::now(), false);
-            self.wait(slurm, || {
-                if !happened && submitted.elapsed() > after {
-                    happened = disturbance.happen(slurm, disk.as_ref())?;
-                }
-                Ok(())
-            })?;
-            if happened {
-                disturbance.mend(slurm, disk.as_ref())?;
-                *counts.entry(format!("{disturbance:?}")).or_default() += 1;
+        for run in 0_u64.. {
+            let job = Disturbed::begin(self, slurm, &format!("disturbed-{run}"), disk.as_ref())?;
+            let stages = job.stages()?;
+            let places = dice.shuffled(0..stages.len() as u64);
+            let mut places: Vec<u64> = places.into_iter().take(DISTURBANCES_PER_JOB).collect();
+            places.sort_unstable();
+            let list =
+                places.into_iter().map(|at| (stages[at as usize].clone(), Disturbance::any(&mut dice)));
+            let ended = job.end(list.collect())?;
+            println!("cluster-test: job {run}: {ended}");
+            all.add(ended);
+            if all.happened() >= disturbances {
+                break;
             }
-            match out.exists() {
-                true => by_itself += 1,
-                false => {
-                    self.again(slurm, &out, 3)?;
-                    self.wait(slurm, || Ok(()))?;
-                }
-            }
-            self.compare(&out)?;
-            std::fs::remove_dir_all(&out)?;
-            std::fs::remove_dir_all(place.join(format!("disturbed-{run}.cluster")))?;
-            println!(
-                "cluster-test: run {run}: {disturbance:?} after {after:?}, {}",
-                if happened { "done" } else { "too late" }
-            );
         }
+        println!("cluster-test: in all, in {:.0} s: {all}", start.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// A sweep on three nodes gives the rows of one machine, except for seconds.
+    fn sweep(&self, slurm: &Slurm) -> Result<()> {
+        let config = self.folder.join("sweep.toml");
+        std::fs::write(&config, SWEEP)?;
+        let sweep = |command: &mut Command, out: &Path| {
+            command.arg("sweep").arg(&config).arg("--model").arg(bundled_model()).arg("--out").arg(out);
+        };
+        let (alone, on_three) = (self.folder.join("sweep-alone"), self.folder.join("sweep-on-3"));
+        let mut command = command(&self.tool);
+        sweep(&mut command, &alone);
+        sh(command.args(["--quiet", "--cache", "none"]))?;
+        let mut command = slurm.command(&self.tool);
+        sweep(&mut command, &on_three);
+        sh(command.args(["--cluster", "--nodes", "3", "--submit"]))?;
+        self.wait(slurm, || Ok(()))?;
+        let rows = |out: &Path| -> Result<Vec<Value>> {
+            let text = std::fs::read_to_string(out.join("results.jsonl"))?;
+            let row = |line: &str| -> Result<Value> {
+                let mut row: Map<String, Value> = serde_json::from_str(line)?;
+                row.retain(|key, _| !key.ends_with("_seconds"));
+                Ok(row.into())
+            };
+            text.lines().map(row).collect()
+        };
+        let (expected, found) = (rows(&alone)?, rows(&on_three)?);
+        let verified = found.iter().filter(|row| row["status"] == "verified").count();
+        ensure!(
+            found == expected && verified > 1,
+            "{}: other rows than those of one machine",
+            on_three.display()
+        );
         println!(
-            "cluster-test: {runs} runs in {:.0} s, disturbed by {counts:?}; {by_itself} ended by themselves, the others by one more submission; all bytes the same",
-            start.elapsed().as_secs_f64()
+            "cluster-test: a sweep of {} points, {verified} of them compressed, has the rows of one machine",
+            found.len()
         );
         Ok(())
     }
 
+    /// CPU seconds of three nodes with one core each, beside those of one process with three workers.
+    fn overhead(&self, slurm: &Slurm) -> Result<()> {
+        let model = self.folder.join("generated");
+        synth::build(&[])?;
+        synth::write(GENERATED, 0, &model)?;
+        let (alone, out) = (self.folder.join("generated-alone"), self.folder.join("generated-on-3"));
+        let before = children_cpu_seconds()?;
+        let mut command = command(&self.tool);
+        command
+            .args(GENERATED_JOB)
+            .args(["--quiet", "--cache", "none", "--workers", "3", "--model"])
+            .arg(&model);
+        sh(command.arg("--out").arg(&alone))?;
+        let alone_cpu_seconds = children_cpu_seconds()? - before;
+        let mut command = slurm.command(&self.tool);
+        command.arg("cluster").args(GENERATED_JOB).arg("--model").arg(&model).arg("--out").arg(&out);
+        sh(command.args(["--nodes", "3", "--submit"]))?;
+        self.wait(slurm, || Ok(()))?;
+        ensure!(files(&alone)? == files(&out)?, "{}: other bytes than those of one machine", out.display());
+        let status = output(
+            crate::shell::command(&self.tool).args(["cluster", "status", "--json"]).arg(folder_of(&out)),
+        )?;
+        let status: Value = serde_json::from_str(&status)?;
+        let stages = status["stages"].as_array().context("no stages")?;
+        let seconds = |key: &str| stages.iter().filter_map(|stage| stage[key].as_f64()).sum::<f64>();
+        let (cpu_seconds, ratio) = (seconds("cpu_seconds"), seconds("cpu_seconds") / alone_cpu_seconds);
+        println!(
+            "cluster-test: three nodes took {cpu_seconds:.1} CPU s, one process with three workers {alone_cpu_seconds:.1}: {ratio:.3} times (goal: at most {OVERHEAD_MAX})"
+        );
+        ensure!(ratio <= OVERHEAD_MAX, "the goal is missed");
+        Ok(())
+    }
+
+    /// Whether all units of a stage are done.
+    fn is_over(&self, out: &Path, stage: &str) -> bool {
+        let job = std::fs::read(folder_of(out).join("job.json")).unwrap_or_default();
+        let job: Value = serde_json::from_slice(&job).unwrap_or_default();
+        let stages = job["stages"].as_array().into_iter().flatten();
+        let units = stages.filter(|own| own["name"] == stage).find_map(|own| own["units"].as_u64());
+        units.is_some_and(|units| self.done(out, stage) as u64 >= units)
+    }
+
     /// Finished units of a stage.
     fn done(&self, out: &Path, stage: &str) -> usize {
-        let folder = PathBuf::from(format!("{}.cluster", out.display())).join("done").join(stage);
+        let folder = folder_of(out).join("done").join(stage);
         std::fs::read_dir(folder).map_or(0, |entries| entries.flatten().count())
     }
+}
+
+/// The folder of a job.
+fn folder_of(out: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.cluster", out.display()))
+}
+
+/// CPU seconds of all ended children of this process.
+fn children_cpu_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no name")?;
+    let ticks = fields.split_whitespace().skip(13).take(2).map(str::parse::<f64>);
+    // Kernel clock ticks per second, the same on all usual Linux systems.
+    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
 }

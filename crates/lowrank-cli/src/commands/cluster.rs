@@ -43,6 +43,9 @@ enum ClusterCommand {
     Status {
         /// Its folder
         dir: PathBuf,
+        /// Put one machine-readable JSON document on stdout instead of a table
+        #[arg(long)]
+        json: bool,
     },
     /// Do one task of a stage: what the script calls
     #[command(hide = true)]
@@ -61,7 +64,7 @@ enum ClusterCommand {
 /// Runs the command.
 pub(crate) fn run(args: ClusterArgs) -> Result<()> {
     match &args.command {
-        Some(ClusterCommand::Status { dir }) => status::show(&Folder::open(dir)?),
+        Some(ClusterCommand::Status { dir, json }) => status::show(&Folder::open(dir)?, *json),
         Some(ClusterCommand::Run { dir, stage, task, tasks }) => {
             let share = Share { task: *task, tasks: (*tasks).max(1) };
             work(&Folder::open(dir)?, stage, share)

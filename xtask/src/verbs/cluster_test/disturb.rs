@@ -1,22 +1,22 @@
-//! What goes wrong on clusters, done on purpose at a seeded moment.
+//! What goes wrong on clusters, done on purpose while a stage runs.
 
 use super::slurm::Slurm;
+use super::tasks::Task;
 use crate::shell::{command, output, run as sh};
 use crate::verbs::torture::{dice::Dice, tmpfs::Tmpfs};
 use anyhow::Result;
 
-/// Nodes of the cluster.
-const NODES: u64 = 3;
-
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Disturbance {
-    /// A node is killed with its tasks, and is not seen again until the next submission.
-    DeadNode(u64),
+    /// The node of a task is killed with it, and is not seen again for a while.
+    DeadNode,
     /// The process of a task is killed.
     KilledTask,
     /// All tasks that run are cancelled.
     CancelledTasks,
+    /// A task hangs until Slurm ends it at its time limit.
+    TimeLimit,
     /// The controller is killed and started again.
     Controller,
     /// The disk of the job's folder is full.
@@ -24,28 +24,28 @@ pub(super) enum Disturbance {
 }
 
 impl Disturbance {
-    /// Any of them.
+    /// Any of them; a time limit, which takes more than a minute, less often.
     pub(super) fn any(dice: &mut Dice) -> Self {
-        match dice.below(5) {
-            0 => Self::DeadNode(dice.below(NODES)),
-            1 => Self::KilledTask,
-            2 => Self::CancelledTasks,
-            3 => Self::Controller,
+        match dice.below(16) {
+            0..3 => Self::DeadNode,
+            3..6 => Self::KilledTask,
+            6..9 => Self::CancelledTasks,
+            9 => Self::TimeLimit,
+            10..13 => Self::Controller,
             _ => Self::FullDisk,
         }
     }
 
-    /// Does it; false if there was nothing to disturb at this moment.
-    pub(super) fn happen(self, slurm: &Slurm, disk: Option<&Tmpfs>) -> Result<bool> {
+    /// Does it while a task runs; false if there was nothing left to disturb.
+    pub(super) fn happen(self, task: &Task, slurm: &Slurm, disk: Option<&Tmpfs>) -> Result<bool> {
+        let signal = |name: &str| command("kill").args([name, &task.pid.to_string()]).output();
         match self {
-            Self::DeadNode(node) => slurm.kill_node(node as usize)?,
-            Self::KilledTask => {
-                let tasks =
-                    output(command("pgrep").args(["-f", "lowrank-compress cluster run"])).unwrap_or_default();
-                let Some(task) = tasks.split_whitespace().next() else { return Ok(false) };
-                // It may have ended by now.
-                return Ok(command("kill").args(["-KILL", task]).status()?.success());
+            Self::DeadNode => {
+                let Some(node) = task.node else { return Ok(false) };
+                slurm.kill_node(node)?;
             }
+            // It may have ended by now.
+            Self::KilledTask => return Ok(signal("-KILL")?.status.success()),
             Self::CancelledTasks => {
                 let running = ["--noheader", "--array", "--states=running", "--format=%i"];
                 let running = output(slurm.command("squeue").args(running))?;
@@ -55,6 +55,19 @@ impl Disturbance {
                 }
                 sh(slurm.command("scancel").args(tasks))?;
             }
+            Self::TimeLimit => {
+                let Some(job) = task.job.as_deref().filter(|_| signal("-STOP").is_ok()) else {
+                    return Ok(false);
+                };
+                let update = slurm
+                    .command("scontrol")
+                    .args(["update", &format!("JobId={job}"), "TimeLimit=1"])
+                    .output()?;
+                if !update.status.success() {
+                    signal("-CONT")?;
+                    return Ok(false);
+                }
+            }
             Self::Controller => slurm.restart_controller()?,
             Self::FullDisk => {
                 let Some(disk) = disk else { return Ok(false) };
@@ -63,13 +76,12 @@ impl Disturbance {
         }
         Ok(true)
     }
+}
 
-    /// Makes the cluster whole again.
-    pub(super) fn mend(self, slurm: &Slurm, disk: Option<&Tmpfs>) -> Result<()> {
-        match (self, disk) {
-            (Self::DeadNode(node), _) => slurm.start_node(node as usize),
-            (Self::FullDisk, Some(disk)) => Ok(std::fs::remove_file(disk.0.join("ballast"))?),
-            _ => Ok(()),
-        }
+/// Makes the cluster whole again.
+pub(super) fn mend(slurm: &Slurm, disk: Option<&Tmpfs>) -> Result<()> {
+    if let Some(ballast) = disk.map(|disk| disk.0.join("ballast")).filter(|ballast| ballast.exists()) {
+        std::fs::remove_file(ballast)?;
     }
+    slurm.start_dead_nodes()
 }

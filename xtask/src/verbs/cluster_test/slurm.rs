@@ -144,6 +144,19 @@ impl Slurm {
         Ok(())
     }
 
+    /// Starts the nodes that were killed.
+    pub(super) fn start_dead_nodes(&self) -> Result<()> {
+        let dead: Vec<usize> = self
+            .nodes
+            .borrow()
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.is_none())
+            .map(|(at, _)| at)
+            .collect();
+        dead.into_iter().try_for_each(|node| self.start_node(node))
+    }
+
     /// Kills a node with everything that runs on it, without a word to anybody.
     pub(super) fn kill_node(&self, node: usize) -> Result<()> {
         let mut nodes = self.nodes.borrow_mut();

@@ -86,7 +86,7 @@ pub(super) fn work(
     check_machine(folder, &job.resources)?;
     if stage == PUBLISH {
         // Submitted again after the end.
-        if folder.done(PUBLISH) == 0 {
+        if folder.progress(PUBLISH).done == 0 {
             units::check_shards(&open(&job.model)?, &job.resources)?;
             compress::run(flags)?;
         }

@@ -16,6 +16,7 @@ use lowrank_pipeline::machine;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub(super) enum Subject {
     /// Flags of `compress`, by name.
     Compress(Map<String, Value>),
     /// A sweep.
-    Sweep(SweepJob),
+    Sweep(Box<SweepJob>),
 }
 
 /// What a sweep is.
@@ -94,6 +95,15 @@ struct Document {
 pub(super) struct Took {
     pub(super) cpu_seconds: f64,
     pub(super) wall_seconds: f64,
+}
+
+/// How far a stage is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Progress {
+    /// Finished units.
+    pub(super) done: usize,
+    /// What they took together.
+    pub(super) took: Took,
 }
 
 /// The folder of a job.
@@ -220,27 +230,19 @@ impl Folder {
         lowrank_files::write_whole(&place.join(unit.to_string()), &text).map_err(failed)
     }
 
-    /// What the finished units of a stage took. A mark that cannot be read says nothing of time, but of its unit.
-    fn took(&self, stage: &str) -> Vec<Took> {
+    /// How far a stage is. A mark that cannot be read says nothing of time, but of its unit.
+    pub(super) fn progress(&self, stage: &str) -> Progress {
         let marks = fs::read_dir(self.marks(stage)).into_iter().flatten().flatten();
-        let is_mark =
-            |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.parse::<usize>().is_ok());
-        let marks = marks.filter(|entry| is_mark(&entry.file_name()));
-        let read = |path: PathBuf| serde_json::from_slice(&fs::read(path).ok()?).ok();
-        marks.map(|entry| read(entry.path()).unwrap_or_default()).collect()
-    }
-
-    /// How many units of a stage are done.
-    pub(super) fn done(&self, stage: &str) -> usize {
-        self.took(stage).len()
-    }
-
-    /// What the finished units of a stage took together.
-    pub(super) fn took_together(&self, stage: &str) -> Took {
-        self.took(stage).iter().fold(Took::default(), |sum, unit| Took {
-            cpu_seconds: sum.cpu_seconds + unit.cpu_seconds,
-            wall_seconds: sum.wall_seconds + unit.wall_seconds,
-        })
+        let is_mark = |name: &OsStr| name.to_str().is_some_and(|name| name.parse::<usize>().is_ok());
+        let read = |path: PathBuf| serde_json::from_slice::<Took>(&fs::read(path).ok()?).ok();
+        let mut progress = Progress::default();
+        for mark in marks.filter(|entry| is_mark(&entry.file_name())) {
+            let took = read(mark.path()).unwrap_or_default();
+            progress.done += 1;
+            progress.took.cpu_seconds += took.cpu_seconds;
+            progress.took.wall_seconds += took.wall_seconds;
+        }
+        progress
     }
 }
 
@@ -255,4 +257,48 @@ fn program() -> Result<String> {
     let bytes = fs::read(&path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
     let hash = blake3::hash(&bytes).to_hex();
     Ok(format!("lowrank-compress {} ({})", env!("CARGO_PKG_VERSION"), &hash[..16]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(dir: &Path, other_cpu: bool) -> Folder {
+        let stages = vec![Stage::other("publish", 1)];
+        let settings = Settings { subject: Subject::Compress(Map::new()), stages, other_cpu };
+        Folder::prepare(dir, settings).unwrap()
+    }
+
+    #[test]
+    fn a_gpu_beside_a_cpu_is_refused_by_name_unless_kinds_may_mix() {
+        let [on_cpu, on_gpu] =
+            ["X (avx2; caches 1M), models on CPU", "X (avx2; caches 1M), models on NVIDIA H100"];
+        let dir = tempfile::tempdir().unwrap();
+        let strict = folder(dir.path(), false);
+        for _ in 0..2 {
+            strict.check_machine(on_cpu).unwrap();
+        }
+        let refused = strict.check_machine(on_gpu).unwrap_err();
+        assert_eq!(refused.kind(), lowrank_model::ErrorKind::Unsupported);
+        let line = refused.to_string();
+        assert!(line.contains(on_cpu) && line.contains(on_gpu) && line.contains("--other-cpu"), "{line}");
+        let dir = tempfile::tempdir().unwrap();
+        let lenient = folder(dir.path(), true);
+        for kind in [on_cpu, on_gpu] {
+            lenient.check_machine(kind).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_job_is_read_back_and_counts_what_is_marked() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = folder(dir.path(), false);
+        assert_eq!(made.progress("publish").done, 0);
+        made.mark("publish", 0).unwrap();
+        // What a kill leaves beside the marks is none.
+        fs::write(made.marks("publish").join(".0.tmp"), "").unwrap();
+        let read = Folder::open(dir.path()).unwrap();
+        assert_eq!((read.units("publish").unwrap(), read.progress("publish").done), (1, 1));
+        assert!(read.units("plan").unwrap_err().to_string().contains("plan: not a stage of this job"));
+    }
 }

@@ -1,27 +1,41 @@
 //! How far a job is.
 
-use super::folder::{Folder, Stage};
+use super::folder::{Folder, Progress, Stage};
+use crate::commands::shared::print_json;
 use crate::exit::Result;
 use crate::tables::table;
+use serde_json::json;
 use std::fs;
 
 /// Prints a row for each stage, and what the tasks of the first one that is not done said of errors.
-pub(super) fn show(folder: &Folder) -> Result<()> {
-    let stages = &folder.settings().stages;
-    let row = |Stage { name, units, .. }: &Stage| {
-        let took = folder.took_together(name);
-        let seconds = [took.cpu_seconds, took.wall_seconds].map(|seconds| format!("{seconds:.1}"));
-        [name.clone(), folder.done(name).to_string(), units.to_string()].into_iter().chain(seconds).collect()
+pub(super) fn show(folder: &Folder, json: bool) -> Result<()> {
+    let stages: Vec<(&Stage, Progress)> =
+        folder.settings().stages.iter().map(|stage| (stage, folder.progress(&stage.name))).collect();
+    let open = stages.iter().find(|(stage, progress)| progress.done < stage.units);
+    let errors = open.map(|(open, _)| errors(folder, &open.name)).unwrap_or_default();
+    if json {
+        let stage = |(stage, progress): &(&Stage, Progress)| {
+            json!({
+                "stage": stage.name, "units": stage.units, "done": progress.done,
+                "cpu_seconds": progress.took.cpu_seconds, "task_seconds": progress.took.wall_seconds,
+            })
+        };
+        let stages: Vec<_> = stages.iter().map(stage).collect();
+        return print_json(&json!({ "stages": stages, "is_done": open.is_none(), "errors": errors }));
+    }
+    let row = |(stage, progress): &(&Stage, Progress)| {
+        let seconds = [progress.took.cpu_seconds, progress.took.wall_seconds];
+        let seconds = seconds.map(|seconds| format!("{seconds:.1}"));
+        [stage.name.clone(), progress.done.to_string(), stage.units.to_string()]
+            .into_iter()
+            .chain(seconds)
+            .collect()
     };
     println!("{}", table(&["stage", "done", "units", "CPU s", "task s"], stages.iter().map(row)));
-    let open = stages.iter().find(|stage| folder.done(&stage.name) < stage.units);
-    let Some(open) = open else {
+    if open.is_none() {
         println!("All is done.");
-        return Ok(());
-    };
-    for line in errors(folder, &open.name) {
-        println!("{line}");
     }
+    errors.iter().for_each(|line| println!("{line}"));
     Ok(())
 }
 
