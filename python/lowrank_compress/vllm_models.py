@@ -25,6 +25,7 @@ from vllm.model_executor.models.deepseek_v2 import DeepseekV2ForCausalLM, Deepse
 from vllm.model_executor.models.glm4_moe import Glm4MoeForCausalLM
 from vllm.model_executor.models.mixtral import MixtralForCausalLM
 from vllm.model_executor.models.olmoe import OlmoeForCausalLM
+from vllm.model_executor.models.phimoe import PhiMoEForCausalLM
 from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
@@ -202,3 +203,7 @@ class LowRankDeepseekV3ForCausalLM(LowRankModel, DeepseekV3ForCausalLM):
 
 class LowRankDeepseekV2ForCausalLM(LowRankModel, DeepseekV2ForCausalLM):
     """DeepSeek-V2."""
+
+
+class LowRankPhimoeForCausalLM(LowRankModel, PhiMoEForCausalLM):
+    """Phi-3.5-MoE."""

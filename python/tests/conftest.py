@@ -25,7 +25,7 @@ def base():
 
 @pytest.fixture(scope="session")
 def family_bases():
-    return {name: ROOT / "tests/fixtures/golden" / name for name in ("qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3", "deepseek-v2")}
+    return {name: ROOT / "tests/fixtures/golden" / name for name in ("qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3", "deepseek-v2", "phimoe")}
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_a_saved_model_keeps_its_code(compressed, tmp_path):
             assert torch.allclose(again(IDS).logits, model(IDS).logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3", "deepseek-v2"])
+@pytest.mark.parametrize("family", ["qwen3-moe", "qwen2-moe", "olmoe", "glm4-moe", "deepseek-v3", "deepseek-v2", "phimoe"])
 def test_every_family_loads(family, family_bases, tmp_path):
     lowrank_compress.compress(family_bases[family], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -80,6 +80,23 @@ def test_a_class_that_leaves_out_a_scale_of_scores_is_refused(family_bases, tmp_
     else:
         attention = load().model.layers[0].self_attn
         assert attention.scaling > attention.qk_head_dim**-0.5
+
+
+def test_a_class_that_turns_long_texts_by_the_factors_of_short_ones_refuses_them(family_bases, tmp_path):
+    lowrank_compress.compress(family_bases["phimoe"], tmp_path / "out", budget="20%", calibrate="none", quiet=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    trained = model.config.original_max_position_embeddings
+    ids = torch.arange(trained + 1)[None] % 30
+    assert model(ids[:, :trained]).logits.isfinite().all()
+    if transformers.__version__.startswith("4."):
+        assert model(ids).logits.isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="long_factor"):
+            model(ids)
+        # Where both factors are the same, there is nothing to choose.
+        rotation = model.config.rope_parameters
+        rotation["long_factor"] = rotation["short_factor"]
+        assert model(ids).logits.isfinite().all()
 
 
 def test_a_worker_process_can_load_what_it_gets(compressed):

@@ -54,6 +54,7 @@ RECORDED = [
     (4, r"divisible by 2", "DeepSeek-V2 takes pairs of f32 entries for complex numbers, which needs even widths; in bf16 it runs"),
     (4, r"'NoneType' object has no attribute 'to_dict'", "4.57 fails where `quantization_config` is null; 5 takes it for absent"),
     (4, r"KeyError: 'factor'", "4.57 needs `factor` in the `rope_scaling` of latent attention; 5 takes the default rotation"),
+    (4, r"short_mscale field must be a number", "4.57 needs the amplitudes of Phi-MoE in any `rope_scaling`; 5 takes the default rotation"),
     (4, r"KeyError: None|'rope_type'='None'", "4.57 needs `rope_type` in `rope_scaling`; 5 takes the default rotation"),
 ]
 
@@ -91,7 +92,11 @@ DEEPSEEK3 = dict(
 DEEPSEEK2 = {key: value for key, value in DEEPSEEK3.items() if key != "rope_interleave"} | dict(
     norm_topk_prob=False, topk_method="group_limited_greedy",
 )
-CLASS_NAMES = {"deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "glm4_moe": "Glm4Moe"}
+PHIMOE = dict(
+    hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+    num_experts_per_tok=2, vocab_size=64, router_jitter_noise=0.1, input_jitter_noise=0.0, attention_bias=False, lm_head_bias=False,
+)
+CLASS_NAMES = {"phimoe": "Phimoe", "deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3", "mixtral": "Mixtral", "olmoe": "Olmoe", "qwen2_moe": "Qwen2Moe", "qwen3_moe": "Qwen3Moe", "glm4_moe": "Glm4Moe"}
 
 
 def bases_of(model_type, sizes, window):
@@ -108,7 +113,9 @@ def bases_of(model_type, sizes, window):
         five["rope_theta"] = THETA
     four = dict(common, rope_theta=10000.0, torch_dtype="float32", transformers_version="4.57.6")
     if model_type == "mixtral":
-        five.update(router_jitter_noise=0.0, sliding_window=None)
+        five.update(router_jitter_noise=0.0)
+    if model_type in ("mixtral", "phimoe"):
+        five.update(sliding_window=None)
         four.update(sliding_window=window)
     return [five, four]
 
@@ -215,6 +222,32 @@ DEEPSEEK2_TOGETHER = LATENT_TOGETHER + [
     {"topk_method": "greedy", "n_group": None, "topk_group": None},
     {"n_routed_experts": ABSENT, "n_group": 64, "topk_group": 3},
 ]
+PHIMOE_VALUES = {
+    "model_type": ["phimoe"], "hidden_size": [32], "num_attention_heads": [4], "num_local_experts": [2, 5, ABSENT], "num_experts": [4], "num_experts_per_tok": [2, ABSENT],
+    "num_key_value_heads": [1, 4, None], "head_dim": [8], "attention_bias": FLAG, "lm_head_bias": FLAG, "sliding_window": [1, 4, 100, None, ABSENT],
+    "use_sliding_window": [False, None, ABSENT], "router_jitter_noise": [0.0, 0, 0.01, 0.5, ABSENT],
+}
+# One of the two sequences is longer than 16.
+LONG = {
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.5, 2], "long_factor": [1.0, 2.5, 4, 8.0], "short_mscale": 1.2, "long_mscale": 1.4,
+    "original_max_position_embeddings": 16,
+}
+ALIKE = {**LONG, "long_factor": LONG["short_factor"]}
+PHIMOE_TOGETHER = [
+    {"lm_head_bias": True, "tie_word_embeddings": True, "attention_bias": True},
+    {"num_key_value_heads": ABSENT, "num_attention_heads": 8, "rope_scaling": None},
+    {"num_attention_heads": ABSENT, "num_key_value_heads": ABSENT, "hidden_size": 64, "rope_scaling": None},
+    {"hidden_size": 48, "rope_scaling": None},
+    {"sliding_window": 4, "use_sliding_window": True},
+    {"num_local_experts": 16, "num_experts": 16, "num_experts_per_tok": ABSENT, "router_jitter_noise": 0.3},
+    *({"rope_scaling": rotation, "rope_parameters": ABSENT, "rope_theta": 500.0} for rotation in (
+        {**LONG, "original_max_position_embeddings": 24}, ALIKE, LONG, {**ALIKE, "factor": 3.0, "attention_factor": 2.0})),
+    {"rope_scaling": {**{key: ALIKE[key] for key in ALIKE if key != "rope_type"}, "type": "longrope"}, "rope_parameters": ABSENT, "rope_theta": 1e4},
+    {"rope_scaling": ALIKE, "rope_parameters": {**ALIKE, "rope_theta": THETA}, "rope_theta": THETA, "original_max_position_embeddings": 16},
+    {"rope_parameters": {**ALIKE, "rope_theta": THETA}},
+    {"rope_parameters": {**LONG, "rope_theta": THETA}},
+    {"rope_scaling": {**LONG, "long_mscale": 1}, "rope_parameters": ABSENT, "rope_theta": 100.0, "max_position_embeddings": 16, "sliding_window": 6},
+]
 ROPE_TOGETHER = [
     {"rope_parameters": ABSENT, "rope_scaling": DEFAULT},
     {"rope_parameters": None, "rope_scaling": {"type": "default"}},
@@ -269,6 +302,11 @@ FAMILIES = {
 FAMILIES["glm4_moe"] = (bases_of("glm4_moe", GLM4, None), COMMON_VALUES | GLM4_VALUES, GLM4_TOGETHER, 1e4)
 FAMILIES["deepseek_v3"] = (bases_of("deepseek_v3", DEEPSEEK3, None), COMMON_VALUES | DEEPSEEK3_VALUES, DEEPSEEK3_TOGETHER, 1e4)
 FAMILIES["deepseek_v2"] = (bases_of("deepseek_v2", DEEPSEEK2, None), COMMON_VALUES | DEEPSEEK2_VALUES, DEEPSEEK2_TOGETHER, 1e4)
+PHIMOE_BASES = bases_of("phimoe", PHIMOE, 7)
+# As Microsoft publishes it.
+PHIMOE_BASES.append({**PHIMOE_BASES[1], "original_max_position_embeddings": 64, "rope_scaling": {
+    **{key: LONG[key] for key in LONG if key != "rope_type"}, "type": "longrope", "original_max_position_embeddings": 64}})
+FAMILIES["phimoe"] = (PHIMOE_BASES, COMMON_VALUES | PHIMOE_VALUES, PHIMOE_TOGETHER, 1e6)
 BASES = FAMILIES["mixtral"][0]
 
 
@@ -277,8 +315,8 @@ class Theirs(Exception):
 
 
 Sizes = collections.namedtuple(
-    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases norms latent",
-    defaults=[(), 0, 0, "", "", None],
+    "Sizes", "kind h f layers heads kv d experts vocab tied dense_layers dense_width shared biases norms latent head_bias",
+    defaults=[(), 0, 0, "", "", None, False],
 )
 
 
@@ -286,7 +324,8 @@ def sizes_of(config):
     """Dimensions as the library sees them."""
     kind, heads, layers = config.model_type, config.num_attention_heads, config.num_hidden_layers
     get = lambda name, default=None: getattr(config, name, default)
-    experts = next(get(key) for key in ("n_routed_experts", "num_local_experts" if kind == "mixtral" else "num_experts") if hasattr(config, key))
+    count = "num_local_experts" if kind in ("mixtral", "phimoe") else "num_experts"
+    experts = next(get(key) for key in ("n_routed_experts", count) if hasattr(config, key))
     sizes = Sizes(
         kind, config.hidden_size, get("moe_intermediate_size") or config.intermediate_size, layers, heads,
         config.num_key_value_heads, get("head_dim") or config.hidden_size // heads, experts, config.vocab_size,
@@ -310,8 +349,10 @@ def sizes_of(config):
         )
     if kind in ("olmoe", "qwen3_moe") and config.attention_bias:
         sizes = sizes._replace(biases="qkvo")
-    if kind == "mixtral":
+    if kind in ("mixtral", "phimoe"):
         sizes = sizes._replace(f=config.intermediate_size)
+    if kind == "phimoe":
+        sizes = sizes._replace(biases="qkvo" if config.attention_bias else "", head_bias=bool(config.lm_head_bias))
     if kind.startswith("qwen"):
         dense = tuple(i for i in range(layers) if i in config.mlp_only_layers or (i + 1) % config.decoder_sparse_step)
         sizes = sizes._replace(dense_layers=dense, dense_width=config.intermediate_size)
@@ -347,7 +388,9 @@ def weights_of(s):
     t = {"model.embed_tokens.weight": r(s.vocab, s.h) * (1 if s.tied else 4), "model.norm.weight": ones(s.h)}
     if not s.tied:
         t["lm_head.weight"] = r(s.vocab, s.h)
-    moe, names = ("block_sparse_moe", ("w1", "w2", "w3")) if s.kind == "mixtral" else ("mlp", ("gate_proj", "down_proj", "up_proj"))
+    if s.head_bias:
+        t["lm_head.bias"] = r(s.vocab)
+    moe, names = ("block_sparse_moe", ("w1", "w2", "w3")) if s.kind in ("mixtral", "phimoe") else ("mlp", ("gate_proj", "down_proj", "up_proj"))
 
     def mlp(module, width, names):
         gate, down, up = (f"{module}.{name}.weight" for name in names)
@@ -390,6 +433,9 @@ def weights_of(s):
         elif s.shared:
             t |= mlp(p + "mlp.shared_expert", s.shared, names)
             t[p + "mlp.shared_expert_gate.weight"] = r(1, s.h)
+    if s.kind == "phimoe":
+        norms = [name for name in t if name.endswith("norm.weight")]
+        t |= {name.replace(".weight", ".bias"): 0.3 * torch.randn(s.h, generator=g) for name in norms}
     return t
 
 
@@ -561,6 +607,9 @@ class Run:
         if MAJOR == 4 and (known := not_computed_in_4(answer["config"])):
             self.counts[f"recorded: {known}"] += 1
             return None
+        if MAJOR == 5 and (known := not_computed_in_5(answer["config"], max(map(len, ids)))):
+            self.counts[f"recorded: {known}"] += 1
+            return None
         # What an output would carry computes what we compute, in every version.
         carried = self.folder("carried", "config.json", answer["config"], weights)
         theirs = mine
@@ -603,7 +652,7 @@ class Run:
 def differs_in_4(config):
     """What 4.57 reads otherwise than 5, by which configs of 5 are meant."""
     names = [place.get("rope_type", place.get("type")) for place in (config.get("rope_scaling") or {}, config.get("rope_parameters") or {})]
-    if "yarn" in names and names[0] != "yarn":
+    if {"yarn", "longrope"} & {*names} and names[0] not in ("yarn", "longrope"):
         return "4.57 does not know a rotation inside `rope_parameters`, and takes the default one"
     for key, default in (("rope_theta", FAMILIES[config["model_type"]][3]), ("partial_rotary_factor", 0.5)):
         places = [config.get(place) for place in ("rope_scaling", "rope_parameters")]
@@ -618,6 +667,14 @@ def not_computed_in_4(config):
     rotation = config.get("rope_scaling") or {}
     if config["model_type"] == "deepseek_v2" and rotation.get("mscale_all_dim") and rotation["factor"] > 1:
         return "4.57 leaves out what `mscale_all_dim` multiplies the scores of DeepSeek-V2 with; 5 and DeepSeek's own code do not"
+    return None
+
+
+def not_computed_in_5(config, tokens):
+    """What no config makes 5.23 compute: 4.57, and the makers' own code, do."""
+    rotation = config["rope_parameters"]
+    if rotation["rope_type"] == "longrope" and tokens > rotation["original_max_position_embeddings"] and rotation["long_factor"] != rotation["short_factor"]:
+        return "5.23 turns long texts by `short_factor`; 4.57 and Microsoft's own code turn them by `long_factor`"
     return None
 
 
@@ -660,7 +717,7 @@ def table(run, keys, everywhere, families):
         for at, edits in enumerate([{key: value} for key, all_of_it in values.items() for value in all_of_it] + together + ROPE_TOGETHER):
             # Keys of the rotation go with the base of transformers 5; the others with both in turn.
             base = bases[0] if any("rope" in key for key in edits) else bases[at % len(bases)]
-            if "sliding" in " ".join(edits) and family == "mixtral":
+            if "sliding" in " ".join(edits) and family in ("mixtral", "phimoe"):
                 base = {**base, "sliding_window": None}
             run.check({family: shown(edits)}, changed(base, edits), must_accept=True)
     if "mixtral" not in families:

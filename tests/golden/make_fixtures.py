@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM,
-    MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
+    MixtralConfig, MixtralForCausalLM, OlmoeConfig, OlmoeForCausalLM, PhimoeConfig, PhimoeForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM,
+    Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -223,6 +224,13 @@ FAMILIES = {
         n_shared_experts=2, topk_method="group_limited_greedy", n_group=4, topk_group=2, routed_scaling_factor=4.0, first_k_dense_replace=1,
         q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, rope_parameters=dict(
             rope_type="yarn", rope_theta=10000.0, factor=2.0, original_max_position_embeddings=64, beta_fast=8, beta_slow=1))),
+    # No sequence of the tests has more than the 256 positions from which versions of transformers turn by different angles.
+    # With the noise that Phi-3.5-MoE was trained with, few logits of so small a router would be near each other.
+    "phimoe": (PhimoeForCausalLM, PhimoeConfig(
+        **FAMILY | dict(num_experts_per_tok=2, max_position_embeddings=512), intermediate_size=24, num_local_experts=8, attention_bias=True,
+        lm_head_bias=True, sliding_window=512, router_jitter_noise=0.2, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10000.0, original_max_position_embeddings=256, short_factor=[1.0, 1.1, 1.3, 1.7],
+            long_factor=[1.1, 2.0, 5.0, 9.0], short_mscale=1.2, long_mscale=1.4))),
 }
 
 
@@ -232,10 +240,10 @@ def family(name, seed):
     model = model_class(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if "norm" in key:
-                parameter.uniform_(0.5, 1.5)
-            elif key.endswith("bias"):
+            if key.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif "norm" in key:
+                parameter.uniform_(0.5, 1.5)
             parameter.copy_(parameter.to(torch.bfloat16).float())
         biases = [buffer for key, buffer in model.named_buffers() if key.endswith("e_score_correction_bias")]
         for bias in biases:

@@ -3,6 +3,7 @@
 use crate::hidden::Hidden;
 use crate::linear::Linear;
 use crate::math::{add_scaled, rms_norm, softmax};
+use crate::norm::ResidualNorm;
 use crate::product::{one_tile, rows};
 use crate::rope::Rope;
 use lowrank_model::ModelConfig;
@@ -24,8 +25,8 @@ const QUERY_BLOCK: usize = 128;
 /// Weights of one layer's attention.
 #[derive(Debug)]
 pub struct AttentionWeights {
-    /// `[H]`
-    pub norm: Vec<f32>,
+    /// Of its input.
+    pub norm: ResidualNorm,
     /// [A·D, H]
     pub query: Linear,
     /// [G·D, H]
@@ -53,9 +54,7 @@ impl AttentionWeights {
         let tokens = h.len() / hidden_size;
 
         let mut x = vec![0.0; h.len()]; // [T, H]
-        for (x, h) in x.chunks_exact_mut(hidden_size).zip(h.chunks_exact(hidden_size)) {
-            rms_norm(x, h, &self.norm, config.rms_norm_eps as f32);
-        }
+        self.norm.apply(&mut x, h);
         let mut q = vec![0.0; tokens * heads * d]; // [T, A·D]
         let mut k = vec![0.0; tokens * kv_heads * d]; // [T, G·D]
         let mut v = vec![0.0; tokens * kv_heads * d]; // [T, G·D]

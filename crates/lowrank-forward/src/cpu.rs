@@ -10,14 +10,13 @@ use crate::head::HeadWeights;
 use crate::hidden::Hidden;
 use crate::latent::{LatentWeights, QueryWeights};
 use crate::linear::{Linear, Matrix};
-use crate::math::rms_norm;
 use crate::moe::{ExpertWeights, Scratch};
+use crate::norm::ResidualNorm;
 use crate::observer::Observer;
-use crate::product::{TILE_TOKENS, tokens_times_weight};
+use crate::product::tokens_times_weight;
 use crate::rope::Rope;
 use crate::router::Routing;
 use lowrank_model::{ModelConfig, StoredMatrix, Tensor};
-use rayon::prelude::*;
 
 /// Computes in f32 on the threads of the current rayon pool.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,14 +44,8 @@ impl Engine for Cpu {
         Ok(())
     }
 
-    fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError> {
-        let h = weight.len();
-        let mut out = vec![0.0; states.len()];
-        out.par_chunks_exact_mut(h)
-            .with_min_len(TILE_TOKENS)
-            .zip(states.par_chunks_exact(h))
-            .for_each(|(x, state)| rms_norm(x, state, weight, epsilon));
-        Ok(out)
+    fn norm(&self, states: &[f32], norm: &ResidualNorm) -> Result<Vec<f32>, ForwardError> {
+        Ok(norm.apply_to_all(states))
     }
 
     fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError> {
@@ -78,11 +71,11 @@ impl Engine for Cpu {
 
     fn head(
         &self,
-        norm: Vec<f32>,
+        norm: ResidualNorm,
         output: Tensor,
-        epsilon: f32,
+        bias: Vec<f32>,
     ) -> Result<Box<dyn Project + '_>, ForwardError> {
-        Ok(Box::new(HeadWeights { norm, output: Linear::Dense(Matrix::widened(&output)), epsilon }))
+        Ok(Box::new(HeadWeights { norm, output: Linear::Dense(Matrix::widened(&output)), bias }))
     }
 }
 
@@ -97,7 +90,7 @@ fn bias(stored: Option<Tensor>) -> Vec<f32> {
 
 fn grouped(weights: StoredGrouped) -> AttentionWeights {
     AttentionWeights {
-        norm: weights.norm.to_f32(),
+        norm: weights.norm,
         query: wide(weights.query),
         key: wide(weights.key),
         value: wide(weights.value),
@@ -110,7 +103,7 @@ fn grouped(weights: StoredGrouped) -> AttentionWeights {
 fn latent(weights: StoredLatent) -> LatentWeights {
     let [query_bias, down_bias, output_bias] = weights.biases.map(bias);
     LatentWeights {
-        norm: weights.norm.to_f32(),
+        norm: weights.norm,
         query: match weights.query {
             StoredQuery::Whole(matrix) => QueryWeights::Whole(wide(matrix)),
             StoredQuery::Latent { down, norm, up } => {

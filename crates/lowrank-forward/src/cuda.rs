@@ -5,15 +5,18 @@
 //! computes in f32 is f32 here, unless products of bf16 weights are asked to be faster than that
 //! ([`WeightProducts::Bf16`]). The sums run in another order than the CPU's: equal to rounding, not to the bit.
 
+use crate::attention::add_bias;
 use crate::engine::{Engine, ExpertSum, Project, StoredAttention, StoredExpert, StoredRouter};
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
+use crate::norm::ResidualNorm;
 use crate::observer::{ExpertBatch, Observer};
 use crate::rope::Rope;
 use crate::router::Routing;
 use lowrank_compute::cuda::{
     Buffer, CudaDevice, CudaError, DeviceLinear, Lane, NoCuda, Scores, WeightProducts, available,
 };
+use lowrank_model::block::NormKind;
 use lowrank_model::{ModelConfig, PivotOrder, PivotSide, StoredMatrix, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -136,6 +139,16 @@ fn router_on(lane: &Lane, router: &StoredRouter) -> Result<DeviceLinear, CudaErr
     Ok(DeviceLinear::Dense(lane.matrix(&router.weights, WeightProducts::F32)?))
 }
 
+/// norm(x) [N, H] on the device. LayerNorm has no kernel, so the host computes it.
+fn normed(lane: &Lane, x: &[f32], norm: &ResidualNorm) -> Result<Buffer<f32>, CudaError> {
+    match norm.kind {
+        NormKind::RootMeanSquare => {
+            lane.rms_norm(&lane.upload(x)?, &lane.upload(&norm.weight)?, norm.epsilon)
+        }
+        NormKind::MeanAndVariance => lane.upload(&norm.apply_to_all(x)),
+    }
+}
+
 impl Engine for CudaEngine {
     fn describe(&self) -> String {
         let products = match self.products {
@@ -151,26 +164,26 @@ impl Engine for CudaEngine {
         weights: StoredAttention,
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError> {
-        // Latents, norms, biases, clipping and heads that turn in part have no kernels: such attention runs on the CPU.
+        // Latents, norms, biases, clipping, heads that turn in part and angles that depend on the length of a sequence have no
+        // kernels: such attention runs on the CPU.
         let turns_whole = config.rotary_dim() == config.head_dim;
-        let weights = match weights {
-            StoredAttention::Grouped(weights)
+        let rope = Rope::new(config, hidden.longest());
+        let (weights, (cos, sin)) = match (weights, rope.tables()) {
+            (StoredAttention::Grouped(weights), Some(tables))
                 if weights.is_plain() && turns_whole && config.clip_qkv.is_none() =>
             {
-                weights
+                (weights, tables)
             }
-            other => return crate::Cpu.attention(config, other, hidden),
+            (other, _) => return crate::Cpu.attention(config, other, hidden),
         };
         let (heads, kv_heads, d) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let width = config.hidden_size;
         let lane = &*self.lane();
-        let norm = lane.upload(&weights.norm.to_f32())?;
+        let norm = lane.upload(&weights.norm.weight)?;
         let query = self.dense(lane, &weights.query)?;
         let key = self.dense(lane, &weights.key)?;
         let value = self.dense(lane, &weights.value)?;
         let output = self.dense(lane, &weights.output)?;
-        let rope = Rope::new(config, hidden.longest());
-        let (cos, sin) = rope.tables();
         let (cos, sin) = (lane.upload(cos)?, lane.upload(sin)?);
         let scores = Scores { heads, kv_heads, head_dim: d, window: config.sliding_window };
 
@@ -184,7 +197,7 @@ impl Engine for CudaEngine {
             let positions = lane.positions(&positions)?;
 
             let mut h = lane.upload(&hidden.states[range.clone()])?; // [N, H]
-            let x = lane.rms_norm(&h, &norm, config.rms_norm_eps as f32)?; // [N, H]
+            let x = lane.rms_norm(&h, &norm, weights.norm.epsilon)?; // [N, H]
             let mut q = lane.linear(&x, &query)?; // [N, A·D]
             let mut k = lane.linear(&x, &key)?; // [N, G·D]
             let v = lane.linear(&x, &value)?; // [N, G·D]
@@ -202,10 +215,15 @@ impl Engine for CudaEngine {
         Ok(())
     }
 
-    fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError> {
-        let lane = &*self.lane();
-        let out = lane.rms_norm(&lane.upload(states)?, &lane.upload(weight)?, epsilon)?;
-        Ok(lane.download(&out, 0, out.len())?)
+    fn norm(&self, states: &[f32], norm: &ResidualNorm) -> Result<Vec<f32>, ForwardError> {
+        match norm.kind {
+            NormKind::RootMeanSquare => {
+                let lane = &*self.lane();
+                let out = normed(lane, states, norm)?;
+                Ok(lane.download(&out, 0, out.len())?)
+            }
+            NormKind::MeanAndVariance => crate::Cpu.norm(states, norm),
+        }
     }
 
     fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError> {
@@ -232,14 +250,12 @@ impl Engine for CudaEngine {
 
     fn head(
         &self,
-        norm: Vec<f32>,
+        norm: ResidualNorm,
         output: Tensor,
-        epsilon: f32,
+        bias: Vec<f32>,
     ) -> Result<Box<dyn Project + '_>, ForwardError> {
-        let lane = &*self.lane();
-        let norm = lane.upload(&norm)?;
-        let output = self.dense(lane, &output)?;
-        Ok(Box::new(CudaHead { engine: self, norm, output, epsilon }))
+        let output = self.dense(&self.lane(), &output)?;
+        Ok(Box::new(CudaHead { engine: self, norm, output, bias }))
     }
 }
 
@@ -322,17 +338,19 @@ impl ExpertSum for CudaExpertSum<'_> {
 #[derive(Debug)]
 struct CudaHead<'a> {
     engine: &'a CudaEngine,
-    norm: Buffer<f32>,    // [H]
+    norm: ResidualNorm,
     output: DeviceLinear, // [V, H]
-    epsilon: f32,
+    bias: Vec<f32>,       // [V], or empty
 }
 
 impl Project for CudaHead<'_> {
     fn logits(&self, h: &[f32]) -> Result<Vec<f32>, ForwardError> {
         let lane = &*self.engine.lane();
-        let x = lane.rms_norm(&lane.upload(h)?, &self.norm, self.epsilon)?; // [T, H]
+        let x = normed(lane, h, &self.norm)?; // [T, H]
         let logits = lane.linear(&x, &self.output)?; // [T, V]
-        Ok(lane.download(&logits, 0, logits.len())?)
+        let mut logits = lane.download(&logits, 0, logits.len())?;
+        add_bias(&mut logits, &self.bias);
+        Ok(logits)
     }
 }
 

@@ -4,9 +4,10 @@
 
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
+use crate::norm::ResidualNorm;
 use crate::observer::Observer;
 use crate::router::{Choice, Routing};
-use lowrank_model::block::{LatentAttention, Router};
+use lowrank_model::block::{LatentAttention, NormKind, Router};
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use std::fmt::Debug;
 
@@ -23,8 +24,8 @@ pub trait Engine: Debug + Sync {
         hidden: &mut Hidden,
     ) -> Result<(), ForwardError>;
 
-    /// x / √(mean(x²) + ε) ∘ weight for every row of states [N, H]; weight `[H]`.
-    fn norm(&self, states: &[f32], weight: &[f32], epsilon: f32) -> Result<Vec<f32>, ForwardError>;
+    /// norm(x) for every row x of states [N, H].
+    fn norm(&self, states: &[f32], norm: &ResidualNorm) -> Result<Vec<f32>, ForwardError>;
 
     /// The experts that a router chooses for every token of an input [N, H].
     fn route(&self, input: &[f32], router: &StoredRouter) -> Result<Routing, ForwardError>;
@@ -36,12 +37,12 @@ pub trait Engine: Debug + Sync {
         router: &StoredRouter,
     ) -> Result<Box<dyn ExpertSum + 'a>, ForwardError>;
 
-    /// Final norm `[H]` and output matrix [V, H].
+    /// Final norm, output matrix [V, H], and what is added to the logits, `[V]` or empty.
     fn head(
         &self,
-        norm: Vec<f32>,
+        norm: ResidualNorm,
         output: Tensor,
-        epsilon: f32,
+        bias: Vec<f32>,
     ) -> Result<Box<dyn Project + '_>, ForwardError>;
 }
 
@@ -79,8 +80,8 @@ pub enum StoredAttention {
 pub struct StoredLatent {
     /// Its widths.
     pub shape: LatentAttention,
-    /// `[H]`
-    pub norm: Tensor,
+    /// Of its input.
+    pub norm: ResidualNorm,
     /// Down to the latent, its norm, and up from it; or one matrix.
     pub query: StoredQuery,
     /// [r + D, H]
@@ -114,8 +115,8 @@ pub enum StoredQuery {
 /// Weights of attention without latents, as stored.
 #[derive(Debug, Clone)]
 pub struct StoredGrouped {
-    /// `[H]`
-    pub norm: Tensor,
+    /// Of its input.
+    pub norm: ResidualNorm,
     /// [A·D, H]
     pub query: Tensor,
     /// [G·D, H]
@@ -131,9 +132,11 @@ pub struct StoredGrouped {
 }
 
 impl StoredGrouped {
-    /// Whether there is nothing but four products.
+    /// Whether there is nothing but RMSNorm and four products.
     pub fn is_plain(&self) -> bool {
-        self.norms.is_none() && self.biases.iter().all(Option::is_none)
+        self.norm.kind == NormKind::RootMeanSquare
+            && self.norms.is_none()
+            && self.biases.iter().all(Option::is_none)
     }
 }
 

@@ -1,10 +1,11 @@
 //! From the last hidden states to logits, one sequence at a time: [T, V] of one sequence is all that is ever held.
 
+use crate::attention::add_bias;
 use crate::engine::Project;
 use crate::error::ForwardError;
 use crate::hidden::Hidden;
 use crate::linear::Linear;
-use crate::math::rms_norm;
+use crate::norm::ResidualNorm;
 
 /// Final norm and output matrix, where they compute.
 #[derive(Debug)]
@@ -28,20 +29,18 @@ impl Head<'_> {
 /// The head on the CPU.
 #[derive(Debug)]
 pub(crate) struct HeadWeights {
-    pub(crate) norm: Vec<f32>, // [H]
+    pub(crate) norm: ResidualNorm,
     pub(crate) output: Linear, // [V, H]; the embedding itself when tied
-    pub(crate) epsilon: f32,
+    pub(crate) bias: Vec<f32>, // [V], or empty
 }
 
 impl Project for HeadWeights {
     fn logits(&self, h: &[f32]) -> Result<Vec<f32>, ForwardError> {
-        let width = self.norm.len();
         let mut x = vec![0.0; h.len()]; // [T, H]
-        for (x, h) in x.chunks_exact_mut(width).zip(h.chunks_exact(width)) {
-            rms_norm(x, h, &self.norm, self.epsilon);
-        }
-        let mut logits = vec![0.0; h.len() / width * self.output.outputs()];
+        self.norm.apply(&mut x, h);
+        let mut logits = vec![0.0; h.len() / self.output.inputs() * self.output.outputs()];
         self.output.apply(&x, &mut logits);
+        add_bias(&mut logits, &self.bias);
         Ok(logits)
     }
 }

@@ -10,7 +10,8 @@
 use crate::attention::{Scores, add_bias, attend, norm_in_place};
 use crate::hidden::Hidden;
 use crate::linear::Linear;
-use crate::math::{add_scaled, rms_norm};
+use crate::math::add_scaled;
+use crate::norm::ResidualNorm;
 use crate::product::rows;
 use crate::rope::{Pairs, Rope};
 use lowrank_model::ModelConfig;
@@ -24,8 +25,8 @@ const LATENT_EPSILON: f32 = 1e-6;
 /// Weights of one layer's attention. Biases are empty where there are none.
 #[derive(Debug)]
 pub struct LatentWeights {
-    /// `[H]`
-    pub norm: Vec<f32>,
+    /// Of its input.
+    pub norm: ResidualNorm,
     /// How queries are made.
     pub query: QueryWeights,
     /// Wa, [rkv + R, H]
@@ -96,9 +97,7 @@ impl LatentWeights {
         let d = fixed + turning;
 
         let mut x = vec![0.0; h.len()]; // [T, H]
-        for (x, h) in x.chunks_exact_mut(config.hidden_size).zip(h.chunks_exact(config.hidden_size)) {
-            rms_norm(x, h, &self.norm, config.rms_norm_eps as f32);
-        }
+        self.norm.apply(&mut x, h);
         let mut q = self.query.apply(&x, tokens); // [T, A·(Dn + R)]
         rope.turn_ends(&mut q, (heads, d), pairs);
         let mut compressed = product(&self.down, &x, tokens); // [T, rkv + R]
@@ -111,7 +110,7 @@ impl LatentWeights {
         norm_in_place(&mut latent, &self.latent_norm, LATENT_EPSILON);
         let key_value = product(&self.up, &latent, tokens); // [T, A·(Dn + Dv)]
 
-        let scale = config.yarn.map_or(1.0, |yarn| yarn.score_scale()) / (d as f64).sqrt();
+        let scale = config.rotation.score_scale() / (d as f64).sqrt();
         let scores = Scores { window: None, scale: scale as f32 };
         let (q, key_value) = (rows(&q, heads * d), rows(&key_value, heads * (fixed + value_dim)));
         let turned = rows(&compressed, key_value_rank + turning);

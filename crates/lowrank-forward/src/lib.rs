@@ -28,7 +28,7 @@
 //! sum is shared between tasks: the bits are the same for any number of threads.
 //!
 //! The architecture: Jiang et al. (2401.04088); Su et al., *RoFormer* (2104.09864); Zhang and
-//! Sennrich, *RMSNorm* (1910.07467); Shazeer, *GLU variants* (2002.05202).
+//! Sennrich, *RMSNorm* (1910.07467); Ba et al., *LayerNorm* (1607.06450); Shazeer, *GLU variants* (2002.05202).
 
 pub mod attention;
 pub mod cpu;
@@ -45,6 +45,7 @@ pub mod linear;
 pub mod math;
 pub mod model;
 pub mod moe;
+pub mod norm;
 pub mod observer;
 pub mod product;
 pub mod rope;

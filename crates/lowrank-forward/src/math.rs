@@ -92,6 +92,16 @@ pub fn rms_norm(out: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
     }
 }
 
+/// out = (x − mean(x)) / √(variance(x) + ε) ∘ weight + bias, one token.
+pub fn layer_norm(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32) {
+    let mean = lane_sum(x, |value| value) / x.len() as f32;
+    let variance = lane_sum(x, |value| (value - mean) * (value - mean)) / x.len() as f32;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    for (((out, &x), &weight), &bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = weight * ((x - mean) * scale) + bias;
+    }
+}
+
 /// row ← softmax(row); a NaN anywhere makes every entry NaN.
 pub fn softmax(row: &mut [f32]) {
     // Not `f32::max`, which swallows NaN; here a NaN stays unseen too, but then meets the sum.
@@ -130,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn rms_norm_and_softmax_equal_their_formulas() {
+    fn norms_and_softmax_equal_their_formulas() {
         let x: Vec<f32> = (0..37).map(|i| (i as f32 * 0.7).sin()).collect();
         let weight: Vec<f32> = (0..37).map(|i| 1.0 + i as f32 * 0.01).collect();
         let mut out = vec![0.0; 37];
@@ -139,6 +149,14 @@ mod tests {
         for i in 0..37 {
             let expected = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(weight[i]);
             assert!((f64::from(out[i]) - expected).abs() < 1e-6);
+        }
+        let bias: Vec<f32> = (0..37).map(|i| 0.3 - i as f32 * 0.02).collect();
+        layer_norm(&mut out, &x, &weight, &bias, 1e-5);
+        let mean: f64 = x.iter().map(|&v| f64::from(v)).sum::<f64>() / 37.0;
+        let variance: f64 = x.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / 37.0;
+        for i in 0..37 {
+            let unit = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt();
+            assert!((f64::from(out[i]) - unit * f64::from(weight[i]) - f64::from(bias[i])).abs() < 1e-6);
         }
         let mut row = x.clone();
         softmax(&mut row);
@@ -156,6 +174,8 @@ mod tests {
         assert!(silu(f32::NAN).is_nan());
         let mut out = [0.0; 3];
         rms_norm(&mut out, &[1.0, f32::NAN, 2.0], &[1.0; 3], 1e-5);
+        assert!(out.iter().all(|value| value.is_nan()));
+        layer_norm(&mut out, &[1.0, f32::NAN, 2.0], &[1.0; 3], &[0.0; 3], 1e-5);
         assert!(out.iter().all(|value| value.is_nan()));
     }
 }

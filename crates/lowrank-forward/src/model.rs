@@ -8,6 +8,7 @@ use crate::error::ForwardError;
 use crate::head::Head;
 use crate::hidden::Hidden;
 use crate::math::{add_scaled, dot, sigmoid};
+use crate::norm::ResidualNorm;
 use crate::observer::{MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
@@ -112,7 +113,7 @@ impl<'a> Forward<'a> {
         let bias = |part| self.attention_bias(layer, part);
         Ok(StoredLatent {
             shape,
-            norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
+            norm: self.residual_norm(NormPlace::Attention { layer })?,
             query: match shape.query_rank {
                 None => StoredQuery::Whole(part(AttentionPart::Query)?),
                 Some(_) => StoredQuery::Latent {
@@ -148,7 +149,7 @@ impl<'a> Forward<'a> {
             *bias = self.attention_bias(layer, part)?;
         }
         Ok(StoredGrouped {
-            norm: self.tensor(Role::Norm(NormPlace::Attention { layer }))?,
+            norm: self.residual_norm(NormPlace::Attention { layer })?,
             query: part(AttentionPart::Query)?,
             key: part(AttentionPart::Key)?,
             value: part(AttentionPart::Value)?,
@@ -165,8 +166,7 @@ impl<'a> Forward<'a> {
 
     /// As [`Forward::moe_input`], for rows [n, H] of some tokens.
     pub fn moe_input_of(&self, layer: usize, rows: &[f32]) -> Result<Vec<f32>, ForwardError> {
-        let norm = self.tensor(Role::Norm(NormPlace::Experts { layer }))?.to_f32();
-        self.engine.norm(rows, &norm, self.config.rms_norm_eps as f32)
+        self.engine.norm(rows, &self.residual_norm(NormPlace::Experts { layer })?)
     }
 
     /// The MoE block of a layer for several inputs [N, H], reading each expert once; → as many outputs [N, H]. In a layer
@@ -305,11 +305,24 @@ impl<'a> Forward<'a> {
             .for_each(|(state, output)| add_scaled(state, 1.0, output));
     }
 
+    /// A norm of the residual stream.
+    fn residual_norm(&self, place: NormPlace) -> Result<ResidualNorm, ForwardError> {
+        let kind = self.config.block.norm;
+        let bias = kind.has_bias().then(|| self.tensor(Role::NormBias(place))).transpose()?;
+        Ok(ResidualNorm {
+            kind,
+            weight: self.tensor(Role::Norm(place))?.to_f32(),
+            bias: bias.map_or_else(Vec::new, |bias| bias.to_f32()),
+            epsilon: self.config.rms_norm_eps as f32,
+        })
+    }
+
     /// Final norm and output matrix.
     pub fn head(&self) -> Result<Head<'a>, ForwardError> {
         let output = if self.config.tie_word_embeddings { Role::Embedding } else { Role::Head };
-        let norm = self.tensor(Role::Norm(NormPlace::Head))?.to_f32();
-        let project = self.engine.head(norm, self.tensor(output)?, self.config.rms_norm_eps as f32)?;
+        let bias = self.config.head_bias.then(|| self.tensor(Role::HeadBias)).transpose()?;
+        let bias = bias.map_or_else(Vec::new, |bias| bias.to_f32());
+        let project = self.engine.head(self.residual_norm(NormPlace::Head)?, self.tensor(output)?, bias)?;
         Ok(Head { project, vocab_size: self.config.vocab_size })
     }
 

@@ -43,6 +43,7 @@ impl Routing {
             match score {
                 Score::Softmax => softmax(scores),
                 Score::SigmoidAndBias => scores.iter_mut().for_each(|score| *score = sigmoid(*score)),
+                Score::SparseMixer { jitter } => return mix_sparsely(scores, jitter, chosen, weights),
             }
             let mut ranked = scores.to_vec();
             choice.bias.iter().zip(&mut ranked).for_each(|(bias, score)| *score += bias);
@@ -83,6 +84,25 @@ fn take(all: &[f32], chosen: &[usize], weights: &mut [f32], renormalise: bool) {
     if renormalise {
         let total: f32 = weights.iter().sum();
         weights.iter_mut().for_each(|weight| *weight /= total);
+    }
+}
+
+/// The experts one after another, each with its share in a softmax over the logits that are left and near it. How near a logit
+/// is, is measured in the larger of its size and the best: what lies between them changes the share by a jump.
+fn mix_sparsely(logits: &[f32], jitter: f64, chosen: &mut [usize], weights: &mut [f32]) {
+    let nearness = (2.0 * jitter) as f32;
+    let mut left = logits.to_vec();
+    let mut near = vec![0.0; logits.len()];
+    for (expert, weight) in chosen.iter_mut().zip(weights) {
+        choose(&left, std::slice::from_mut(expert));
+        let best = left[*expert];
+        for (near, &left) in near.iter_mut().zip(&left) {
+            let far = (best - left) / left.abs().max(best) > nearness;
+            *near = if far { f32::NEG_INFINITY } else { left };
+        }
+        softmax(&mut near);
+        *weight = near[*expert];
+        left[*expert] = f32::NEG_INFINITY;
     }
 }
 
@@ -203,6 +223,40 @@ mod tests {
         for (weight, expert) in routing.weights.iter().zip([4, 3]) {
             assert!((weight - 2.5 * score(logits[expert]) / total).abs() < 1e-6);
         }
+    }
+
+    fn sparse_mixer(logits: &[f32], jitter: f64) -> Routing {
+        let rule = Router { score: Score::SparseMixer { jitter }, ..Router::softmax(false) };
+        Routing::new(logits.to_vec(), logits.len(), &Choice { rule, bias: Vec::new(), experts_per_token: 2 })
+    }
+
+    #[test]
+    fn each_choice_of_a_sparse_mixer_has_a_softmax_over_what_is_left_and_near() {
+        // 0.99 is within 2 % of 1; 0.97 is within that neither of 1 nor of 0.99.
+        let routing = sparse_mixer(&[0.97, -3.0, 1.0, 0.99], 0.01);
+        assert_eq!(routing.experts, [2, 3]);
+        let share = |others: &[f32]| 1.0 / (1.0 + others.iter().map(|other| other.exp()).sum::<f32>());
+        assert!((routing.weights[0] - share(&[-0.01])).abs() < 1e-6);
+        assert_eq!(routing.weights[1], 1.0);
+        let wide = sparse_mixer(&[0.97, -3.0, 1.0, 0.99], 0.02);
+        assert!((wide.weights[0] - share(&[-0.03, -0.01])).abs() < 1e-6);
+        assert!((wide.weights[1] - share(&[-0.02])).abs() < 1e-6);
+    }
+
+    #[test]
+    fn nearness_to_a_negative_logit_is_measured_by_the_other() {
+        // (−1 + 1.02) / 1.02 < 0.02 < (−1 + 1.03) / 1.03
+        let routing = sparse_mixer(&[-1.02, -1.0, -1.03, -9.0], 0.01);
+        assert_eq!(routing.experts, [1, 0]);
+        assert!((routing.weights[0] - 1.0 / (1.0 + (-0.02_f32).exp())).abs() < 1e-6);
+        assert!((routing.weights[1] - 1.0 / (1.0 + (-0.01_f32).exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn equal_logits_of_a_sparse_mixer_share_and_a_nan_stays() {
+        let routing = sparse_mixer(&[0.0, 0.0, -1.0], 0.0);
+        assert_eq!((&routing.experts[..], &routing.weights[..]), (&[0, 1][..], &[0.5, 1.0][..]));
+        assert!(sparse_mixer(&[f32::NAN; 3], 0.01).weights.iter().all(|weight| weight.is_nan()));
     }
 
     #[test]

@@ -96,6 +96,7 @@ goldens! {
     glm4_moe_equals_transformers: "golden/glm4-moe";
     deepseek_v3_equals_transformers: "golden/deepseek-v3";
     deepseek_v2_equals_transformers: "golden/deepseek-v2";
+    phimoe_equals_transformers: "golden/phimoe";
     the_bundled_model_equals_transformers: "tiny-mixtral";
 }
 

@@ -21,6 +21,8 @@ pub struct Block {
     pub query_key_norm: QueryKeyNorm,
     /// What is added to the products of attention.
     pub attention_bias: AttentionBias,
+    /// What the norms of the residual stream compute: before attention, before the experts, before the head.
+    pub norm: NormKind,
 }
 
 /// Which experts a token takes, and how their outputs are weighted: the k experts with the best scores, by their scores.
@@ -45,20 +47,27 @@ impl Router {
     /// Whether a bias is stored beside the matrix.
     pub const fn has_bias(self) -> bool {
         match self.score {
-            Score::Softmax => false,
+            Score::Softmax | Score::SparseMixer { .. } => false,
             Score::SigmoidAndBias => true,
         }
     }
 }
 
 /// How a router's logits become the scores of experts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Score {
     /// Softmax over the logits of all experts.
     Softmax,
     /// σ of each logit. A bias `[E]`, stored beside the router, is added where experts are chosen, and not in their weights
     /// (DeepSeek-V3, GLM-4.5).
     SigmoidAndBias,
+    /// SparseMixer (Liu et al., 2409.12136): the expert of the largest logit, then that of the largest of the others, and so on.
+    /// Each has a softmax of its own, over the logits that are left and near it: those z with (best − z) / max(|z|, best) of
+    /// at most 2·jitter (Phi-3.5-MoE).
+    SparseMixer {
+        /// The noise with which the router was trained, `router_jitter_noise`.
+        jitter: f64,
+    },
 }
 
 /// Experts in groups of equal size, one group after another.
@@ -234,6 +243,25 @@ pub enum QueryKeyNorm {
     PerHead,
     /// Of all heads together, with weights [A·D] and [G·D] (OLMoE).
     AllHeads,
+}
+
+/// What a norm of the residual stream computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// x / √(mean(x²) + ε) ∘ weight: RMSNorm.
+    RootMeanSquare,
+    /// (x − mean(x)) / √(variance(x) + ε) ∘ weight + bias: LayerNorm, whose bias is stored beside its weight (Phi-3.5-MoE).
+    MeanAndVariance,
+}
+
+impl NormKind {
+    /// Whether a bias is stored beside the weight.
+    pub const fn has_bias(self) -> bool {
+        match self {
+            Self::RootMeanSquare => false,
+            Self::MeanAndVariance => true,
+        }
+    }
 }
 
 /// Biases of the attention projections.

@@ -8,7 +8,7 @@ use crate::display::clip;
 use crate::names::{Role, Spelling, known_buffer};
 use crate::rules::Keys;
 use crate::widths::expert_shape;
-use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Widths, Yarn};
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Rotation, Widths};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -258,18 +258,20 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Longest sequence the model was made for.
     pub max_position_embeddings: usize,
-    /// ε inside RMSNorm.
+    /// ε inside the norms, of whichever kind.
     pub rms_norm_eps: f64,
     /// Base of the rotary angles.
     pub rope_theta: f64,
     /// Share of a head, from its first entry on, that turns with its position; `None` in families that turn all of it.
     pub partial_rotary_factor: Option<f64>,
-    /// How its angles and amplitudes differ from the plain rotation.
-    pub yarn: Option<Yarn>,
+    /// Its angles and amplitudes.
+    pub rotation: Rotation,
     /// Attention window in tokens, if limited.
     pub sliding_window: Option<usize>,
     /// lm_head is the embedding matrix.
     pub tie_word_embeddings: bool,
+    /// A bias is added to the logits.
+    pub head_bias: bool,
     /// Largest size of a number in queries, keys and values, before their rotation; larger ones are cut to it.
     pub clip_qkv: Option<f64>,
     /// Layers behind the last that predict later tokens. Their tensors may be in the files; they are no part of the model.
@@ -308,9 +310,10 @@ impl ModelConfig {
             rms_norm_eps,
             rope_theta,
             partial_rotary_factor,
-            yarn,
+            rotation,
             sliding_window,
             tie_word_embeddings,
+            head_bias,
             clip_qkv,
             prediction_layers: _,
             fp8_blocks: _,
@@ -325,6 +328,7 @@ impl ModelConfig {
             attention,
             query_key_norm,
             attention_bias,
+            norm,
         } = block;
         let with_experts: Vec<usize> =
             (0..*num_hidden_layers).filter(|&layer| moe_layers.contains(layer)).collect();
@@ -338,6 +342,7 @@ impl ModelConfig {
             ("attention", shown(attention)),
             ("query_key_norm", shown(query_key_norm)),
             ("attention_bias", shown(attention_bias)),
+            ("norm", shown(norm)),
             ("hidden_size", shown(hidden_size)),
             ("intermediate_size", shown(intermediate_size)),
             ("num_hidden_layers", shown(num_hidden_layers)),
@@ -351,9 +356,10 @@ impl ModelConfig {
             ("rms_norm_eps", shown(rms_norm_eps)),
             ("rope_theta", shown(rope_theta)),
             ("partial_rotary_factor", shown(partial_rotary_factor)),
-            ("yarn", shown(yarn)),
+            ("rotation", shown(rotation)),
             ("sliding_window", shown(sliding_window)),
             ("tie_word_embeddings", shown(tie_word_embeddings)),
+            ("head_bias", shown(head_bias)),
             ("clip_qkv", shown(clip_qkv)),
         ]
     }

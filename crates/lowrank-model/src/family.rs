@@ -12,6 +12,7 @@ mod keys;
 mod latent;
 mod mixtral;
 mod olmoe;
+mod phimoe;
 mod qwen2_moe;
 mod qwen3_moe;
 mod rotation;
@@ -34,6 +35,7 @@ pub const ALL: &[&dyn Family] = &[
     glm4_moe::FAMILY,
     deepseek_v3::FAMILY,
     deepseek_v2::FAMILY,
+    phimoe::FAMILY,
 ];
 
 /// The family that a `config.json` names.

@@ -75,7 +75,7 @@ pub use plan::RankPlan;
 pub use progress::Progress;
 pub use quantiser::Quantiser;
 pub use recipe::Recipe;
-pub use rotation::Yarn;
+pub use rotation::{LongRope, Rotation, Stretch, Yarn};
 pub use spectrum::Spectrum;
 pub use stored::StoredMatrix;
 pub use tensor::Tensor;

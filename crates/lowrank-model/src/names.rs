@@ -55,8 +55,10 @@ pub enum Role {
         /// Which projection.
         part: AttentionPart,
     },
-    /// RMSNorm weights, `[H]` unless the place says otherwise.
+    /// The weights of a norm, `[H]` unless the place says otherwise.
     Norm(NormPlace),
+    /// What a norm adds, as long as its weights.
+    NormBias(NormPlace),
     /// The router of a layer, [E, H].
     Router {
         /// Decoder layer.
@@ -97,6 +99,8 @@ pub enum Role {
     },
     /// Output head, [V, H]; absent when tied to the embedding.
     Head,
+    /// What is added to the logits, `[V]`, tied or not.
+    HeadBias,
 }
 
 /// A projection of an attention layer with A query heads and G key/value heads of width D. Latent attention has latents of
@@ -169,12 +173,12 @@ impl Role {
         match self {
             Self::Embedding => "embedding",
             Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
-            Self::Norm(_) => "norms",
+            Self::Norm(_) | Self::NormBias(_) => "norms",
             Self::Router { .. } | Self::RouterBias { .. } => "routers",
             Self::Expert(_) | Self::SharedBase { .. } => "experts",
             Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
             Self::DenseBlock { .. } => "dense blocks",
-            Self::Head => "lm_head",
+            Self::Head | Self::HeadBias => "lm_head",
         }
     }
 }
@@ -197,6 +201,8 @@ pub struct Spelling {
 pub struct FusedSpelling {
     /// The module of a layer that holds router and experts.
     pub moe: &'static str,
+    /// The router's module, within that module.
+    pub router: &'static str,
     /// Of gate and up, within that module.
     pub gate_up: &'static str,
     /// Of down, within that module.
@@ -206,7 +212,7 @@ pub struct FusedSpelling {
 impl FusedSpelling {
     /// As transformers v5 holds them in memory, and saves them on request.
     pub const TRANSFORMERS_5: Self =
-        Self { moe: "mlp", gate_up: "experts.gate_up_proj", down: "experts.down_proj" };
+        Self { moe: "mlp", router: "gate", gate_up: "experts.gate_up_proj", down: "experts.down_proj" };
 
     /// Name of the tensor that holds a matrix.
     pub fn expert(&self, id: MatrixId) -> String {
@@ -219,7 +225,7 @@ impl FusedSpelling {
 
     /// Name of a layer's router.
     pub fn router(&self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.gate.weight", self.moe)
+        format!("model.layers.{layer}.{}.{}.weight", self.moe, self.router)
     }
 
     /// Whether a tensor holds fused experts.
@@ -233,6 +239,14 @@ impl Spelling {
     pub const QWEN2_MOE: Self = Self {
         moe: "mlp",
         projections: ["gate_proj", "down_proj", "up_proj"],
+        shared_expert: "shared_expert",
+        fused: FusedSpelling::TRANSFORMERS_5,
+    };
+
+    /// Of Mixtral.
+    pub const MIXTRAL: Self = Self {
+        moe: "block_sparse_moe",
+        projections: ["w1", "w2", "w3"],
         shared_expert: "shared_expert",
         fused: FusedSpelling::TRANSFORMERS_5,
     };
@@ -266,6 +280,7 @@ impl Spelling {
             Role::Norm(NormPlace::Key { layer }) => of_layer(layer, "self_attn.k_norm"),
             Role::Norm(NormPlace::QueryLatent { layer }) => of_layer(layer, "self_attn.q_a_layernorm"),
             Role::Norm(NormPlace::Latent { layer }) => of_layer(layer, "self_attn.kv_a_layernorm"),
+            Role::NormBias(place) => as_bias(&self.tensor(Role::Norm(place))),
             Role::Router { layer } => of_layer(layer, &format!("{}.gate", self.moe)),
             Role::RouterBias { layer } => {
                 format!("model.layers.{layer}.{}.gate.e_score_correction_bias", self.moe)
@@ -286,6 +301,7 @@ impl Spelling {
                 of_layer(layer, &format!("{}.{}_gate", self.moe, self.shared_expert))
             }
             Role::Head => "lm_head.weight".into(),
+            Role::HeadBias => as_bias(&self.tensor(Role::Head)),
         }
     }
 
@@ -310,6 +326,11 @@ impl Spelling {
         // `007` would name the same matrix twice.
         (self.module(id) == name).then_some(id)
     }
+}
+
+/// The name of the bias beside a weight.
+fn as_bias(weight: &str) -> String {
+    format!("{}.bias", weight.trim_end_matches(".weight"))
 }
 
 /// Why a tensor that old exports stored beside the weights can be left out; `None` if it may be a weight.

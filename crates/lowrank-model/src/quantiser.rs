@@ -79,10 +79,12 @@ impl Quantiser {
             Role::Embedding
             | Role::AttentionBias { .. }
             | Role::Norm(_)
+            | Role::NormBias(_)
             | Role::Router { .. }
             | Role::RouterBias { .. }
             | Role::SharedExpertGate { .. }
-            | Role::Head => false,
+            | Role::Head
+            | Role::HeadBias => false,
         }
     }
 

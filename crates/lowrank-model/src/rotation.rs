@@ -2,6 +2,71 @@
 
 use serde_json::{Value, json};
 
+/// By which angles queries and keys turn, and how long they become, beside the base of the angles.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rotation {
+    /// By those of RoFormer, and no longer than they were.
+    Plain,
+    /// With slow angles divided.
+    Yarn(Yarn),
+    /// With every angle divided, by other factors in long texts.
+    Long(LongRope),
+}
+
+impl Rotation {
+    /// As transformers reads it, without the base of the angles.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::Plain => json!({ "rope_type": "default" }),
+            Self::Yarn(yarn) => yarn.to_json(),
+            Self::Long(long) => long.to_json(),
+        }
+    }
+
+    /// What the scores of latent attention are multiplied with.
+    pub fn score_scale(&self) -> f64 {
+        match self {
+            Self::Plain | Self::Long(_) => 1.0,
+            Self::Yarn(yarn) => yarn.score_scale(),
+        }
+    }
+}
+
+/// LongRoPE (Ding et al., 2402.13753) as Phi-3.5-MoE has it. Which factors hold depends on the length of the whole text: all
+/// positions of a long one turn by other angles.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// How many positions the model was first trained on: texts of so many tokens are short.
+    pub trained_positions: usize,
+    /// In short texts.
+    pub short: Stretch,
+    /// In longer ones.
+    pub long: Stretch,
+}
+
+/// Angles and amplitudes for texts up to some length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stretch {
+    /// What the angle of each pair of entries is divided by.
+    pub factors: Vec<f64>,
+    /// What cos and sin are multiplied with.
+    pub amplitude: f64,
+}
+
+impl LongRope {
+    fn to_json(&self) -> Value {
+        json!({
+            "rope_type": "longrope",
+            "type": "longrope",
+            "original_max_position_embeddings": self.trained_positions,
+            "short_factor": self.short.factors,
+            "short_mscale": self.short.amplitude,
+            "long_factor": self.long.factors,
+            "long_mscale": self.long.amplitude,
+        })
+    }
+}
+
 /// YaRN (Peng et al., 2309.00071): slow angles are divided by a factor, fast ones are kept, and those in between are blended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Yarn {
@@ -24,8 +89,7 @@ pub struct Yarn {
 }
 
 impl Yarn {
-    /// As transformers reads it, without the base of the angles.
-    pub fn to_json(self) -> Value {
+    fn to_json(self) -> Value {
         let mut json = json!({
             "rope_type": "yarn",
             "type": "yarn",

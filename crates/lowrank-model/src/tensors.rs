@@ -86,7 +86,7 @@ impl ModelConfig {
         let mut roles = vec![Role::Embedding];
         let mut matrices = self.matrices().peekable();
         for layer in 0..self.num_hidden_layers {
-            roles.push(Role::Norm(NormPlace::Attention { layer }));
+            roles.extend(self.norm_roles(NormPlace::Attention { layer }));
             let parts = self.block.attention.parts().iter().copied();
             roles.extend(parts.clone().map(|part| Role::Attention { layer, part }));
             let biased = parts.filter(|&part| self.block.attention_bias.has(part));
@@ -99,7 +99,7 @@ impl ModelConfig {
                 roles.extend(query_rank.map(|_| Role::Norm(NormPlace::QueryLatent { layer })));
                 roles.push(Role::Norm(NormPlace::Latent { layer }));
             }
-            roles.push(Role::Norm(NormPlace::Experts { layer }));
+            roles.extend(self.norm_roles(NormPlace::Experts { layer }));
             if self.block.moe_layers.contains(layer) {
                 roles.push(Role::Router { layer });
                 if self.block.router.has_bias() {
@@ -121,11 +121,20 @@ impl ModelConfig {
                 roles.push(Role::Expert(id));
             }
         }
-        roles.push(Role::Norm(NormPlace::Head));
+        roles.extend(self.norm_roles(NormPlace::Head));
         if !self.tie_word_embeddings {
             roles.push(Role::Head);
         }
+        if self.head_bias {
+            roles.push(Role::HeadBias);
+        }
         roles.into_iter().map(|role| self.tensor(role)).collect()
+    }
+
+    /// The tensors of a norm of the residual stream.
+    fn norm_roles(&self, place: NormPlace) -> impl Iterator<Item = Role> {
+        let bias = self.block.norm.has_bias().then_some(Role::NormBias(place));
+        [Role::Norm(place)].into_iter().chain(bias)
     }
 
     /// The tensor with a role.
@@ -145,6 +154,7 @@ impl ModelConfig {
             Role::Norm(NormPlace::Key { .. }) => vec![self.norm_width(key)],
             Role::Norm(NormPlace::QueryLatent { .. }) => vec![attention(AttentionPart::QueryDown)[0]],
             Role::Norm(NormPlace::Latent { .. }) => vec![attention(AttentionPart::LatentUp)[1]],
+            Role::NormBias(place) => self.tensor(Role::Norm(place)).shape,
             Role::Norm(_) => vec![h],
             Role::Router { .. } => vec![self.num_local_experts, h],
             Role::RouterBias { .. } => vec![self.num_local_experts],
@@ -162,6 +172,7 @@ impl ModelConfig {
                 MoeLayers::Except { intermediate_size, .. } => block(projection, intermediate_size),
             },
             Role::SharedExpertGate { .. } => vec![1, h],
+            Role::HeadBias => vec![self.vocab_size],
         };
         TensorSpec { name: self.family.spelling().tensor(role), shape, role }
     }

@@ -5,7 +5,7 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Storage, Yarn, format};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Rotation, Storage, format};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -128,8 +128,8 @@ fn carry_over(
     // only the other's key silently takes a default.
     config.extend(dtype.keys(base));
     config.insert("rope_theta".into(), model.rope_theta.into());
-    let mut rotation = model.yarn.map_or_else(|| json!({ "rope_type": "default" }), Yarn::to_json);
-    if model.yarn.is_some() {
+    let mut rotation = model.rotation.to_json();
+    if model.rotation != Rotation::Plain {
         config.insert("rope_scaling".into(), rotation.clone());
     }
     rotation["rope_theta"] = model.rope_theta.into();

@@ -31,7 +31,7 @@ const CASES: [Case; 5] = [
 const BASE: Case = case("50%", "pivoted", "rank,width,base");
 
 /// A small model of every other family: `tests/golden/make_fixtures.py`.
-const FAMILIES: [(&str, Case); 7] = [
+const FAMILIES: [(&str, Case); 8] = [
     ("qwen3-moe", case("20%", "uv", "rank,width")),
     ("dense-layers", case("20%", "pivoted", "rank,width")),
     ("qwen2-moe", case("20%", "uv", "rank")),
@@ -39,6 +39,7 @@ const FAMILIES: [(&str, Case); 7] = [
     ("glm4-moe", case("20%", "pivoted", "rank")),
     ("deepseek-v3", case("20%", "uv", "rank,width")),
     ("deepseek-v2", case("20%", "pivoted", "rank")),
+    ("phimoe", case("20%", "uv", "rank,width")),
 ];
 /// Tokens to calibrate them on.
 const FAMILY_TOKENS: &str = "4096";

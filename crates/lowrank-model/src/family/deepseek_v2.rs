@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, latent, rotation};
-use crate::block::{Block, ExpertGroups, QueryKeyNorm, Router};
+use crate::block::{Block, ExpertGroups, NormKind, QueryKeyNorm, Router};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -52,6 +52,7 @@ const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: KeyValueHeads::AsQueries,
     vocab_size: 0,
     max_position_embeddings: 2048,
+    rope_theta: 10_000.0,
     rms_norm_eps: 1e-6,
     rotation: rotation::YARN,
 };
@@ -102,6 +103,7 @@ impl Family for DeepseekV2 {
                 attention: latent::attention(config, true)?,
                 query_key_norm: QueryKeyNorm::None,
                 attention_bias: latent::bias(config)?,
+                norm: NormKind::RootMeanSquare,
             })
         })?;
         if !read.hidden_size.is_multiple_of(read.num_attention_heads) {
@@ -135,6 +137,7 @@ fn groups(config: &Value) -> Result<ExpertGroups, ConfigError> {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::Rotation;
     use crate::family::test_support::{self, changed, refused_by_name, shape};
     use serde_json::json;
 
@@ -185,7 +188,7 @@ mod tests {
         assert_eq!(shape(&config, "model.layers.0.mlp.down_proj.weight"), Some(vec![2048, 10_944]));
         let params: u64 = config.tensors().iter().map(|spec| spec.elements()).sum();
         assert_eq!(params, 15_706_484_224);
-        let yarn = config.yarn.unwrap();
+        let Rotation::Yarn(yarn) = config.rotation else { panic!("{:?}", config.rotation) };
         assert_eq!(yarn.amplitude(), 1.0);
         assert!((yarn.score_scale() - 1.5896).abs() < 1e-4);
     }

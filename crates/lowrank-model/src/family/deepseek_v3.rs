@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, latent, rotation};
-use crate::block::{Block, QueryKeyNorm, Router, Score};
+use crate::block::{Block, NormKind, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
@@ -56,6 +56,7 @@ const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: KeyValueHeads::NumberOrAsQueries(128),
     vocab_size: 129_280,
     max_position_embeddings: 4096,
+    rope_theta: 10_000.0,
     rms_norm_eps: 1e-6,
     rotation: rotation::YARN,
 };
@@ -99,6 +100,7 @@ impl Family for DeepseekV3 {
                 attention: latent::attention(config, keys::flag_or(config, "rope_interleave", true)?)?,
                 query_key_norm: QueryKeyNorm::None,
                 attention_bias: latent::bias(config)?,
+                norm: NormKind::RootMeanSquare,
             })
         })?;
         let prediction_layers = keys::prediction_layers(config)?;
@@ -118,6 +120,7 @@ impl Family for DeepseekV3 {
 mod tests {
     use super::*;
     use crate::ErrorKind::{BrokenCheckpoint, Unsupported};
+    use crate::Rotation;
     use crate::family::test_support::{self, changed, refused_by_name, shape};
     use serde_json::json;
 
@@ -153,7 +156,7 @@ mod tests {
         assert_eq!(of_layer_3("self_attn.kv_a_layernorm.weight"), Some(vec![512]));
         let params: u64 = config.tensors().iter().map(|spec| spec.elements()).sum();
         assert_eq!(params, 671_026_419_200);
-        let yarn = config.yarn.unwrap();
+        let Rotation::Yarn(yarn) = config.rotation else { panic!("{:?}", config.rotation) };
         assert_eq!(yarn.amplitude(), 1.0);
         assert!((yarn.score_scale() - 1.8739).abs() < 1e-4);
     }

@@ -4,6 +4,7 @@
 
 use super::rotation::RotationKeys;
 use super::{allowed, keys};
+use crate::Rotation;
 use crate::block::Block;
 use crate::config::{ConfigError, Family, ModelConfig};
 use crate::rules::{Keys, Rule};
@@ -25,6 +26,7 @@ pub(super) struct Defaults {
     pub(super) num_key_value_heads: KeyValueHeads,
     pub(super) vocab_size: usize,
     pub(super) max_position_embeddings: usize,
+    pub(super) rope_theta: f64,
     pub(super) rms_norm_eps: f64,
     pub(super) rotation: RotationKeys,
 }
@@ -110,11 +112,12 @@ impl Defaults {
             vocab_size,
             max_position_embeddings: or("max_position_embeddings", self.max_position_embeddings)?,
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(self.rms_norm_eps),
-            rope_theta: self.rotation.theta(config, 10_000.0)?,
+            rope_theta: self.rotation.theta(config, self.rope_theta)?,
             partial_rotary_factor: None,
-            yarn: None,
+            rotation: Rotation::Plain,
             sliding_window: None,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
+            head_bias: false,
             clip_qkv: None,
             prediction_layers: 0,
             fp8_blocks,

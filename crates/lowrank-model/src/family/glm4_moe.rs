@@ -3,7 +3,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, Score};
+use crate::block::{Attention, AttentionBias, Block, NormKind, QueryKeyNorm, Router, Score};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -50,6 +50,7 @@ const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: KeyValueHeads::Number(8),
     vocab_size: 151_552,
     max_position_embeddings: 131_072,
+    rope_theta: 10_000.0,
     rms_norm_eps: 1e-5,
     rotation: rotation::PARTS_OF_HEADS,
 };
@@ -97,6 +98,7 @@ impl Family for Glm4Moe {
                 } else {
                     AttentionBias::None
                 },
+                norm: NormKind::RootMeanSquare,
             })
         })?;
         Ok(ModelConfig {

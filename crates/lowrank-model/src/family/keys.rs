@@ -111,8 +111,13 @@ pub(super) fn check_class(config: &Value, family: &dyn Family) -> Result<(), Con
             return Err(ConfigError::bad("architectures", value, "a list of classes"));
         };
         let known = [output.dense_architecture(), output.architecture()];
-        let is_known =
-            |class: &&Value| class.as_str().is_some_and(|class| known.iter().any(|it| it == class));
+        let is_makers = |class: &str| {
+            let code = family.makers_code().iter().filter_map(|code| Some(code.split_once('.')?.1));
+            code.filter(|code| code.ends_with("ForCausalLM")).any(|code| code == class)
+        };
+        let is_known = |class: &&Value| {
+            class.as_str().is_some_and(|class| known.iter().any(|it| it == class) || is_makers(class))
+        };
         if let Some(other) = classes.iter().find(|class| !is_known(class)) {
             let supported = format!("`{}`", output.dense_architecture());
             return Err(ConfigError::unsupported("architectures", other, &supported));
@@ -192,6 +197,18 @@ pub(super) fn num_experts(config: &Value, default: usize) -> Result<usize, Confi
             Err(ConfigError::unsupported("num_local_experts", &local.into(), &supported))
         }
         _ => Ok(experts),
+    }
+}
+
+/// Experts of a layer where the key is `num_local_experts`. transformers 5 may read `num_experts` for it, 4.57 does not.
+pub(super) fn num_local_experts(config: &Value, default: usize) -> Result<usize, ConfigError> {
+    let experts = dimension_or(config, "num_local_experts", default)?;
+    match config.get("num_experts").filter(|value| value.as_u64() != Some(experts as u64)) {
+        None => Ok(experts),
+        Some(value) => {
+            let supported = format!("{experts}, which is `num_local_experts`; write this key alone");
+            Err(ConfigError::unsupported("num_experts", value, &supported))
+        }
     }
 }
 

@@ -60,6 +60,6 @@ pub(super) fn heads(config: &Value, read: ModelConfig) -> Result<ModelConfig, Co
             return Err(ConfigError::unsupported(key, value, &supported));
         }
     }
-    let yarn = rotation::YARN.yarn(config, read.max_position_embeddings)?;
-    Ok(ModelConfig { head_dim, yarn, ..read })
+    let rotation = rotation::YARN.read(config, read.max_position_embeddings, head_dim)?;
+    Ok(ModelConfig { head_dim, rotation, ..read })
 }

@@ -2,11 +2,12 @@
 //! factors.
 
 use super::{allowed, keys, rotation};
+use crate::Rotation;
 use crate::block::{
-    Activation, Attention, AttentionBias, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts,
+    Activation, Attention, AttentionBias, Block, MoeLayers, NormKind, QueryKeyNorm, Router, SharedExperts,
 };
 use crate::config::{ConfigError, Family, ModelConfig, Output};
-use crate::names::{AttentionPart, FusedSpelling, NormPlace, Role, Spelling};
+use crate::names::{AttentionPart, NormPlace, Role, Spelling};
 use crate::rules::{Keys, Neutral, Rule, ValueKind};
 use crate::widths::Widths;
 use serde_json::{Value, json};
@@ -17,13 +18,6 @@ pub(super) const FAMILY: &dyn Family = &Mixtral;
 
 #[derive(Debug)]
 struct Mixtral;
-
-const SPELLING: Spelling = Spelling {
-    moe: "block_sparse_moe",
-    projections: ["w1", "w2", "w3"],
-    shared_expert: "shared_expert",
-    fused: FusedSpelling::TRANSFORMERS_5,
-};
 
 const OUTPUT: Output =
     Output { model_type: "lowrank_mixtral", class: "Mixtral", width_key: "intermediate_size" };
@@ -103,6 +97,7 @@ fn block(activation: Activation) -> Block {
         attention: Attention::Grouped,
         query_key_norm: QueryKeyNorm::None,
         attention_bias: AttentionBias::None,
+        norm: NormKind::RootMeanSquare,
     }
 }
 
@@ -116,7 +111,7 @@ impl Family for Mixtral {
     }
 
     fn spelling(&self) -> &'static Spelling {
-        &SPELLING
+        &Spelling::MIXTRAL
     }
 
     fn consolidated_name(&self, role: Role) -> Option<String> {
@@ -140,6 +135,8 @@ impl Family for Mixtral {
             Role::Norm(NormPlace::Experts { layer }) => of_layer(layer, "ffn_norm"),
             Role::Norm(NormPlace::Head) => "norm.weight".into(),
             Role::AttentionBias { .. }
+            | Role::NormBias(_)
+            | Role::HeadBias
             | Role::Norm(
                 NormPlace::Query { .. }
                 | NormPlace::Key { .. }
@@ -153,7 +150,7 @@ impl Family for Mixtral {
             | Role::SharedExpertGate { .. } => return None,
             Role::Router { layer } => of_layer(layer, "feed_forward.gate"),
             Role::Expert(id) => {
-                let projection = SPELLING.projections[id.projection.index()];
+                let projection = Spelling::MIXTRAL.projections[id.projection.index()];
                 of_layer(id.layer, &format!("feed_forward.experts.{}.{projection}", id.expert))
             }
             Role::Head => "output.weight".into(),
@@ -183,19 +180,11 @@ impl Family for Mixtral {
         // Defaults and their exceptions are those of transformers' `MixtralConfig`.
         let hidden_size = keys::dimension_or(config, "hidden_size", 4096)?;
         let num_attention_heads = keys::dimension_or(config, "num_attention_heads", 32)?;
-        let num_local_experts = keys::dimension_or(config, "num_local_experts", 8)?;
+        let num_local_experts = keys::num_local_experts(config, 8)?;
         let num_key_value_heads = match config.get("num_key_value_heads") {
             Some(Value::Null) => num_attention_heads,
             _ => keys::dimension_or(config, "num_key_value_heads", 8)?,
         };
-        // transformers 5 takes it for `num_local_experts`, transformers 4.57 does not.
-        if let Some(value) = config.get("num_experts")
-            && value.as_u64() != Some(num_local_experts as u64)
-        {
-            let supported =
-                format!("{num_local_experts}, which is `num_local_experts`; write this key alone");
-            return Err(ConfigError::unsupported("num_experts", value, &supported));
-        }
         let sliding_window = keys::optional_dimension(config, "sliding_window")?;
         if let Some(value) = config.get("use_sliding_window").filter(|value| !value.is_null())
             && value.as_bool() != Some(sliding_window.is_some())
@@ -223,9 +212,10 @@ impl Family for Mixtral {
             rms_norm_eps: keys::positive(config, "rms_norm_eps")?.unwrap_or(1e-5),
             rope_theta: rotation::WHOLE_HEADS.theta(config, 1e6)?,
             partial_rotary_factor: None,
-            yarn: None,
+            rotation: Rotation::Plain,
             sliding_window,
             tie_word_embeddings: keys::flag(config, "tie_word_embeddings")?,
+            head_bias: false,
             clip_qkv: None,
             prediction_layers: 0,
             fp8_blocks,
@@ -277,9 +267,10 @@ impl Family for Mixtral {
                 rms_norm_eps: keys::positive(params, "norm_eps")?.ok_or(ConfigError::Missing("norm_eps"))?,
                 rope_theta: theta.unwrap_or(1e6),
                 partial_rotary_factor: None,
-                yarn: None,
+                rotation: Rotation::Plain,
                 sliding_window: window.or(underscored),
                 tie_word_embeddings: keys::flag(params, "tied_embeddings")?,
+                head_bias: false,
                 clip_qkv: None,
                 prediction_layers: 0,
                 fp8_blocks: None,

@@ -2,7 +2,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Attention, Block, MoeLayers, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, Block, MoeLayers, NormKind, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule};
@@ -31,6 +31,7 @@ const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: KeyValueHeads::AsQueries,
     vocab_size: 50_304,
     max_position_embeddings: 4096,
+    rope_theta: 10_000.0,
     rms_norm_eps: 1e-5,
     rotation: rotation::WHOLE_HEADS,
 };
@@ -62,6 +63,7 @@ impl Family for Olmoe {
                 attention: Attention::Grouped,
                 query_key_norm: QueryKeyNorm::AllHeads,
                 attention_bias: keys::attention_bias(config)?,
+                norm: NormKind::RootMeanSquare,
             })
         })?;
         Ok(ModelConfig { clip_qkv: keys::optional_positive(config, "clip_qkv")?, ..read })

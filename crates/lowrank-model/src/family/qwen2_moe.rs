@@ -2,7 +2,7 @@
 
 use super::defaults::{self, Defaults, KeyValueHeads};
 use super::{keys, rotation};
-use crate::block::{Attention, AttentionBias, Block, QueryKeyNorm, Router, SharedExperts};
+use crate::block::{Attention, AttentionBias, Block, NormKind, QueryKeyNorm, Router, SharedExperts};
 use crate::config::{ConfigError, Family, ModelConfig, Output};
 use crate::names::Spelling;
 use crate::rules::{Keys, Rule, ValueKind};
@@ -48,6 +48,7 @@ const DEFAULTS: Defaults = Defaults {
     num_key_value_heads: KeyValueHeads::Number(16),
     vocab_size: 151_936,
     max_position_embeddings: 32_768,
+    rope_theta: 10_000.0,
     rms_norm_eps: 1e-6,
     rotation: rotation::WHOLE_HEADS,
 };
@@ -87,6 +88,7 @@ impl Family for Qwen2Moe {
                 } else {
                     AttentionBias::None
                 },
+                norm: NormKind::RootMeanSquare,
             })
         })?;
         Ok(ModelConfig { head_dim: keys::dimension_or(config, "head_dim", read.head_dim)?, ..read })

@@ -4,41 +4,76 @@
 //! beside them, and then its default. transformers 4.57 knows only the last two. So no two values may be said.
 
 use super::{allowed, keys};
-use crate::Yarn;
 use crate::config::ConfigError;
-use crate::rules::{Keys, Rule};
+use crate::rules::{Keys, Rule, ValueKind};
+use crate::{LongRope, Rotation, Stretch, Yarn};
 use serde_json::Value;
 
 /// What a family lets a config say of the rotation, beside `rope_theta`.
 pub(super) struct RotationKeys {
     /// Keys of the rotation `default`.
     of_default: &'static [Keys],
-    /// Keys of the rotation `yarn`; none if the family has no such rotation.
-    of_yarn: &'static [Keys],
+    /// The family's other rotation, if it has one.
+    other: Option<Other>,
+}
+
+/// A rotation beside `default`.
+#[derive(Debug, Clone, Copy)]
+enum Other {
+    Yarn,
+    Long,
+}
+
+impl Other {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Yarn => "yarn",
+            Self::Long => "longrope",
+        }
+    }
+
+    const fn keys(self) -> &'static [Keys] {
+        match self {
+            Self::Yarn => &[(
+                Rule::Read,
+                &[
+                    "attention_factor",
+                    "beta_fast",
+                    "beta_slow",
+                    "factor",
+                    "mscale",
+                    "mscale_all_dim",
+                    "original_max_position_embeddings",
+                    "truncate",
+                ],
+            )],
+            Self::Long => &[
+                (
+                    Rule::Read,
+                    &[
+                        "long_factor",
+                        "long_mscale",
+                        "original_max_position_embeddings",
+                        "short_factor",
+                        "short_mscale",
+                    ],
+                ),
+                // Amplitudes follow from them in other families.
+                (Rule::Harmless(ValueKind::Number), &["attention_factor", "factor"]),
+            ],
+        }
+    }
 }
 
 /// Nothing: the rotation `default`, of whole heads.
-pub(super) const WHOLE_HEADS: RotationKeys = RotationKeys { of_default: &[], of_yarn: &[] };
+pub(super) const WHOLE_HEADS: RotationKeys = RotationKeys { of_default: &[], other: None };
 /// That only the first part of each head turns, by `partial_rotary_factor`.
 pub(super) const PARTS_OF_HEADS: RotationKeys =
-    RotationKeys { of_default: &[(Rule::Read, &["partial_rotary_factor"])], of_yarn: &[] };
+    RotationKeys { of_default: &[(Rule::Read, &["partial_rotary_factor"])], other: None };
 /// The rotation `yarn`.
-pub(super) const YARN: RotationKeys = RotationKeys {
-    of_default: &[],
-    of_yarn: &[(
-        Rule::Read,
-        &[
-            "attention_factor",
-            "beta_fast",
-            "beta_slow",
-            "factor",
-            "mscale",
-            "mscale_all_dim",
-            "original_max_position_embeddings",
-            "truncate",
-        ],
-    )],
-};
+pub(super) const YARN: RotationKeys = RotationKeys { of_default: &[], other: Some(Other::Yarn) };
+/// The rotation `longrope`.
+pub(super) const LONG: RotationKeys = RotationKeys { of_default: &[], other: Some(Other::Long) };
 
 impl RotationKeys {
     /// Base of the angles.
@@ -99,34 +134,47 @@ impl RotationKeys {
         for kind in ["rope_type", "type"] {
             match rotation.get(kind) {
                 None => {}
-                Some(Value::String(name)) if name == "default" => kinds.push(false),
-                Some(Value::String(name)) if name == "yarn" && !self.of_yarn.is_empty() => kinds.push(true),
-                Some(Value::String(_)) => {
-                    let supported = if self.of_yarn.is_empty() {
-                        "the rotation `default`"
-                    } else {
-                        "the rotations `default` and `yarn`"
-                    };
-                    return Err(ConfigError::unsupported(key, rotation, supported));
-                }
+                Some(Value::String(name)) if name == "default" => kinds.push(None),
+                Some(Value::String(name)) => match self.other.filter(|other| other.name() == name) {
+                    Some(other) => kinds.push(Some(other)),
+                    None => {
+                        let supported = match self.other {
+                            None => "the rotation `default`".to_owned(),
+                            Some(other) => format!("the rotations `default` and `{}`", other.name()),
+                        };
+                        return Err(ConfigError::unsupported(key, rotation, &supported));
+                    }
+                },
                 Some(other) => return Err(ConfigError::bad(&format!("{key}.{kind}"), other, "`default`")),
             }
         }
-        if kinds == [true, false] || kinds == [false, true] {
+        if let [one, other] = kinds[..]
+            && one.is_some() != other.is_some()
+        {
             return Err(ConfigError::unsupported(key, rotation, "one rotation"));
         }
-        let own = if kinds.contains(&true) { self.of_yarn } else { self.of_default };
+        let own = kinds.into_iter().flatten().next().map_or(self.of_default, Other::keys);
         allowed::check(rotation, &[own, allowed::ROPE]).map_err(|error| error.inside(key))
     }
 
-    /// The rotation `yarn`, if the config has it. transformers 4.57 reads `rope_scaling` alone, so a second one must be the same.
-    pub(super) fn yarn(&self, config: &Value, positions: usize) -> Result<Option<Yarn>, ConfigError> {
+    /// The rotation of heads of which so many entries turn, in a model for so many positions. transformers 4.57 reads
+    /// `rope_scaling` alone, so a second one must be the same.
+    pub(super) fn read(
+        &self,
+        config: &Value,
+        positions: usize,
+        turning: usize,
+    ) -> Result<Rotation, ConfigError> {
         let (scaling, parameters) = self.objects(config)?;
-        let read = |key: &str, object: Option<&Value>| match object {
-            Some(object) if is_yarn(object) => {
-                read_yarn(object, positions).map(Some).map_err(|error| error.inside(key))
-            }
-            _ => Ok(None),
+        let read = |key: &str, object: Option<&Value>| {
+            let read = match (self.other, object) {
+                (Some(other), Some(object)) if is_named(object, other) => match other {
+                    Other::Yarn => read_yarn(object, positions).map(Rotation::Yarn),
+                    Other::Long => read_long(object, turning / 2).map(Rotation::Long),
+                },
+                _ => Ok(Rotation::Plain),
+            };
+            read.map_err(|error| error.inside(key))
         };
         let (of_scaling, of_parameters) =
             (read("rope_scaling", scaling)?, read("rope_parameters", parameters)?);
@@ -136,28 +184,64 @@ impl RotationKeys {
             let supported = "what `rope_parameters` says, too";
             return Err(ConfigError::unsupported("rope_scaling", scaling, supported));
         }
-        let yarn = of_scaling.or(of_parameters);
+        let rotation = if scaling.is_some() { of_scaling } else { of_parameters };
+        let trained_positions = match &rotation {
+            Rotation::Plain => None,
+            Rotation::Yarn(yarn) => Some(yarn.trained_positions),
+            Rotation::Long(long) => Some(long.trained_positions),
+        };
         // transformers 5 prefers what stands outside to what stands within.
-        const TRAINED: &str = "original_max_position_embeddings";
-        if let (Some(yarn), Some(outside)) = (yarn, config.get(TRAINED))
-            && outside.as_u64() != Some(yarn.trained_positions as u64)
+        if let (Some(trained), Some(outside)) = (trained_positions, config.get(TRAINED))
+            && outside.as_u64() != Some(trained as u64)
         {
-            let supported = format!("{}, as the rotation says", yarn.trained_positions);
+            let supported = format!("{trained}, as the rotation says");
             return Err(ConfigError::unsupported(TRAINED, outside, &supported));
         }
-        if yarn.is_some() && self.theta(config, 10_000.0)? <= 1.0 {
+        if matches!(rotation, Rotation::Yarn(_)) && self.theta(config, 10_000.0)? <= 1.0 {
             return Err(ConfigError::Bad {
                 key: "rope_theta".into(),
                 value: "1".into(),
                 expected: "more than 1 with the rotation `yarn`",
             });
         }
-        Ok(yarn)
+        Ok(rotation)
     }
 }
 
-fn is_yarn(rotation: &Value) -> bool {
-    ["rope_type", "type"].iter().any(|kind| rotation.get(kind).is_some_and(|name| name == "yarn"))
+const TRAINED: &str = "original_max_position_embeddings";
+
+fn is_named(rotation: &Value, other: Other) -> bool {
+    ["rope_type", "type"].iter().any(|kind| rotation.get(kind).is_some_and(|name| name == other.name()))
+}
+
+/// A number for each pair of entries that turn together, and what they are multiplied with, for short texts and for long ones.
+/// All of them must be there, without which one version of transformers or the other does not load.
+fn read_long(object: &Value, pairs: usize) -> Result<LongRope, ConfigError> {
+    let factors = |key: &'static str| {
+        let value = object.get(key).ok_or(ConfigError::Missing(key))?;
+        let numbers = value.as_array().map_or(&[][..], Vec::as_slice).iter().map(Value::as_f64);
+        match numbers.collect::<Option<Vec<f64>>>() {
+            Some(numbers) if numbers.len() == pairs && numbers.iter().all(|&number| number > 0.0) => {
+                Ok(numbers)
+            }
+            _ => Err(ConfigError::bad(key, value, "a positive number for each pair of entries of a head")),
+        }
+    };
+    let stretch = |factor: &'static str, amplitude: &'static str| {
+        let factors = factors(factor)?;
+        let amplitude = keys::positive(object, amplitude)?.ok_or(ConfigError::Missing(amplitude))?;
+        Ok(Stretch { factors, amplitude })
+    };
+    let trained_positions = keys::dimension(object, TRAINED)?;
+    if trained_positions < 2 {
+        // transformers divides by its logarithm.
+        return Err(ConfigError::bad(TRAINED, &object[TRAINED], "at least 2"));
+    }
+    Ok(LongRope {
+        trained_positions,
+        short: stretch("short_factor", "short_mscale")?,
+        long: stretch("long_factor", "long_mscale")?,
+    })
 }
 
 /// Defaults are those of transformers. Null is as good as absent where it takes a default for null, and false for a flag.
@@ -168,7 +252,7 @@ fn read_yarn(object: &Value, positions: usize) -> Result<Yarn, ConfigError> {
     }
     Ok(Yarn {
         factor,
-        trained_positions: keys::dimension_or(object, "original_max_position_embeddings", positions)?,
+        trained_positions: keys::dimension_or(object, TRAINED, positions)?,
         beta_fast: keys::optional_positive(object, "beta_fast")?.unwrap_or(32.0),
         beta_slow: keys::optional_positive(object, "beta_slow")?.unwrap_or(1.0),
         mscale: keys::optional_positive(object, "mscale")?,

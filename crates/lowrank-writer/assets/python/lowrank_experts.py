@@ -373,6 +373,15 @@ def narrow_experts(config, names):
             config.n_shared_experts = shared
 
 
+def rename_child(module, name, new):
+    """Gives a child another name in the module tree. As a plain attribute it keeps the old one, which its parent's forward uses:
+    so each tensor has one name, the checkpoint's."""
+    child = getattr(module, name)
+    delattr(module, name)
+    module.__dict__[name] = child
+    setattr(module, new, child)
+
+
 def factor_experts(layers, config, names):
     """Replaces the experts of every layer that has some, keeping router and shared experts."""
     ranks, moe = checked_ranks(config), names["moe"]
@@ -381,12 +390,10 @@ def factor_experts(layers, config, names):
         if block is None:
             block = layer.mlp
             if hasattr(block, "experts"):
-                # v5 calls every block `mlp`. As a plain attribute it stays out of the module tree, so that each tensor
-                # has one name, the checkpoint's.
-                del layer.mlp
-                layer.__dict__["mlp"] = block
-                setattr(layer, moe, block)
+                rename_child(layer, "mlp", moe)  # v5 calls every block so
         if hasattr(block, "experts"):
+            if isinstance(getattr(block, "router", None), nn.Module):
+                rename_child(block, "router", "gate")  # v5 calls Phi-MoE's so
             path = f"model.layers.{index}.{moe}.experts"
             counts = ("num_local_experts", "num_experts", "n_routed_experts")
             num_experts = next(getattr(config, count) for count in counts if hasattr(config, count))
@@ -406,6 +413,33 @@ def require_score_scale(layers, config):
         )
 
 
+def require_long_factors(rotary, config):
+    """Makes the rotation of a long text raise a ValueError if transformers takes the factors of short ones: 5.23's Phi-MoE does."""
+    rotation = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rotation.get("rope_type", rotation.get("type")) == "longrope":
+        theta = rotation.get("rope_theta") or config.rope_theta
+        rotary.register_forward_hook(partial(check_long_factors, rotation, theta), with_kwargs=True)
+
+
+def check_long_factors(rotation, theta, rotary, args, kwargs, output):
+    """A ValueError if the cos of the positions of a long text is not that of `long_factor`."""
+    trained, factors = rotation["original_max_position_embeddings"], rotation["long_factor"]
+    # transformers itself asks the host for the largest position, to choose between two amplitudes. 4.57, which has the right
+    # factors, is given the length in place of positions.
+    positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+    if factors == rotation["short_factor"] or positions is None or positions.max() < trained:
+        return
+    numbers = partial(torch.as_tensor, dtype=torch.float32, device=positions.device)
+    pairs = numbers(range(len(factors)))
+    angles = positions[..., None].float() / (numbers(factors) * theta ** (pairs / len(factors)))
+    difference = output[0][..., : len(factors)].float() - rotation["long_mscale"] * angles.cos()
+    if difference.abs().max() > 0.05 * rotation["long_mscale"]:
+        raise ValueError(
+            f"transformers {transformers.__version__} turns a text of more than {trained} tokens by `short_factor` of config.json in "
+            "place of `long_factor`, and would give other logits: give it a shorter text, or install 4.57, which has it right"
+        )
+
+
 class LowRankModel:
     """What a factored model adds to the native class, which stands behind it in the list of bases.
 
@@ -416,8 +450,10 @@ class LowRankModel:
         checked_ranks(config)
         with narrow_experts(config, self.NAMES):
             super().__init__(config)
-        layers = getattr(self, "model", self).layers
+        decoder = getattr(self, "model", self)
+        layers = decoder.layers
         require_score_scale(layers, config)
+        require_long_factors(decoder.rotary_emb, config)
         factor_experts(layers, config, self.NAMES)
         self.post_init()
 

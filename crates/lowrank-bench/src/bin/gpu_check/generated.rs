@@ -3,6 +3,7 @@
 use lowrank_compute::{Accumulate, Faer, Kernels};
 use lowrank_forward::Hidden;
 use lowrank_forward::engine::{StoredAttention, StoredExpert, StoredGrouped, StoredRouter};
+use lowrank_forward::norm::ResidualNorm;
 use lowrank_model::{Dtype, ModelConfig, StoredMatrix, Tensor};
 use ndarray::Array2;
 use serde_json::json;
@@ -94,14 +95,19 @@ pub(crate) struct Layer {
     pub(crate) experts: Vec<StoredExpert>,
 }
 
+/// A norm whose weights change nothing.
+pub(crate) fn unit_norm(config: &ModelConfig) -> ResidualNorm {
+    let (weight, epsilon) = (vec![1.0; config.hidden_size], config.rms_norm_eps as f32);
+    ResidualNorm { kind: config.block.norm, weight, bias: Vec::new(), epsilon }
+}
+
 pub(crate) fn layer(config: &ModelConfig) -> Layer {
     let (h, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-    let ones = Tensor::from_f32(vec![h], Dtype::Bf16, &vec![1.0; h]).expect("h ones");
     let dense = |rows, cols, seed| StoredMatrix::Dense(weights(rows, cols, seed));
     Layer {
         attention: StoredAttention::Grouped(Box::new(StoredGrouped {
-            norm: ones,
+            norm: unit_norm(config),
             query: weights(q, h, 2),
             key: weights(kv, h, 3),
             value: weights(kv, h, 4),

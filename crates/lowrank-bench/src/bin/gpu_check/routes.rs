@@ -1,6 +1,6 @@
 //! The routes to factors, and one run of a decoder layer: what parity and speed share.
 
-use crate::generated::Layer;
+use crate::generated::{Layer, unit_norm};
 use crate::results::Failure;
 use lowrank_compute::Backend;
 use lowrank_forward::{Engine, Hidden};
@@ -40,7 +40,7 @@ pub(crate) fn run_layer(
     engine.attention(config, layer.attention, hidden)?;
     let attention_s = start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let input = engine.norm(hidden.states(), &vec![1.0; config.hidden_size], config.rms_norm_eps as f32)?;
+    let input = engine.norm(hidden.states(), &unit_norm(config))?;
     let inputs = [input.as_slice()];
     let mut moe = engine.moe(&inputs, &layer.router)?;
     for (expert, weights) in layer.experts.into_iter().enumerate() {
