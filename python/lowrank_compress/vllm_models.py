@@ -30,6 +30,7 @@ from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from . import models
+from .engine_experts import Factors, empty_experts
 from .models import lowrank_experts
 
 # The factored experts, within vLLM's module of routed experts.
@@ -71,13 +72,6 @@ class LowRankConfig(QuantizationConfig):
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
 
 
-class Elsewhere(torch.nn.Module):
-    """An expert that another rank has."""
-
-    def forward(self, x: torch.Tensor, add_base: Any = None) -> torch.Tensor:
-        return torch.zeros_like(x)
-
-
 def pack(linear: torch.nn.Linear) -> None:
     """Lets vLLM multiply on the CPU, by its own choice of a product for such a matrix; its packed weights replace ours."""
     dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
@@ -105,15 +99,12 @@ class LowRankMethod(FusedMoEMethodBase):
         # vLLM's own name of this module may end in other words than the checkpoint's.
         path = layer.layer_name.partition(".experts")[0] + ".experts"
         its = self.quantization
-        device = torch.empty(0).device  # the one that vLLM builds the model on
-        with torch.device("meta"):
-            experts = lowrank_experts.LowRankExperts(its.config, its.ranks, path, its.names, num_experts)
-        for expert in range(num_experts):
-            if expert % get_tensor_model_parallel_world_size() != get_tensor_model_parallel_rank():
-                experts.add_module(str(expert), Elsewhere())
-        experts.to(params_dtype).to_empty(device=device).requires_grad_(False)
-        for order in experts.buffers():
-            order.fill_(lowrank_experts.NOT_LOADED)
+        ranks, own = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        experts = empty_experts(
+            lambda: lowrank_experts.LowRankExperts(its.config, its.ranks, path, its.names, num_experts),
+            params_dtype,
+            [expert for expert in range(num_experts) if expert % ranks != own],
+        )
         layer.add_module(CHILD, experts)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
@@ -149,32 +140,10 @@ class LowRankModel:
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Copies the experts' tensors into their factors; the rest is loaded as the base's."""
-        factors, elsewhere = {}, []
-        for name, module in self.named_modules():
-            if isinstance(module, lowrank_experts.LowRankExperts):
-                path = module.key.partition("#")[0]
-                for tensor, value in module.state_dict(keep_vars=True).items():
-                    factors[f"{path}.{tensor}"] = (f"{name}.{tensor}", value)
-                elsewhere += [f"{path}.{e}." for e in range(len(module)) if isinstance(module[e], Elsewhere)]
-        missing, loaded, not_here = set(factors), set(), tuple(elsewhere)
-
-        def others() -> Iterable[tuple[str, torch.Tensor]]:
-            for name, tensor in weights:
-                if name not in factors:
-                    if not name.startswith(not_here):
-                        yield name, tensor
-                    continue
-                place, value = factors[name]
-                if value.shape != tensor.shape:
-                    raise ValueError(f"{name} has shape {tuple(tensor.shape)}, config.json says {tuple(value.shape)}")
-                value.data.copy_(tensor)
-                missing.discard(name)
-                loaded.add(place)
-
-        loaded |= super().load_weights(others())
-        if missing:
-            raise ValueError(f"{min(missing)} is missing from the checkpoint, and {len(missing) - 1} more tensors of experts")
-        return loaded
+        factors = Factors(self)
+        loaded = super().load_weights(factors.take(weights))
+        factors.require_all()
+        return loaded | factors.loaded
 
 
 class LowRankMixtralForCausalLM(LowRankModel, MixtralForCausalLM):
