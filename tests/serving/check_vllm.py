@@ -19,29 +19,6 @@ from pathlib import Path
 import reference
 from server import Server
 
-NEW_TOKENS = 32
-LIKELIEST = 5
-TOLERANCE = 1e-3
-
-
-def differences(prompt, answer, log_probabilities):
-    """How many tokens are not those that `log_probabilities` ranks first, and the largest difference of a log-probability."""
-    tokens = answer["token_ids"]
-    assert len(tokens) == NEW_TOKENS, tokens
-    pairs = [
-        (theirs[str(prompt[at])]["logprob"], log_probabilities[at - 1, prompt[at]])
-        for at, theirs in enumerate(answer["prompt_logprobs"])
-        if at > 0
-    ]
-    wrong = 0
-    for new, token in enumerate(tokens):
-        row = log_probabilities[len(prompt) + new - 1]
-        wrong += token != row.argmax().item()
-        top = answer["logprobs"]["top_logprobs"][new]
-        assert len(top) >= LIKELIEST, top
-        pairs += [(theirs, row[int(name.removeprefix("token_id:"))]) for name, theirs in top.items()]
-    return wrong, reference.largest(abs(theirs - ours.item()) for theirs, ours in pairs)
-
 
 def check(case, arguments):
     """A line of the table, and whether all is as it should be."""
@@ -56,20 +33,11 @@ def check(case, arguments):
                     plugin=case["plugin"], parallel=case["parallel"])  # fmt: skip
     with server:
         seconds = time.monotonic() - started
-        answers = server.complete(prompts, NEW_TOKENS, logprobs=LIKELIEST, prompt_logprobs=0)
+        answers = server.complete(prompts, reference.NEW_TOKENS, logprobs=reference.LIKELIEST, prompt_logprobs=0)
         name = server.served_by()
-    sequences = [prompt + answer["token_ids"] for prompt, answer in zip(prompts, answers)]
-    good, parts = name == case["class"], []
-    for label, found in (
-        ("transformers", reference.by_transformers(model, sequences)),
-        ("our own", reference.by_our_own(arguments.logits_program, model, sequences)),
-    ):
-        each = [differences(*of) for of in zip(prompts, answers, found)]
-        wrong, largest = sum(wrong for wrong, _ in each), reference.largest(largest for _, largest in each)
-        total = NEW_TOKENS * len(prompts)
-        parts.append(f"{label}: {total - wrong} of {total} tokens, {largest:.1e}")
-        good &= wrong == 0 and largest <= TOLERANCE
-    return f"{name}, {case['parallel']} | {' | '.join(parts)} | started in {seconds:.0f} s", good
+    text, good = reference.compared(arguments.logits_program, model, prompts, answers)
+    line = f"{name}, {case['parallel']} | {text} | started in {seconds:.0f} s"
+    return line, good and name == case["class"]
 
 
 def main():

@@ -16,6 +16,9 @@ transformers.utils.logging.disable_progress_bar()
 TEXT = Path(__file__).parents[1] / "fixtures/text/inaugural_addresses.txt"
 # Tokens of the prompts: from less than a block of vLLM's cache to many blocks.
 PROMPT_TOKENS = (2, 17, 64, 200)
+NEW_TOKENS = 32
+LIKELIEST = 5
+TOLERANCE = 1e-3
 
 
 def prompts(model):
@@ -45,6 +48,41 @@ def by_our_own(program, model, sequences):
         subprocess.run([program, model, ids, out], check=True)
         logits = load_file(out)
     return [logits[f"logits.{s}"].float().log_softmax(-1) for s in range(len(sequences))]
+
+
+def differences(prompt, answer, log_probabilities):
+    """How many tokens are not those that `log_probabilities` ranks first, and the largest difference of a log-probability."""
+    tokens = answer["token_ids"]
+    assert len(tokens) == NEW_TOKENS, tokens
+    pairs = [
+        (theirs[str(prompt[at])]["logprob"], log_probabilities[at - 1, prompt[at]])
+        for at, theirs in enumerate(answer["prompt_logprobs"])
+        if at > 0
+    ]
+    wrong = 0
+    for new, token in enumerate(tokens):
+        row = log_probabilities[len(prompt) + new - 1]
+        wrong += token != row.argmax().item()
+        top = answer["logprobs"]["top_logprobs"][new]
+        assert len(top) >= LIKELIEST, top
+        pairs += [(theirs, row[int(name.removeprefix("token_id:"))]) for name, theirs in top.items()]
+    return wrong, largest(abs(theirs - ours.item()) for theirs, ours in pairs)
+
+
+def compared(logits_program, model, prompts, answers):
+    """A server's answers beside both programs: a part of the table's line, and whether all is equal."""
+    sequences = [prompt + answer["token_ids"] for prompt, answer in zip(prompts, answers, strict=True)]
+    good, parts = True, []
+    for label, found in (
+        ("transformers", by_transformers(model, sequences)),
+        ("our own", by_our_own(logits_program, model, sequences)),
+    ):
+        each = [differences(*of) for of in zip(prompts, answers, found, strict=True)]
+        wrong, distance = sum(wrong for wrong, _ in each), largest(distance for _, distance in each)
+        total = NEW_TOKENS * len(prompts)
+        parts.append(f"{label}: {total - wrong} of {total} tokens, {distance:.1e}")
+        good &= wrong == 0 and distance <= TOLERANCE
+    return " | ".join(parts), good
 
 
 def largest(values):

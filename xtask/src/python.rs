@@ -125,8 +125,18 @@ pub(crate) fn with_users_tools() -> Result<Command> {
 
 /// The Python of an environment with vLLM's CPU build: 6 GB.
 pub(crate) fn vllm() -> Result<PathBuf> {
-    let pins = serving_pins("requirements-vllm.txt");
-    let venv = ensure("vllm", &pins, |place| {
+    pinned("vllm", "requirements-vllm.txt")
+}
+
+/// The Python of an environment with SGLang: 7 GB.
+pub(crate) fn sglang() -> Result<PathBuf> {
+    pinned("sglang", "requirements-sglang.txt")
+}
+
+/// The Python of an environment with these packages and no others.
+fn pinned(name: &str, pins: &str) -> Result<PathBuf> {
+    let pins = serving_pins(pins);
+    let venv = ensure(name, &pins, |place| {
         shell::run(shell::command("python3").arg("-m").arg("venv").arg(place))?;
         let mut pip = shell::command(place.join("bin/pip"));
         shell::run(pip.args(["install", "--quiet", "--no-deps", "-r"]).arg(&pins))

@@ -1,6 +1,6 @@
 //! `cargo xtask serve-test` gives outputs to the programs that people run them with, on the CPU: vLLM serves them over HTTP, with
-//! our plugin or, where an output is a plain model, without it; llama.cpp runs plain models as GGUF. Tokens and
-//! log-probabilities are compared with those of transformers and of our own forward pass.
+//! our plugin or, where an output is a plain model, without it; SGLang runs outputs by our package; llama.cpp runs plain models
+//! as GGUF. Tokens and log-probabilities are compared with those of transformers and of our own forward pass.
 
 use super::demo::bundled_model;
 use super::gpu_check::copy_folder;
@@ -15,7 +15,7 @@ pub(crate) struct Args {
     /// Original, default output and plain narrow model of one bundled model alone, by one worker
     #[arg(long)]
     small: bool,
-    /// One of the two programs alone
+    /// One of the programs alone
     #[arg(long, value_enum)]
     only: Option<Runtime>,
     /// Compare no logits; time servers of the bundled model and of a wide random one against vLLM's own class
@@ -29,6 +29,7 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Runtime {
     Vllm,
+    Sglang,
     Gguf,
 }
 
@@ -57,10 +58,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.throughput {
         return test.throughput();
     }
-    if args.only != Some(Runtime::Gguf) {
+    let wanted = |runtime| args.only.is_none_or(|only| only == runtime);
+    if wanted(Runtime::Vllm) {
         test.vllm(args.small)?;
     }
-    if args.only != Some(Runtime::Vllm) {
+    if wanted(Runtime::Sglang) {
+        test.sglang()?;
+    }
+    if wanted(Runtime::Gguf) {
         test.gguf(args.small)?;
     }
     Ok(())
@@ -101,6 +106,23 @@ impl Test {
         check.arg("tests/serving/check_vllm.py").arg(self.written("vllm.json", cases)?);
         check.arg("--vllm").arg(python::vllm()?).arg("--logits-program").arg(&self.logits);
         sh(check.arg("--work").arg(self.folder.join("vllm")))
+    }
+
+    /// Runs outputs with SGLang.
+    fn sglang(&self) -> Result<()> {
+        let tiny = bundled_model();
+        let mut cases = vec![served("original", &tiny, 1, &[])];
+        for (name, settings, uses) in [
+            ("default", &DEFAULT[..], &["ranks", "widths"][..]),
+            ("u·v", &UV, &["ranks"]),
+            ("pivoted", &PIVOTED, &["ranks"]),
+        ] {
+            let output = self.compressed(&format!("{name} for SGLang"), &tiny, settings)?;
+            cases.push(served(name, &output, 1, uses));
+        }
+        let mut check = python::python(Transformers::V5)?;
+        check.arg("tests/serving/check_sglang.py").arg(self.written("sglang.json", cases)?);
+        sh(check.arg("--sglang").arg(python::sglang()?).arg("--logits-program").arg(&self.logits))
     }
 
     /// Converts plain models, and a dense export, and runs them.

@@ -144,8 +144,14 @@ impl Slurm {
         Ok(())
     }
 
-    /// Starts the nodes that were killed.
+    /// Starts the nodes that were killed, and lets those work that the controller drained.
     pub(super) fn start_dead_nodes(&self) -> Result<()> {
+        let nodes = output(self.command("sinfo").args(["--noheader", "--Node", "--format=%N %T"]))?;
+        for node in
+            nodes.lines().filter_map(|line| line.strip_suffix(" drained").or(line.strip_suffix(" draining")))
+        {
+            sh(self.command("scontrol").args(["update", &format!("NodeName={node}"), "State=resume"]))?;
+        }
         let dead: Vec<usize> = self
             .nodes
             .borrow()

@@ -44,7 +44,8 @@ pub(crate) fn begin(args: &SweepArgs) -> Result<()> {
         submit::print(&args.slurm, &stages);
         return Ok(());
     }
-    let settings = Settings { subject: Subject::Sweep(Box::new(job)), stages, other_cpu: args.slurm.other_cpu };
+    let settings =
+        Settings { subject: Subject::Sweep(Box::new(job)), stages, other_cpu: args.slurm.other_cpu };
     submit::deliver(&args.slurm, &Folder::prepare(&dir, settings)?)
 }
 

@@ -1,0 +1,1 @@
+"""A stand-in: SGLang takes one operator of vLLM on CPUs without AMX."""
