@@ -39,7 +39,7 @@ const FAMILIES: [(&str, Case); 8] = [
     ("glm4-moe", case("20%", "pivoted", "rank")),
     ("deepseek-v3", case("20%", "uv", "rank,width")),
     ("deepseek-v2", case("20%", "pivoted", "rank")),
-    ("phimoe", case("20%", "uv", "rank,width")),
+    ("phimoe", case("20%", "uv", "rank")),
 ];
 /// Tokens to calibrate them on.
 const FAMILY_TOKENS: &str = "4096";
