@@ -2,6 +2,7 @@
 //! breaks what a cluster kills and breaks, and compares every byte with an ordinary run. Needs Debian's slurm-wlm and munge;
 //! installs them if it can.
 
+mod bench;
 mod disturb;
 mod disturbed;
 mod slurm;
@@ -9,17 +10,17 @@ mod tasks;
 
 use super::bench::synth::{self, Dimensions};
 use super::demo::bundled_model;
-use super::torture::bench::{Files, files};
-use super::torture::{dice::Dice, tmpfs::Tmpfs};
-use crate::shell::{command, install_from_debian, lowrank_compress, output, run as sh, target};
-use anyhow::{Context, Result, bail, ensure};
+use super::torture::{bench::files, dice::Dice, tmpfs::Tmpfs};
+use crate::shell::{command, install_from_debian, output, run as sh};
+use anyhow::{Context, Result, ensure};
+use bench::{Bench, JOB, folder_of};
 use disturb::Disturbance;
 use disturbed::{Disturbed, Ended};
 use serde_json::{Map, Value};
 use slurm::Slurm;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
@@ -34,13 +35,6 @@ pub(crate) struct Args {
     pub(crate) seed: u64,
 }
 
-/// Longest time that a job may take.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// Time without any job in the queue after which nothing comes any more.
-const SETTLED: Duration = Duration::from_secs(2);
-
-/// How often the queue is looked at.
-const QUEUE_EVERY: Duration = Duration::from_millis(250);
 /// Disturbances of a job at most.
 const DISTURBANCES_PER_JOB: usize = 12;
 /// CPU seconds of a cluster, divided by those of one process.
@@ -62,9 +56,6 @@ storage = ["pivoted", "uv"]
 structures = ["rank", "rank,width"]
 budget = ["20%", "40%"]
 "#;
-
-/// The job of every run.
-const JOB: [&str; 6] = ["--budget", "40%", "--calibration-tokens", "4096", "--sensitivity-tokens", "1024"];
 
 /// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -91,82 +82,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The tool, and what it makes on one machine without Slurm.
-struct Bench {
-    tool: PathBuf,
-    folder: PathBuf,
-    expected: Files,
-}
-
+/// What is tried.
 impl Bench {
-    fn new() -> Result<Self> {
-        let folder = target().join("cluster");
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder)?;
-        }
-        std::fs::create_dir_all(&folder)?;
-        // A copy, so that a rebuild meanwhile changes nothing.
-        let tool = folder.join("lowrank-compress");
-        std::fs::copy(lowrank_compress()?, &tool)?;
-        let out = folder.join("alone");
-        let mut alone = command(&tool);
-        alone.args(JOB).args(["--quiet", "--cache", "none", "--model"]).arg(bundled_model());
-        sh(alone.arg("--out").arg(&out))?;
-        Ok(Self { tool, expected: files(&out)?, folder })
-    }
-
-    /// Submits the job in a folder of its own.
-    fn submit(&self, slurm: &Slurm, name: &str, nodes: u32) -> Result<PathBuf> {
-        let out = self.folder.join(name);
-        self.again(slurm, &out, nodes)?;
-        Ok(out)
-    }
-
-    fn again(&self, slurm: &Slurm, out: &Path, nodes: u32) -> Result<()> {
-        let mut submit = slurm.command(&self.tool);
-        submit.arg("cluster").args(JOB).arg("--model").arg(bundled_model()).arg("--out").arg(out);
-        sh(submit.args(["--nodes", &nodes.to_string(), "--submit"]))
-    }
-
-    /// Waits until no job is in the queue; `meanwhile` is called again and again.
-    fn wait(&self, slurm: &Slurm, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
-        let start = Instant::now();
-        let (mut empty_since, mut asked) = (None, start - QUEUE_EVERY);
-        loop {
-            meanwhile()?;
-            std::thread::sleep(Duration::from_millis(10));
-            if asked.elapsed() < QUEUE_EVERY {
-                continue;
-            }
-            asked = Instant::now();
-            // A controller that is starting answers later.
-            let queue = slurm.command("squeue").args(["--noheader", "--format=%i %T %r"]).output()?;
-            let queue_is_empty = queue.status.success() && queue.stdout.trim_ascii().is_empty();
-            match (queue_is_empty, empty_since) {
-                (false, _) => empty_since = None,
-                (true, None) => empty_since = Some(Instant::now()),
-                (true, Some(since)) if since.elapsed() > SETTLED => return Ok(()),
-                _ => {}
-            }
-            let queue = String::from_utf8_lossy(&queue.stdout);
-            // Slurm holds a task whose start a restarted controller repeats, until somebody looks at it.
-            if queue.contains("requeued held") {
-                sh(slurm.command("scancel").arg("--state=pending"))?;
-            }
-            ensure!(start.elapsed() < PATIENCE, "jobs are still in the queue after {PATIENCE:?}:\n{queue}");
-        }
-    }
-
-    fn compare(&self, out: &Path) -> Result<()> {
-        if !out.exists() {
-            sh(command(&self.tool).args(["cluster", "status"]).arg(folder_of(out)))?;
-            bail!("{} was not published", out.display());
-        }
-        let found = files(out)?;
-        ensure!(found == self.expected, "{}: other bytes than those of an ordinary run", out.display());
-        Ok(())
-    }
-
     fn on_nodes(&self, slurm: &Slurm, nodes: u32) -> Result<()> {
         let start = Instant::now();
         let out = self.submit(slurm, &format!("on-{nodes}"), nodes)?;
@@ -366,26 +283,6 @@ impl Bench {
         ensure!(ratio <= OVERHEAD_MAX, "the goal is missed");
         Ok(())
     }
-
-    /// Whether all units of a stage are done.
-    fn is_over(&self, out: &Path, stage: &str) -> bool {
-        let job = std::fs::read(folder_of(out).join("job.json")).unwrap_or_default();
-        let job: Value = serde_json::from_slice(&job).unwrap_or_default();
-        let stages = job["stages"].as_array().into_iter().flatten();
-        let units = stages.filter(|own| own["name"] == stage).find_map(|own| own["units"].as_u64());
-        units.is_some_and(|units| self.done(out, stage) as u64 >= units)
-    }
-
-    /// Finished units of a stage.
-    fn done(&self, out: &Path, stage: &str) -> usize {
-        let folder = folder_of(out).join("done").join(stage);
-        std::fs::read_dir(folder).map_or(0, |entries| entries.flatten().count())
-    }
-}
-
-/// The folder of a job.
-fn folder_of(out: &Path) -> PathBuf {
-    PathBuf::from(format!("{}.cluster", out.display()))
 }
 
 /// CPU seconds of all ended children of this process.

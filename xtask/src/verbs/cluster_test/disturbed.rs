@@ -1,8 +1,9 @@
 //! A job that is disturbed in some of its stages: it must end by itself or by submissions of the same command, with the same bytes.
 
+use super::bench::{Bench, folder_of};
 use super::disturb::{Disturbance, mend};
 use super::slurm::Slurm;
-use super::{Bench, folder_of, tasks};
+use super::tasks;
 use crate::verbs::torture::tmpfs::Tmpfs;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;

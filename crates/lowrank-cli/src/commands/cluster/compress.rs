@@ -1,9 +1,9 @@
 //! A compression of one checkpoint on a cluster.
 
 use super::estimate;
-use super::folder::{Folder, Settings, Stage, Subject};
+use super::folder::{Folder, PUBLISH, Settings, Stage, Subject};
 use super::submit::{self, absolute_path};
-use super::{Share, check_machine, machine_of, run_units};
+use super::task::{Share, check_machine, machine_of, run_units};
 use crate::args::{JobArgs, SlurmFlags, given};
 use crate::commands::compress;
 use crate::commands::shared::{open, resolve, write_plan};
@@ -15,9 +15,6 @@ use lowrank_pipeline::compress::units::{self, UnitStage};
 use lowrank_pipeline::planning;
 use serde_json::{Map, Value, json};
 use std::path::Path;
-
-/// The stage that writes the output: an ordinary run, which finds everything in the cache.
-pub(super) const PUBLISH: &str = "publish";
 
 /// Prepares the folder, and prints or submits the script.
 pub(super) fn begin(job: JobArgs, slurm: &SlurmFlags) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What a job will do, and by count how long: `cluster --dry-run`.
 
-use super::compress::PUBLISH;
+use super::folder::PUBLISH;
 use crate::args::SlurmFlags;
 use crate::exit::Result;
 use crate::job::Job;

@@ -3,9 +3,9 @@
 
 use super::folder::{Folder, Settings, Stage, Subject, SweepJob, refused};
 use super::submit::{self, absolute_path};
-use super::{Share, check_machine, machine_of, run_units};
+use super::task::{Share, check_machine, machine_of, run_units};
 use crate::args::Verbosity;
-use crate::commands::sweep::{Compressing, Identified, Opened, SweepArgs, conclude, opened};
+use crate::commands::sweep::{Compressing, Identified, Opened, Run, SweepArgs, conclude, opened};
 use crate::exit::{Failure, Result, unwritten, usage};
 use crate::progress::Console;
 use crate::signals;
@@ -108,13 +108,13 @@ pub(super) fn work(folder: &Folder, job: &SweepJob, stage: &str, share: Share) -
     opened(&args, |sweep| {
         check_machine(folder, sweep.resources)?;
         match stage {
-            PLAN => sweep.running(verbosity, |run, pool| {
+            PLAN => Run::with(sweep, verbosity, |run, pool| {
                 run.plan_all(pool, 0)?;
                 run.order()?;
                 folder.mark(PLAN, 0)
             }),
             POINTS => points(folder, sweep, share),
-            MERGE => sweep.running(verbosity, |run, _| {
+            MERGE => Run::with(sweep, verbosity, |run, _| {
                 for row in sweep.points().filter_map(|one| kept(folder, one)) {
                     run.results().put(row)?;
                 }

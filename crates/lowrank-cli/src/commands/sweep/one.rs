@@ -2,11 +2,10 @@
 
 use super::points::{Identified, Verification};
 use super::rows::measured;
-use super::run::ends_all;
 use crate::args::Verbosity;
 use crate::commands::report::{self, Verified};
 use crate::commands::shared::{resolve, write_plan};
-use crate::exit::{Result, unwritten};
+use crate::exit::{Failure, Result, unwritten};
 use crate::progress::Console;
 use lowrank_forward::{Chosen, choose};
 use lowrank_model::Progress;
@@ -102,4 +101,9 @@ impl Compressing<'_> {
         report::leave(&dir, Verified::By(&file), Verbosity { quiet: true, ..Verbosity::default() });
         Ok(measured(row, &verified, took, start.elapsed()))
     }
+}
+
+/// Whether a failure is that of the whole sweep and not of a point.
+pub(super) fn ends_all(failure: &Failure) -> bool {
+    failure.kind().is_stop() || matches!(failure, Failure::Sweep(_))
 }

@@ -1,17 +1,21 @@
 //! A sweep under way: plans every point, then compresses and verifies those that the config chooses.
 
+use super::one::{Compressing, ends_all};
+use super::opened::Opened;
 use super::points::Identified;
 use super::rows::planned;
-use super::{Compressing, Opened};
-use crate::exit::{Failure, Result, unwritten};
+use crate::args::Verbosity;
+use crate::exit::{Result, unwritten};
 use crate::progress::{Console, PointProgress};
+use crate::signals;
 use lowrank_model::Progress;
 use lowrank_model::plan::Sensitivity;
 use lowrank_pipeline::base::InputHashes;
+use lowrank_pipeline::memory::Demand;
 use lowrank_pipeline::planning;
 use lowrank_pipeline::spectra::RunState;
 use lowrank_pipeline::sweep::{PlannedPoint, plan_many};
-use lowrank_pipeline::{CalibrationContext, JobContext, PipelineError};
+use lowrank_pipeline::{CalibrationContext, JobContext, PipelineError, base, workers};
 use lowrank_sweep::{PointId, Results, Row, Status, front};
 use lowrank_writer::report::BaseModel;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +31,27 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// With what runs it.
+    pub(crate) fn with<R>(
+        sweep: &Opened<'_>,
+        verbosity: Verbosity,
+        act: impl FnOnce(&Run<'_>, &rayon::ThreadPool) -> Result<R>,
+    ) -> Result<R> {
+        let Opened { checkpoint, resources, out, model, .. } = *sweep;
+        // A device that is not there fails the sweep, not each of its points.
+        resources.algebra().map_err(PipelineError::from)?;
+        let interrupt = signals::watch()?;
+        let console = Console::new(verbosity.quiet);
+        let dtype = workers::widest(checkpoint, None);
+        let demand = |one: &Identified<'_>| Demand::plan(checkpoint.config(), dtype, &one.point.job.recipe);
+        let pool = workers::pool(&Demand::of_each(sweep.points.iter().map(demand)), resources)?;
+        let base = base::identify_remembered(checkpoint, model, &pool, &console, &interrupt, resources)?;
+        let results = Results::open(out, &sweep.header(&base), &sweep.config.axes)?;
+        let compressing = sweep.compressing(&interrupt);
+        let (base, console) = (&base, &console);
+        let run = Run { sweep, base, compressing, console, results: Mutex::new(results) };
+        act(&run, &pool)
+    }
     /// A poisoned lock only means that another thread panicked between two whole rows.
     pub(crate) fn results(&self) -> std::sync::MutexGuard<'_, Results> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
@@ -184,9 +209,4 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
-
-/// Whether a failure is that of the whole sweep and not of a point.
-pub(super) fn ends_all(failure: &Failure) -> bool {
-    failure.kind().is_stop() || matches!(failure, Failure::Sweep(_))
 }
