@@ -4,7 +4,7 @@
 //! job.json      settings, stages, the program that began it
 //! machine.json  the kind of the first machine that worked on it
 //! cache/        what units leave for later ones
-//! done/STAGE/N  marks, with what the unit took; `status` counts them, and of the last stage alone something depends on one
+//! done/STAGE/N  marks, with what the unit took; `status` counts them, and the script leaves out stages that have all
 //! rows/ID.json  points of a sweep that are compressed and verified
 //! logs/         what the tasks said
 //! ```

@@ -45,7 +45,9 @@ impl Script<'_> {
              program={program}\n\
              dir={dir}\n\
              after=\n\
-             stage() {{ # NAME TASKS\n\
+             stage() {{ # NAME TASKS UNITS\n\
+             \x20 # What is done is not begun again.\n\
+             \x20 if [ \"$(find \"$dir/done/$1\" -name '[0-9]*' 2>/dev/null | wc -l)\" -ge \"$3\" ]; then return; fi\n\
              \x20 after=$(sbatch --parsable --requeue --nodes=1 --ntasks=1 --job-name=\"lowrank-$1\" --array=\"0-$(($2 - 1))%{nodes}\" \\\n\
              \x20   --kill-on-invalid-dep=yes ${{after:+--dependency=afterok:$after}} --output=\"$dir/logs/$1-%a.log\" {options} \\\n\
              \x20   --wrap \"exec \\\"$program\\\" cluster run \\\"$dir\\\" $1 \\$SLURM_ARRAY_TASK_ID $2\")\n\
@@ -54,9 +56,10 @@ impl Script<'_> {
             nodes = self.nodes,
         );
         for stage in &self.folder.settings().stages {
-            writeln!(text, "stage {} {}", stage.name, stage.tasks(self.nodes)).map_err(Failure::bug)?;
+            writeln!(text, "stage {} {} {}", stage.name, stage.tasks(self.nodes), stage.units)
+                .map_err(Failure::bug)?;
         }
-        text.push_str("echo \"the last job is $after\"\n");
+        text.push_str("echo \"the last job is ${after:-none: all is done}\"\n");
         Ok(text)
     }
 }
