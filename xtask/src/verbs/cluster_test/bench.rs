@@ -79,7 +79,7 @@ impl Bench {
             }
             let queue = String::from_utf8_lossy(&queue.stdout);
             // Slurm holds a task whose start a restarted controller repeats, until somebody looks at it.
-            if queue.contains("Held") {
+            if queue.to_lowercase().contains("held") {
                 sh(slurm.command("scancel").arg("--state=pending"))?;
             }
             ensure!(start.elapsed() < PATIENCE, "jobs are still in the queue after {PATIENCE:?}:\n{queue}");
