@@ -74,6 +74,13 @@ fn what_is_measured_apart_is_what_one_process_measures() {
         let first = with_experts[0];
         assert!(states.of_layer(first).unwrap_err().to_string().contains("part 0"));
         for part in (0..states.parts()).rev() {
+            // Stopped before the last layer with experts, it goes on behind the one before.
+            let asked = std::cell::Cell::new(0);
+            let stop = || asked.replace(asked.get() + 1) == first;
+            states.run(&forward, &[part], &stop).unwrap_err();
+            assert!(
+                !states.has(first, part) && (with_experts.len() < 2 || states.has(with_experts[1], part))
+            );
             states.run(&forward, &[part], &never).unwrap();
         }
         for layer in with_experts {

@@ -71,6 +71,8 @@ pub enum UnitStage {
     },
 }
 
+/// What comes after all units: an ordinary run, which finds everything in the cache and writes the output.
+pub const PUBLISH: &str = "publish";
 /// Tasks of a stage for each node, so that one that is slow holds up little.
 pub const TASKS_PER_NODE: usize = 4;
 

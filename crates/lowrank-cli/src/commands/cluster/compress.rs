@@ -1,7 +1,7 @@
 //! A compression of one checkpoint on a cluster.
 
 use super::estimate;
-use super::folder::{Folder, PUBLISH, Settings, Stage, Subject};
+use super::folder::{Folder, Settings, Stage, Subject};
 use super::submit::{self, absolute_path};
 use super::task::{Share, check_machine, machine_of, run_units};
 use crate::args::{JobArgs, SlurmFlags, given};
@@ -11,7 +11,7 @@ use crate::config::{flags_of, with_config};
 use crate::exit::{Result, usage};
 use crate::job::Job;
 use crate::progress::Console;
-use lowrank_pipeline::compress::units::{self, UnitStage};
+use lowrank_pipeline::compress::units::{self, PUBLISH, UnitStage};
 use lowrank_pipeline::planning;
 use serde_json::{Map, Value, json};
 use std::path::Path;

@@ -1,19 +1,15 @@
 //! What a job will do, and by count how long: `cluster --dry-run`.
 
-use super::folder::PUBLISH;
 use crate::args::SlurmFlags;
 use crate::exit::Result;
 use crate::job::Job;
 use crate::tables::{human_bytes, table};
 use lowrank_pipeline::compress::costs::{
-    Costs, Machines, OPERATIONS_PER_SECOND, Shares, UnitCost, sums, wall_seconds,
+    BYTES_PER_SECOND, Costs, Machines, OPERATIONS_PER_SECOND, StageCost,
 };
-use lowrank_pipeline::compress::units::{Shape, tasks};
+use lowrank_pipeline::compress::units::Shape;
 use lowrank_pipeline::workers;
 use lowrank_reader::Checkpoint;
-
-/// Bytes per second of one node from and to the shared disk: a modest one.
-const BYTES_PER_SECOND: f64 = 1e9;
 
 /// Prints stages with their units, what each needs, and the predicted wall time.
 pub(super) fn print(checkpoint: &Checkpoint, job: &Job, shape: Shape, slurm: &SlurmFlags) -> Result<()> {
@@ -26,27 +22,22 @@ pub(super) fn print(checkpoint: &Checkpoint, job: &Job, shape: Shape, slurm: &Sl
     let cores = cores_of(slurm).or(Some(job.resources.workers).filter(|&workers| workers > 0)).unwrap_or(1);
     let machines =
         Machines { nodes: slurm.nodes.unwrap_or(1) as usize, cores, bytes_per_second: BYTES_PER_SECOND };
-    let stages = costs.stages().into_iter().map(|(stage, units)| {
-        let tasks = tasks(units, machines.nodes, stage.tasks_per_node());
-        (stage.to_string(), Shares { units, tasks }, costs.unit(stage))
-    });
-    let publish = (PUBLISH.to_owned(), Shares { units: 1, tasks: 1 }, costs.publish());
-    let stages: Vec<(String, Shares, UnitCost)> = stages.chain([publish]).collect();
-    let row = |(name, shares, unit): &(String, Shares, UnitCost)| {
+    let stages = costs.stages(machines.nodes);
+    let row = |stage: &StageCost| {
         vec![
-            name.clone(),
-            shares.units.to_string(),
-            shares.tasks.to_string(),
-            format!("{:.1}", unit.core_seconds),
-            human_bytes(sums(*shares, *unit)[1] as u64),
-            human_bytes((shares.units as f64 * unit.written_bytes) as u64),
-            duration(wall_seconds(*shares, *unit, machines)),
+            stage.name.clone(),
+            stage.units.to_string(),
+            stage.tasks.to_string(),
+            format!("{:.1}", stage.unit.core_seconds),
+            human_bytes(stage.read_bytes() as u64),
+            human_bytes(stage.written_bytes() as u64),
+            duration(stage.wall_seconds(machines)),
         ]
     };
     let titles = ["stage", "units", "tasks", "core s / unit", "reads", "writes", "wall"];
     println!("{}", table(&titles, stages.iter().map(row)));
-    let wall: f64 = stages.iter().map(|(_, shares, unit)| wall_seconds(*shares, *unit, machines)).sum();
-    let core_seconds: f64 = stages.iter().map(|(_, shares, unit)| sums(*shares, *unit)[0]).sum();
+    let wall: f64 = stages.iter().map(|stage| stage.wall_seconds(machines)).sum();
+    let core_seconds: f64 = stages.iter().map(StageCost::core_seconds).sum();
     let [one, more] = costs.memory_bytes(workers::widest(checkpoint, recipe.factor.dtype));
     println!(
         "By count, on {} node{} with {cores} core{} for a task: {} wall, {:.1} core hours, at {:.0} GFLOP/s a core in f32 and {} a second and node from the disk.",

@@ -25,9 +25,6 @@ use std::time::Instant;
 /// Longest document in the folder.
 const DOCUMENT_BYTES_MAX: u64 = 1 << 26;
 
-/// The stage that writes the output of a compression: an ordinary run, which finds everything in the cache.
-pub(super) const PUBLISH: &str = "publish";
-
 /// What a job does.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

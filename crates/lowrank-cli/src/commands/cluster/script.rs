@@ -1,6 +1,6 @@
 //! The script that gives a job to Slurm: one array of tasks for each stage, each after the one before.
 
-use super::folder::{Folder, Stage};
+use super::folder::Folder;
 use crate::exit::{Failure, Result, usage};
 use std::fmt::Write;
 
@@ -10,13 +10,6 @@ pub(super) struct Script<'a> {
     pub(super) nodes: u32,
     /// More options of sbatch.
     pub(super) sbatch: &'a [String],
-}
-
-/// A row for each stage.
-pub(super) fn rows(stages: &[Stage], nodes: u32) -> Vec<Vec<String>> {
-    let row =
-        |stage: &Stage| vec![stage.name.clone(), stage.units.to_string(), stage.tasks(nodes).to_string()];
-    stages.iter().map(row).collect()
 }
 
 impl Script<'_> {

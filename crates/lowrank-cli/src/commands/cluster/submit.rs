@@ -1,7 +1,7 @@
 //! How a job is given to Slurm: as a script, printed or submitted.
 
 use super::folder::{Folder, Stage};
-use super::script::{Script, rows};
+use super::script::Script;
 use crate::args::SlurmFlags;
 use crate::exit::{Result, unwritten, usage};
 use crate::tables::table;
@@ -41,7 +41,10 @@ pub(super) fn deliver(slurm: &SlurmFlags, folder: &Folder) -> Result<()> {
 
 /// Prints the stages.
 pub(super) fn print(slurm: &SlurmFlags, stages: &[Stage]) {
-    println!("{}", table(&["stage", "units", "tasks"], rows(stages, nodes(slurm))));
+    let nodes = nodes(slurm);
+    let row =
+        |stage: &Stage| vec![stage.name.clone(), stage.units.to_string(), stage.tasks(nodes).to_string()];
+    println!("{}", table(&["stage", "units", "tasks"], stages.iter().map(row)));
 }
 
 /// A path that every machine understands.
