@@ -68,6 +68,8 @@ pub struct Costs<'a> {
     shape: Shape,
     /// Bytes of a stored weight.
     weight_bytes: f64,
+    /// Of the model on disk.
+    model_bytes: f64,
     settings: CalibrationSettings,
 }
 
@@ -80,10 +82,11 @@ impl<'a> Costs<'a> {
         let sampled = CalibrationSettings::sensitivity_window(window);
         let tokens = settings.sensitivity_tokens(config.hidden_size).min(settings.calibration_tokens);
         let params: u64 = config.tensors().iter().map(TensorSpec::elements).sum();
-        let shards = (params as f64 * weight_bytes / 5e9).ceil() as usize;
+        let model_bytes = params as f64 * weight_bytes;
+        let shards = (model_bytes / 5e9).ceil() as usize;
         let windows = [settings.calibration_tokens.div_ceil(window), tokens.div_ceil(sampled)];
         let shape = units::Shape::new(config, shards, windows);
-        Some(Self { config, recipe, shape, weight_bytes, settings })
+        Some(Self { config, recipe, shape, weight_bytes, model_bytes, settings })
     }
 
     /// The same for a checkpoint, whose shards and text are known.
@@ -159,12 +162,6 @@ impl<'a> Costs<'a> {
         self.matrices_of_layer() * h * f * self.weight_bytes
     }
 
-    /// Bytes of the model on disk.
-    pub fn model_bytes(&self) -> f64 {
-        let params: u64 = self.config.tensors().iter().map(TensorSpec::elements).sum();
-        params as f64 * self.weight_bytes
-    }
-
     /// Bytes of hidden states of so many tokens.
     fn states(&self, tokens: f64) -> f64 {
         4.0 * tokens * self.sides()[0]
@@ -187,7 +184,7 @@ impl<'a> Costs<'a> {
         let groups = units::groups_of(shape.experts) as f64;
         match stage {
             UnitStage::Hash => {
-                let read_bytes = self.model_bytes() / shape.shards as f64;
+                let read_bytes = self.model_bytes / shape.shards as f64;
                 UnitCost {
                     core_seconds: read_bytes / HASHED_BYTES_PER_SECOND,
                     read_bytes,
@@ -199,7 +196,7 @@ impl<'a> Costs<'a> {
                 UnitCost {
                     core_seconds: seconds_of(tokens * self.layers() * self.layer()),
                     written_bytes: self.states(tokens) * self.moe_layers(),
-                    task_read_bytes: self.model_bytes(),
+                    task_read_bytes: self.model_bytes,
                     ..UnitCost::default()
                 }
             }
@@ -236,7 +233,7 @@ impl<'a> Costs<'a> {
                 let tokens = self.sampled() / shape.parts_of_sample as f64;
                 UnitCost {
                     core_seconds: seconds_of(tokens * passes * self.layers() * self.layer()),
-                    read_bytes: self.model_bytes(),
+                    read_bytes: self.model_bytes,
                     ..UnitCost::default()
                 }
             }
@@ -302,7 +299,7 @@ impl<'a> Costs<'a> {
 
     /// The last stage: everything is read once more, hashed, and written.
     fn publish(&self) -> UnitCost {
-        let bytes = self.model_bytes();
+        let bytes = self.model_bytes;
         UnitCost {
             core_seconds: 2.0 * bytes / HASHED_BYTES_PER_SECOND,
             read_bytes: bytes,
