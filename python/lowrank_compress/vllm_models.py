@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """vLLM's classes of compressed models, and the quantization method `lowrank` of their routed experts.
 
-The experts are `LowRankExperts`, those of transformers: one code multiplies with factors. With tensor parallelism every
+The experts are `LowRankExperts`, those of transformers, on the CPU with compiled products (`cpu_experts`). With tensor parallelism every
 rank has the whole of some experts, and a whole shared base, which it multiplies for its own experts alone. vLLM adds up
 the ranks' outputs, as it does for experts that are split. Expert parallelism is refused.
 """
@@ -30,6 +30,7 @@ from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from . import models
+from .cpu_experts import Call, cpu_experts
 from .engine_experts import Factors, empty_experts
 from .models import lowrank_experts
 
@@ -39,11 +40,11 @@ CHILD = "lowrank"
 
 @register_quantization_config("lowrank")
 class LowRankConfig(QuantizationConfig):
-    """The method of a model whose config has a `lowrank_config`."""
+    """The method of a model whose config has a `lowrank_config`. `others` is that of its fp8 tensors outside the experts."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, others: QuantizationConfig | None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.others = config, others
         self.ranks = lowrank_experts.checked_ranks(config)
         family = next(family for family in models.FAMILIES if family["model_type"] == config.model_type)
         self.names = import_module(f"{models.__name__}.modeling_{family['model_type']}").NAMES
@@ -69,6 +70,8 @@ class LowRankConfig(QuantizationConfig):
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, RoutedExperts):
             return LowRankMethod(self, layer)
+        if self.others is not None:
+            return self.others.get_quant_method(layer, prefix)
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
 
 
@@ -84,6 +87,7 @@ class LowRankMethod(FusedMoEMethodBase):
     def __init__(self, quantization: LowRankConfig, layer: RoutedExperts) -> None:
         super().__init__(layer.moe_config)
         self.quantization = quantization
+        self.call: Call | None = None
         if layer.apply_router_weight_on_input or layer.use_ep:
             raise ValueError("low-rank experts do not support expert parallelism or router weights on inputs")
 
@@ -110,6 +114,10 @@ class LowRankMethod(FusedMoEMethodBase):
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         experts = getattr(layer, CHILD)
         lowrank_experts.require_orders(experts, ())
+        self.call = cpu_experts(experts)
+        if self.call is not None:
+            return
+        self.call = experts
         for linear in [module for module in experts.modules() if type(module) is torch.nn.Linear]:
             if linear.weight.device.type == "cpu":
                 pack(linear)
@@ -126,16 +134,17 @@ class LowRankMethod(FusedMoEMethodBase):
         shared_experts: Any = None,
         shared_experts_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return getattr(layer, CHILD)(x, topk_ids.long(), topk_weights)
+        return self.call(x, topk_ids.long(), topk_weights)
 
 
 class LowRankModel:
     """What a compressed model adds to vLLM's class of the base, which stands behind it in the list of bases."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        if vllm_config.quant_config is not None:
+        config, others = vllm_config.model_config.hf_config, vllm_config.quant_config
+        if others is not None and not getattr(config, "quantization_config", None):
             raise ValueError("a compressed model cannot be quantized by vLLM as well: leave --quantization out")
-        vllm_config.quant_config = LowRankConfig(vllm_config.model_config.hf_config)
+        vllm_config.quant_config = LowRankConfig(config, others)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lowrank_compress
 import matplotlib
 import torch
+from lowrank_compress import cpu_experts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 matplotlib.use("agg")
@@ -20,6 +21,9 @@ command = environment / "bin" / "lowrank-compress"
 assert command.is_file() and shutil.which("lowrank-compress", path=str(command.parent))
 version = subprocess.run([command, "--version"], check=True, capture_output=True, text=True).stdout.split()[-1]
 print(f"lowrank-compress {version}")
+
+# The engines' products on the CPU are in the wheel as a source, and compile.
+assert cpu_experts.library() is not None
 
 plan = lowrank_compress.compress(base, out, budget="30%", calibration_tokens=4096, sensitivity_tokens=1024)
 removed = plan.params_before - plan.params_after

@@ -113,6 +113,7 @@ def environment(folder, *, plugin):
         # By itself vLLM gives every worker a NUMA node of its own, and refuses two workers on one node.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "VLLM_CACHE_ROOT": str(folder / "cache"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache/inductor"),
         "VLLM_NO_USAGE_STATS": "1",

@@ -44,7 +44,7 @@ fn offline(venv: &Path) -> Command {
         .env("TRANSFORMERS_VERBOSITY", "error")
         .env("PYTHONDONTWRITEBYTECODE", "1");
     // transformers caches remote code by the folder's name. With our own cache we never get a stale copy from elsewhere.
-    python.env("HF_HOME", folder().join("hf-home"));
+    python.env("HF_HOME", folder().join("hf-home")).env("XDG_CACHE_HOME", folder().join("cache"));
     python
 }
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""A compressed Mixtral in SGLang: its own class of the base, whose routed experts are `LowRankExperts`, those of transformers."""
+"""A compressed Mixtral in SGLang: its own class of the base, whose routed experts are `LowRankExperts`, those of transformers,
+on the CPU with compiled products (`cpu_experts`)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from sglang.srt.models.mixtral import MixtralForCausalLM
 from sglang.srt.runtime_context import get_parallel
 
+from ..cpu_experts import Call, cpu_experts
 from ..engine_experts import Factors, empty_experts
 from ..models import lowrank_experts
 from ..models.modeling_lowrank_mixtral import NAMES
@@ -18,8 +20,11 @@ from ..models.modeling_lowrank_mixtral import NAMES
 class RoutedExperts(lowrank_experts.LowRankExperts):
     """The experts of a layer, called as SGLang calls its own."""
 
+    call: Call | None = None
+
     def forward(self, hidden_states: torch.Tensor, topk_output: Any) -> torch.Tensor:
-        return super().forward(hidden_states, topk_output.topk_ids.long(), topk_output.topk_weights)
+        call = self.call or super().forward
+        return call(hidden_states, topk_output.topk_ids.long(), topk_output.topk_weights)
 
 
 class LowRankMixtralForCausalLM(MixtralForCausalLM):
@@ -46,6 +51,9 @@ class LowRankMixtralForCausalLM(MixtralForCausalLM):
         super().load_weights(factors.take(weights))
         factors.require_all()
         lowrank_experts.require_orders(self, ())
+        for layer in self.model.layers:
+            experts = layer.block_sparse_moe.experts
+            experts.call = cpu_experts(experts)
 
 
 EntryClass = LowRankMixtralForCausalLM

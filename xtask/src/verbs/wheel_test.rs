@@ -21,6 +21,7 @@ pub(crate) fn run() -> Result<()> {
     let mut script = command(&python);
     script.current_dir(&folder).arg(shell::root().join("tests/python/use_wheel.py"));
     script.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.join("hf-home"));
+    script.env("XDG_CACHE_HOME", folder.join("cache"));
     // The command must come from the wheel.
     script.env_remove("LOWRANK_COMPRESS").env_remove("PYTHONPATH");
     sh(script.arg(bundled_model()).arg(folder.join("out")))
