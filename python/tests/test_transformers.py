@@ -1,6 +1,7 @@
 """Loading without remote code. transformers asks at the terminal where it would need some, and tests have none."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,3 +111,15 @@ sys.stdout.buffer.write(pickle.dumps(config))
     loader = "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"
     read = subprocess.run([sys.executable, "-c", loader], input=pickled, check=True, capture_output=True)
     assert read.stdout.strip() == b"LowRankMixtralConfig"
+
+
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 reads fp8 on GPUs alone")
+def test_fp8_that_transformers_would_widen_wrongly_is_refused(compressed, tmp_path):
+    model = tmp_path / "fp8"
+    shutil.copytree(compressed, model)
+    config = json.loads((model / "config.json").read_text())
+    # Of the model's sides, 128 is no multiple of 48.
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [48, 48]}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"would widen the fp8 weights of layers\.0\.self_attn\.q_proj wrongly"):
+        AutoModelForCausalLM.from_pretrained(model)

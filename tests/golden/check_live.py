@@ -24,7 +24,10 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def check(program, path, length):
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=True).eval()
+    # transformers widens fp8 to the checkpoint's dtype, whichever is asked for.
+    fp8 = "quantization_config" in json.loads((Path(path) / "config.json").read_text())
+    dtype = "auto" if fp8 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=True).float().eval()
     length = min(length, model.config.max_position_embeddings)
     generator = torch.Generator().manual_seed(3)
     sequences = [torch.randint(0, model.config.vocab_size, (t,), generator=generator) for t in (length, length // 3)]

@@ -287,26 +287,66 @@ fn fp8_and_widened(folder: &TempDir) -> [PathBuf; 2] {
 }
 
 #[test]
-fn an_fp8_source_gives_the_bytes_of_its_widened_copy() {
+fn an_fp8_source_gives_the_factors_of_its_widened_copy_and_keeps_other_tensors() {
     let folder = tempdir().unwrap();
     let [quantised, widened] = fp8_and_widened(&folder);
     let words = ["--budget", "30%", "--calibration-tokens", "1024", "--cache", "none", "--quiet"];
-    let outs = [&quantised, &widened].map(|model| {
-        let out = model.with_extension("out");
-        compress(model, &out, &words).ok();
+    let made = |model: &Path, name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        compress(model, &out, &[&words, more].concat()).ok();
+        command("verify --quiet --max-tokens 512", &[("--original", model), ("--compressed", &out)]).ok();
         out
-    });
-    let [ours, expected] = outs.each_ref().map(|out| files(out));
-    let shards: Vec<&String> = expected.keys().filter(|name| name.ends_with(".safetensors")).collect();
-    assert!(!shards.is_empty());
-    for name in shards {
-        assert!(ours[name] == expected[name], "{name}");
+    };
+    let kept = made(&quantised, "kept", &[]);
+    let expected = made(&widened, "expected", &[]);
+    let (base, ours, theirs) = (tensors(&quantised), tensors(&kept), tensors(&expected));
+    let mut fp8 = 0;
+    for (name, tensor) in &ours {
+        if name.contains(".experts.") || !name.contains("self_attn") {
+            assert_eq!(tensor, &theirs[name], "{name}");
+        } else {
+            assert_eq!(tensor, &base[name], "{name}");
+            fp8 += usize::from(tensor.0 == safetensors::Dtype::F8_E4M3);
+        }
+    }
+    assert_eq!(fp8, 4 * 4, "four matrices of attention in four layers");
+    assert_eq!(ours.len(), theirs.len() + fp8, "a tensor of scales for each");
+    // Sizes count what is stored, and the budget takes the same from the experts.
+    let report = |out: &Path| json_of(&out.join("lowrank_report.json"));
+    let (ours, theirs) = (report(&kept), report(&expected));
+    assert_eq!(ours["after"]["params"], theirs["after"]["params"]);
+    let stored: u64 = tensors(&kept).values().map(|(_, _, bytes)| bytes.len() as u64).sum();
+    assert_eq!(ours["after"]["bytes"], stored);
+    let quantization = &json_of(&kept.join("config.json"))["quantization_config"];
+    assert_eq!(quantization["weight_block_size"], json!([48, 48]));
+    let unconverted: Vec<&str> =
+        quantization["modules_to_not_convert"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for module in
+        ["lm_head", "model.layers.0.block_sparse_moe.experts", "model.layers.3.block_sparse_moe.gate"]
+    {
+        assert!(unconverted.contains(&module), "{module} of {unconverted:?}");
+    }
+    assert!(!unconverted.iter().any(|module| module.contains("self_attn")));
+    command(&format!("reproduce {} --quick --quiet", kept.display()), &[("--model", &quantised)]).ok();
+    // Without fp8 it is the same output, byte for byte.
+    let wide = made(&quantised, "wide", &["--fp8", "widen"]);
+    let (ours, theirs) = (files(&wide), files(&expected));
+    for name in theirs.keys().filter(|name| name.ends_with(".safetensors")) {
+        assert!(ours[name] == theirs[name], "{name}");
     }
     for name in ["config.json", "model.safetensors.index.json"] {
-        assert_eq!(json_of(&outs[0].join(name)), json_of(&outs[1].join(name)), "{name}");
+        assert_eq!(json_of(&wide.join(name)), json_of(&expected.join(name)), "{name}");
     }
-    command("verify --quiet --max-tokens 512", &[("--original", &quantised), ("--compressed", &outs[0])])
-        .ok();
+    // Dense exports and models for a quantiser are bf16.
+    let dense = folder.path().join("dense");
+    command("densify --quiet", &[("--model", &kept), ("--out", &dense)]).ok();
+    assert!(json_of(&dense.join("config.json")).get("quantization_config").is_none());
+    assert!(tensors(&dense).values().all(|(dtype, _, _)| *dtype == safetensors::Dtype::BF16));
+    let then = folder.path().join("then");
+    let words =
+        ["--target-size", "3MB", "--then", "nf4", "--calibrate", "none", "--cache", "none", "--quiet"];
+    compress(&quantised, &then, &words).ok();
+    assert!(tensors(&then).values().all(|(dtype, _, _)| *dtype != safetensors::Dtype::F8_E4M3));
 }
 
 #[test]

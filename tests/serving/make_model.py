@@ -4,6 +4,8 @@
                                                          which has no text for the higher ids
     python tests/serving/make_model.py heads OUT MODEL   MODEL with an attention head more, which adds nothing: two workers of
                                                          vLLM cannot share three heads
+    python tests/serving/make_model.py family OUT MODEL  random weights in the family of MODEL, a small one, with sides that vLLM's
+                                                         attention takes
 """
 
 import shutil
@@ -11,10 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from serving import WIDE
+
+SIDES = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=96,
+             moe_intermediate_size=64, shared_expert_intermediate_size=80, max_position_embeddings=512)  # fmt: skip
 
 
 def wide(model):
@@ -36,8 +41,21 @@ def heads(model):
     return loaded
 
 
+def family(model):
+    config = AutoConfig.from_pretrained(model)
+    for key, value in SIDES.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    rotation = config.rope_parameters
+    for key in ("short_factor", "long_factor"):
+        if key in rotation:
+            rotation[key] = [1.0 + pair / 4 for pair in range(SIDES["head_dim"] // 2)]
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+
+
 if __name__ == "__main__":
     which, out, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    {"wide": wide, "heads": heads}[which](source).save_pretrained(out)
+    {"wide": wide, "heads": heads, "family": family}[which](source).save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, out)

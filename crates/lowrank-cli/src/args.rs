@@ -4,7 +4,7 @@
 use clap::Args;
 use lowrank_model::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use lowrank_model::recipe::{
-    Bos, ByteSize, CalibrationTarget, FixedRank, GateWeight, MethodChoice, ParamCount, Pattern,
+    Bos, ByteSize, CalibrationTarget, FixedRank, Fp8, GateWeight, MethodChoice, ParamCount, Pattern,
     PropagationScope, Removal, TextChoice,
 };
 use lowrank_model::{AlgebraChoice, Device, Dtype, Quantiser, Storage};
@@ -151,6 +151,9 @@ pub(crate) struct RecipeFlags {
     /// Seed of the randomized method [default: 0]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
+    /// What becomes of an fp8 model's tensors outside the experts [default: keep; with --then widen]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) fp8: Option<Fp8>,
     /// Longest shard [default: 5GB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_shard_size: Option<ByteSize>,

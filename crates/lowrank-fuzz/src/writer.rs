@@ -20,7 +20,8 @@ use lowrank_verify::factors;
 use lowrank_verify::record::Record;
 use lowrank_writer::report::{BaseModel, MatrixOutcome};
 use lowrank_writer::{
-    Card, CheckpointWriter, CompressionReport, Content, Documents, OutputTensor, ShardLayout, StatedDtype,
+    Card, CheckpointWriter, CompressionReport, ConfigOf, Content, Documents, OutputTensor, ShardLayout,
+    StatedDtype,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -313,11 +314,9 @@ impl Written {
 
     /// The configs of the factored and of the dense output describe the base's model.
     fn configs(&self, input: &Input) -> u64 {
-        let stated = Self::stated(input);
-        let base = &input.config;
-        let factored =
-            lowrank_writer::config::factored(base, &self.config, &self.ranks, self.storage, stated);
-        let dense = lowrank_writer::config::dense(base, &self.config, stated);
+        let of = || ConfigOf::new(&input.config, Self::stated(input));
+        let factored = lowrank_writer::config::factored(of(), &self.config, &self.ranks, self.storage);
+        let dense = lowrank_writer::config::dense(of(), &self.config);
         let (factored, dense) = match (factored, dense) {
             (Ok(factored), Ok(dense)) => (factored, dense),
             (Err(error), _) | (_, Err(error)) => return refused(error),
@@ -356,8 +355,12 @@ impl Written {
         let recipe = Recipe::new(Goal::Ranks(self.ranks.clone()));
         let report =
             CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
-        let documents =
-            Documents::factored(&input.config, &plan, Self::stated(input), &report, &Card::default());
+        let documents = Documents::factored(
+            ConfigOf::new(&input.config, Self::stated(input)),
+            &plan,
+            &report,
+            &Card::default(),
+        );
         let documents = match documents {
             Err(error) => return refused(error),
             Ok(documents) => documents,

@@ -80,6 +80,10 @@ impl fmt::Display for Dtype {
 pub enum ElementType {
     /// Weights: each is a parameter.
     Weight(Dtype),
+    /// E4M3 weights as they are stored: each is a parameter, and a block of them has a scale.
+    Fp8,
+    /// Scales of fp8 weights: bytes, but no parameters.
+    Scale(Dtype),
     /// Integers that say where weights belong: bytes, but no parameters.
     Index,
 }
@@ -88,7 +92,8 @@ impl ElementType {
     /// Bytes of one element.
     pub const fn size_bytes(self) -> u64 {
         match self {
-            Self::Weight(dtype) => dtype.size_bytes(),
+            Self::Weight(dtype) | Self::Scale(dtype) => dtype.size_bytes(),
+            Self::Fp8 => 1,
             Self::Index => crate::params::INDEX_ELEMENT_BYTES,
         }
     }
@@ -96,14 +101,15 @@ impl ElementType {
     /// The spelling in safetensors headers.
     pub const fn safetensors_name(self) -> &'static str {
         match self {
-            Self::Weight(dtype) => dtype.safetensors_name(),
+            Self::Weight(dtype) | Self::Scale(dtype) => dtype.safetensors_name(),
+            Self::Fp8 => "F8_E4M3",
             Self::Index => "I64",
         }
     }
 
     /// Whether elements count as parameters.
     pub const fn is_weight(self) -> bool {
-        matches!(self, Self::Weight(_))
+        matches!(self, Self::Weight(_) | Self::Fp8)
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Recipe {
     /// How factors are computed and stored.
     #[serde(flatten)]
     pub factor: FactorSettings,
-    /// How files are written. Decides no tensor.
+    /// How files are written. Decides no number of the model.
     #[serde(flatten)]
     pub output: OutputSettings,
 }
@@ -128,6 +128,11 @@ impl Recipe {
     /// What is measured for a plan that is yet to be made: one that is given, or given ranks, need no widths.
     pub fn measured_structures(&self) -> Structures {
         if self.goal.is_budget() { self.structures() } else { Structures::Rank }
+    }
+
+    /// What becomes of fp8 tensors outside the experts, unless it is said: no quantiser takes fp8.
+    pub fn fp8(&self) -> Fp8 {
+        self.output.fp8.unwrap_or(if self.plan.then.is_some() { Fp8::Widen } else { Fp8::Keep })
     }
 
     /// Checks what the types of the settings leave open.

@@ -5,8 +5,8 @@ use lowrank_model::Progress;
 use lowrank_model::display::clip;
 use lowrank_model::names::Role;
 use lowrank_model::plan::Structures;
-use lowrank_model::{Layout, ModelConfig, Storage};
-use lowrank_reader::{Checkpoint, LeftOut};
+use lowrank_model::{ElementType, Layout, ModelConfig, Storage};
+use lowrank_reader::{Checkpoint, Fp8Scales, LeftOut};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -103,8 +103,7 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
     let (mut params_removable, mut params_removable_by_rank) = (0, 0);
     let subject = Subject::of(checkpoint);
     for spec in checkpoint.specs() {
-        let mut index_bytes = 0;
-        let (dtype, tensors, params) = match spec.role {
+        let (dtype, tensors, params, bytes) = match spec.role {
             Role::Expert(id) => {
                 let shape = config.matrix_shape(id);
                 let rank = checkpoint.rank(id);
@@ -120,20 +119,25 @@ pub fn inspect(checkpoint: &Checkpoint) -> Inspection {
                     (Some(_), Storage::Uv) => 2,
                     (Some(_), Storage::Pivoted) => 3,
                 };
-                index_bytes = lowrank_model::params::index_bytes(shape, storage, rank);
-                (checkpoint.matrix_dtype(id), tensors, count(rank))
+                let (dtype, params) = (checkpoint.matrix_dtype(id), count(rank));
+                let index_bytes = lowrank_model::params::index_bytes(shape, storage, rank);
+                let bytes = params * dtype.size_bytes() + index_bytes;
+                (dtype.safetensors_name(), tensors, params, bytes)
             }
-            _ => match checkpoint.dtype(&spec.name) {
-                Some(dtype) => (dtype, 1, spec.elements()),
-                None => continue,
-            },
+            _ => {
+                let Some(dtype) = checkpoint.dtype(&spec.name) else { continue };
+                let (params, scales) = (spec.elements(), checkpoint.kept_fp8(spec));
+                let dtype = scales.as_ref().map_or(ElementType::from(dtype), |_| ElementType::Fp8);
+                let bytes = params * dtype.size_bytes() + scales.as_ref().map_or(0, Fp8Scales::bytes);
+                (dtype.safetensors_name(), 1 + u64::from(scales.is_some()), params, bytes)
+            }
         };
         let kind = kinds.entry(spec.role.label()).or_default();
         kind.kind = spec.role.label();
         kind.tensors += tensors;
         kind.params += params;
-        kind.bytes += params * dtype.size_bytes() + index_bytes;
-        *dtypes.entry(dtype.safetensors_name()).or_default() += params;
+        kind.bytes += bytes;
+        *dtypes.entry(dtype).or_default() += params;
     }
     let mut kinds: Vec<Kind> = kinds.into_values().collect();
     kinds.sort_by_key(|kind| std::cmp::Reverse(kind.params));

@@ -407,6 +407,7 @@ impl Subject {
         resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
         resolved.plan.sensitivity = Some(recipe.sensitivity());
         resolved.plan.structures = Some(recipe.structures());
+        resolved.output.fp8 = self.config.fp8_blocks.map(|_| recipe.fp8());
         resolved.factor.storage = Some(storage(recipe));
         resolved.factor.dtype = recipe.factor.dtype.or_else(|| self.common_dtype());
         match recipe.calibration() {

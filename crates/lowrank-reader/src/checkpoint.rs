@@ -58,6 +58,8 @@ pub struct Checkpoint {
     orders: BTreeMap<MatrixId, PivotOrder>,
     ignored: Vec<IgnoredTensor>,
     beside: Beside,
+    /// Whether fp8 tensors outside the experts go into an output as they are.
+    keeps_fp8: bool,
     size: Size,
 }
 
@@ -94,6 +96,24 @@ struct Run {
     stored_name: String,
     /// Where its scales are, if it is stored as fp8; `dtype` is then what it is read as.
     scales: Option<Box<Run>>,
+}
+
+/// The scales of an fp8 tensor, as an output has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fp8Scales {
+    /// Beside that of the tensor.
+    pub name: String,
+    /// Number format.
+    pub dtype: Dtype,
+    /// One for every block.
+    pub shape: Vec<usize>,
+}
+
+impl Fp8Scales {
+    /// Bytes of the scales.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().map(|&dimension| dimension as u64).product::<u64>() * self.dtype.size_bytes()
+    }
 }
 
 impl Checkpoint {
@@ -152,13 +172,6 @@ impl Checkpoint {
         }
         let ignored = claims.account_for_the_rest()?;
 
-        let all = || dense.values().chain(factored.values().flat_map(|(u, v)| [u, v]));
-        let size = Size {
-            params: all().map(Run::elements).sum(),
-            bytes: all().map(|run| run.elements() * run.dtype.size_bytes()).sum::<u64>()
-                + orders.values().map(|order| order.all().len() as u64).sum::<u64>()
-                    * ElementType::Index.size_bytes(),
-        };
         let config_json = described.config_json.unwrap_or_else(|| {
             let mut json = config.to_hf_json();
             if let Some(embedding) = dense.get(&config.tensor(Role::Embedding).name) {
@@ -174,7 +187,7 @@ impl Checkpoint {
         let listing = listing_name.as_deref();
         let is_model =
             |name: &str| shards.iter().any(|shard| shard.name == name) || listing == Some(OsStr::new(name));
-        Ok(Self {
+        let mut checkpoint = Self {
             dir: dir.into(),
             beside: companions::list(&folder, &is_model)?,
             config,
@@ -189,8 +202,69 @@ impl Checkpoint {
             factored,
             orders,
             ignored,
-            size,
+            keeps_fp8: true,
+            size: Size { params: 0, bytes: 0 },
+        };
+        checkpoint.size = checkpoint.counted();
+        Ok(checkpoint)
+    }
+
+    /// The same with every fp8 tensor taken as bf16, not the expert matrices alone.
+    #[must_use]
+    pub fn widened(mut self) -> Self {
+        self.keeps_fp8 = false;
+        self.size = self.counted();
+        self
+    }
+
+    /// Parameters and bytes of all weights that an output of nothing but copies has.
+    fn counted(&self) -> Size {
+        let widths = |run: &Run| run.elements() * run.dtype.size_bytes();
+        let kept = |run: &Run, scales: &Run| run.elements() + widths(scales);
+        let dense = |spec: &TensorSpec| {
+            let run = self.dense.get(&spec.name)?;
+            Some((
+                run.elements(),
+                self.fp8_scales(spec).map_or(widths(run), |(run, scales)| kept(run, scales)),
+            ))
+        };
+        let mut size = Size { params: 0, bytes: 0 };
+        let factors =
+            self.factored.values().flat_map(|(u, v)| [u, v]).map(|run| (run.elements(), widths(run)));
+        for (params, bytes) in self.specs.iter().filter_map(dense).chain(factors) {
+            size.params += params;
+            size.bytes += bytes;
+        }
+        let indices: u64 = self.orders.values().map(|order| order.all().len() as u64).sum();
+        size.bytes += indices * ElementType::Index.size_bytes();
+        size
+    }
+
+    /// The runs of a tensor that goes into an output as fp8, and of its scales. Expert matrices never do: quantisers of whole layers
+    /// could not tell them from factors.
+    fn fp8_scales(&self, spec: &TensorSpec) -> Option<(&Run, &Run)> {
+        let run = self.dense.get(&spec.name)?;
+        let goes =
+            self.keeps_fp8 && !matches!(spec.role, Role::Expert(_)) && run.row_order == RowOrder::Canonical;
+        run.scales.as_deref().filter(|_| goes).map(|scales| (run, scales))
+    }
+
+    /// The scales of a tensor that goes into an output as fp8; `None` if it goes there as what it is read as.
+    pub fn kept_fp8(&self, spec: &TensorSpec) -> Option<Fp8Scales> {
+        let (_, scales) = self.fp8_scales(spec)?;
+        Some(Fp8Scales {
+            name: format!("{}{}", spec.name, fp8::SCALES),
+            dtype: scales.dtype,
+            shape: scales.shape.clone(),
         })
+    }
+
+    /// Modules of two-dimensional weights outside the experts that are not fp8.
+    pub fn modules_without_fp8(&self) -> Vec<String> {
+        let others = self.specs.iter().filter(|spec| {
+            spec.shape.len() == 2 && !matches!(spec.role, Role::Expert(_)) && self.fp8_scales(spec).is_none()
+        });
+        others.filter_map(|spec| spec.name.strip_suffix(".weight").map(str::to_owned)).collect()
     }
 
     /// The folder, as it was given.
@@ -225,7 +299,8 @@ impl Checkpoint {
         &self.specs
     }
 
-    /// Parameters and bytes of all stored weights of the model, counted from the headers.
+    /// Parameters and bytes of all weights of the model, counted from the headers. Expert matrices of fp8 count as the bf16 that they
+    /// are read as, other fp8 tensors as they are stored.
     pub fn size(&self) -> Size {
         self.size
     }
@@ -369,6 +444,26 @@ impl Checkpoint {
         }
     }
 
+    /// Gives the elements of a tensor that goes into an output as fp8, block by block, and refuses what
+    /// [`Checkpoint::read_in_blocks`] refuses. Its scales are returned.
+    ///
+    /// # Panics
+    /// If it does not go there as fp8.
+    pub fn read_fp8_in_blocks<E: From<ReadError>>(
+        &self,
+        spec: &TensorSpec,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Tensor, E> {
+        let (run, scales) = self.fp8_scales(spec).expect("its scales are kept");
+        let mut done = 0;
+        self.stream_fp8(run, scales, &mut |stored, wide| {
+            self.refuse_non_finite(spec, run, done, wide)?;
+            done += wide.len() as u64;
+            take(stored)
+        })?;
+        Ok(self.read(scales)?)
+    }
+
     /// Gives a tensor's bytes block by block, so that a copy of it needs no memory of its size, and refuses NaN and
     /// infinity as [`Checkpoint::check_finite`] does.
     pub fn read_in_blocks<E: From<ReadError>>(
@@ -383,18 +478,28 @@ impl Checkpoint {
         };
         let mut done = 0;
         self.stream(run, &mut |block: &[u8]| {
-            if let Some(at) = first_non_finite(run.dtype, block) {
-                let size = run.dtype.size_bytes() as usize;
-                let element = Tensor::new(vec![1], run.dtype, block[at * size..][..size].to_vec());
-                let value = element.expect("one element").to_f32()[0];
-                let element = (done / run.dtype.size_bytes()) as usize + at;
-                let (path, tensor) = (self.shards[run.shard].path.clone(), spec.name.clone());
-                return Err(ReadError::NotFinite { path, tensor, element, value }.into());
-            }
+            self.refuse_non_finite(spec, run, done, block)?;
             take(block)?;
             done += block.len() as u64;
             Ok(())
         })
+    }
+
+    /// Refuses NaN and infinity in a block, before which `done` bytes lie.
+    fn refuse_non_finite(
+        &self,
+        spec: &TensorSpec,
+        run: &Run,
+        done: u64,
+        block: &[u8],
+    ) -> Result<(), ReadError> {
+        let Some(at) = first_non_finite(run.dtype, block) else { return Ok(()) };
+        let size = run.dtype.size_bytes() as usize;
+        let element = Tensor::new(vec![1], run.dtype, block[at * size..][..size].to_vec());
+        let value = element.expect("one element").to_f32()[0];
+        let element = (done / run.dtype.size_bytes()) as usize + at;
+        let (path, tensor) = (self.shards[run.shard].path.clone(), spec.name.clone());
+        Err(ReadError::NotFinite { path, tensor, element, value })
     }
 
     /// Gives the bytes of a run in stored order, block by block; of fp8 the bytes of what it is read as.
@@ -403,8 +508,8 @@ impl Checkpoint {
         run: &Run,
         take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let shard = &self.shards[run.shard];
         let Some(scales) = &run.scales else {
+            let shard = &self.shards[run.shard];
             let end = run.elements() * run.dtype.size_bytes();
             let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
             for done in (0..end).step_by(BLOCK_BYTES as usize) {
@@ -414,6 +519,16 @@ impl Checkpoint {
             }
             return Ok(());
         };
+        self.stream_fp8(run, scales, &mut |_, wide| take(wide))
+    }
+
+    /// Gives whole rows of an fp8 matrix, as they are stored and widened.
+    fn stream_fp8<E: From<ReadError>>(
+        &self,
+        run: &Run,
+        scales: &Run,
+        take: &mut impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let sides = self.config.fp8_blocks.expect("runs have scales where the config has blocks");
         let blocks = Blocks { sides, scales: self.read(scales)?.to_f32() };
         let (rows, cols) = (run.shape[0], run.shape[1]);
@@ -421,8 +536,9 @@ impl Checkpoint {
         let mut stored = vec![0; rows_at_once.min(rows) * cols];
         for first in (0..rows).step_by(rows_at_once) {
             let stored = &mut stored[..rows_at_once.min(rows - first) * cols];
-            shard.read_exact(run.begin + (first * cols) as u64, stored, &run.stored_name)?;
-            take(&blocks.widen(first, cols, stored))?;
+            let begin = run.begin + (first * cols) as u64;
+            self.shards[run.shard].read_exact(begin, stored, &run.stored_name)?;
+            take(stored, &blocks.widen(first, cols, stored))?;
         }
         Ok(())
     }

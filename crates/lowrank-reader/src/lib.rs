@@ -36,7 +36,7 @@ mod others;
 mod rows;
 mod shards;
 
-pub use checkpoint::{Checkpoint, IgnoredTensor, ShardInfo};
+pub use checkpoint::{Checkpoint, Fp8Scales, IgnoredTensor, ShardInfo};
 pub use companions::LeftOut;
 pub use error::ReadError;
 pub use folder::read_at_most;

@@ -11,7 +11,7 @@ use lowrank_model::{
     plan::PlannedMatrix, recipe::Goal,
 };
 use lowrank_writer::{
-    Card, ChatTemplate, CheckpointWriter, CompressionReport, Documents, OutputTensor, ShardLayout,
+    Card, ChatTemplate, CheckpointWriter, CompressionReport, ConfigOf, Documents, OutputTensor, ShardLayout,
     StatedDtype,
     report::{BaseModel, MatrixOutcome},
 };
@@ -82,8 +82,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let report = CompressionReport::new(&plan, &outcomes, BaseModel::default(), recipe, "cpu".into(), None);
     let templates = ChatTemplate::find(&companions(base), |name| fs::read(base.join(name)).ok());
     let card = Card { base_model: Some("tiny-mixtral"), chat_templates: &templates, ..Card::default() };
-    let documents =
-        Documents::factored(&config_json, &plan, StatedDtype::Asked(Dtype::Bf16), &report, &card)?;
+    let documents = Documents::factored(
+        ConfigOf::new(&config_json, StatedDtype::Asked(Dtype::Bf16)),
+        &plan,
+        &report,
+        &card,
+    )?;
     write(factored, base, &small, documents)?;
     write(dense, base, &wide, Documents::dense(&config_json, StatedDtype::Asked(Dtype::F32), &card)?)
 }

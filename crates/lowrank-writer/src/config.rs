@@ -5,12 +5,13 @@
 
 use crate::WriteError;
 use lowrank_model::config::ConfigError;
+use lowrank_model::names::Role;
 use lowrank_model::{Dtype, MatrixId, ModelConfig, Rotation, Storage, format};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys that are rewritten, or that must not survive: `_name_or_path` is a path of somebody's machine, `ranks` is
-/// minixtral's flat rank map, and what was fp8 is written as bf16.
+/// minixtral's flat rank map.
 const REPLACED: [&str; 12] = [
     "architectures",
     "model_type",
@@ -21,10 +22,50 @@ const REPLACED: [&str; 12] = [
     "rope_parameters",
     "rope_scaling",
     "_name_or_path",
-    "quantization_config",
+    QUANTIZATION_KEY,
     "ranks",
     format::CONFIG_KEY,
 ];
+
+const QUANTIZATION_KEY: &str = "quantization_config";
+/// Modules that are not fp8, of `quantization_config`.
+const NOT_FP8_KEY: &str = "modules_to_not_convert";
+
+/// What a config is made from.
+#[derive(Debug, Clone)]
+pub struct ConfigOf<'a> {
+    /// The base's.
+    pub base: &'a Value,
+    /// The dtype that is stated.
+    pub dtype: StatedDtype,
+    /// Where the output has tensors as fp8: its modules outside the experts that are not.
+    pub fp8: Option<Vec<String>>,
+}
+
+impl<'a> ConfigOf<'a> {
+    /// Of an output without fp8.
+    pub fn new(base: &'a Value, dtype: StatedDtype) -> Self {
+        Self { base, dtype, fp8: None }
+    }
+
+    /// How weights are quantised: the base's statement, without the experts and what else is not fp8.
+    fn quantization(&self, model: &ModelConfig) -> Option<Value> {
+        let mut stated = self.base.get(QUANTIZATION_KEY)?.clone();
+        let experts = model.matrices().map(|id| {
+            let expert = model.family.spelling().expert(id.layer, id.expert);
+            expert.rsplit_once('.').map_or(expert.clone(), |(experts, _)| experts.to_owned())
+        });
+        // A head that is the embedding has no tensor, and is no fp8 module either.
+        let head = model.tensor(Role::Head).name;
+        let head = head.strip_suffix(".weight").map(str::to_owned).filter(|_| model.tie_word_embeddings);
+        let known = stated.get(NOT_FP8_KEY).and_then(Value::as_array).into_iter().flatten();
+        let known = known.filter_map(Value::as_str).map(str::to_owned);
+        let all: BTreeSet<String> =
+            self.fp8.iter().flatten().cloned().chain(head).chain(experts).chain(known).collect();
+        stated[NOT_FP8_KEY] = json!(all);
+        Some(stated)
+    }
+}
 
 /// The dtype that a config states. Loaders convert every weight to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +94,17 @@ impl StatedDtype {
 /// The config of a factored checkpoint: `model_type` of its own, `auto_map`, ranks. `model` has the widths and shared bases that
 /// are stored.
 pub fn factored(
-    base: &Value,
+    of: ConfigOf<'_>,
     model: &ModelConfig,
     ranks: &BTreeMap<MatrixId, usize>,
     storage: Storage,
-    dtype: StatedDtype,
 ) -> Result<Value, WriteError> {
     let output = model.family.output();
     let auto_map: Map<String, Value> =
         output.auto_map().map(|(key, class)| (key.to_owned(), Value::from(class))).into_iter().collect();
     let (architectures, model_type) = ([output.architecture()], output.model_type);
     let head = json!({ "architectures": architectures, "model_type": model_type, "auto_map": auto_map });
-    let mut config = carry_over(base, model, head, dtype)?;
+    let mut config = carry_over(of, model, head)?;
     let ranks: Map<String, Value> =
         ranks.iter().map(|(id, &rank)| (model.module_name(*id), Value::from(rank))).collect();
     let mut lowrank = json!({
@@ -89,33 +129,23 @@ pub fn factored(
 }
 
 /// The config of a dense model of the family: any trace of factors is gone.
-pub fn dense(base: &Value, model: &ModelConfig, dtype: StatedDtype) -> Result<Value, WriteError> {
+pub fn dense(of: ConfigOf<'_>, model: &ModelConfig) -> Result<Value, WriteError> {
     let head = json!({
         "architectures": [model.family.output().dense_architecture()],
         "model_type": model.family.model_type(),
     });
-    Ok(carry_over(base, model, head, dtype)?.into())
+    Ok(carry_over(of, model, head)?.into())
 }
 
 /// The config of a dense model whose experts all have `width` channels.
-pub fn narrow(
-    base: &Value,
-    model: &ModelConfig,
-    width: usize,
-    dtype: StatedDtype,
-) -> Result<Value, WriteError> {
-    let mut config = dense(base, model, dtype)?;
+pub fn narrow(of: ConfigOf<'_>, model: &ModelConfig, width: usize) -> Result<Value, WriteError> {
+    let mut config = dense(of, model)?;
     config[model.family.output().width_key] = width.into();
     Ok(config)
 }
 
-fn carry_over(
-    base: &Value,
-    model: &ModelConfig,
-    head: Value,
-    dtype: StatedDtype,
-) -> Result<Map<String, Value>, WriteError> {
-    let (Value::Object(mut config), Some(base)) = (head, base.as_object()) else {
+fn carry_over(of: ConfigOf<'_>, model: &ModelConfig, head: Value) -> Result<Map<String, Value>, WriteError> {
+    let (Value::Object(mut config), Some(base)) = (head, of.base.as_object()) else {
         return Err(ConfigError::NotJson("top level".into()).into());
     };
     for (key, value) in base.iter().filter(|(key, _)| !REPLACED.contains(&key.as_str())) {
@@ -126,7 +156,10 @@ fn carry_over(
     }
     // transformers v4 reads `torch_dtype` and `rope_theta`, v5 reads `dtype` and `rope_parameters`; a version that finds
     // only the other's key silently takes a default.
-    config.extend(dtype.keys(base));
+    config.extend(of.dtype.keys(base));
+    if let Some(stated) = of.fp8.as_ref().and_then(|_| of.quantization(model)) {
+        config.insert(QUANTIZATION_KEY.into(), stated);
+    }
     config.insert("rope_theta".into(), model.rope_theta.into());
     let mut rotation = model.rotation.to_json();
     if model.rotation != Rotation::Plain {
@@ -172,7 +205,7 @@ pub(crate) mod tests {
         let of = |torch_dtype: Value, dtype: Value, stated: StatedDtype| {
             let mut base = base();
             (base["torch_dtype"], base["dtype"]) = (torch_dtype, dtype);
-            let config = dense(&base, &model(), stated).unwrap();
+            let config = dense(ConfigOf::new(&base, stated), &model()).unwrap();
             [&config["torch_dtype"], &config["dtype"]].map(|value| value.as_str().map(str::to_owned))
         };
         let both = |one: &str, other: &str| [Some(one.to_owned()), Some(other.to_owned())];
@@ -187,7 +220,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_factored_config_dispatches_to_its_own_code_and_keeps_the_rest() {
-        let config = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
+        let config = factored(ConfigOf::new(&base(), BF16), &model(), &ranks(), Storage::Uv).unwrap();
         assert_eq!(config["model_type"], "lowrank_mixtral");
         assert_eq!(config["task_specific_params"], json!([1, 2]));
         assert_eq!(config["torch_dtype"], config["dtype"]);
@@ -208,9 +241,9 @@ pub(crate) mod tests {
 
     #[test]
     fn densifying_undoes_factoring() {
-        let factored = factored(&base(), &model(), &ranks(), Storage::Uv, BF16).unwrap();
-        let undone = dense(&factored, &model(), BF16).unwrap();
-        assert_eq!(undone, dense(&base(), &model(), BF16).unwrap());
+        let factored = factored(ConfigOf::new(&base(), BF16), &model(), &ranks(), Storage::Uv).unwrap();
+        let undone = dense(ConfigOf::new(&factored, BF16), &model()).unwrap();
+        assert_eq!(undone, dense(ConfigOf::new(&base(), BF16), &model()).unwrap());
         assert_eq!(undone["architectures"], json!(["MixtralForCausalLM"]));
         for key in ["lowrank_config", "auto_map", "ranks"] {
             assert!(undone.get(key).is_none(), "{key}");
@@ -219,6 +252,6 @@ pub(crate) mod tests {
 
     #[test]
     fn a_base_that_is_no_object_is_refused() {
-        assert!(dense(&json!([]), &model(), BF16).is_err());
+        assert!(dense(ConfigOf::new(&json!([]), BF16), &model()).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! All files except shards and index: config, code, report, card, and files copied unchanged from the base.
 
-use crate::config::{self, StatedDtype};
+use crate::config::{self, ConfigOf, StatedDtype};
 use crate::figures::{self, Figure};
 use crate::{Card, CompressionReport, WriteError, code, staging::StagingDir};
 use lowrank_model::plan::{PlannedExpert, Size};
@@ -29,21 +29,20 @@ impl Documents {
     /// report, card with its figures, and a selection of the singular values if they are known. [`crate::CheckpointWriter::finish`] fails if the written headers
     /// differ from the sizes in the report.
     pub fn factored(
-        base_config: &Value,
+        of: ConfigOf<'_>,
         plan: &RankPlan,
-        dtype: StatedDtype,
         report: &CompressionReport,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
-        let model = ModelConfig::from_hf_json(base_config)?;
+        let model = ModelConfig::from_hf_json(of.base)?;
         let is_own = model.block.shared_experts.has_width_of_its_own();
         if let Some(width) = plan.plain_width().filter(|_| is_own) {
-            return Self::narrow(base_config, &model, plan, width, dtype, report, card);
+            return Self::narrow(of, &model, plan, width, report, card);
         }
         let RankPlan { spectra: curves, experts, cost, .. } = plan;
         let curves = curves.as_ref();
         let stored = plan.stored_config(&model);
-        let config = config::factored(base_config, &stored, &plan.ranks(), cost.storage, dtype)?;
+        let config = config::factored(of, &stored, &plan.ranks(), cost.storage)?;
         let figures = figures::all(&model, report, curves);
         let mut documents = Self::default();
         if let Some(curves) = curves {
@@ -68,15 +67,14 @@ impl Documents {
 
     /// The files of an ordinary model with narrower experts: its family's own config, the channels that stay, report and card.
     fn narrow(
-        base_config: &Value,
+        of: ConfigOf<'_>,
         model: &ModelConfig,
         plan: &RankPlan,
         width: usize,
-        dtype: StatedDtype,
         report: &CompressionReport,
         card: &Card<'_>,
     ) -> Result<Self, WriteError> {
-        let config = config::narrow(base_config, model, width, dtype)?;
+        let config = config::narrow(of, model, width)?;
         Self::default()
             .with_file(format::CONFIG_FILE, pretty(&config))?
             .with_file(format::CHANNELS_FILE, channels_of(model, &plan.experts))?
@@ -89,7 +87,10 @@ impl Documents {
     pub fn dense(base_config: &Value, dtype: StatedDtype, card: &Card<'_>) -> Result<Self, WriteError> {
         let model = ModelConfig::from_hf_json(base_config)?;
         Self::default()
-            .with_file(format::CONFIG_FILE, pretty(&config::dense(base_config, &model, dtype)?))?
+            .with_file(
+                format::CONFIG_FILE,
+                pretty(&config::dense(ConfigOf::new(base_config, dtype), &model)?),
+            )?
             .with_file(CARD_FILE, card.dense(&model))
     }
 

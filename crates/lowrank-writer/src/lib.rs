@@ -46,7 +46,7 @@ pub mod template;
 
 pub use card::Card;
 pub use checkpoint::{CheckpointWriter, Content, Published};
-pub use config::StatedDtype;
+pub use config::{ConfigOf, StatedDtype};
 pub use documents::Documents;
 pub use error::WriteError;
 pub use journal::JobKey;

@@ -58,8 +58,8 @@ fn recount_shard(path: &Path, shard: &Shard) -> Result<Size, WriteError> {
         if !same || end - begin != params * placed.tensor.dtype.size_bytes() {
             return Err(differs(format!("`{name}` is {dtype} {shape:?} at {begin}..{end}")));
         }
-        // Integers are the index of a pivoted matrix: they count as bytes but not as parameters.
-        if dtype != "I64" {
+        // The index of a pivoted matrix and the scales of fp8 count as bytes but not as parameters.
+        if placed.tensor.dtype.is_weight() {
             size.params += params;
         }
         size.bytes += end - begin;

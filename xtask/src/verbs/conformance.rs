@@ -98,8 +98,36 @@ pub(crate) fn run() -> Result<()> {
     documents_are_true(&tool, &bundled, &outputs[0], &folder)?;
     tokenizers_are_kept(&tool, &folder)?;
     pivoted_keeps_bf16(&tool, &outputs[0])?;
-    forward_agrees(&live)?;
+    forward_agrees(&Transformers::ALL, &live)?;
+    forward_agrees(&[Transformers::V5], &fp8(&tool, &folder)?)?;
     configs_agree(&tool)
+}
+
+/// Bases whose projections are fp8, outputs that keep them where nothing is factored, and dense exports. transformers 4 reads fp8
+/// on GPUs alone.
+fn fp8(tool: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for (name, side, base) in [
+        ("mixtral", "32", super::demo::bundled_model()),
+        ("deepseek-v3", "4", root().join("tests/fixtures/golden/deepseek-v3")),
+    ] {
+        let [base, out, dense] = {
+            let made = ["base", "out", "dense"].map(|kind| folder.join(format!("fp8-{name}-{kind}")));
+            let mut make = python(Transformers::V5)?;
+            sh(make.arg("tests/conformance/make_fp8.py").arg(base).arg(&made[0]).arg(side))?;
+            made
+        };
+        let mut job = command(tool);
+        job.args(["--quiet", "--budget", "20%", "--calibration-tokens", FAMILY_TOKENS, "--cache", "none"]);
+        sh(job.arg("--model").arg(&base).arg("--out").arg(&out))?;
+        let config = std::fs::read_to_string(out.join("config.json"))?;
+        if !config.contains("modules_to_not_convert") {
+            bail!("{} keeps no fp8", out.display());
+        }
+        sh(command(tool).args(["densify", "--quiet", "--model"]).arg(&out).arg("--out").arg(&dense))?;
+        all.extend([base, out, dense]);
+    }
+    Ok(all)
 }
 
 /// Runs the Python of the documents on an output.
@@ -217,9 +245,9 @@ fn pivoted_keeps_bf16(tool: &Path, uv: &Path) -> Result<()> {
 }
 
 /// Compares our logits with theirs at every position of random sequences.
-fn forward_agrees(checkpoints: &[PathBuf]) -> Result<()> {
+fn forward_agrees(versions: &[Transformers], checkpoints: &[PathBuf]) -> Result<()> {
     let program = example("logits")?;
-    for transformers in Transformers::ALL {
+    for &transformers in versions {
         eprintln!("-- forward pass, {}", transformers.label());
         let mut check = python(transformers)?;
         sh(check.arg("tests/golden/check_live.py").arg("--logits-program").arg(&program).args(checkpoints))?;

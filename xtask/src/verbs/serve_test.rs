@@ -46,6 +46,15 @@ const BASE: [&str; 4] = ["--budget", "50%", "--structures", "rank,width,base"];
 /// Models that ship with the repository.
 const BUNDLED: [&str; 4] = ["tiny-mixtral", "second-mixtral", "upcycled-distinct", "upcycled-alike"];
 
+/// A small model of each family that vLLM's CPU build runs, beside Mixtral: the fixture that says how it is built, and vLLM's class.
+const FAMILIES: [(&str, &str); 5] = [
+    ("qwen3-moe", "Qwen3Moe"),
+    ("qwen2-moe", "Qwen2Moe"),
+    ("olmoe", "Olmoe"),
+    ("glm4-moe", "Glm4Moe"),
+    ("phimoe", "PhiMoE"),
+];
+
 /// Runs this verb.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = target().join("serving");
@@ -96,6 +105,18 @@ impl Test {
                 let output = self.compressed(name, base, settings)?;
                 cases.push(served(name, &output, 1, &[uses]));
                 cases.push(served(&format!("{name} two workers"), &output, 2, &[uses]));
+            }
+            for (family, class) in FAMILIES {
+                let base = self.made_as("family", family, &fixture(&format!("golden/{family}")))?;
+                let output = self.compressed(&format!("{family} default"), &base, &DEFAULT)?;
+                let of = |mut case: Value, class: String| {
+                    case["class"] = class.into();
+                    case
+                };
+                cases.push(of(served(family, &base, 1, &[]), format!("{class}ForCausalLM")));
+                let class = class.replace("PhiMoE", "Phimoe");
+                let ours = served(&format!("{family} default"), &output, 1, &["ranks"]);
+                cases.push(of(ours, format!("LowRank{class}ForCausalLM")));
             }
         }
         for model in bundled(small) {
@@ -179,7 +200,11 @@ impl Test {
 
     /// A model that is not bundled.
     fn made(&self, which: &str, model: &Path) -> Result<PathBuf> {
-        let out = self.outputs.join(which);
+        self.made_as(which, which, model)
+    }
+
+    fn made_as(&self, which: &str, name: &str, model: &Path) -> Result<PathBuf> {
+        let out = self.outputs.join(name);
         let mut make = python::python(Transformers::V5)?;
         sh(make.arg("tests/serving/make_model.py").arg(which).arg(&out).arg(model))?;
         Ok(out)

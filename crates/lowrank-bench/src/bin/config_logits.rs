@@ -9,6 +9,7 @@ use lowrank_forward::Forward;
 use lowrank_model::rules::{Keys, Rule};
 use lowrank_model::{Dtype, ErrorKind, failure, family};
 use lowrank_reader::Checkpoint;
+use lowrank_writer::{ConfigOf, StatedDtype};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::io::{BufRead, Write};
@@ -77,11 +78,8 @@ fn answer(folder: &Path, sequences: &[Vec<u32>]) -> Value {
     if let Err(error) = std::fs::write(folder.join("logits.f32"), bytes) {
         return refused(ErrorKind::InputOutput, &error);
     }
-    match lowrank_writer::config::dense(
-        checkpoint.config_json(),
-        checkpoint.config(),
-        lowrank_writer::StatedDtype::Asked(Dtype::F32),
-    ) {
+    let of = ConfigOf::new(checkpoint.config_json(), StatedDtype::Asked(Dtype::F32));
+    match lowrank_writer::config::dense(of, checkpoint.config()) {
         Ok(config) => json!({ "config": config }),
         Err(error) => refused(error.kind(), &error),
     }

@@ -2,7 +2,7 @@
 
 use crate::args::{JobArgs, Verbosity};
 use crate::commands::report::{self, Verified};
-use crate::commands::shared::{open, print_json, write_plan};
+use crate::commands::shared::{open_base, print_json, write_plan};
 use crate::config::with_config;
 use crate::exit::{Failure, Result, usage};
 use crate::job::Job;
@@ -25,7 +25,7 @@ pub(crate) fn run(args: JobArgs) -> Result<()> {
         return plan(&job, verbosity);
     }
     let out = job.out.as_deref().ok_or_else(|| usage("--out is missing: where shall the result go?"))?;
-    let checkpoint = open(&job.model)?;
+    let checkpoint = open_base(&job.model, &job.recipe)?;
     let interrupt = signals::watch()?;
     let request = job.request(out, &interrupt);
     let done = compress::compress(&checkpoint, request, &Console::new(verbosity.quiet))?;
@@ -58,7 +58,7 @@ pub(crate) fn run_plan(args: JobArgs) -> Result<()> {
 }
 
 fn plan(job: &Job, verbosity: Verbosity) -> Result<()> {
-    let checkpoint = open(&job.model)?;
+    let checkpoint = open_base(&job.model, &job.recipe)?;
     let progress: &dyn Progress = &Console::new(verbosity.quiet);
     let interrupt = signals::watch()?;
     let planned = planning::plan(&checkpoint, &job.model, &job.recipe, &job.resources, progress, &interrupt)?;

@@ -10,6 +10,7 @@ use lowrank_model::ErrorKind;
 use lowrank_model::recipe::TextChoice;
 use lowrank_pipeline::reproduce::{Difference, Reproduce, Sample, reproduce};
 use lowrank_pipeline::workers::Resources;
+use lowrank_reader::Checkpoint;
 use std::path::PathBuf;
 
 /// Flags of `reproduce`.
@@ -52,6 +53,9 @@ const SHOWN: usize = 20;
 /// Runs the command.
 pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let base = open(&args.model)?;
+    // With its fp8 tensors as the output has them. An output that does not open is refused below.
+    let keeps_fp8 = Checkpoint::open(&args.out).is_ok_and(|out| out.config().fp8_blocks.is_some());
+    let base = if keeps_fp8 { base } else { base.widened() };
     let interrupt = signals::watch()?;
     let resources = Resources {
         workers: args.workers,

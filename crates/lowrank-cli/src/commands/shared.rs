@@ -1,13 +1,23 @@
 //! What several commands do: open a model, print a document.
 
 use crate::exit::{Failure, Result, unwritten};
-use lowrank_model::RankPlan;
+use lowrank_model::recipe::Fp8;
+use lowrank_model::{RankPlan, Recipe};
 use lowrank_reader::Checkpoint;
 use std::path::{Path, PathBuf};
 
 /// Opens a checkpoint given as a directory or as org/name in the local cache.
 pub(super) fn open(model: &str) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&resolve(model)?)?)
+}
+
+/// Opens the base of a job, with its fp8 tensors as the output has them.
+pub(super) fn open_base(model: &str, recipe: &Recipe) -> Result<Checkpoint> {
+    let checkpoint = open(model)?;
+    Ok(match recipe.fp8() {
+        Fp8::Keep => checkpoint,
+        Fp8::Widen => checkpoint.widened(),
+    })
 }
 
 /// The directory of a checkpoint given as such or as org/name in the local cache.

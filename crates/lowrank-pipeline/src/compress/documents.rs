@@ -5,7 +5,7 @@ use crate::planning::{self, Subject};
 use crate::{PipelineError, base};
 use lowrank_model::MatrixId;
 use lowrank_writer::report::{BaseModel, InputFile, MatrixOutcome};
-use lowrank_writer::{Card, ChatTemplate, CompressionReport, Documents, StatedDtype};
+use lowrank_writer::{Card, ChatTemplate, CompressionReport, ConfigOf, Documents, StatedDtype};
 use std::collections::BTreeMap;
 
 impl Work<'_> {
@@ -28,6 +28,11 @@ impl Work<'_> {
         }
     }
 
+    /// Whether a tensor of the output is fp8.
+    fn stays_fp8(&self) -> bool {
+        self.checkpoint.specs().iter().any(|spec| self.checkpoint.kept_fp8(spec).is_some())
+    }
+
     pub(super) fn documents(
         &self,
         outcomes: &BTreeMap<MatrixId, MatrixOutcome>,
@@ -46,8 +51,9 @@ impl Work<'_> {
             license: lowrank_writer::card::license_of(&own_card),
             chat_templates: &chat_templates,
         };
-        let documents =
-            Documents::factored(checkpoint.config_json(), self.plan, self.stated_dtype(), &report, &card)?;
+        let fp8 = self.stays_fp8().then(|| checkpoint.modules_without_fp8());
+        let config = ConfigOf { base: checkpoint.config_json(), dtype: self.stated_dtype(), fp8 };
+        let documents = Documents::factored(config, self.plan, &report, &card)?;
         Ok(documents.with_companions(checkpoint.dir(), checkpoint.companions())?)
     }
 }

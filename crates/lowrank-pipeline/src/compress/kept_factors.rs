@@ -76,6 +76,7 @@ impl KeptFactors {
                     let values = arrays.take_f32(&at.to_string()).ok_or_else(damaged)?;
                     Piece::Weights(Tensor::from_f32(tensor.shape, dtype, &values).map_err(|_| damaged())?)
                 }
+                ElementType::Fp8 | ElementType::Scale(_) => return Err(damaged().into()),
             };
             pieces.push((tensor.name, piece));
         }

@@ -12,9 +12,9 @@ use crate::{CalibrationContext, PipelineError};
 use lowrank_model::names::Role;
 use lowrank_model::tensors::TensorSpec;
 use lowrank_model::{
-    Dtype, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum, StoredMatrix, Tensor,
+    Dtype, ElementType, MatrixId, ModelConfig, Progress, Projection, RankPlan, Spectrum, StoredMatrix, Tensor,
 };
-use lowrank_reader::Checkpoint;
+use lowrank_reader::{Checkpoint, Fp8Scales};
 use lowrank_svd::Metric;
 use lowrank_writer::report::MatrixOutcome;
 use lowrank_writer::{CheckpointWriter, Content, OutputTensor, ShardLayout};
@@ -106,6 +106,14 @@ impl Work<'_> {
         SharedBases { checkpoint: self.checkpoint, config: &self.config, dtype }
     }
 
+    /// The scales of a tensor that stays fp8.
+    fn kept_fp8(&self, spec: &TensorSpec) -> Option<Fp8Scales> {
+        match spec.role {
+            Role::SharedBase { .. } => None,
+            _ => self.checkpoint.kept_fp8(spec),
+        }
+    }
+
     fn stored_dtype(&self, spec: &TensorSpec) -> Dtype {
         match spec.role {
             Role::SharedBase { layer, projection } => self.bases().dtype(layer, projection),
@@ -123,11 +131,17 @@ impl Work<'_> {
                     let (shape, rank) = (self.config.matrix_shape(id), self.ranks.get(&id).copied());
                     output.extend(self.format(id).output_tensors(id, shape, rank));
                 }
-                None => output.push(OutputTensor {
-                    name: spec.name.clone(),
-                    dtype: self.stored_dtype(spec).into(),
-                    shape: spec.shape.clone(),
-                }),
+                None => {
+                    let (name, shape) = (spec.name.clone(), spec.shape.clone());
+                    let scales = self.kept_fp8(spec);
+                    let dtype = scales.as_ref().map_or(self.stored_dtype(spec).into(), |_| ElementType::Fp8);
+                    output.push(OutputTensor { name, dtype, shape });
+                    output.extend(scales.map(|Fp8Scales { name, dtype, shape }| OutputTensor {
+                        name,
+                        dtype: ElementType::Scale(dtype),
+                        shape,
+                    }));
+                }
             }
         }
         Ok(ShardLayout::new(output, self.request.recipe.output.max_shard_size.0)?)
@@ -265,6 +279,16 @@ impl Work<'_> {
     fn copy(&self, writer: &CheckpointWriter, spec: &TensorSpec) -> Result<(), PipelineError> {
         if let Role::SharedBase { layer, projection } = spec.role {
             return Ok(writer.write(&spec.name, &self.bases().tensor(layer, projection)?)?);
+        }
+        if let Some(Fp8Scales { name, dtype, shape }) = self.kept_fp8(spec) {
+            let mut copied = writer.begin(&spec.name, ElementType::Fp8, &spec.shape)?;
+            let scales = self
+                .checkpoint
+                .read_fp8_in_blocks(spec, &mut |block| Ok::<_, PipelineError>(copied.write(block)?))?;
+            copied.finish()?;
+            let mut copied = writer.begin(&name, ElementType::Scale(dtype), &shape)?;
+            copied.write(scales.bytes())?;
+            return Ok(copied.finish()?);
         }
         let mut copied = writer.begin(&spec.name, self.stored_dtype(spec).into(), &spec.shape)?;
         self.checkpoint.read_in_blocks(spec, &mut |block| Ok::<_, PipelineError>(copied.write(block)?))?;

@@ -413,6 +413,24 @@ def require_score_scale(layers, config):
         )
 
 
+def require_whole_blocks(decoder, config):
+    """A ValueError if transformers would widen fp8 weights wrongly: where no device computes in fp8, 5.23 divides a matrix evenly among
+    its scales, whatever the size of their blocks."""
+    stated = getattr(config, "quantization_config", None)
+    if not getattr(stated, "dequantize", False):
+        return
+    kept = tuple(name.removeprefix("model.") for name in stated.modules_to_not_convert or ())
+    for name, module in decoder.named_modules():
+        if type(module) is nn.Linear and not f"{name}.".startswith(tuple(f"{module}." for module in kept)):
+            sides = tuple(module.weight.shape)
+            if any(side > block and side % block for side, block in zip(sides, stated.weight_block_size)):
+                raise ValueError(
+                    f"transformers {transformers.__version__} would widen the fp8 weights of {name} wrongly: {sides} is not a whole "
+                    f"number of blocks of {tuple(stated.weight_block_size)}. Load it on a GPU that computes in fp8, or compress the "
+                    "original with `--fp8 widen`"
+                )
+
+
 def require_long_factors(rotary, config):
     """Makes the rotation of a long text raise a ValueError if transformers takes the factors of short ones: 5.23's Phi-MoE does."""
     rotation = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
@@ -455,6 +473,7 @@ class LowRankModel:
         require_score_scale(layers, config)
         require_long_factors(decoder.rotary_emb, config)
         factor_experts(layers, config, self.NAMES)
+        require_whole_blocks(decoder, config)
         self.post_init()
 
     @classmethod

@@ -6,7 +6,7 @@ use super::submit::{self, absolute_path};
 use super::task::{Share, check_machine, machine_of, run_units};
 use crate::args::{JobArgs, SlurmFlags, given};
 use crate::commands::compress;
-use crate::commands::shared::{open, resolve, write_plan};
+use crate::commands::shared::{open_base, resolve, write_plan};
 use crate::config::{flags_of, with_config};
 use crate::exit::{Result, usage};
 use crate::job::Job;
@@ -24,7 +24,7 @@ pub(super) fn begin(job: JobArgs, slurm: &SlurmFlags) -> Result<()> {
     let dir = submit::dir(slurm, &out)?;
     let settings = given(&flags);
     let job = Job::new(flags)?;
-    let checkpoint = open(&job.model)?;
+    let checkpoint = open_base(&job.model, &job.recipe)?;
     let Some(shape) = units::shape(&checkpoint, &job.recipe)? else {
         return Err(usage(
             "a job without a calibration text is done by one machine in hours: leave `cluster` out",
@@ -84,7 +84,7 @@ pub(super) fn work(
     if stage == PUBLISH {
         // Submitted again after the end.
         if folder.progress(PUBLISH).done == 0 {
-            units::check_shards(&open(&job.model)?, &job.resources)?;
+            units::check_shards(&open_base(&job.model, &job.recipe)?, &job.resources)?;
             compress::run(flags)?;
         }
         return folder.mark(PUBLISH, 0);

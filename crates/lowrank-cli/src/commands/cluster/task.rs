@@ -3,7 +3,7 @@
 use super::folder::Folder;
 use super::limits;
 use crate::args::MachineFlags;
-use crate::commands::shared::open;
+use crate::commands::shared::open_base;
 use crate::exit::Result;
 use crate::job::Job;
 use crate::progress::Console;
@@ -51,7 +51,7 @@ pub(super) fn run_units(
     share: Share,
 ) -> Result<Option<RankPlan>> {
     let mine = share.units(folder.units(name)?);
-    let (checkpoint, interrupt) = (open(&job.model)?, signals::watch()?);
+    let (checkpoint, interrupt) = (open_base(&job.model, &job.recipe)?, signals::watch()?);
     let out = job.out.as_deref().unwrap_or(Path::new(""));
     let request = job.request(out, &interrupt);
     let mut done = |unit| folder.mark(name, unit);

@@ -4,7 +4,7 @@ use super::args::SweepArgs;
 use super::one::Compressing;
 use super::points::{Identified, Verification, check_patterns, identify};
 use crate::args::JobArgs;
-use crate::commands::shared::open;
+use crate::commands::shared::open_base;
 use crate::exit::{Result, unwritten, usage};
 use crate::grid::{Compress, Sweep};
 use lowrank_pipeline::planning::{Subject, refuse_factored};
@@ -48,7 +48,7 @@ pub(crate) fn opened<R>(args: &SweepArgs, act: impl FnOnce(&Opened<'_>) -> Resul
         resources.cache = CachePlace::At(run_cache.path().to_owned());
     }
     let model = &first.job.model;
-    let checkpoint = open(model)?;
+    let checkpoint = open_base(model, &first.job.recipe)?;
     refuse_factored(&checkpoint)?;
     let subject = Subject::of(&checkpoint);
     check_patterns(&config, &subject)?;
