@@ -140,10 +140,17 @@ class LowRankMethod(FusedMoEMethodBase):
 class LowRankModel:
     """What a compressed model adds to vLLM's class of the base, which stands behind it in the list of bases."""
 
+    # Keys of the config that vLLM's class does not read, and the values that it computes with.
+    FIXED: dict[str, Any] = {}
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         config, others = vllm_config.model_config.hf_config, vllm_config.quant_config
         if others is not None and not getattr(config, "quantization_config", None):
             raise ValueError("a compressed model cannot be quantized by vLLM as well: leave --quantization out")
+        for key, value in self.FIXED.items():
+            if getattr(config, key, value) != value:
+                found = f"`{key}` is {getattr(config, key)!r} in config.json"
+                raise ValueError(f"{found}, which vLLM's class of this family does not read: it computes with {value!r}")
         vllm_config.quant_config = LowRankConfig(config, others)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
@@ -166,9 +173,13 @@ class LowRankQwen3MoeForCausalLM(LowRankModel, Qwen3MoeForCausalLM):
 class LowRankQwen2MoeForCausalLM(LowRankModel, Qwen2MoeForCausalLM):
     """Qwen2-MoE."""
 
+    FIXED = {"qkv_bias": True}
+
 
 class LowRankOlmoeForCausalLM(LowRankModel, OlmoeForCausalLM):
     """OLMoE."""
+
+    FIXED = {"clip_qkv": None, "norm_topk_prob": False, "rms_norm_eps": 1e-5}
 
 
 class LowRankGlm4MoeForCausalLM(LowRankModel, Glm4MoeForCausalLM):
@@ -185,3 +196,5 @@ class LowRankDeepseekV2ForCausalLM(LowRankModel, DeepseekV2ForCausalLM):
 
 class LowRankPhimoeForCausalLM(LowRankModel, PhiMoEForCausalLM):
     """Phi-3.5-MoE."""
+
+    FIXED = {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.01}

@@ -18,8 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, Mixtra
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from serving import WIDE
 
-SIDES = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=96,
-             moe_intermediate_size=64, shared_expert_intermediate_size=80, max_position_embeddings=512)  # fmt: skip
+# Sides that vLLM's attention takes, and what vLLM's classes of OLMoE and Phi-MoE do not read as they compute it.
+SETTINGS = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=96,
+                moe_intermediate_size=64, shared_expert_intermediate_size=80, max_position_embeddings=512,
+                clip_qkv=None, router_jitter_noise=0.01)  # fmt: skip
+LATENT = dict(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, qk_head_dim=192, v_head_dim=128, head_dim=64,
+              num_key_value_heads=4)  # fmt: skip
 
 
 def wide(model):
@@ -43,19 +47,27 @@ def heads(model):
 
 def family(model):
     config = AutoConfig.from_pretrained(model)
-    for key, value in SIDES.items():
+    settings = SETTINGS | (LATENT if hasattr(config, "kv_lora_rank") else {})
+    for key, value in settings.items():
         if hasattr(config, key):
             setattr(config, key, value)
-    rotation = config.rope_parameters
-    for key in ("short_factor", "long_factor"):
-        if key in rotation:
-            rotation[key] = [1.0 + pair / 4 for pair in range(SIDES["head_dim"] // 2)]
+    if config.rope_parameters["rope_type"] == "longrope":
+        factors = [1.0 + pair / 4 for pair in range(SETTINGS["head_dim"] // 2)]
+        config.rope_parameters |= {"short_factor": factors, "long_factor": factors}
+        # vLLM turns all texts by the long factors where it serves longer ones than these.
+        config.original_max_position_embeddings = config.max_position_embeddings
+        config.rope_parameters["original_max_position_embeddings"] = config.max_position_embeddings
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 if __name__ == "__main__":
     which, out, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    {"wide": wide, "heads": heads, "family": family}[which](source).save_pretrained(out)
+    made = {"wide": wide, "heads": heads, "family": family}[which](source)
+    made.save_pretrained(out)
+    if made.config.model_type == "phimoe":
+        # As in the published config, by which vLLM finds its class.
+        text = (out / "config.json").read_text()
+        (out / "config.json").write_text(text.replace("PhimoeForCausalLM", "PhiMoEForCausalLM"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, out)

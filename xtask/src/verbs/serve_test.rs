@@ -46,13 +46,22 @@ const BASE: [&str; 4] = ["--budget", "50%", "--structures", "rank,width,base"];
 /// Models that ship with the repository.
 const BUNDLED: [&str; 4] = ["tiny-mixtral", "second-mixtral", "upcycled-distinct", "upcycled-alike"];
 
-/// A small model of each family that vLLM's CPU build runs, beside Mixtral: the fixture that says how it is built, and vLLM's class.
-const FAMILIES: [(&str, &str); 5] = [
-    ("qwen3-moe", "Qwen3Moe"),
-    ("qwen2-moe", "Qwen2Moe"),
-    ("olmoe", "Olmoe"),
-    ("glm4-moe", "Glm4Moe"),
-    ("phimoe", "PhiMoE"),
+/// A family that vLLM's CPU build runs, beside Mixtral.
+struct Family {
+    /// The fixture that says how a model of it is built.
+    fixture: &'static str,
+    /// Classes of vLLM and of the plugin, without `ForCausalLM`.
+    classes: [&'static str; 2],
+    settings: &'static [&'static str],
+    uses: &'static str,
+}
+
+const FAMILIES: [Family; 5] = [
+    Family { fixture: "qwen3-moe", classes: ["Qwen3Moe", "LowRankQwen3Moe"], settings: &DEFAULT, uses: "widths" },
+    Family { fixture: "qwen2-moe", classes: ["Qwen2Moe", "LowRankQwen2Moe"], settings: &UV, uses: "ranks" },
+    Family { fixture: "olmoe", classes: ["Olmoe", "LowRankOlmoe"], settings: &PIVOTED, uses: "ranks" },
+    Family { fixture: "glm4-moe", classes: ["Glm4Moe", "LowRankGlm4Moe"], settings: &DEFAULT, uses: "widths" },
+    Family { fixture: "phimoe", classes: ["PhiMoE", "LowRankPhimoe"], settings: &PIVOTED, uses: "ranks" },
 ];
 
 /// Runs this verb.
@@ -106,17 +115,15 @@ impl Test {
                 cases.push(served(name, &output, 1, &[uses]));
                 cases.push(served(&format!("{name} two workers"), &output, 2, &[uses]));
             }
-            for (family, class) in FAMILIES {
-                let base = self.made_as("family", family, &fixture(&format!("golden/{family}")))?;
-                let output = self.compressed(&format!("{family} default"), &base, &DEFAULT)?;
-                let of = |mut case: Value, class: String| {
-                    case["class"] = class.into();
-                    case
-                };
-                cases.push(of(served(family, &base, 1, &[]), format!("{class}ForCausalLM")));
-                let class = class.replace("PhiMoE", "Phimoe");
-                let ours = served(&format!("{family} default"), &output, 1, &["ranks"]);
-                cases.push(of(ours, format!("LowRank{class}ForCausalLM")));
+            for Family { fixture: name, classes, settings, uses } in FAMILIES {
+                let base = self.made_as("family", name, &fixture(&format!("golden/{name}")))?;
+                let smaller = format!("{name} {uses}");
+                let output = self.compressed(&smaller, &base, settings)?;
+                let both = [served(name, &base, 1, &[]), served(&smaller, &output, 1, &[uses])];
+                for (mut case, class) in both.into_iter().zip(classes) {
+                    case["class"] = format!("{class}ForCausalLM").into();
+                    cases.push(case);
+                }
             }
         }
         for model in bundled(small) {
