@@ -22,8 +22,6 @@ from serving import WIDE
 SETTINGS = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=96,
                 moe_intermediate_size=64, shared_expert_intermediate_size=80, max_position_embeddings=512,
                 clip_qkv=None, router_jitter_noise=0.01)  # fmt: skip
-LATENT = dict(kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=128, qk_head_dim=192, v_head_dim=128, head_dim=64,
-              num_key_value_heads=4)  # fmt: skip
 
 
 def wide(model):
@@ -47,8 +45,7 @@ def heads(model):
 
 def family(model):
     config = AutoConfig.from_pretrained(model)
-    settings = SETTINGS | (LATENT if hasattr(config, "kv_lora_rank") else {})
-    for key, value in settings.items():
+    for key, value in SETTINGS.items():
         if hasattr(config, key):
             setattr(config, key, value)
     if config.rope_parameters["rope_type"] == "longrope":
