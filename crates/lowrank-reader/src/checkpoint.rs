@@ -10,11 +10,15 @@
 //! | fp8 with a scale for each block of it | bf16 |
 //! | a base of a layer `[F, H]` or `[H, F]`, and factors of the difference | neither: [`StoredMatrix::OfBase`] |
 
+mod kept_fp8;
+
+pub use kept_fp8::Fp8Scales;
+
 use crate::companions::{Beside, LeftOut};
 use crate::error::{ReadError, clip};
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
-use crate::fp8::{self, Blocks};
+use crate::fp8;
 use crate::header::{Header, HeaderEntry, TENSORS_MAX};
 use crate::index::Index;
 use crate::others;
@@ -96,24 +100,6 @@ struct Run {
     stored_name: String,
     /// Where its scales are, if it is stored as fp8; `dtype` is then what it is read as.
     scales: Option<Box<Run>>,
-}
-
-/// The scales of an fp8 tensor, as an output has them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fp8Scales {
-    /// Beside that of the tensor.
-    pub name: String,
-    /// Number format.
-    pub dtype: Dtype,
-    /// One for every block.
-    pub shape: Vec<usize>,
-}
-
-impl Fp8Scales {
-    /// Bytes of the scales.
-    pub fn bytes(&self) -> u64 {
-        self.shape.iter().map(|&dimension| dimension as u64).product::<u64>() * self.dtype.size_bytes()
-    }
 }
 
 impl Checkpoint {
@@ -209,28 +195,16 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The same with every fp8 tensor taken as bf16, not the expert matrices alone.
-    #[must_use]
-    pub fn widened(mut self) -> Self {
-        self.keeps_fp8 = false;
-        self.size = self.counted();
-        self
-    }
-
     /// Parameters and bytes of all weights that an output of nothing but copies has.
     fn counted(&self) -> Size {
-        let widths = |run: &Run| run.elements() * run.dtype.size_bytes();
-        let kept = |run: &Run, scales: &Run| run.elements() + widths(scales);
         let dense = |spec: &TensorSpec| {
             let run = self.dense.get(&spec.name)?;
-            Some((
-                run.elements(),
-                self.fp8_scales(spec).map_or(widths(run), |(run, scales)| kept(run, scales)),
-            ))
+            let bytes = self.kept_fp8(spec).map_or(run.bytes(), |scales| run.elements() + scales.bytes());
+            Some((run.elements(), bytes))
         };
-        let mut size = Size { params: 0, bytes: 0 };
         let factors =
-            self.factored.values().flat_map(|(u, v)| [u, v]).map(|run| (run.elements(), widths(run)));
+            self.factored.values().flat_map(|(u, v)| [u, v]).map(|run| (run.elements(), run.bytes()));
+        let mut size = Size { params: 0, bytes: 0 };
         for (params, bytes) in self.specs.iter().filter_map(dense).chain(factors) {
             size.params += params;
             size.bytes += bytes;
@@ -238,33 +212,6 @@ impl Checkpoint {
         let indices: u64 = self.orders.values().map(|order| order.all().len() as u64).sum();
         size.bytes += indices * ElementType::Index.size_bytes();
         size
-    }
-
-    /// The runs of a tensor that goes into an output as fp8, and of its scales. Expert matrices never do: quantisers of whole layers
-    /// could not tell them from factors.
-    fn fp8_scales(&self, spec: &TensorSpec) -> Option<(&Run, &Run)> {
-        let run = self.dense.get(&spec.name)?;
-        let goes =
-            self.keeps_fp8 && !matches!(spec.role, Role::Expert(_)) && run.row_order == RowOrder::Canonical;
-        run.scales.as_deref().filter(|_| goes).map(|scales| (run, scales))
-    }
-
-    /// The scales of a tensor that goes into an output as fp8; `None` if it goes there as what it is read as.
-    pub fn kept_fp8(&self, spec: &TensorSpec) -> Option<Fp8Scales> {
-        let (_, scales) = self.fp8_scales(spec)?;
-        Some(Fp8Scales {
-            name: format!("{}{}", spec.name, fp8::SCALES),
-            dtype: scales.dtype,
-            shape: scales.shape.clone(),
-        })
-    }
-
-    /// Modules of two-dimensional weights outside the experts that are not fp8.
-    pub fn modules_without_fp8(&self) -> Vec<String> {
-        let others = self.specs.iter().filter(|spec| {
-            spec.shape.len() == 2 && !matches!(spec.role, Role::Expert(_)) && self.fp8_scales(spec).is_none()
-        });
-        others.filter_map(|spec| spec.name.strip_suffix(".weight").map(str::to_owned)).collect()
     }
 
     /// The folder, as it was given.
@@ -444,26 +391,6 @@ impl Checkpoint {
         }
     }
 
-    /// Gives the elements of a tensor that goes into an output as fp8, block by block, and refuses what
-    /// [`Checkpoint::read_in_blocks`] refuses. Its scales are returned.
-    ///
-    /// # Panics
-    /// If it does not go there as fp8.
-    pub fn read_fp8_in_blocks<E: From<ReadError>>(
-        &self,
-        spec: &TensorSpec,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<Tensor, E> {
-        let (run, scales) = self.fp8_scales(spec).expect("its scales are kept");
-        let mut done = 0;
-        self.stream_fp8(run, scales, &mut |stored, wide| {
-            self.refuse_non_finite(spec, run, done, wide)?;
-            done += wide.len() as u64;
-            take(stored)
-        })?;
-        Ok(self.read(scales)?)
-    }
-
     /// Gives a tensor's bytes block by block, so that a copy of it needs no memory of its size, and refuses NaN and
     /// infinity as [`Checkpoint::check_finite`] does.
     pub fn read_in_blocks<E: From<ReadError>>(
@@ -510,7 +437,7 @@ impl Checkpoint {
     ) -> Result<(), E> {
         let Some(scales) = &run.scales else {
             let shard = &self.shards[run.shard];
-            let end = run.elements() * run.dtype.size_bytes();
+            let end = run.bytes();
             let mut block = vec![0; BLOCK_BYTES.min(end) as usize];
             for done in (0..end).step_by(BLOCK_BYTES as usize) {
                 let block = &mut block[..BLOCK_BYTES.min(end - done) as usize];
@@ -520,27 +447,6 @@ impl Checkpoint {
             return Ok(());
         };
         self.stream_fp8(run, scales, &mut |_, wide| take(wide))
-    }
-
-    /// Gives whole rows of an fp8 matrix, as they are stored and widened.
-    fn stream_fp8<E: From<ReadError>>(
-        &self,
-        run: &Run,
-        scales: &Run,
-        take: &mut impl FnMut(&[u8], &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let sides = self.config.fp8_blocks.expect("runs have scales where the config has blocks");
-        let blocks = Blocks { sides, scales: self.read(scales)?.to_f32() };
-        let (rows, cols) = (run.shape[0], run.shape[1]);
-        let rows_at_once = (BLOCK_BYTES as usize / cols.max(1)).max(1);
-        let mut stored = vec![0; rows_at_once.min(rows) * cols];
-        for first in (0..rows).step_by(rows_at_once) {
-            let stored = &mut stored[..rows_at_once.min(rows - first) * cols];
-            let begin = run.begin + (first * cols) as u64;
-            self.shards[run.shard].read_exact(begin, stored, &run.stored_name)?;
-            take(stored, &blocks.widen(first, cols, stored))?;
-        }
-        Ok(())
     }
 
     /// Refuses NaN and infinity. `name` is canonical, or that of a factor, and says which file is blamed.
@@ -630,7 +536,7 @@ impl Checkpoint {
     }
 
     fn read_run(&self, run: &Run) -> Result<Vec<u8>, ReadError> {
-        let mut bytes = vec![0; (run.elements() * run.dtype.size_bytes()) as usize];
+        let mut bytes = vec![0; run.bytes() as usize];
         if run.scales.is_some() {
             let mut done = 0;
             self.stream(run, &mut |block| {
@@ -660,6 +566,11 @@ impl Checkpoint {
 impl Run {
     fn elements(&self) -> u64 {
         self.shape.iter().map(|&dimension| dimension as u64).product()
+    }
+
+    /// Of what it is read as.
+    fn bytes(&self) -> u64 {
+        self.elements() * self.dtype.size_bytes()
     }
 }
 

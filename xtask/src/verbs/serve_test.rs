@@ -57,10 +57,20 @@ struct Family {
 }
 
 const FAMILIES: [Family; 5] = [
-    Family { fixture: "qwen3-moe", classes: ["Qwen3Moe", "LowRankQwen3Moe"], settings: &DEFAULT, uses: "widths" },
+    Family {
+        fixture: "qwen3-moe",
+        classes: ["Qwen3Moe", "LowRankQwen3Moe"],
+        settings: &DEFAULT,
+        uses: "widths",
+    },
     Family { fixture: "qwen2-moe", classes: ["Qwen2Moe", "LowRankQwen2Moe"], settings: &UV, uses: "ranks" },
     Family { fixture: "olmoe", classes: ["Olmoe", "LowRankOlmoe"], settings: &PIVOTED, uses: "ranks" },
-    Family { fixture: "glm4-moe", classes: ["Glm4Moe", "LowRankGlm4Moe"], settings: &DEFAULT, uses: "widths" },
+    Family {
+        fixture: "glm4-moe",
+        classes: ["Glm4Moe", "LowRankGlm4Moe"],
+        settings: &DEFAULT,
+        uses: "widths",
+    },
     Family { fixture: "phimoe", classes: ["PhiMoE", "LowRankPhimoe"], settings: &PIVOTED, uses: "ranks" },
 ];
 
