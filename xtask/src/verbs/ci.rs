@@ -34,7 +34,7 @@ pub(crate) fn run() -> Result<()> {
             sh(doc.env("RUSTDOCFLAGS", "-D warnings"))
         }),
         ("LAPACK cross-check", &super::lapack::run),
-        ("torture", &|| super::torture::run(&super::torture::Args { runs: 50, seed: 0 })),
+        ("torture", &|| super::torture::run(&super::torture::Args { runs: 40, seed: 0 })),
         ("fuzzing for 40 s", &|| super::fuzz::run(&super::fuzz::Args::for_seconds(40))),
         ("GPU code on an emulated device", &super::gpu_check::without_gpu),
         ("demo", &|| super::demo::run(&super::demo::Args::default())),
