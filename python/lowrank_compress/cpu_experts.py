@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import library
 
 from .models import lowrank_experts
 
@@ -47,7 +48,7 @@ def cache_folder() -> Path:
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def compiled_products() -> ctypes.CDLL | None:
     """The compiled products; None, after a warning, without a compiler that can make them."""
     compiler = os.environ.get("CXX", "g++")
     try:
@@ -160,7 +161,7 @@ def cpu_experts(experts: lowrank_experts.LowRankExperts) -> Call | None:
         return None
     if weight.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
         return None
-    compiled = library()
+    compiled = compiled_products()
     if compiled is None:
         return None
     key = experts.key
@@ -170,9 +171,9 @@ def cpu_experts(experts: lowrank_experts.LowRankExperts) -> Call | None:
 
 # The experts that the operator below knows: a graph holds strings and tensors.
 BY_KEY: dict[str, CpuExperts] = {}
-OPERATORS = torch.library.Library("lowrank_compress", "FRAGMENT")
+OPERATORS = library.Library("lowrank_compress", "FRAGMENT")
 OPERATORS.define("cpu_experts(Tensor hidden, Tensor index, Tensor weights, str key) -> Tensor")
 OPERATORS.impl("cpu_experts", lambda hidden, index, weights, key: BY_KEY[key](hidden, index, weights), "CPU")
-torch.library.register_fake(
+library.register_fake(
     "lowrank_compress::cpu_experts", lambda hidden, index, weights, key: torch.empty_like(hidden), lib=OPERATORS
 )

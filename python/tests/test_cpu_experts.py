@@ -72,9 +72,9 @@ def test_a_shared_base_is_left_to_transformers_classes():
 
 def test_without_a_compiler_there_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    cpu_experts.library.cache_clear()
+    cpu_experts.compiled_products.cache_clear()
     try:
         with pytest.warns(UserWarning, match="run slower: .*no-compiler could not compile cpu_experts.cpp"):
             assert cpu_experts.cpu_experts(made(32, "uv", {})) is None
     finally:
-        cpu_experts.library.cache_clear()
+        cpu_experts.compiled_products.cache_clear()

@@ -23,7 +23,7 @@ version = subprocess.run([command, "--version"], check=True, capture_output=True
 print(f"lowrank-compress {version}")
 
 # The engines' products on the CPU are in the wheel as a source, and compile.
-assert cpu_experts.library() is not None
+assert cpu_experts.compiled_products() is not None
 
 plan = lowrank_compress.compress(base, out, budget="30%", calibration_tokens=4096, sensitivity_tokens=1024)
 removed = plan.params_before - plan.params_after
