@@ -237,53 +237,59 @@ struct Routing {
     }
 };
 
+// Each expert of this rank that has tokens: its number, its place in the routing, and how many tokens.
+template <typename Act> void each_expert(const Routing &routing, const Matrix *matrices, int64_t experts, const Act &act) {
+    for (int64_t expert = 0; expert < experts; expert++) {
+        const int64_t start = routing.starts[expert], tokens = routing.starts[expert + 1] - start;
+        if (tokens > 0 && matrices[expert].inputs > 0)
+            act(expert, start, tokens);
+    }
+}
+
 } // namespace
 
-// gates [sum of an expert's tokens times its channels] and ups likewise, expert after expert; returns how many numbers each has.
-// An expert without inputs is on another rank. x [count, hidden], index [count, slots].
+// gates [sum of an expert's tokens times its channels] and ups likewise, expert after expert; returns how many numbers each has, or
+// -1 if there is no expert of some index. An expert without inputs is on another rank. x [count, hidden], index [count, slots].
 extern "C" int64_t lowrank_gate_up(int64_t kind, const Matrix *gate, const Matrix *up, int64_t experts, const float *x, int64_t count,
                                    int64_t slots, const int64_t *index, float *gates, float *ups) {
+    if (std::any_of(index, index + count * slots, [&](int64_t expert) { return expert < 0 || expert >= experts; }))
+        return -1;
     const Routing routing(experts, count, slots, index, nullptr);
     std::vector<Task> tasks;
     int64_t at = 0;
-    for (int64_t expert = 0; expert < experts; expert++) {
-        const int64_t start = routing.starts[expert], its = routing.starts[expert + 1] - start;
-        if (its == 0 || gate[expert].inputs == 0)
-            continue;
-        tasks.push_back({&gate[expert], its, x, &routing.tokens[start], gates + at});
-        tasks.push_back({&up[expert], its, x, &routing.tokens[start], ups + at});
-        at += its * gate[expert].outputs;
-    }
+    each_expert(routing, gate, experts, [&](int64_t expert, int64_t start, int64_t tokens) {
+        tasks.push_back({&gate[expert], tokens, x, &routing.tokens[start], gates + at});
+        tasks.push_back({&up[expert], tokens, x, &routing.tokens[start], ups + at});
+        at += tokens * gate[expert].outputs;
+    });
     run(kind, tasks);
     return at;
 }
 
-// y [count, hidden] = the weighted sum of the experts' outputs, in the order of the experts. activations: as lowrank_gate_up leaves gates.
+// y [count, hidden] = the weighted sum of the experts' outputs, in the order of the experts. activations: as lowrank_gate_up leaves
+// gates, which has checked the index.
 extern "C" void lowrank_down(int64_t kind, const Matrix *down, int64_t experts, const float *activations, int64_t count, int64_t slots,
                              const int64_t *index, const float *weights, float *y, int64_t hidden) {
     const Routing routing(experts, count, slots, index, weights);
     const auto outputs = floats(count * slots * hidden);
     std::vector<Task> tasks;
     int64_t at = 0;
-    for (int64_t expert = 0; expert < experts; expert++) {
-        const int64_t start = routing.starts[expert], its = routing.starts[expert + 1] - start;
-        if (its == 0 || down[expert].inputs == 0)
-            continue;
-        tasks.push_back({&down[expert], its, activations + at, nullptr, outputs.get() + start * hidden});
-        at += its * down[expert].inputs;
-    }
+    each_expert(routing, down, experts, [&](int64_t expert, int64_t start, int64_t tokens) {
+        tasks.push_back({&down[expert], tokens, activations + at, nullptr, outputs.get() + start * hidden});
+        at += tokens * down[expert].inputs;
+    });
     run(kind, tasks);
     std::fill(y, y + count * hidden, 0.0f);
 #pragma omp parallel for
-    for (int64_t column = 0; column < hidden; column += COLUMNS)
-        for (int64_t expert = 0; expert < experts; expert++) {
-            if (down[expert].inputs == 0)
-                continue;
-            for (int64_t place = routing.starts[expert]; place < routing.starts[expert + 1]; place++) {
+    for (int64_t column = 0; column < hidden; column += COLUMNS) {
+        const int64_t end = std::min(column + COLUMNS, hidden);
+        each_expert(routing, down, experts, [&](int64_t, int64_t start, int64_t tokens) {
+            for (int64_t place = start; place < start + tokens; place++) {
                 float *sum = y + routing.tokens[place] * hidden;
                 const float *from = outputs.get() + place * hidden, weight = routing.weights[place];
-                for (int64_t at = column; at < std::min(column + COLUMNS, hidden); at++)
+                for (int64_t at = column; at < end; at++)
                     sum[at] += weight * from[at];
             }
-        }
+        });
+    }
 }

@@ -13,16 +13,15 @@ import os
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from torch import library
 
 from .models import lowrank_experts
-
-Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared")
@@ -94,7 +93,8 @@ class CpuExperts:
     """The experts of a layer. Their weights move here: a packed matrix takes the place of each."""
 
     def __init__(self, experts: lowrank_experts.LowRankExperts, compiled: ctypes.CDLL) -> None:
-        self.compiled = compiled
+        self.compiled, self.key = compiled, experts.key
+        BY_KEY[self.key] = self
         self.dtype = next(experts.parameters()).dtype
         self.kept: list[torch.Tensor] = []
         first = next(expert for expert in children(experts) if isinstance(expert, lowrank_experts.LowRankExpert))
@@ -118,7 +118,7 @@ class CpuExperts:
             if not linear.pivots_on_inputs:
                 first, second = second, first
             self.kept.append(linear.order)
-            order = linear.order.data_ptr()
+            order = address_of(linear.order)
         else:
             return Matrix()
         return Matrix(linear.in_features, linear.out_features, linear.rank, pivots, self.take(first), self.take(second), order)
@@ -130,7 +130,11 @@ class CpuExperts:
         return self.kept[-1].data_ptr()
 
     def __call__(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """hidden [tokens, hidden]; index and weights [tokens, k] -> [tokens, hidden]."""
+        """hidden [tokens, hidden]; index and weights [tokens, k] -> [tokens, hidden]. A graph holds this as one operator."""
+        return torch.ops.lowrank_compress.cpu_experts(hidden, index, weights, self.key)
+
+    def run(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What the operator does."""
         x = hidden.contiguous().float()
         index, weights = index.contiguous().long(), weights.contiguous().float()
         count, slots = index.shape
@@ -139,6 +143,8 @@ class CpuExperts:
         used = self.compiled.lowrank_gate_up(
             kind, self.gate, self.up, experts, x.data_ptr(), count, slots, index.data_ptr(), gates.data_ptr(), ups.data_ptr()
         )
+        if used < 0:
+            raise IndexError(f"a router chose an expert outside 0 to {experts - 1}")
         activations = self.activation(gates[:used]).mul_(ups[:used])
         output = torch.empty_like(x)
         self.compiled.lowrank_down(
@@ -148,32 +154,35 @@ class CpuExperts:
         return output.to(hidden.dtype)
 
 
+def address_of(order: torch.Tensor) -> int:
+    """The address of an index by which the C++ code reads and writes, without a check of its own."""
+    if not torch.equal(order.sort().values, torch.arange(len(order))):
+        raise ValueError("an `order` of the checkpoint does not hold every index once")
+    return order.data_ptr()
+
+
 def children(experts: lowrank_experts.LowRankExperts) -> Iterator[torch.nn.Module]:
     """Every expert of a layer, in their order."""
     return (experts[expert] for expert in range(len(experts)))
 
 
-def cpu_experts(experts: lowrank_experts.LowRankExperts) -> Call | None:
-    """The same experts by compiled products, as a function of hidden states, index and weights that a graph can hold; None where
-    others serve better: another device, a shared base, or a processor with units for products of bf16."""
+def cpu_experts(experts: lowrank_experts.LowRankExperts) -> CpuExperts | None:
+    """The same experts by compiled products; None where others serve better: another device, a shared base, or a processor
+    with units for products of bf16."""
     weight = next(experts.parameters(), None)
     if weight is None or weight.device.type != "cpu" or weight.dtype not in DTYPES or experts.shared_base is not None:
         return None
     if weight.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False):
         return None
     compiled = compiled_products()
-    if compiled is None:
-        return None
-    key = experts.key
-    BY_KEY[key] = CpuExperts(experts, compiled)
-    return lambda hidden, index, weights: torch.ops.lowrank_compress.cpu_experts(hidden, index, weights, key)
+    return None if compiled is None else CpuExperts(experts, compiled)
 
 
 # The experts that the operator below knows: a graph holds strings and tensors.
-BY_KEY: dict[str, CpuExperts] = {}
+BY_KEY: WeakValueDictionary[str, CpuExperts] = WeakValueDictionary()
 OPERATORS = library.Library("lowrank_compress", "FRAGMENT")
 OPERATORS.define("cpu_experts(Tensor hidden, Tensor index, Tensor weights, str key) -> Tensor")
-OPERATORS.impl("cpu_experts", lambda hidden, index, weights, key: BY_KEY[key](hidden, index, weights), "CPU")
+OPERATORS.impl("cpu_experts", lambda hidden, index, weights, key: BY_KEY[key].run(hidden, index, weights), "CPU")
 library.register_fake(
     "lowrank_compress::cpu_experts", lambda hidden, index, weights, key: torch.empty_like(hidden), lib=OPERATORS
 )

@@ -30,7 +30,7 @@ from vllm.model_executor.models.qwen2_moe import Qwen2MoeForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from . import models
-from .cpu_experts import Call, cpu_experts
+from .cpu_experts import CpuExperts, cpu_experts
 from .engine_experts import Factors, empty_experts
 from .models import lowrank_experts
 
@@ -87,7 +87,7 @@ class LowRankMethod(FusedMoEMethodBase):
     def __init__(self, quantization: LowRankConfig, layer: RoutedExperts) -> None:
         super().__init__(layer.moe_config)
         self.quantization = quantization
-        self.call: Call | None = None
+        self.experts: CpuExperts | lowrank_experts.LowRankExperts | None = None
         if layer.apply_router_weight_on_input or layer.use_ep:
             raise ValueError("low-rank experts do not support expert parallelism or router weights on inputs")
 
@@ -114,10 +114,10 @@ class LowRankMethod(FusedMoEMethodBase):
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
         experts = getattr(layer, CHILD)
         lowrank_experts.require_orders(experts, ())
-        self.call = cpu_experts(experts)
-        if self.call is not None:
+        self.experts = cpu_experts(experts)
+        if self.experts is not None:
             return
-        self.call = experts
+        self.experts = experts
         for linear in [module for module in experts.modules() if type(module) is torch.nn.Linear]:
             if linear.weight.device.type == "cpu":
                 pack(linear)
@@ -134,7 +134,7 @@ class LowRankMethod(FusedMoEMethodBase):
         shared_experts: Any = None,
         shared_experts_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return self.call(x, topk_ids.long(), topk_weights)
+        return self.experts(x, topk_ids.long(), topk_weights)
 
 
 class LowRankModel:

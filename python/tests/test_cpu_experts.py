@@ -66,6 +66,20 @@ def test_a_graph_may_hold_them_and_the_weights_are_not_kept_twice():
         assert torch.equal(compiled(*inputs), call(*inputs) + 1)
 
 
+def test_what_would_lead_out_of_memory_is_refused():
+    torch.manual_seed(0)
+    experts = cpu_experts.cpu_experts(made(32, "uv", {}))
+    x, index, weights = routed(5, 32)
+    for wrong in (-1, EXPERTS):
+        index[3, 1] = wrong
+        with pytest.raises(IndexError, match="outside 0 to 7"):
+            experts(x, index, weights)
+    damaged = made(32, "pivoted", {})
+    next(damaged.buffers())[0] = 99
+    with pytest.raises(ValueError, match="every index once"):
+        cpu_experts.cpu_experts(damaged)
+
+
 def test_a_shared_base_is_left_to_transformers_classes():
     assert cpu_experts.cpu_experts(made(32, "uv", {}, base=[0])) is None
 

@@ -11,7 +11,7 @@ import torch
 from sglang.srt.models.mixtral import MixtralForCausalLM
 from sglang.srt.runtime_context import get_parallel
 
-from ..cpu_experts import Call, cpu_experts
+from ..cpu_experts import CpuExperts, cpu_experts
 from ..engine_experts import Factors, empty_experts
 from ..models import lowrank_experts
 from ..models.modeling_lowrank_mixtral import NAMES
@@ -20,10 +20,10 @@ from ..models.modeling_lowrank_mixtral import NAMES
 class RoutedExperts(lowrank_experts.LowRankExperts):
     """The experts of a layer, called as SGLang calls its own."""
 
-    call: Call | None = None
+    compiled: CpuExperts | None = None
 
     def forward(self, hidden_states: torch.Tensor, topk_output: Any) -> torch.Tensor:
-        call = self.call or super().forward
+        call = self.compiled or super().forward
         return call(hidden_states, topk_output.topk_ids.long(), topk_output.topk_weights)
 
 
@@ -53,7 +53,7 @@ class LowRankMixtralForCausalLM(MixtralForCausalLM):
         lowrank_experts.require_orders(self, ())
         for layer in self.model.layers:
             experts = layer.block_sparse_moe.experts
-            experts.call = cpu_experts(experts)
+            experts.compiled = cpu_experts(experts)
 
 
 EntryClass = LowRankMixtralForCausalLM
