@@ -65,8 +65,7 @@ pub fn verify_on(
             }]);
         }
     };
-    // With its fp8 tensors as the output has them.
-    let original = if compressed.config().fp8_blocks.is_some() { original } else { original.widened() };
+    let original = original.with_fp8_as_in(&compressed);
     let mut findings = config_differences(&original, &compressed);
     let ModelConfig { widths, shared_bases, .. } = compressed.config().clone();
     let stored = original.config().with_widths(widths).with_shared_bases(shared_bases);

@@ -53,9 +53,10 @@ const SHOWN: usize = 20;
 /// Runs the command.
 pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let base = open(&args.model)?;
-    // With its fp8 tensors as the output has them. An output that does not open is refused below.
-    let keeps_fp8 = Checkpoint::open(&args.out).is_ok_and(|out| out.config().fp8_blocks.is_some());
-    let base = if keeps_fp8 { base } else { base.widened() };
+    let base = match Checkpoint::open(&args.out) {
+        Ok(out) => base.with_fp8_as_in(&out),
+        Err(_) => base, // which is said below
+    };
     let interrupt = signals::watch()?;
     let resources = Resources {
         workers: args.workers,

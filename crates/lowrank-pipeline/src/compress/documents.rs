@@ -28,11 +28,6 @@ impl Work<'_> {
         }
     }
 
-    /// Whether a tensor of the output is fp8.
-    fn stays_fp8(&self) -> bool {
-        self.checkpoint.specs().iter().any(|spec| self.checkpoint.kept_fp8(spec).is_some())
-    }
-
     pub(super) fn documents(
         &self,
         outcomes: &BTreeMap<MatrixId, MatrixOutcome>,
@@ -51,7 +46,7 @@ impl Work<'_> {
             license: lowrank_writer::card::license_of(&own_card),
             chat_templates: &chat_templates,
         };
-        let fp8 = self.stays_fp8().then(|| checkpoint.modules_without_fp8());
+        let fp8 = checkpoint.modules_without_fp8();
         let config = ConfigOf { base: checkpoint.config_json(), dtype: self.stated_dtype(), fp8 };
         let documents = Documents::factored(config, self.plan, &report, &card)?;
         Ok(documents.with_companions(checkpoint.dir(), checkpoint.companions())?)

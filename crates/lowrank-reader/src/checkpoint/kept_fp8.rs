@@ -26,6 +26,12 @@ impl Fp8Scales {
 }
 
 impl Checkpoint {
+    /// With its fp8 tensors as they are in an output.
+    #[must_use]
+    pub fn with_fp8_as_in(self, output: &Self) -> Self {
+        if output.config.fp8_blocks.is_some() { self } else { self.widened() }
+    }
+
     /// The same with every fp8 tensor taken as bf16, not the expert matrices alone.
     #[must_use]
     pub fn widened(mut self) -> Self {
@@ -53,12 +59,13 @@ impl Checkpoint {
         })
     }
 
-    /// Modules of two-dimensional weights outside the experts that are not fp8.
-    pub fn modules_without_fp8(&self) -> Vec<String> {
-        let others = self.specs.iter().filter(|spec| {
-            spec.shape.len() == 2 && !matches!(spec.role, Role::Expert(_)) && self.fp8_scales(spec).is_none()
-        });
-        others.filter_map(|spec| spec.name.strip_suffix(".weight").map(str::to_owned)).collect()
+    /// Modules of two-dimensional weights outside the experts that are not fp8 in an output; `None` if nothing is.
+    pub fn modules_without_fp8(&self) -> Option<Vec<String>> {
+        let matrices = self.specs.iter().filter(|spec| spec.shape.len() == 2);
+        let outside = matrices.filter(|spec| !matches!(spec.role, Role::Expert(_)));
+        let (kept, others): (Vec<_>, Vec<_>) = outside.partition(|spec| self.fp8_scales(spec).is_some());
+        let module = |spec: &TensorSpec| spec.name.strip_suffix(".weight").map(str::to_owned);
+        (!kept.is_empty()).then(|| others.into_iter().filter_map(module).collect())
     }
 
     /// Gives the elements of a tensor that goes into an output as fp8, block by block, and refuses what
