@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from .models import lowrank_experts
 
 Weights = Iterable[tuple[str, torch.Tensor]]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class Elsewhere(torch.nn.Module):
@@ -20,23 +21,46 @@ class Elsewhere(torch.nn.Module):
         return torch.zeros_like(x)
 
 
+class SharedExpertLinears(torch.nn.Module):
+    """Some matrices of a shared expert, each factored or dense, under their names in the checkpoint."""
+
+    def __init__(self, path: str, names: Collection[str], linears: Iterable[torch.nn.Module]) -> None:
+        super().__init__()
+        self.path, self.names = path, tuple(names)
+        for name, linear in zip(names, linears, strict=False):  # another rank has none
+            self.add_module(name, linear)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([getattr(self, name)(x) for name in self.names], dim=-1)
+
+
+def without_weights(make: Callable[[], Module], dtype: torch.dtype) -> Module:
+    """A module of factors on the device of the moment, without weights."""
+    device = torch.empty(0).device
+    with torch.device("meta"):
+        module = make()
+    module.to(dtype).to_empty(device=device).requires_grad_(False)
+    for order in module.buffers():
+        order.fill_(lowrank_experts.NOT_LOADED)
+    return module
+
+
 def empty_experts(
     make: Callable[[], lowrank_experts.LowRankExperts], dtype: torch.dtype, elsewhere: Collection[int] = ()
 ) -> lowrank_experts.LowRankExperts:
     """The experts of a layer on the device of the moment, without weights. Those `elsewhere` take no memory."""
-    device = torch.empty(0).device
-    with torch.device("meta"):
+
+    def made() -> lowrank_experts.LowRankExperts:
         experts = make()
-    for expert in elsewhere:
-        experts.add_module(str(expert), Elsewhere())
-    experts.to(dtype).to_empty(device=device).requires_grad_(False)
-    for order in experts.buffers():
-        order.fill_(lowrank_experts.NOT_LOADED)
-    return experts
+        for expert in elsewhere:
+            experts.add_module(str(expert), Elsewhere())
+        return experts
+
+    return without_weights(made, dtype)
 
 
 class Factors:
-    """The tensors of all factored experts in a model."""
+    """The tensors of all factored experts in a model, routed and shared."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.places: dict[str, tuple[str, torch.Tensor]] = {}
@@ -44,9 +68,14 @@ class Factors:
         for name, module in model.named_modules():
             if isinstance(module, lowrank_experts.LowRankExperts):
                 path = module.key.partition("#")[0]
-                for tensor, value in module.state_dict(keep_vars=True).items():
-                    self.places[f"{path}.{tensor}"] = (f"{name}.{tensor}", value)
                 elsewhere += [f"{path}.{e}." for e in range(len(module)) if isinstance(module[e], Elsewhere)]
+            elif isinstance(module, SharedExpertLinears):
+                path = module.path
+                elsewhere += [f"{path}.{child}." for child in module.names if not hasattr(module, child)]
+            else:
+                continue
+            for tensor, value in module.state_dict(keep_vars=True).items():
+                self.places[f"{path}.{tensor}"] = (f"{name}.{tensor}", value)
         self.not_here = tuple(elsewhere)
         self.missing, self.loaded = set(self.places), set[str]()
 

@@ -22,7 +22,8 @@ class Matrix:
 
     name: str
     layer: int
-    expert: int
+    #: "shared" of an expert that every token takes.
+    expert: int | str
     projection: str
     rows: int
     cols: int
@@ -93,14 +94,14 @@ def read_plan(path: str | PathLike[str]) -> Plan:
         raise ValueError(f"{path}: neither a report nor a plan of lowrank-compress ({error!r})") from error
 
 
-def _widths(document: dict[str, Any]) -> dict[tuple[int, int], int]:
+def _widths(document: dict[str, Any]) -> dict[tuple[int, int | str], int]:
     """Of the narrowed experts, by layer and expert. A plan has the channels themselves, as the digits of a bitmap."""
     rows = document.get("experts", [])
     width = lambda row: row["width"] if "width" in row else int(row["channels"], 16).bit_count()
     return {(row["layer"], row["expert"]): width(row) for row in rows}
 
 
-def _matrix(row: dict[str, Any], widths: dict[tuple[int, int], int]) -> Matrix:
+def _matrix(row: dict[str, Any], widths: dict[tuple[int, int | str], int]) -> Matrix:
     shape = row["shape"]
     rows, cols = (shape["rows"], shape["cols"]) if isinstance(shape, dict) else shape
     full = cols if row["projection"] == "down" else rows

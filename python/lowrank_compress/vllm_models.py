@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""vLLM's classes of compressed models, and the quantization method `lowrank` of their routed experts.
+"""vLLM's classes of compressed models, and the quantization method `lowrank` of their experts.
 
-The experts are `LowRankExperts`, those of transformers, on the CPU with compiled products (`cpu_experts`). With tensor parallelism every
+The routed experts are `LowRankExperts`, those of transformers, on the CPU with compiled products (`cpu_experts`). With tensor parallelism every
 rank has the whole of some experts, and a whole shared base, which it multiplies for its own experts alone. vLLM adds up
-the ranks' outputs, as it does for experts that are split. Expert parallelism is refused.
+the ranks' outputs, as it does for experts that are split. Expert parallelism is refused. A shared expert of which a matrix is factored
+is the first rank's alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
-from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
@@ -31,7 +32,7 @@ from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
 
 from . import models
 from .cpu_experts import CpuExperts, cpu_experts
-from .engine_experts import Factors, empty_experts
+from .engine_experts import Factors, SharedExpertLinears, empty_experts, without_weights
 from .models import lowrank_experts
 
 # The factored experts, within vLLM's module of routed experts.
@@ -70,6 +71,11 @@ class LowRankConfig(QuantizationConfig):
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if isinstance(layer, RoutedExperts):
             return LowRankMethod(self, layer)
+        path, _, linear = prefix.rpartition(".")
+        if path.rpartition(".")[2] in lowrank_experts.SHARED_EXPERTS:
+            gate, down, up = self.names["projections"]
+            if any(f"{path}.{name}" in self.ranks for name in (gate, down, up)):
+                return SharedExpertMethod(self, path, {"gate_up_proj": (gate, up), "down_proj": (down,)}[linear])
         if self.others is not None:
             return self.others.get_quant_method(layer, prefix)
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
@@ -135,6 +141,46 @@ class LowRankMethod(FusedMoEMethodBase):
         shared_experts_input: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return self.experts(x, topk_ids.long(), topk_weights)
+
+
+class SharedExpertMethod(LinearMethodBase):
+    """Gate and up, or down, of a layer's shared expert."""
+
+    def __init__(self, quantization: LowRankConfig, path: str, names: tuple[str, ...]) -> None:
+        self.quantization, self.path, self.names = quantization, path, names
+        self.outputs = 0
+
+    def create_weights(
+        self,
+        layer: LinearBase,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **_: Any,
+    ) -> None:
+        its, self.outputs = self.quantization, output_size
+        storage, outputs = lowrank_experts.storage_of(its.config), output_size // len(self.names)
+        ranks = [its.ranks.get(f"{self.path}.{name}") for name in self.names if layer.tp_rank == 0]
+
+        def linears() -> SharedExpertLinears:
+            made = (lowrank_experts.make_linear(input_size, outputs, rank, storage) for rank in ranks)
+            return SharedExpertLinears(self.path, self.names, made)
+
+        layer.add_module(CHILD, without_weights(linears, params_dtype))
+
+    def process_weights_after_loading(self, layer: LinearBase) -> None:
+        linears = getattr(layer, CHILD)
+        lowrank_experts.require_orders(linears, ())
+        for linear in [module for module in linears.modules() if type(module) is torch.nn.Linear]:
+            if linear.weight.device.type == "cpu":
+                pack(linear)
+
+    def apply(self, layer: LinearBase, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if layer.tp_rank > 0:
+            return x.new_zeros(*x.shape[:-1], self.outputs)
+        return getattr(layer, CHILD)(x)
 
 
 class LowRankModel:

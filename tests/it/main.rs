@@ -23,6 +23,7 @@ mod report;
 /// Runs that end early and are resumed; outputs that are reproduced.
 mod resume;
 mod shared_bases;
+mod shared_experts;
 /// Sweeps: which points run, what is refused, and that no point runs twice.
 mod sweep;
 /// Widths of experts, and plain models with narrower ones.

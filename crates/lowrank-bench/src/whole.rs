@@ -144,7 +144,7 @@ fn recipe(budget_percent: f64, checkpoint: &Checkpoint) -> Recipe {
         method: MethodChoice::Exact,
         ..FactorSettings::default()
     };
-    recipe.output = OutputSettings { max_shard_size: ByteSize(2_000_000_000), ..Default::default() };
+    recipe.output = OutputSettings { max_shard_size: ByteSize(2_000_000_000) };
     recipe
 }
 

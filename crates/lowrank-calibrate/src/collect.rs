@@ -9,7 +9,7 @@ use crate::widths::{Passed, WidthStore};
 use crate::{CalibrateError, ExpertMoments, Store};
 use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, StoredExpert};
 use lowrank_model::recipe::MomentSettings;
-use lowrank_model::{ModelConfig, Progress, StoredMatrix, Tensor};
+use lowrank_model::{MatrixId, ModelConfig, Progress, Projection, SHARED_EXPERT, StoredMatrix, Tensor};
 use std::cell::RefCell;
 
 /// Runs the windows through the model and puts every expert's moments into the store. Experts that are there already
@@ -25,8 +25,9 @@ pub fn collect(
     stop: &dyn Fn() -> bool,
 ) -> Result<(), CalibrateError> {
     let config = forward.config();
-    let there =
-        |layer: usize| (0..config.experts_in(layer)).all(|expert| is_there(store, widths, (layer, expert)));
+    let there = |layer: usize| {
+        config.compressed_experts(layer).all(|expert| is_there(store, widths, (layer, expert)))
+    };
     let Some(last) = (0..config.num_hidden_layers).rev().find(|&layer| !there(layer)) else { return Ok(()) };
     progress.start("calibrate", last as u64 + 1, "layers");
     let mut hidden = forward.embed(windows)?;
@@ -42,14 +43,12 @@ pub fn collect(
             let layer = LayerMoments::new(forward, layer, settings, store, widths)?;
             // Experts come one after another: when the next is asked for, the one before is done.
             let expert_of = |expert: usize| -> Result<_, CalibrateError> {
-                if let Some(before) = expert.checked_sub(1) {
-                    layer.keep(before)?;
-                }
+                layer.keep()?;
                 layer.begin(expert)
             };
             let mut watch = Watch(&layer.sums);
             let output = forward.moe_of(layer.layer, &[&input], &mut watch, expert_of)?.remove(0);
-            layer.keep(config.num_local_experts - 1)?;
+            layer.keep()?;
             output
         };
         forward.add(&mut hidden, &output);
@@ -77,12 +76,13 @@ pub fn collect_experts(
         }
         let weights = moments.begin(expert)?;
         forward.watch_expert((layer, expert), &input, weights, &mut Watch(&moments.sums))?;
-        moments.keep(expert)?;
+        moments.keep()?;
     }
     Ok(())
 }
 
 fn is_there(store: &Store, widths: Option<&WidthStore<'_>>, (layer, expert): (usize, usize)) -> bool {
+    let widths = widths.filter(|_| expert != SHARED_EXPERT);
     store.has(layer, expert) && widths.is_none_or(|widths| widths.has(layer, expert))
 }
 
@@ -95,7 +95,8 @@ struct LayerMoments<'a> {
     widths: Option<&'a WidthStore<'a>>,
     /// Of the layer's down matrices, where one may pay.
     base: Option<Tensor>,
-    sums: RefCell<Sums<'a>>,
+    /// Of the expert that is under way.
+    sums: RefCell<Option<Sums<'a>>>,
 }
 
 impl<'a> LayerMoments<'a> {
@@ -110,26 +111,26 @@ impl<'a> LayerMoments<'a> {
             Some(_) => down_base(forward.checkpoint(), layer)?,
             None => None,
         };
-        let sums = RefCell::new(Sums::new(forward.config(), settings, widths));
-        Ok(Self { forward, layer, settings, store, widths, base, sums })
+        Ok(Self { forward, layer, settings, store, widths, base, sums: RefCell::new(None) })
     }
 
     /// The weights of an expert, whose tokens come next.
     fn begin(&self, expert: usize) -> Result<StoredExpert, CalibrateError> {
         let weights = self.forward.expert(self.layer, expert)?;
+        let mut sums = Sums::new(self.forward.config(), (self.layer, expert), self.settings, self.widths);
         if let StoredMatrix::Dense(w2) = &weights.down {
-            let mut sums = self.sums.borrow_mut();
             sums.column_energies = column_energies(w2);
-            sums.w2 = self.widths.map(|_| w2.clone());
+            sums.w2 = sums.activations.as_ref().map(|_| w2.clone());
         }
+        self.sums.replace(Some(sums));
         Ok(weights)
     }
 
-    /// Keeps what was summed of an expert, whose tokens have passed.
-    fn keep(&self, expert: usize) -> Result<(), CalibrateError> {
-        let Self { layer, settings, widths, .. } = *self;
-        let new = Sums::new(self.forward.config(), settings, widths);
-        let Sums { moments, mut activations, sampled, w2, .. } = self.sums.replace(new);
+    /// Keeps what was summed of the expert that is under way, if one is: all its tokens have passed.
+    fn keep(&self) -> Result<(), CalibrateError> {
+        let Self { layer, widths, .. } = *self;
+        let Some(sums) = self.sums.take() else { return Ok(()) };
+        let Sums { expert, moments, mut activations, sampled, w2, .. } = sums;
         let is_finite = activations.as_ref().is_none_or(ActivationMoment::is_finite);
         if !moments.is_finite() || !is_finite {
             return Err(CalibrateError::NotFinite { layer, expert });
@@ -143,8 +144,9 @@ impl<'a> LayerMoments<'a> {
     }
 }
 
-/// Of the expert that is under way.
+/// Of one expert.
 struct Sums<'a> {
+    expert: usize,
     settings: MomentSettings,
     /// ‖column‖² of its w2, \[F\].
     column_energies: Vec<f64>,
@@ -159,12 +161,21 @@ struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    fn new(config: &ModelConfig, settings: MomentSettings, widths: Option<&'a WidthStore<'_>>) -> Self {
+    fn new(
+        config: &ModelConfig,
+        (layer, expert): (usize, usize),
+        settings: MomentSettings,
+        widths: Option<&'a WidthStore<'_>>,
+    ) -> Self {
+        // Shared experts keep all channels, and share no base.
+        let widths = widths.filter(|_| expert != SHARED_EXPERT);
+        let width = config.matrix_shape(MatrixId { layer, expert, projection: Projection::Gate }).rows;
         Self {
+            expert,
             settings,
             column_energies: Vec::new(),
-            moments: ExpertMoments::new(config.hidden_size, config.intermediate_size, settings),
-            activations: widths.map(|_| ActivationMoment::new(config.intermediate_size)),
+            moments: ExpertMoments::new(config.hidden_size, width, settings),
+            activations: widths.map(|_| ActivationMoment::new(width)),
             sample: match widths {
                 Some(widths) if widths.structures.has_widths() => &widths.sample,
                 _ => &[],
@@ -175,12 +186,13 @@ impl<'a> Sums<'a> {
     }
 }
 
-struct Watch<'a, 'b>(&'a RefCell<Sums<'b>>);
+struct Watch<'a, 'b>(&'a RefCell<Option<Sums<'b>>>);
 
 impl Observer for Watch<'_, '_> {
     fn expert(&mut self, batch: &ExpertBatch<'_>) {
-        let Sums { settings, column_energies, moments, activations, sample, sampled, .. } =
-            &mut *self.0.borrow_mut();
+        let mut sums = self.0.borrow_mut();
+        let Some(sums) = &mut *sums else { return };
+        let Sums { settings, column_energies, moments, activations, sample, sampled, .. } = sums;
         moments.add(batch, column_energies, *settings);
         if let Some(activations) = activations {
             activations.add(batch.activations, &settings.gate_weight.of_all(batch.weights));

@@ -2,7 +2,7 @@
 
 use lowrank_cache::CacheError;
 use lowrank_forward::ForwardError;
-use lowrank_model::{ErrorKind, MatrixId};
+use lowrank_model::{ErrorKind, MatrixId, SHARED_EXPERT};
 use lowrank_reader::ReadError;
 use lowrank_svd::SvdError;
 use lowrank_text::TextError;
@@ -31,7 +31,7 @@ pub enum CalibrateError {
         source: SvdError,
     },
     /// What flows through an expert is not finite.
-    #[error("layer {layer}, expert {expert}: the calibration text gives NaN or infinite activations")]
+    #[error("layer {layer}, {}: the calibration text gives NaN or infinite activations", shown(*expert))]
     NotFinite {
         /// Decoder layer.
         layer: usize,
@@ -46,7 +46,8 @@ pub enum CalibrateError {
     },
     /// Moments that should be in the cache are not.
     #[error(
-        "layer {layer}, expert {expert}: its moments disappeared from the cache; run the same command again"
+        "layer {layer}, {}: its moments disappeared from the cache; run the same command again",
+        shown(*expert)
     )]
     Absent {
         /// Decoder layer.
@@ -82,6 +83,11 @@ pub struct Spoilt {
     pub layer: usize,
     /// Which projection of its experts, or their width.
     pub half: &'static str,
+}
+
+/// An expert as messages name it.
+fn shown(expert: usize) -> String {
+    if expert == SHARED_EXPERT { "shared expert".to_owned() } else { format!("expert {expert}") }
 }
 
 impl CalibrateError {

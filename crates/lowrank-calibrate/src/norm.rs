@@ -11,7 +11,7 @@
 
 use crate::{CalibrateError, Store};
 use lowrank_model::recipe::CalibrationTarget;
-use lowrank_model::{MatrixId, ModelConfig, Projection};
+use lowrank_model::{MatrixId, ModelConfig, Projection, SHARED_EXPERT};
 use lowrank_svd::Metric;
 use ndarray::Array2;
 
@@ -93,15 +93,20 @@ impl Norms {
         self.tokens
     }
 
+    /// Tokens that an expert takes: all of the text for a shared one.
+    fn tokens_of(&self, layer: usize, expert: usize) -> u64 {
+        if expert == SHARED_EXPERT { self.tokens as u64 } else { self.tokens_per_expert[layer][expert] }
+    }
+
     /// Whether no token is routed to an expert.
     pub fn is_unrouted(&self, layer: usize, expert: usize) -> bool {
-        self.tokens_per_expert[layer][expert] == 0
+        self.tokens_of(layer, expert) == 0
     }
 
     /// Of one matrix.
     pub fn of(&self, id: MatrixId) -> Result<Norm, CalibrateError> {
         let MatrixId { layer, expert, projection } = id;
-        let routed = self.tokens_per_expert[layer][expert];
+        let routed = self.tokens_of(layer, expert);
         if routed == 0 {
             return Ok(Norm::Weights);
         }

@@ -178,13 +178,13 @@ struct Halves<'a> {
 }
 
 impl Halves<'_> {
-    /// All matrices of the layer: w1 of every expert, then w2, then w3.
+    /// All matrices of the layer that are compressed: w1 of every expert, then w2, then w3.
     fn ids(&self) -> Vec<MatrixId> {
-        let (layer, experts) = (self.layer, self.config.experts_in(self.layer));
-        let ids = Projection::ALL
-            .into_iter()
-            .flat_map(|projection| (0..experts).map(move |expert| MatrixId { layer, expert, projection }));
-        ids.collect()
+        let layer = self.layer;
+        let of = |projection| {
+            self.config.compressed_experts(layer).map(move |expert| MatrixId { layer, expert, projection })
+        };
+        Projection::ALL.into_iter().flat_map(of).collect()
     }
 
     /// Decomposes several at once.
@@ -202,7 +202,7 @@ impl Halves<'_> {
         let norm = self.norms.of(id)?;
         let options = SvdOptions { metric: norm.metric(), ..SvdOptions::default() }.for_matrix(id);
         let (spectrum, factors) = match self.widths {
-            Some(widths) if id.projection != Projection::Down => {
+            Some(widths) if id.projection != Projection::Down && !id.is_shared() => {
                 let order = widths.order(id.layer, id.expert)?;
                 let (spectrum, factors, _) = widths.decomposed(id, &w, &norm, &order)?;
                 (spectrum, factors)
@@ -316,9 +316,11 @@ fn walk(
 /// like the least of those that saw something.
 fn scale_unrouted(norms: &Norms, layer: usize, halved: &mut [Half]) -> Result<(), CalibrateError> {
     for projection in Projection::ALL {
-        let errors = halved
-            .iter()
-            .filter(|half| half.id.projection == projection && !norms.is_unrouted(layer, half.id.expert));
+        let errors = halved.iter().filter(|half| {
+            half.id.projection == projection
+                && !half.id.is_shared()
+                && !norms.is_unrouted(layer, half.id.expert)
+        });
         let least = errors.map(|half| half.spectrum.energy()).fold(f64::INFINITY, f64::min);
         let unseen = halved
             .iter_mut()

@@ -27,8 +27,10 @@ fn files(folder: &Path) -> BTreeMap<String, Arrays> {
 #[test]
 fn what_is_measured_apart_is_what_one_process_measures() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-    for model in ["tiny-mixtral", "golden/deepseek-v3"] {
-        let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap();
+    for (model, shared_experts) in
+        [("tiny-mixtral", false), ("golden/deepseek-v3", false), ("golden/qwen2-moe", true)]
+    {
+        let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap().with_shared_experts(shared_experts);
         let (forward, config) = (Forward::new(&checkpoint), checkpoint.config());
         let vocabulary = config.vocab_size as u32;
         // Windows of many lengths, so that the text is cut beside the tiles of every product.
@@ -86,7 +88,7 @@ fn what_is_measured_apart_is_what_one_process_measures() {
         for layer in with_experts {
             let hidden = states.of_layer(layer).unwrap();
             let (some, others): (Vec<usize>, Vec<usize>) =
-                (0..config.experts_in(layer)).partition(|expert| expert % 3 == 1);
+                config.compressed_experts(layer).partition(|expert| expert % 3 == 1);
             for experts in [some, others] {
                 let place = (layer, experts.as_slice());
                 collect_experts(&forward, &hidden, place, settings.moments, &store, Some(&widths), &never)

@@ -5,7 +5,7 @@ use clap::Args;
 use lowrank_model::plan::{Allocation, RankGroups, Sensitivity, Structures};
 use lowrank_model::recipe::{
     Bos, ByteSize, CalibrationTarget, FixedRank, Fp8, GateWeight, MethodChoice, ParamCount, Pattern,
-    PropagationScope, Removal, TextChoice,
+    PropagationScope, Removal, SharedExpertsChoice, TextChoice,
 };
 use lowrank_model::{AlgebraChoice, Device, Dtype, Quantiser, Storage};
 use lowrank_pipeline::workers::{CachePlace, Resources};
@@ -154,6 +154,9 @@ pub(crate) struct RecipeFlags {
     /// What becomes of an fp8 model's tensors outside the experts [default: keep; with --then widen]
     #[arg(long, value_name = "WHAT")]
     pub(crate) fp8: Option<Fp8>,
+    /// What becomes of experts that every token takes [default: keep]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) shared_experts: Option<SharedExpertsChoice>,
     /// Longest shard [default: 5GB]
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_shard_size: Option<ByteSize>,

@@ -346,7 +346,8 @@ mod tests {
         let command = RecipeFlags::augment_args(Command::new("compress"));
         let flags: BTreeSet<String> =
             command.get_arguments().filter_map(|flag| flag.get_long()).map(str::to_owned).collect();
-        let axes = config::axes().into_iter().chain(["fp8", "max-shard-size"].map(str::to_owned));
+        let axes =
+            config::axes().into_iter().chain(["fp8", "max-shard-size", "shared-experts"].map(str::to_owned));
         assert_eq!(flags, axes.collect());
     }
 

@@ -9,12 +9,12 @@ use crate::head::Head;
 use crate::hidden::Hidden;
 use crate::math::{add_scaled, dot, sigmoid};
 use crate::norm::ResidualNorm;
-use crate::observer::{MoeBlock, Observer};
+use crate::observer::{ExpertBatch, MoeBlock, Observer};
 use crate::product::TILE_TOKENS;
 use crate::router::Routing;
 use lowrank_model::block::{Activation, Attention, LatentAttention, QueryKeyNorm, Router, SharedExperts};
 use lowrank_model::names::{AttentionPart, NormPlace, Role};
-use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, MatrixId, ModelConfig, Projection, SHARED_EXPERT, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use rayon::prelude::*;
 
@@ -199,13 +199,16 @@ impl<'a> Forward<'a> {
             sum.expert((layer, expert), expert_of(expert)?, observer)?;
         }
         let mut outputs = sum.outputs()?;
-        for (input, output) in inputs.iter().zip(&mut outputs) {
-            self.add_shared_to(layer, input, output)?;
+        if self.config.compresses_shared_experts {
+            self.add_shared_to(layer, inputs, &mut outputs, expert_of(SHARED_EXPERT)?, observer)?;
+        } else if self.config.block.shared_experts != SharedExperts::None {
+            self.add_shared_to(layer, inputs, &mut outputs, self.expert(layer, SHARED_EXPERT)?, &mut ())?;
         }
         Ok(outputs)
     }
 
-    /// Runs one expert on the tokens of an input [N, H] that the router sends to it, for what an observer sees of it.
+    /// Runs one expert on the tokens of an input [N, H] that the router sends to it, or all for a shared one, for what an observer
+    /// sees of it.
     pub fn watch_expert(
         &self,
         (layer, expert): (usize, usize),
@@ -214,28 +217,34 @@ impl<'a> Forward<'a> {
         observer: &mut dyn Observer,
     ) -> Result<(), ForwardError> {
         let Activation::Silu = self.config.block.activation;
+        if expert == SHARED_EXPERT {
+            let mut observer = AsShared { weights: &self.shared_weights(layer, input)?, observer };
+            return self.expert_on(layer, weights, input, &mut observer).map(drop);
+        }
         let mut sum = self.engine.moe(&[input], &self.router(layer)?)?;
         sum.expert((layer, expert), weights, observer)
     }
 
-    /// Adds the output of a layer's shared expert, if it has one, to the sum [N, H] of the others'.
-    pub fn add_shared(&self, layer: usize, hidden: &Hidden, output: &mut [f32]) -> Result<(), ForwardError> {
-        match self.config.block.shared_experts {
-            SharedExperts::None => Ok(()),
-            SharedExperts::Gated { .. } | SharedExperts::AsWideAsRouted { .. } => {
-                self.add_shared_to(layer, &self.moe_input(layer, hidden)?, output)
-            }
+    /// Adds the output of a layer's shared expert, if it has one that is not compressed, to the sum [N, H] of the others'.
+    pub fn add_kept_shared(
+        &self,
+        layer: usize,
+        hidden: &Hidden,
+        output: &mut [f32],
+    ) -> Result<(), ForwardError> {
+        if self.config.block.shared_experts == SharedExperts::None || self.config.compresses_shared_experts {
+            return Ok(());
         }
+        let input = self.moe_input(layer, hidden)?;
+        self.add_shared_to(layer, &[&input], &mut [output], self.expert(layer, SHARED_EXPERT)?, &mut ())
     }
 
     /// The block of a layer without experts.
     fn dense_block(&self, layer: usize) -> Result<StoredExpert, ForwardError> {
-        self.dense_expert(|projection| Role::DenseBlock { layer, projection })
-    }
-
-    /// Three matrices that no router chooses.
-    fn dense_expert(&self, role: impl Fn(Projection) -> Role) -> Result<StoredExpert, ForwardError> {
-        let read = |projection| Ok::<_, ForwardError>(StoredMatrix::Dense(self.tensor(role(projection))?));
+        let read = |projection| {
+            let spec = self.config.tensor(Role::DenseBlock { layer, projection });
+            Ok::<_, ForwardError>(StoredMatrix::Dense(self.checkpoint.read_tensor(&spec)?))
+        };
         Ok(StoredExpert {
             gate: read(Projection::Gate)?,
             down: read(Projection::Down)?,
@@ -243,22 +252,37 @@ impl<'a> Forward<'a> {
         })
     }
 
-    /// output += expert(x), or σ(g·x) · expert(x) with a gate, for every row x of an input [N, H].
-    fn add_shared_to(&self, layer: usize, input: &[f32], output: &mut [f32]) -> Result<(), ForwardError> {
-        let gate = match self.config.block.shared_experts {
-            SharedExperts::None => return Ok(()),
-            SharedExperts::Gated { .. } => Some(self.tensor(Role::SharedExpertGate { layer })?.to_f32()), // [H]
-            SharedExperts::AsWideAsRouted { .. } => None,
-        };
+    /// output += g · expert(x) for every row x of each input [N, H], g the weights of the shared expert.
+    fn add_shared_to(
+        &self,
+        layer: usize,
+        inputs: &[&[f32]],
+        outputs: &mut [impl AsMut<[f32]>],
+        expert: StoredExpert,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ForwardError> {
         let h = self.config.hidden_size;
-        let weights = self.dense_expert(|projection| Role::SharedExpert { layer, projection })?;
-        let y = self.expert_on(layer, weights, input, &mut ())?; // [N, H]
-        let rows = output.par_chunks_exact_mut(h).with_min_len(TILE_TOKENS);
-        rows.zip(input.par_chunks_exact(h)).zip(y.par_chunks_exact(h)).for_each(|((output, x), y)| {
-            let weight = gate.as_ref().map_or(1.0, |gate| sigmoid(dot(gate, x)));
-            add_scaled(output, weight, y);
-        });
+        for (input, output) in inputs.iter().zip(outputs) {
+            let weights = self.shared_weights(layer, input)?;
+            let mut observer = AsShared { weights: &weights, observer };
+            let y = self.expert_on(layer, expert.clone(), input, &mut observer)?; // [N, H]
+            let rows = output.as_mut().par_chunks_exact_mut(h).zip(y.par_chunks_exact(h));
+            rows.zip(&weights)
+                .with_min_len(TILE_TOKENS)
+                .for_each(|((output, y), &weight)| add_scaled(output, weight, y));
+        }
         Ok(())
+    }
+
+    /// What the output of a layer's shared expert is multiplied by, for every row x of an input [N, H]: σ(g·x) with a gate, else 1.
+    pub fn shared_weights(&self, layer: usize, input: &[f32]) -> Result<Vec<f32>, ForwardError> {
+        let h = self.config.hidden_size;
+        if !self.config.block.shared_experts.has_gate() {
+            return Ok(vec![1.0; input.len() / h]);
+        }
+        let gate = self.tensor(Role::SharedExpertGate { layer })?.to_f32(); // [H]
+        let rows = input.par_chunks_exact(h).with_min_len(TILE_TOKENS);
+        Ok(rows.map(|x| sigmoid(dot(&gate, x))).collect())
     }
 
     /// y = w2 (silu(w1 x) ∘ w3 x) for every row x of `rows` [n, H], whichever expert a router would choose; → [n, H].
@@ -339,7 +363,7 @@ impl<'a> Forward<'a> {
         Ok(hidden)
     }
 
-    /// The matrices of one expert, as they are stored.
+    /// The matrices of one expert, routed or shared, as they are stored.
     pub fn expert(&self, layer: usize, expert: usize) -> Result<StoredExpert, ForwardError> {
         let read = |projection| self.checkpoint.read_matrix(MatrixId { layer, expert, projection });
         Ok(StoredExpert {
@@ -358,5 +382,23 @@ impl<'a> Forward<'a> {
 
     fn tensor(&self, role: Role) -> Result<Tensor, ForwardError> {
         Ok(self.checkpoint.read_tensor(&self.config.tensor(role))?)
+    }
+}
+
+/// Shows an observer the tokens of a shared expert with the weights [N] of its outputs.
+struct AsShared<'a> {
+    weights: &'a [f32],
+    observer: &'a mut dyn Observer,
+}
+
+impl Observer for AsShared<'_> {
+    fn sees_experts(&self) -> bool {
+        self.observer.sees_experts()
+    }
+
+    fn expert(&mut self, batch: &ExpertBatch<'_>) {
+        // Every token is its own, in order.
+        let weights = &self.weights[batch.tokens[0]..][..batch.tokens.len()];
+        self.observer.expert(&ExpertBatch { expert: SHARED_EXPERT, weights, ..*batch });
     }
 }

@@ -5,7 +5,7 @@
 pub struct ExpertBatch<'a> {
     /// Decoder layer.
     pub layer: usize,
-    /// Expert of that layer.
+    /// Expert of that layer; [`SHARED_EXPERT`](lowrank_model::SHARED_EXPERT) only where that is compressed.
     pub expert: usize,
     /// `[n]`: which of the N tokens.
     pub tokens: &'a [usize],

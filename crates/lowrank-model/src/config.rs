@@ -3,12 +3,12 @@
 //! A family reads the description (`config.json`, `params.json`); every number is checked once, by it and by
 //! `ModelConfig::checked`, so that no other crate meets a zero, a huge value or a missing key.
 
-use crate::block::{Block, ExpertGroups};
+use crate::block::{Block, ExpertGroups, SharedExperts};
 use crate::display::clip;
 use crate::names::{Role, Spelling, known_buffer};
 use crate::rules::Keys;
 use crate::widths::expert_shape;
-use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Rotation, Widths};
+use crate::{ErrorKind, MatrixId, MatrixShape, Projection, Rotation, SHARED_EXPERT, Widths};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -282,6 +282,8 @@ pub struct ModelConfig {
     pub widths: Widths,
     /// Layers whose experts share a base: there a factored matrix is the base plus its factors.
     pub shared_bases: BTreeSet<usize>,
+    /// The matrices of shared experts are compressed as those of routed ones are.
+    pub compresses_shared_experts: bool,
 }
 
 impl ModelConfig {
@@ -319,6 +321,7 @@ impl ModelConfig {
             fp8_blocks: _,
             widths: _,
             shared_bases: _,
+            compresses_shared_experts: _,
         } = self;
         let Block {
             router,
@@ -364,15 +367,33 @@ impl ModelConfig {
         ]
     }
 
-    /// Every expert matrix in stored order.
+    /// Every matrix that is compressed, in stored order: those of routed experts, and those of shared ones if they are, too.
     pub fn matrices(&self) -> impl Iterator<Item = MatrixId> + use<> {
-        let (layers, experts, moe_layers) =
-            (self.num_hidden_layers, self.num_local_experts, self.block.moe_layers);
+        let (layers, moe_layers) = (self.num_hidden_layers, self.block.moe_layers);
+        let experts = self.experts_of_each();
         (0..layers).filter(move |&layer| moe_layers.contains(layer)).flat_map(move |layer| {
-            (0..experts).flat_map(move |expert| {
+            experts.clone().flat_map(move |expert| {
                 Projection::ALL.into_iter().map(move |projection| MatrixId { layer, expert, projection })
             })
         })
+    }
+
+    /// The experts of a layer whose matrices are compressed: E routed ones, then the shared one if it is, too. None in a layer
+    /// without experts.
+    pub fn compressed_experts(&self, layer: usize) -> impl Iterator<Item = usize> + use<> {
+        let has_some = self.block.moe_layers.contains(layer);
+        self.experts_of_each().filter(move |_| has_some)
+    }
+
+    fn experts_of_each(&self) -> impl Iterator<Item = usize> + Clone + use<> {
+        (0..self.num_local_experts).chain(self.compresses_shared_experts.then_some(SHARED_EXPERT))
+    }
+
+    /// The same model with its shared experts among what is compressed, if it has some and they shall be.
+    #[must_use]
+    pub fn with_shared_experts(&self, compressed: bool) -> Self {
+        let has_some = self.block.shared_experts != SharedExperts::None;
+        Self { compresses_shared_experts: compressed && has_some, ..self.clone() }
     }
 
     /// The first expert matrix: every model that is read has one.
@@ -380,7 +401,7 @@ impl ModelConfig {
         self.matrices().next().expect("a family refuses models without experts")
     }
 
-    /// Experts of one layer: E, or 0.
+    /// Routed experts of one layer: E, or 0.
     pub fn experts_in(&self, layer: usize) -> usize {
         if self.block.moe_layers.contains(layer) { self.num_local_experts } else { 0 }
     }
@@ -389,12 +410,15 @@ impl ModelConfig {
     pub fn has(&self, id: MatrixId) -> bool {
         id.layer < self.num_hidden_layers
             && self.block.moe_layers.contains(id.layer)
-            && id.expert < self.num_local_experts
+            && (id.expert < self.num_local_experts || (id.is_shared() && self.compresses_shared_experts))
     }
 
     /// Shape of an expert matrix, out × in.
     pub fn matrix_shape(&self, id: MatrixId) -> MatrixShape {
-        let width = self.widths.of(id.layer, id.expert).unwrap_or(self.intermediate_size);
+        let width = match id.is_shared() {
+            true => self.block.shared_experts.width(),
+            false => self.widths.of(id.layer, id.expert).unwrap_or(self.intermediate_size),
+        };
         expert_shape(id.projection, width, self.hidden_size)
     }
 
@@ -410,7 +434,12 @@ impl ModelConfig {
         Self { shared_bases: layers.into_iter().collect(), ..self.clone() }
     }
 
-    /// Shape of a projection's matrices, out × in, of experts with all channels: that of a shared base.
+    /// Whether a factored matrix is the base of its layer plus its factors.
+    pub fn has_base(&self, id: MatrixId) -> bool {
+        self.shared_bases.contains(&id.layer) && !id.is_shared()
+    }
+
+    /// Shape of a projection's matrices, out × in, of routed experts with all channels: that of a shared base.
     pub fn full_shape(&self, projection: Projection) -> MatrixShape {
         expert_shape(projection, self.intermediate_size, self.hidden_size)
     }
@@ -420,9 +449,9 @@ impl ModelConfig {
         self.family.spelling().module(id)
     }
 
-    /// What its checkpoint calls every expert: layer and expert by name.
+    /// What its checkpoint calls every routed expert: layer and expert by name.
     pub fn expert_names(&self) -> BTreeMap<String, (usize, usize)> {
-        let gates = self.matrices().filter(|id| id.projection == Projection::Gate);
+        let gates = self.matrices().filter(|id| id.projection == Projection::Gate && !id.is_shared());
         let spelling = self.family.spelling();
         gates.map(|id| (spelling.expert(id.layer, id.expert), (id.layer, id.expert))).collect()
     }
@@ -470,7 +499,7 @@ impl ModelConfig {
         }
         // Sizes stay exact in u64 from here on: no weight above 2^40 elements, no more than 2^16 experts in all.
         const ELEMENTS_MAX: u128 = 1 << 40;
-        const EXPERTS_MAX: u128 = 1 << 16;
+        const EXPERTS_MAX: u128 = SHARED_EXPERT as u128;
         let parts = self.block.attention.parts().iter();
         let heads_width = parts.map(|&part| self.attention_shape(part)[0] as u128).max().unwrap_or(0);
         for (key, width) in [

@@ -1,6 +1,6 @@
 //! Spectra thinned to a few points each, for people to look at.
 //!
-//! All expert matrices of a model have the same short side, so one list of indices serves them all. Points lie evenly on a
+//! All matrices of routed experts have the same short side, so one list of indices serves them all; shared experts are left out. Points lie evenly on a
 //! logarithmic axis, because that is how spectra are drawn. Values keep [`DIGITS`] decimal digits, so that the text is
 //! short and reads back to the same numbers. Planning never uses these.
 
@@ -14,7 +14,7 @@ pub const DIGITS: usize = 5;
 /// Version of `lowrank_spectra.json`.
 pub const SPECTRA_VERSION: u32 = 1;
 
-/// σ of every expert matrix at a few indices.
+/// σ of every matrix of routed experts at a few indices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SpectrumCurves {
     /// [`SPECTRA_VERSION`].

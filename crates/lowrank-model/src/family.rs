@@ -21,7 +21,7 @@ mod test_support;
 
 use crate::config::ConfigError;
 use crate::display::clip;
-use crate::matrix::{MatrixId, Projection};
+use crate::matrix::{MatrixId, Projection, SHARED_EXPERT};
 use crate::{ModelConfig, config::Family};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
@@ -83,10 +83,14 @@ impl MatrixId {
 }
 
 fn parse_neutral(name: &str) -> Option<MatrixId> {
-    let (layer, rest) = name.strip_prefix("layers.")?.split_once(".experts.")?;
-    let (expert, projection) = rest.split_once('.')?;
+    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (expert, projection) = rest.rsplit_once('.')?;
+    let expert = match expert.strip_prefix("experts.") {
+        Some(expert) => expert.parse().ok()?,
+        None => Some(SHARED_EXPERT).filter(|_| expert == "shared_expert")?,
+    };
     let projection = Projection::ALL.into_iter().find(|one| one.as_str() == projection)?;
-    let id = MatrixId { layer: layer.parse().ok()?, expert: expert.parse().ok()?, projection };
+    let id = MatrixId { layer: layer.parse().ok()?, expert, projection };
     // `007` would name the same matrix twice.
     (id.to_string() == name).then_some(id)
 }
@@ -110,16 +114,31 @@ mod tests {
         for projection in Projection::ALL {
             let id = MatrixId { layer: 30, expert: 7, projection };
             assert_eq!(MatrixId::parse(&id.to_string()), Some(id));
+            let shared = MatrixId { expert: SHARED_EXPERT, ..id };
+            assert_eq!(MatrixId::parse(&shared.to_string()), Some(shared));
             for family in ALL {
-                assert_eq!(MatrixId::parse(&family.spelling().module(id)), Some(id), "{}", family.title());
+                for id in [id, shared] {
+                    assert_eq!(
+                        MatrixId::parse(&family.spelling().module(id)),
+                        Some(id),
+                        "{}",
+                        family.title()
+                    );
+                }
             }
             let text = serde_json::to_string(&id).unwrap();
             assert_eq!(text, format!("\"layers.30.experts.7.{projection}\""));
             assert_eq!(serde_json::from_str::<MatrixId>(&text).unwrap(), id);
         }
-        for bad in
-            ["layers.0.experts.00.gate", "layers.0.experts.0.w1", "layers.0.gate", "experts.0.gate", ""]
-        {
+        for bad in [
+            "layers.0.experts.00.gate",
+            "layers.0.experts.65536.gate",
+            "layers.0.shared_expert.0.gate",
+            "layers.0.experts.0.w1",
+            "layers.0.gate",
+            "experts.0.gate",
+            "",
+        ] {
             assert_eq!(MatrixId::parse(bad), None, "{bad}");
         }
     }

@@ -5,14 +5,33 @@
 pub const CONFIG_KEY: &str = "lowrank_config";
 /// `lowrank_config.format`.
 pub const FORMAT: &str = "lowrank-compress";
-/// `lowrank_config.format_version` of a checkpoint whose experts share a base in some layers.
-pub const FORMAT_VERSION_BASES: u64 = 3;
-/// Of one without, with narrowed experts.
-pub const FORMAT_VERSION_WIDTHS: u64 = 2;
-/// Of one with neither: what readers knew before there were widths.
-pub const FORMAT_VERSION_RANKS: u64 = 1;
+/// What a checkpoint has beside ranks: each came with a version of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Has {
+    /// Narrowed experts.
+    pub widths: bool,
+    /// Layers whose routed experts share a base.
+    pub shared_bases: bool,
+    /// Shared experts among what is compressed.
+    pub shared_experts: bool,
+}
+
+impl Has {
+    /// `lowrank_config.format_version`: the least that knows all of it.
+    pub const fn version(self) -> u64 {
+        match self {
+            Self { shared_experts: true, .. } => 4,
+            Self { shared_bases: true, .. } => 3,
+            Self { widths: true, .. } => 2,
+            Self { .. } => 1,
+        }
+    }
+}
+
 /// `lowrank_config.shared_base_layers`: the layers with a base.
 pub const SHARED_BASES_KEY: &str = "shared_base_layers";
+/// `lowrank_config.compressed_shared_experts`: true where matrices of shared experts may have ranks; absent elsewhere.
+pub const SHARED_EXPERTS_KEY: &str = "compressed_shared_experts";
 /// Which channels of narrowed experts are stored; loaders do not read it.
 pub const CHANNELS_FILE: &str = "lowrank_channels.json";
 /// Provenance and rank metadata; loaders do not read it.

@@ -66,7 +66,7 @@ pub use curves::SpectrumCurves;
 pub use device::{AlgebraChoice, Device};
 pub use dtype::{Dtype, ElementType};
 pub use failure::ErrorKind;
-pub use matrix::{MatrixId, MatrixShape, Projection};
+pub use matrix::{MatrixId, MatrixShape, Projection, SHARED_EXPERT};
 pub use named::NamedMatrix;
 pub use names::Layout;
 pub use params::{CostModel, ElementBytes, Storage};

@@ -42,22 +42,38 @@ impl fmt::Display for Projection {
     }
 }
 
+/// The number of a layer's shared expert, which every token takes: above that of every routed one, of which a model has at most
+/// so many in all.
+pub const SHARED_EXPERT: usize = 1 << 16;
+
 /// One expert matrix of a model. Ordered as stored: by layer, then expert, then projection.
 ///
-/// Shown as `layers.3.experts.5.gate`. What its checkpoint calls it is [`crate::ModelConfig::module_name`].
+/// Shown as `layers.3.experts.5.gate`, or `layers.3.shared_expert.gate`. What its checkpoint calls it is
+/// [`crate::ModelConfig::module_name`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MatrixId {
     /// Decoder layer, from 0.
     pub layer: usize,
-    /// Expert within the layer, from 0.
+    /// Expert within the layer, from 0; or [`SHARED_EXPERT`].
     pub expert: usize,
     /// Which of the expert's three matrices.
     pub projection: Projection,
 }
 
+impl MatrixId {
+    /// Whether it is of the expert that every token takes.
+    pub const fn is_shared(self) -> bool {
+        self.expert == SHARED_EXPERT
+    }
+}
+
 impl fmt::Display for MatrixId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "layers.{}.experts.{}.{}", self.layer, self.expert, self.projection)
+        let Self { layer, expert, projection } = self;
+        match self.is_shared() {
+            true => write!(f, "layers.{layer}.shared_expert.{projection}"),
+            false => write!(f, "layers.{layer}.experts.{expert}.{projection}"),
+        }
     }
 }
 

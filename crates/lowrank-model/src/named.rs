@@ -1,10 +1,11 @@
 //! An expert matrix as documents carry it: what it is, and what its checkpoint calls it.
 
 use crate::display::clip;
-use crate::{MatrixId, ModelConfig, Projection};
+use crate::{MatrixId, ModelConfig, Projection, SHARED_EXPERT};
 use serde::{Deserialize, Serialize};
 
-/// `{"name": "model.layers.0.block_sparse_moe.experts.0.w1", "layer": 0, "expert": 0, "projection": "gate"}`.
+/// `{"name": "model.layers.0.block_sparse_moe.experts.0.w1", "layer": 0, "expert": 0, "projection": "gate"}`; `"expert": "shared"`
+/// of a shared expert.
 ///
 /// Documents of older versions have the name alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,13 +28,32 @@ impl ModelConfig {
 struct Raw {
     name: String,
     layer: Option<usize>,
-    expert: Option<usize>,
+    expert: Option<RawExpert>,
     projection: Option<Projection>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum RawExpert {
+    Routed(usize),
+    Shared(Shared),
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Shared {
+    Shared,
+}
+
+impl From<MatrixId> for RawExpert {
+    fn from(id: MatrixId) -> Self {
+        if id.is_shared() { Self::Shared(Shared::Shared) } else { Self::Routed(id.expert) }
+    }
 }
 
 impl From<NamedMatrix> for Raw {
     fn from(NamedMatrix { name, id }: NamedMatrix) -> Self {
-        Self { name, layer: Some(id.layer), expert: Some(id.expert), projection: Some(id.projection) }
+        Self { name, layer: Some(id.layer), expert: Some(id.into()), projection: Some(id.projection) }
     }
 }
 
@@ -44,7 +64,13 @@ impl TryFrom<Raw> for NamedMatrix {
         let Raw { name, layer, expert, projection } = raw;
         let by_name = MatrixId::parse(&name);
         let id = match (layer, expert, projection, by_name) {
-            (Some(layer), Some(expert), Some(projection), _) => MatrixId { layer, expert, projection },
+            (Some(layer), Some(expert), Some(projection), _) => {
+                let expert = match expert {
+                    RawExpert::Routed(expert) => expert,
+                    RawExpert::Shared(Shared::Shared) => SHARED_EXPERT,
+                };
+                MatrixId { layer, expert, projection }
+            }
             (None, None, None, Some(id)) => id,
             (None, None, None, None) => {
                 return Err(format!("`{}` is not the name of an expert matrix", clip(&name)));
@@ -80,7 +106,15 @@ mod tests {
         for read in [full.clone(), json!({ "name": NAME })] {
             assert_eq!(serde_json::from_value::<NamedMatrix>(read).unwrap(), named);
         }
+        let shared = json!({
+            "name": "model.layers.1.mlp.shared_expert.up_proj", "layer": 1, "expert": "shared", "projection": "up",
+        });
+        let read: NamedMatrix = serde_json::from_value(shared.clone()).unwrap();
+        assert!(read.id.is_shared());
+        assert_eq!(serde_json::to_value(&read).unwrap(), shared);
         for (key, value) in [
+            ("expert", json!("shared")),
+            ("expert", json!("other")),
             ("layer", json!(0)),
             ("projection", json!("down")),
             ("projection", json!("w3")),

@@ -3,7 +3,7 @@
 //! Families differ in few words, so a family's spelling is data ([`Spelling`]). Inside the program a tensor has the name
 //! that transformers v4 gives it: its *canonical* name.
 
-use crate::{MatrixId, Projection};
+use crate::{MatrixId, Projection, SHARED_EXPERT};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -69,7 +69,7 @@ pub enum Role {
         /// Decoder layer.
         layer: usize,
     },
-    /// An expert matrix.
+    /// A matrix of an expert; of a shared one where that is compressed.
     Expert(MatrixId),
     /// What the factored matrices of a layer's experts have in common: a factored matrix is this one plus its factors.
     SharedBase {
@@ -78,7 +78,7 @@ pub enum Role {
         /// Of which matrices.
         projection: Projection,
     },
-    /// A matrix of the expert that every token takes.
+    /// A matrix of the expert that every token takes, where that stays as it is.
     SharedExpert {
         /// Decoder layer.
         layer: usize,
@@ -175,6 +175,7 @@ impl Role {
             Self::Attention { .. } | Self::AttentionBias { .. } => "attention",
             Self::Norm(_) | Self::NormBias(_) => "norms",
             Self::Router { .. } | Self::RouterBias { .. } => "routers",
+            Self::Expert(id) if id.is_shared() => "shared experts",
             Self::Expert(_) | Self::SharedBase { .. } => "experts",
             Self::SharedExpert { .. } | Self::SharedExpertGate { .. } => "shared experts",
             Self::DenseBlock { .. } => "dense blocks",
@@ -291,8 +292,7 @@ impl Spelling {
                 of_layer(layer, &format!("{}.experts.shared_base.{projection}", self.moe))
             }
             Role::SharedExpert { layer, projection } => {
-                let projection = self.projections[projection.index()];
-                of_layer(layer, &format!("{}.{}.{projection}", self.moe, self.shared_expert))
+                self.tensor(Role::Expert(MatrixId { layer, expert: SHARED_EXPERT, projection }))
             }
             Role::DenseBlock { layer, projection } => {
                 of_layer(layer, &format!("{}.{}", self.moe, self.projections[projection.index()]))
@@ -307,7 +307,10 @@ impl Spelling {
 
     /// Canonical name of an expert.
     pub fn expert(&self, layer: usize, expert: usize) -> String {
-        format!("model.layers.{layer}.{}.experts.{expert}", self.moe)
+        match expert {
+            SHARED_EXPERT => format!("model.layers.{layer}.{}.{}", self.moe, self.shared_expert),
+            _ => format!("model.layers.{layer}.{}.experts.{expert}", self.moe),
+        }
     }
 
     /// Canonical name of an expert matrix' module.
@@ -318,11 +321,14 @@ impl Spelling {
     /// Reads a module name back; `None` for any other text.
     pub fn parse_module(&self, name: &str) -> Option<MatrixId> {
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let rest = rest.strip_prefix(self.moe)?.strip_prefix(".experts.")?;
-        let (expert, projection) = rest.split_once('.')?;
+        let (expert, projection) = rest.strip_prefix(self.moe)?.strip_prefix('.')?.rsplit_once('.')?;
+        let expert = match expert.strip_prefix("experts.") {
+            Some(expert) => expert.parse().ok()?,
+            None => Some(SHARED_EXPERT).filter(|_| expert == self.shared_expert)?,
+        };
         let projection =
             Projection::ALL.into_iter().find(|one| self.projections[one.index()] == projection)?;
-        let id = MatrixId { layer: layer.parse().ok()?, expert: expert.parse().ok()?, projection };
+        let id = MatrixId { layer: layer.parse().ok()?, expert, projection };
         // `007` would name the same matrix twice.
         (self.module(id) == name).then_some(id)
     }
@@ -355,13 +361,18 @@ mod tests {
     #[test]
     fn module_names_read_back_and_only_in_their_canonical_spelling() {
         for projection in Projection::ALL {
-            let id = MatrixId { layer: 11, expert: 63, projection };
-            assert_eq!(OTHER.parse_module(&OTHER.module(id)), Some(id));
+            for expert in [63, SHARED_EXPERT] {
+                let id = MatrixId { layer: 11, expert, projection };
+                assert_eq!(OTHER.parse_module(&OTHER.module(id)), Some(id));
+            }
         }
         for bad in [
             "model.layers.00.mlp.experts.0.gate_proj",
             "model.layers.0.mlp.experts.0.w1",
             "model.layers.0.mlp.experts.gate_proj",
+            "model.layers.0.mlp.experts.65536.gate_proj",
+            "model.layers.0.mlp.shared_experts.gate_proj",
+            "model.layers.0.mlp.shared_expert.0.gate_proj",
             "model.layers.0.mlpx.experts.0.gate_proj",
             "layers.0.experts.0.gate",
             "gate_proj",

@@ -465,7 +465,15 @@ impl RankPlan {
 
     /// The model as it is stored: with its widths and shared bases.
     pub fn stored_config(&self, config: &ModelConfig) -> ModelConfig {
-        config.with_widths(self.widths()).with_shared_bases(self.shared_base_layers.iter().copied())
+        config
+            .with_shared_experts(self.compresses_shared_experts())
+            .with_widths(self.widths())
+            .with_shared_bases(self.shared_base_layers.iter().copied())
+    }
+
+    /// Whether matrices of shared experts are among those that it has ranks for.
+    pub fn compresses_shared_experts(&self) -> bool {
+        self.matrices.iter().any(|row| row.matrix.id.is_shared())
     }
 
     /// Records the constraints under which the ranks were chosen.
@@ -553,8 +561,9 @@ impl RankPlan {
             return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
         }
         let short_side = self.matrices.first().map_or(0, |row| row.shape.short_side());
-        let names = self.matrices.iter().map(|row| row.matrix.name.as_str());
-        if self.spectra.as_ref().is_some_and(|curves| !curves.fits(names, short_side)) {
+        let routed = self.matrices.iter().filter(|row| !row.matrix.id.is_shared());
+        let names: Vec<&str> = routed.map(|row| row.matrix.name.as_str()).collect();
+        if self.spectra.as_ref().is_some_and(|curves| !curves.fits(names.into_iter(), short_side)) {
             return Err(PlanError::Spectra);
         }
         for (what, planned, actual) in

@@ -7,6 +7,7 @@
 //! What decides no byte (workers, memory, the place of the cache, verbosity, paths) is not part of it. What a run was made
 //! from (the base model, the tokens of the calibration text) and what ran it are facts that stand beside it.
 
+mod base;
 mod calibration;
 mod error;
 mod factor;
@@ -18,6 +19,7 @@ mod propagation;
 
 pub use crate::budget::{ByteSize, ParamCount, Removal};
 // Whole groups, so that a setting of a new type is a change of its group's file and of the flags' alone.
+pub use base::*;
 pub use calibration::*;
 pub use error::RecipeError;
 pub use factor::*;
@@ -57,6 +59,9 @@ pub struct Recipe {
     /// How files are written. Decides no number of the model.
     #[serde(flatten)]
     pub output: OutputSettings,
+    /// What of the base is taken, and as what.
+    #[serde(flatten)]
+    pub base: BaseSettings,
 }
 
 impl Recipe {
@@ -69,17 +74,19 @@ impl Recipe {
             propagation: PropagationSettings::default(),
             factor: FactorSettings::default(),
             output: OutputSettings::default(),
+            base: BaseSettings::default(),
         }
     }
 
-    /// Keys of the settings that decide tensors, in their order: those in which points of a sweep may differ.
+    /// Keys of the settings in which points of a sweep may differ, in their order: those that decide tensors, but for how the base
+    /// is taken.
     pub fn keys() -> Vec<String> {
         let defaults = Self::new(Goal::Ranks(Default::default()));
         let goals = Goal::VARIANTS.iter().map(|&goal| goal.to_owned());
-        let outputs = keys_of(&defaults.output);
+        let common = [keys_of(&defaults.output), keys_of(&defaults.base)].concat();
         let others = keys_of(&defaults).into_iter();
         goals
-            .chain(others.filter(|key| !Goal::VARIANTS.contains(&key.as_str()) && !outputs.contains(key)))
+            .chain(others.filter(|key| !Goal::VARIANTS.contains(&key.as_str()) && !common.contains(key)))
             .collect()
     }
 
@@ -132,12 +139,26 @@ impl Recipe {
 
     /// What becomes of fp8 tensors outside the experts, unless it is said: no quantiser takes fp8.
     pub fn fp8(&self) -> Fp8 {
-        self.output.fp8.unwrap_or(if self.plan.then.is_some() { Fp8::Widen } else { Fp8::Keep })
+        self.base.fp8.unwrap_or(if self.plan.then.is_some() { Fp8::Widen } else { Fp8::Keep })
+    }
+
+    /// Whether shared experts are compressed. A plan or ranks that are given say it themselves.
+    pub fn compresses_shared_experts(&self) -> bool {
+        match &self.goal {
+            Goal::Plan(plan) => plan.compresses_shared_experts(),
+            Goal::Ranks(ranks) => ranks.keys().any(|id| id.is_shared()),
+            _ => self.base.shared_experts == Some(SharedExpertsChoice::Compress),
+        }
     }
 
     /// Checks what the types of the settings leave open.
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.plan.validate(&self.goal)?;
+        let cuts_ranks_of_each = self.structures().has_ranks() && self.plan.rank_groups == RankGroups::Matrix;
+        if self.compresses_shared_experts() && !cuts_ranks_of_each {
+            let expected = "keep with structures width, and with rank-groups layer";
+            return Err(RecipeError { key: "shared-experts", value: "compress".to_owned(), expected });
+        }
         self.calibration.validate()?;
         self.propagation.validate()
     }
@@ -209,6 +230,14 @@ mod tests {
             (json!({ "budget": "10%", "min-rank": 0 }), "min-rank is 0"),
             (json!({ "budget": "10%", "gate-weight": "cubed" }), "`cubed`"),
             (json!({ "budget": "10%", "keep-dense": ["("] }), "("),
+            (
+                json!({ "budget": "10%", "shared-experts": "compress", "structures": "width" }),
+                "expected keep",
+            ),
+            (
+                json!({ "budget": "10%", "shared-experts": "compress", "rank-groups": "layer" }),
+                "expected keep",
+            ),
         ] {
             let error = read(value.clone()).unwrap_err();
             assert!(error.contains(part), "{value}: {error}");
@@ -221,6 +250,8 @@ mod tests {
         for key in ["budget", "target-size", "storage", "calibrate", "gate-weight", "propagate", "seed"] {
             assert!(keys.iter().any(|known| known == key), "{key}");
         }
-        assert!(!keys.iter().any(|key| key == "max-shard-size"));
+        for key in ["max-shard-size", "fp8", "shared-experts"] {
+            assert!(!keys.iter().any(|known| known == key), "{key}");
+        }
     }
 }

@@ -108,7 +108,7 @@ impl ModelConfig {
                 if self.block.shared_experts.has_gate() {
                     roles.push(Role::SharedExpertGate { layer });
                 }
-                if self.block.shared_experts != SharedExperts::None {
+                if self.block.shared_experts != SharedExperts::None && !self.compresses_shared_experts {
                     roles.extend(Projection::ALL.map(|projection| Role::SharedExpert { layer, projection }));
                 }
             } else {
@@ -220,7 +220,7 @@ impl ModelConfig {
         let fused = self.family.spelling().fused;
         match (layout, role) {
             (Layout::HfPerExpert | Layout::LowRank | Layout::Minixtral, _) => Slice::whole(name, shape),
-            (Layout::HfFused, Role::Expert(id)) => self.fused_expert(id),
+            (Layout::HfFused, Role::Expert(id)) if !id.is_shared() => self.fused_expert(id),
             (Layout::HfFused, Role::Router { layer }) => Slice::whole(fused.router(layer), shape),
             (Layout::HfFused, _) => Slice::whole(name, shape),
             (Layout::Consolidated, _) => {

@@ -407,7 +407,10 @@ impl<'a> CalibrationContext<'a> {
         );
         let algebra = self.algebra.identity();
         let model = self.model()?;
-        let key = json!({ "what": what, "model": model, "calibration": calibration, "algebra": algebra });
+        let mut key = json!({ "what": what, "model": model, "calibration": calibration, "algebra": algebra });
+        if self.checkpoint.config().compresses_shared_experts {
+            key["shared_experts"] = "compressed".into();
+        }
         Ok(self.cache.entry(&key))
     }
 

@@ -148,6 +148,9 @@ struct Model<'a> {
     h: u128,
     /// F
     f: u128,
+    /// F, or the width of shared experts that are compressed, if that is larger.
+    widest: u128,
+    /// Experts of a layer that are compressed.
     experts: u128,
     layers: u128,
 }
@@ -157,28 +160,37 @@ const F64: u128 = 8;
 
 impl<'a> Model<'a> {
     fn new(config: &'a ModelConfig, dtype: Dtype) -> Self {
+        let shared = config.block.shared_experts.width() * usize::from(config.compresses_shared_experts);
         Self {
             config,
             e: dtype.size_bytes().into(),
             h: config.hidden_size as u128,
             f: config.intermediate_size as u128,
-            experts: config.num_local_experts as u128,
+            widest: config.intermediate_size.max(shared) as u128,
+            experts: config.num_local_experts as u128 + u128::from(config.compresses_shared_experts),
             layers: config.num_hidden_layers as u128,
         }
     }
 
+    /// Of the largest matrix that is compressed.
     fn shape(&self) -> MatrixShape {
-        expert_shape(Projection::Gate, self.config.intermediate_size, self.config.hidden_size)
+        expert_shape(Projection::Gate, self.widest as usize, self.config.hidden_size)
     }
 
-    /// An expert matrix as it is stored.
+    /// The largest matrix as it is stored.
     fn stored(&self) -> u128 {
-        product(&[self.h, self.f, self.e])
+        product(&[self.h, self.widest, self.e])
     }
 
     /// The same in f32.
     fn wide(&self) -> u128 {
-        product(&[self.h, self.f, F32])
+        product(&[self.h, self.widest, F32])
+    }
+
+    /// The experts of a layer as they are stored.
+    fn experts_of_layer(&self) -> u128 {
+        product(&[3, self.experts, self.h, self.f, self.e])
+            + product(&[3, self.h, self.widest - self.f, self.e])
     }
 
     /// S
@@ -204,7 +216,7 @@ impl<'a> Model<'a> {
     /// u and v in f32, of the largest rank.
     fn factors(&self) -> u128 {
         let short = self.shape().short_side() as u128;
-        product(&[self.h + self.f, short, F32])
+        product(&[self.h + self.widest, short, F32])
     }
 
     /// Of the blocks that a matrix is widened in: a block, and its image.
@@ -227,7 +239,7 @@ impl<'a> Model<'a> {
 
     /// What flows through it: x, gate, up, activations, y of one batch.
     fn activations(&self, tokens: usize) -> (&'static str, u128) {
-        let per_token = 2 * self.h + 3 * self.f;
+        let per_token = 2 * self.h + 3 * self.widest;
         ("activations of one expert", product(&[BATCH_TOKENS.min(tokens) as u128, per_token, F32]))
     }
 
@@ -436,7 +448,7 @@ impl<'a> Model<'a> {
             shared
         };
         let rank = rank_reference(self.shape()) as u128;
-        let halved = ("factors of a matrix at half its size", product(&[self.h + self.f, rank, F32]));
+        let halved = ("factors of a matrix at half its size", product(&[self.h + self.widest, rank, F32]));
         let block = ("inputs and outputs of the MoE block", 2 * one);
         let together = (WALKING_BYTES as u128).max(2 * one).min(2 * states);
         let head = product(&[self.config.vocab_size as u128, self.h, self.e + F32]);
@@ -485,7 +497,7 @@ impl<'a> Model<'a> {
         let (streams, made) = match scope {
             PropagationScope::None if !structures.need_activations() => return vec![self.factor(&[])],
             PropagationScope::None | PropagationScope::Experts => (1, 0),
-            PropagationScope::Layers => (2, product(&[3, self.experts, self.stored()])),
+            PropagationScope::Layers => (2, self.experts_of_layer()),
         };
         let hidden = ("hidden states of the original and the compressed model", streams * states);
         let output = ("outputs of the original's MoE block", states);

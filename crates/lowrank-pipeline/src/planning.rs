@@ -9,11 +9,13 @@ use crate::subject::storage;
 use crate::workers::{self, Resources};
 use crate::{CalibrationContext, CalibrationText, Interrupt, JobContext, PipelineError, base};
 use lowrank_calibrate::{DifferenceSpectra, ExpertWidths, Sensitivities, WidthsByExpert};
+use lowrank_model::block::SharedExperts;
 use lowrank_model::display::grouped;
 use lowrank_model::params::{rank_max_saving, stored_params, usual_multiple};
 use lowrank_model::plan::{Allocation, LayerSensitivity, RankGroups, Sensitivity, Size, Structures};
 use lowrank_model::recipe::{
-    CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal, TextChoice,
+    CalibrationSettings, FixedRank, Goal, Pattern, PlanSettings, PropagationSettings, Removal,
+    SharedExpertsChoice, TextChoice,
 };
 use lowrank_model::{
     CostModel, Dtype, ElementBytes, MatrixId, ModelConfig, Progress, RankPlan, Recipe, Spectrum,
@@ -276,9 +278,10 @@ pub fn errors(
 }
 
 impl Errors {
-    /// The spectra thinned, for a plan to carry.
+    /// The spectra of routed experts thinned, for a plan to carry.
     pub fn curves(&self, config: &ModelConfig) -> Option<SpectrumCurves> {
-        SpectrumCurves::of(self.spectra.iter().map(|(&id, spectrum)| (config.module_name(id), spectrum)))
+        let routed = self.spectra.iter().filter(|(id, _)| !id.is_shared());
+        SpectrumCurves::of(routed.map(|(&id, spectrum)| (config.module_name(id), spectrum)))
     }
 }
 
@@ -377,6 +380,15 @@ impl Subject {
         self.dtypes.values().all(|&dtype| dtype == first).then_some(first)
     }
 
+    /// What becomes of shared experts, if there are some.
+    fn shared_experts(&self) -> Option<SharedExpertsChoice> {
+        let has_some = self.config.block.shared_experts != SharedExperts::None;
+        has_some.then_some(match self.config.compresses_shared_experts {
+            true => SharedExpertsChoice::Compress,
+            false => SharedExpertsChoice::Keep,
+        })
+    }
+
     /// Multiples that ranks are of, unless the settings say.
     fn rank_multiple(&self, settings: &PlanSettings) -> usize {
         let short = self.config.matrix_shape(self.config.first_matrix()).short_side();
@@ -390,9 +402,9 @@ impl Subject {
         let (least, storage) = (self.rank_multiple(&PlanSettings::default()), Storage::default());
         let count = |rank| stored_params(shape, storage, rank);
         match structures.has_widths() {
-            true => (count(None) / full as u64) * full.saturating_sub(least) as u64,
-            false if least > rank_max_saving(shape, storage) => 0,
-            false => count(None) - count(Some(least)),
+            true if !id.is_shared() => (count(None) / full as u64) * full.saturating_sub(least) as u64,
+            _ if least > rank_max_saving(shape, storage) => 0,
+            _ => count(None) - count(Some(least)),
         }
     }
 
@@ -407,7 +419,8 @@ impl Subject {
         resolved.plan.rank_multiple = Some(self.rank_multiple(&recipe.plan));
         resolved.plan.sensitivity = Some(recipe.sensitivity());
         resolved.plan.structures = Some(recipe.structures());
-        resolved.output.fp8 = self.config.fp8_blocks.map(|_| recipe.fp8());
+        resolved.base.fp8 = self.config.fp8_blocks.map(|_| recipe.fp8());
+        resolved.base.shared_experts = self.shared_experts();
         resolved.factor.storage = Some(storage(recipe));
         resolved.factor.dtype = recipe.factor.dtype.or_else(|| self.common_dtype());
         match recipe.calibration() {
@@ -446,7 +459,7 @@ impl Subject {
             errors: vec![0.0; channels + 1],
             grid: Vec::new(),
         };
-        let ids = self.config.matrices().filter(|_| structures.has_widths());
+        let ids = self.config.matrices().filter(|id| structures.has_widths() && !id.is_shared());
         ids.map(|id| ((id.layer, id.expert), own())).collect()
     }
 

@@ -32,10 +32,10 @@ use lowrank_calibrate::{CalibrateError, Fitted, Norm, Pair, Regression, RowWeigh
 use lowrank_compute::Algebra;
 use lowrank_compute::blocks::matrix_shape;
 use lowrank_forward::math::add_scaled;
-use lowrank_forward::{ExpertBatch, Forward, Hidden, Observer, Routing, StoredExpert};
+use lowrank_forward::{ExpertBatch, Forward, ForwardError, Hidden, Observer, Routing, StoredExpert};
 use lowrank_model::names::Role;
 use lowrank_model::recipe::{MomentSettings, PropagationScope};
-use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, StoredMatrix, Tensor};
+use lowrank_model::{Dtype, MatrixId, MatrixShape, Projection, SHARED_EXPERT, StoredMatrix, Tensor};
 use lowrank_reader::Checkpoint;
 use lowrank_svd::{Metric, MomentRoot, ShrinkageTarget};
 use ndarray::Array2;
@@ -115,7 +115,7 @@ impl Propagation<'_> {
                 }
                 continue;
             }
-            forward.add_shared(layer, &original, &mut output).map_err(CalibrateError::from)?;
+            forward.add_kept_shared(layer, &original, &mut output).map_err(CalibrateError::from)?;
             forward.add(&mut original, &output);
             drop(output);
             if let Some(compressed) = &mut compressed {
@@ -158,7 +158,7 @@ impl Propagation<'_> {
         let input = forward.moe_input(layer, states).map_err(CalibrateError::from)?;
         let output = {
             let work = self.at(calibrated, &forward, layer, states, Some(states))?;
-            let experts = 0..forward.config().experts_in(layer);
+            let experts = forward.config().compressed_experts(layer);
             let made = experts.map(|expert| work.finished(expert)).collect::<Result<Vec<_>, _>>()?;
             let made: BTreeMap<MatrixId, StoredMatrix> = made.into_iter().flatten().collect();
             let expert_of = |expert| changed_expert(self.checkpoint, layer, expert, &made);
@@ -197,15 +197,15 @@ struct Layer<'a> {
     compressed: Option<&'a Hidden>,
 }
 
-/// Tokens that a router sends to one expert, in rising order.
+/// Tokens that a router sends to one expert, in rising order; all of them for a shared one.
 #[derive(Clone)]
 struct RoutedTokens {
     tokens: Vec<usize>,
-    /// The router's weights g.
+    /// What the expert's outputs are multiplied by, g.
     weights: Vec<f32>,
 }
 
-/// An expert with its routed tokens in both models.
+/// An expert with its tokens in both models.
 struct RoutedExpert {
     expert: usize,
     /// In the compressed model: the factors are fitted to these.
@@ -315,15 +315,24 @@ impl Layer<'_> {
     }
 
     fn experts(&self) -> Result<Vec<RoutedExpert>, PipelineError> {
+        let config = self.forward.config();
         let route = |states| {
             let input = self.forward.moe_input(self.layer, states)?;
-            self.forward.route(self.layer, &input)
+            let routing = self.forward.route(self.layer, &input)?;
+            let shared = match config.compresses_shared_experts && config.experts_in(self.layer) > 0 {
+                true => self.forward.shared_weights(self.layer, &input)?,
+                false => Vec::new(),
+            };
+            Ok::<_, ForwardError>((routing, shared))
         };
         let route = |states| route(states).map_err(CalibrateError::from);
         let original = route(self.original)?;
         let compressed = self.compressed.map(route).transpose()?;
-        let routed = |expert| {
-            let of = |routing: &Routing| {
+        let with_tokens = |expert| {
+            let of = |(routing, shared): &(Routing, Vec<f32>)| {
+                if expert == SHARED_EXPERT {
+                    return RoutedTokens { tokens: (0..shared.len()).collect(), weights: shared.clone() };
+                }
                 let (tokens, weights) = routing.routed_tokens(expert);
                 RoutedTokens { tokens, weights }
             };
@@ -334,7 +343,7 @@ impl Layer<'_> {
                 original,
             }
         };
-        Ok((0..self.forward.config().experts_in(self.layer)).map(routed).collect())
+        Ok(config.compressed_experts(self.layer).map(with_tokens).collect())
     }
 
     fn id(&self, expert: usize, projection: Projection) -> MatrixId {
@@ -379,7 +388,8 @@ impl Layer<'_> {
 
     /// That its factors are added to.
     fn base(&self, id: MatrixId) -> Option<&Arc<Tensor>> {
-        let bases = self.bases.as_ref().filter(|_| self.all.ranks.contains_key(&id))?;
+        let is_based = self.all.ranks.contains_key(&id) && !id.is_shared();
+        let bases = self.bases.as_ref().filter(|_| is_based)?;
         Some(&bases[id.projection.index()])
     }
 
@@ -419,8 +429,9 @@ impl Layer<'_> {
             _ => return Err(PipelineError::AlreadyFactored(self.all.checkpoint.layout())),
         };
         let RoutedTokens { tokens, weights: router_weights } = &routed.compressed;
-        let weights = weights.without_outputs(config.hidden_size, config.intermediate_size);
-        let mut row_weights = RowWeights::new(config.intermediate_size, settings.calibration_target);
+        let width = config.matrix_shape(self.id(routed.expert, Projection::Gate)).rows;
+        let weights = weights.without_outputs(config.hidden_size, width);
+        let mut row_weights = RowWeights::new(width, settings.calibration_target);
         let mut pair = Pair::new(config.hidden_size);
         for (tokens, router_weights) in
             tokens.chunks(TOKENS_TOGETHER).zip(router_weights.chunks(TOKENS_TOGETHER))

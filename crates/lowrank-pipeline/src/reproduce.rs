@@ -382,7 +382,7 @@ fn other_bases(
     bases: SharedBases<'_>,
     ids: &[MatrixId],
 ) -> Result<Vec<Difference>, PipelineError> {
-    let with_base = ids.iter().filter(|id| out.config().shared_bases.contains(&id.layer));
+    let with_base = ids.iter().filter(|&&id| out.config().has_base(id));
     let places: BTreeSet<(usize, Projection)> = with_base.map(|id| (id.layer, id.projection)).collect();
     let mut found = Vec::new();
     for (layer, projection) in places {

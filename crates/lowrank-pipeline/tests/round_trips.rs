@@ -220,7 +220,7 @@ fn run(model: &Model, job: &Job, folder: &TempDir) -> Result<Compressed, Pipelin
         recipe.plan.structures = Some(job.structures);
     }
     (recipe.factor.storage, recipe.factor.dtype) = (Some(job.storage), job.factor_dtype);
-    recipe.output = OutputSettings { max_shard_size: ByteSize(job.shard_bytes_max), ..Default::default() };
+    recipe.output = OutputSettings { max_shard_size: ByteSize(job.shard_bytes_max) };
     let request = Request {
         model: "tiny",
         out: &out,

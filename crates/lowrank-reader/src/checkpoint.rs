@@ -298,8 +298,7 @@ impl Checkpoint {
 
     /// Reads an expert matrix as it is stored: in a layer with a base that and the factors of the difference.
     pub fn read_matrix(&self, id: MatrixId) -> Result<StoredMatrix, ReadError> {
-        let is_based = self.factored.contains_key(&id) && self.config.shared_bases.contains(&id.layer);
-        if !is_based {
+        if !(self.factored.contains_key(&id) && self.config.has_base(id)) {
             return self.read_own(id);
         }
         let role = Role::SharedBase { layer: id.layer, projection: id.projection };
@@ -335,6 +334,22 @@ impl Checkpoint {
     /// Whether it is an ordinary model with narrower experts, made by us: it says which channels they keep.
     pub fn is_narrow(&self) -> bool {
         !self.is_compressed() && self.dir.join(format::CHANNELS_FILE).is_file()
+    }
+
+    /// A base as one of its outputs was made from it: fp8 tensors as they are there, and shared experts compressed if they are.
+    #[must_use]
+    pub fn taken_as_in(self, output: &Self) -> Self {
+        let base = self.with_shared_experts(output.config.compresses_shared_experts);
+        if output.config.fp8_blocks.is_some() { base } else { base.widened() }
+    }
+
+    /// With its shared experts among what is compressed, if it has some and they shall be.
+    #[must_use]
+    pub fn with_shared_experts(mut self, compressed: bool) -> Self {
+        self.config = self.config.with_shared_experts(compressed);
+        self.specs = self.config.tensors();
+        self.size = self.counted();
+        self
     }
 
     /// An ordinary model with narrower experts, as one with experts of `intermediate_size` channels that keep some.

@@ -203,14 +203,14 @@ pub enum ReadError {
         found: String,
     },
     /// Written by a newer program.
-    #[error("{}: `lowrank_config.format_version` is {found}, this program reads {}", path.display(), any_of(known))]
+    #[error("{}: `lowrank_config.format_version` is {found}, this program reads {known} of a checkpoint like this", path.display())]
     FormatVersion {
         /// Which file.
         path: PathBuf,
         /// What was found.
         found: String,
         /// What is known of a checkpoint like this.
-        known: &'static [u64],
+        known: u64,
     },
     /// A width of an expert that the model does not have, or of all its channels or none.
     #[error(
@@ -234,6 +234,17 @@ pub enum ReadError {
         path.display()
     )]
     BadSharedBase {
+        /// Which file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+    },
+    /// Shared experts are said to be compressed otherwise than by `true`, or the model has none.
+    #[error(
+        "{}: `lowrank_config.compressed_shared_experts` is {found}, expected true, in a model that has shared experts",
+        path.display()
+    )]
+    BadSharedExperts {
         /// Which file.
         path: PathBuf,
         /// What was found.
@@ -718,6 +729,7 @@ impl ReadError {
             | Self::BadRank { .. }
             | Self::BadWidth { .. }
             | Self::BadSharedBase { .. }
+            | Self::BadSharedExperts { .. }
             | Self::Channels { .. }
             | Self::NoWeights { .. }
             | Self::WebPage { .. }
@@ -770,9 +782,4 @@ fn also(others: &[String]) -> String {
 
 fn last(tensor: &Option<String>) -> String {
     tensor.as_ref().map_or_else(String::new, |tensor| format!(", `{tensor}`"))
-}
-
-/// `1`, or `1 or 2`.
-fn any_of(versions: &[u64]) -> String {
-    versions.iter().map(u64::to_string).collect::<Vec<_>>().join(" or ")
 }

@@ -68,6 +68,7 @@ pub fn from_hugging_face(path: &Path, json: &[u8]) -> Result<Description, ReadEr
     let (layout, ranks, storage) = if model_type == Some(config.family.output().model_type) {
         let lowrank = json.get(format::CONFIG_KEY).unwrap_or(&Value::Null);
         let storage = check_format(path, lowrank)?;
+        config = with_shared_experts(path, lowrank.get(format::SHARED_EXPERTS_KEY), config)?;
         config.widths = read_widths(path, lowrank.get("widths"), &config)?;
         config.shared_bases = read_shared_bases(path, lowrank.get(format::SHARED_BASES_KEY), &config)?;
         let ranks = read_ranks(path, "lowrank_config.ranks", lowrank.get("ranks"), &config, storage)?;
@@ -87,12 +88,14 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
         return Err(ReadError::ForeignFormat { path: path.into(), found: shown("format") });
     }
     let version = lowrank.get("format_version").and_then(Value::as_u64);
-    let known: &[u64] = match (lowrank.get(format::SHARED_BASES_KEY), lowrank.get("widths")) {
-        (Some(_), _) => &[format::FORMAT_VERSION_BASES],
-        (None, Some(_)) => &[format::FORMAT_VERSION_WIDTHS],
-        (None, None) => &[format::FORMAT_VERSION_RANKS],
-    };
-    if version.is_none_or(|version| !known.contains(&version)) {
+    let has = |key: &str| lowrank.get(key).is_some();
+    let known = format::Has {
+        widths: has("widths"),
+        shared_bases: has(format::SHARED_BASES_KEY),
+        shared_experts: has(format::SHARED_EXPERTS_KEY),
+    }
+    .version();
+    if version != Some(known) {
         let found = shown("format_version");
         return Err(ReadError::FormatVersion { path: path.into(), found, known });
     }
@@ -101,6 +104,21 @@ fn check_format(path: &Path, lowrank: &Value) -> Result<Storage, ReadError> {
         Some(storage) => Storage::deserialize(storage)
             .map_err(|_| ReadError::UnknownStorage { path: path.into(), found: shown("storage") }),
     }
+}
+
+/// `lowrank_config.compressed_shared_experts`: true, of a model that has shared experts.
+fn with_shared_experts(
+    path: &Path,
+    said: Option<&Value>,
+    config: ModelConfig,
+) -> Result<ModelConfig, ReadError> {
+    let Some(said) = said else { return Ok(config) };
+    let with = config.with_shared_experts(said == &Value::Bool(true));
+    if !with.compresses_shared_experts {
+        let found = clip(&said.to_string());
+        return Err(ReadError::BadSharedExperts { path: path.into(), found });
+    }
+    Ok(with)
 }
 
 /// `lowrank_config.widths`: from the name of an expert to its number of channels.

@@ -220,15 +220,16 @@ function heightAt(index, sigma, rank) {
 
 function spectra({ report, spectra: curves }) {
   const part = section("spectra", "Singular values and chosen ranks", curves
-    ? "One line per expert. The dot marks the rank that was kept; a matrix without a dot was left dense. The flatter a line, the larger the truncation error."
+    ? "One line per routed expert. The dot marks the rank that was kept; a matrix without a dot was left dense. The flatter a line, the larger the truncation error."
     : "The ranks of this checkpoint were given, so no spectra were taken.");
   if (!curves) return;
   const ranks = new Map(report.matrices.map((row) => [row.name, row.rank]));
   const places = new Map(report.matrices.map(({ name, layer, expert, projection }) => [name, { layer, expert, projection }]));
   const rows = curves.matrices.map((row) => ({ ...row, ...places.get(row.name) }));
-  const layers = 1 + Math.max(...rows.map((row) => row.layer));
+  // Layers without experts have no curves.
+  const layers = [...new Set(rows.map((row) => row.layer))];
   const experts = 1 + Math.max(...rows.map((row) => row.expert));
-  const select = el("select", { id: "spectra-layer", "aria-label": "layer" }, ...range(layers).map((layer) => el("option", { value: layer }, `layer ${layer}`)));
+  const select = el("select", { id: "spectra-layer", "aria-label": "layer" }, ...layers.map((layer) => el("option", { value: layer }, `layer ${layer}`)));
   const panels = el("div", { class: "panels" });
   const shade = (expert) => LINES[expert % LINES.length];
   key(part, "expert", ...range(experts).map((expert) => {
@@ -275,10 +276,12 @@ function heatMaps({ report, error_basis }) {
   const rows = report.matrices;
   const byName = new Map(rows.map((row) => [row.name, row]));
   const layers = 1 + Math.max(...rows.map((row) => row.layer));
-  const experts = 1 + Math.max(...rows.map((row) => row.expert));
+  const isShared = (row) => row.expert === "shared";
+  const routed = 1 + Math.max(...rows.filter((row) => !isShared(row)).map((row) => row.expert));
+  const columns = [...range(routed), ...(rows.some(isShared) ? ["shared"] : [])];
   const widths = new Map((report.experts ?? []).map((row) => [`${row.layer}.${row.expert}`, row.width]));
   const shared = new Set(report.shared_base_layers ?? []);
-  const besideBase = (row) => row.rank !== null && shared.has(row.layer);
+  const besideBase = (row) => row.rank !== null && !isShared(row) && shared.has(row.layer);
   const widthOf = (row) => widths.get(`${row.layer}.${row.expert}`) ?? null;
   const tooltip = (name) => {
     const row = byName.get(name);
@@ -301,9 +304,9 @@ function heatMaps({ report, error_basis }) {
     const panels = el("div", { class: "panels" });
     part.append(panels);
     for (const projection of panelsOf) {
-      const cells = rows.filter((row) => row.projection === projection).map((row) => [row.expert, row.layer, value(row), row.name]);
+      const cells = rows.filter((row) => row.projection === projection).map((row) => [isShared(row) ? routed : row.expert, row.layer, value(row), row.name]);
       figure(panels, `chart-${id}-${projection}`, projection, () => heatMap({
-        cells, columns: range(experts), rows: range(layers), low, high, columnName: "expert", rowName: "layer", tooltip, cellName: id,
+        cells, columns, rows: range(layers), low, high, columnName: "expert", rowName: "layer", tooltip, cellName: id,
       }), heatHeight(layers));
     }
   };

@@ -64,7 +64,9 @@ impl CheckpointPage {
             None => None,
             Some((value, curves)) => {
                 let short_side = typed.matrices.first().map_or(0, |row| row.shape[0].min(row.shape[1]));
-                if !curves.fits(typed.matrices.iter().map(|row| row.matrix.name.as_str()), short_side) {
+                let routed = typed.matrices.iter().filter(|row| !row.matrix.id.is_shared());
+                let names: Vec<&str> = routed.map(|row| row.matrix.name.as_str()).collect();
+                if !curves.fits(names.into_iter(), short_side) {
                     let remedy = "compress again, or remove that file";
                     return Err(ReportError::OtherCheckpoint { path, dir: dir.to_owned(), remedy });
                 }

@@ -65,7 +65,7 @@ pub fn verify_on(
             }]);
         }
     };
-    let original = original.with_fp8_as_in(&compressed);
+    let original = original.taken_as_in(&compressed);
     let mut findings = config_differences(&original, &compressed);
     let ModelConfig { widths, shared_bases, .. } = compressed.config().clone();
     let stored = original.config().with_widths(widths).with_shared_bases(shared_bases);

@@ -40,10 +40,10 @@ impl Card<'_> {
     /// The card of a factored checkpoint, which embeds these figures.
     pub fn factored(&self, model: &ModelConfig, report: &CompressionReport, figures: &[Figure]) -> String {
         let family = model.family;
-        let version = match (report.shared_base_layers.is_empty(), report.experts.is_empty()) {
-            (false, _) => format::FORMAT_VERSION_BASES,
-            (true, false) => format::FORMAT_VERSION_WIDTHS,
-            (true, true) => format::FORMAT_VERSION_RANKS,
+        let has = format::Has {
+            widths: !report.experts.is_empty(),
+            shared_bases: !report.shared_base_layers.is_empty(),
+            shared_experts: report.matrices.iter().any(|row| row.matrix.id.is_shared()),
         };
         let mut values = Self::sizes(report);
         values.extend([
@@ -55,11 +55,16 @@ impl Card<'_> {
             ("load_name", self.load_name(family, "lowrank")),
             ("instruction_section", self.instruction()),
             ("rank_table", rank_table(model, &report.matrices)),
-            ("width_sentence", width_sentence(model, report) + &shared_base_sentence(model, report)),
+            (
+                "width_sentence",
+                width_sentence(model, report)
+                    + &shared_base_sentence(model, report)
+                    + &shared_expert_sentence(report),
+            ),
             ("figures", figure_section(figures)),
             ("error_section", error_section(report)),
             ("version", report.version.clone()),
-            ("format_version", version.to_string()),
+            ("format_version", has.version().to_string()),
         ]);
         let values: Vec<(&str, &str)> = values.iter().map(|(key, value)| (*key, value.as_str())).collect();
         fill(FACTORED, &values)
@@ -233,6 +238,19 @@ fn shared_base_sentence(model: &ModelConfig, report: &CompressionReport) -> Stri
         "\n\nIn {layers} of {} layers the experts share a base B, the mean of their matrices: there a factored `W` is B plus its \
          factors, which stand for `W − B`.",
         model.num_hidden_layers,
+    )
+}
+
+/// Says which ranks the shared experts have; empty if they were not compressed.
+fn shared_expert_sentence(report: &CompressionReport) -> String {
+    let rows = || report.matrices.iter().filter(|row| row.matrix.id.is_shared());
+    let ranks = || rows().filter_map(|row| row.rank);
+    let (Some(least), Some(most)) = (ranks().min(), ranks().max()) else { return String::new() };
+    format!(
+        "\n\nThe experts that every token takes were compressed, too: {} of their {} matrices have ranks from {least} to {most}. \
+         The table counts them among the others.",
+        ranks().count(),
+        rows().count(),
     )
 }
 

@@ -53,7 +53,8 @@ impl<'a> ConfigOf<'a> {
         let mut stated = self.base.get(QUANTIZATION_KEY)?.clone();
         let experts = model.matrices().map(|id| {
             let expert = model.family.spelling().expert(id.layer, id.expert);
-            expert.rsplit_once('.').map_or(expert.clone(), |(experts, _)| experts.to_owned())
+            let module = expert.rsplit_once('.').filter(|_| !id.is_shared());
+            module.map_or(expert.clone(), |(experts, _)| experts.to_owned())
         });
         // A head that is the embedding has no tensor, and is no fp8 module either.
         let head = model.tensor(Role::Head).name;
@@ -107,22 +108,28 @@ pub fn factored(
     let mut config = carry_over(of, model, head)?;
     let ranks: Map<String, Value> =
         ranks.iter().map(|(id, &rank)| (model.module_name(*id), Value::from(rank))).collect();
+    let has = format::Has {
+        widths: !model.widths.is_empty(),
+        shared_bases: !model.shared_bases.is_empty(),
+        shared_experts: model.compresses_shared_experts,
+    };
     let mut lowrank = json!({
         "format": format::FORMAT,
-        "format_version": format::FORMAT_VERSION_RANKS,
+        "format_version": has.version(),
         "storage": storage,
         "ranks": ranks,
     });
-    if !model.widths.is_empty() {
+    if has.widths {
         let spelling = model.family.spelling();
         let widths =
             model.widths.iter().map(|(layer, expert, width)| (spelling.expert(layer, expert), width.into()));
-        lowrank["format_version"] = format::FORMAT_VERSION_WIDTHS.into();
         lowrank["widths"] = Value::Object(widths.collect());
     }
-    if !model.shared_bases.is_empty() {
-        lowrank["format_version"] = format::FORMAT_VERSION_BASES.into();
+    if has.shared_bases {
         lowrank[format::SHARED_BASES_KEY] = json!(model.shared_bases);
+    }
+    if has.shared_experts {
+        lowrank[format::SHARED_EXPERTS_KEY] = true.into();
     }
     config.insert(format::CONFIG_KEY.into(), lowrank);
     Ok(config.into())

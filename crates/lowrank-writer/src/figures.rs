@@ -96,7 +96,11 @@ fn heat_map(
     value: &dyn Fn(&MatrixReport) -> Option<f64>,
 ) -> String {
     let layers = 1 + report.matrices.iter().map(|row| row.matrix.id.layer).max().unwrap_or(0);
-    let experts = 1 + report.matrices.iter().map(|row| row.matrix.id.expert).max().unwrap_or(0);
+    // A shared expert stands behind the routed ones.
+    let of_routed = report.matrices.iter().map(|row| row.matrix.id).filter(|id| !id.is_shared());
+    let routed = 1 + of_routed.map(|id| id.expert).max().unwrap_or(0);
+    let has_shared = report.matrices.iter().any(|row| row.matrix.id.is_shared());
+    let experts = routed + usize::from(has_shared);
     let values = || report.matrices.iter().filter_map(value);
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
     let span = if high > low { high - low } else { 1.0 };
@@ -112,12 +116,13 @@ fn heat_map(
                 .y_label_area_size(44)
                 .build_cartesian_2d(-0.5..experts as f64 - 0.5, layers as f64 - 0.5..-0.5)?;
             let whole = |at: &f64| if at.fract().abs() < 1e-9 { format!("{at:.0}") } else { String::new() };
+            let expert = |at: &f64| if *at == routed as f64 { "shared".to_owned() } else { whole(at) };
             chart
                 .configure_mesh()
                 .disable_mesh()
                 .x_labels(experts.min(16))
                 .y_labels(layers.min(20))
-                .x_label_formatter(&whole)
+                .x_label_formatter(&expert)
                 .y_label_formatter(&whole)
                 .x_desc("expert")
                 .y_desc("layer")
@@ -125,7 +130,8 @@ fn heat_map(
                 .draw()?;
             let rows = report.matrices.iter().filter(|row| row.matrix.id.projection == projection);
             chart.draw_series(rows.map(|row| {
-                let (x, y) = (row.matrix.id.expert as f64, row.matrix.id.layer as f64);
+                let MatrixId { layer, expert, .. } = row.matrix.id;
+                let (x, y) = (expert.min(routed) as f64, layer as f64);
                 let fill = value(row).map_or(DENSE, |value| colour((value - low) / span));
                 Rectangle::new([(x - 0.48, y - 0.48), (x + 0.48, y + 0.48)], fill.filled())
             }))?;

@@ -12,10 +12,16 @@ struct Case {
     budget: &'static str,
     storage: &'static str,
     structures: &'static str,
+    /// Whether shared experts are compressed, some of their matrices at a rank.
+    shared_experts: bool,
 }
 
 const fn case(budget: &'static str, storage: &'static str, structures: &'static str) -> Case {
-    Case { budget, storage, structures }
+    Case { budget, storage, structures, shared_experts: false }
+}
+
+const fn with_shared_experts(case: Case) -> Case {
+    Case { shared_experts: true, ..case }
 }
 
 /// Mixed ranks with some dense matrices, a large budget, widths alone and beside ranks.
@@ -34,11 +40,11 @@ const BASE: Case = case("50%", "pivoted", "rank,width,base");
 const FAMILIES: [(&str, Case); 8] = [
     ("qwen3-moe", case("20%", "uv", "rank,width")),
     ("dense-layers", case("20%", "pivoted", "rank,width")),
-    ("qwen2-moe", case("20%", "uv", "rank")),
+    ("qwen2-moe", with_shared_experts(case("12%", "uv", "rank"))),
     ("olmoe", case("20%", "pivoted", "rank")),
     ("glm4-moe", case("20%", "pivoted", "rank")),
     ("deepseek-v3", case("20%", "uv", "rank,width")),
-    ("deepseek-v2", case("20%", "pivoted", "rank")),
+    ("deepseek-v2", with_shared_experts(case("12%", "pivoted", "rank,width"))),
     ("phimoe", case("20%", "uv", "rank")),
 ];
 /// Tokens to calibrate them on.
@@ -272,7 +278,7 @@ fn configs_agree(tool: &Path) -> Result<()> {
 }
 
 fn compress(tool: &Path, case: Case, base: &Path, out: &Path) -> Result<()> {
-    let Case { budget, storage, structures } = case;
+    let Case { budget, storage, structures, shared_experts } = case;
     let mut job = command(tool);
     job.args(["--quiet", "--budget", budget, "--storage", storage, "--structures", structures, "--model"])
         .arg(base)
@@ -280,6 +286,9 @@ fn compress(tool: &Path, case: Case, base: &Path, out: &Path) -> Result<()> {
         .arg(out);
     if *base != super::demo::bundled_model() {
         job.args(["--calibration-tokens", FAMILY_TOKENS, "--cache", "none"]);
+    }
+    if shared_experts {
+        job.args(["--shared-experts", "compress", "--fix-rank", r"shared_experts?\.(gate|down)_proj$=9"]);
     }
     sh(&mut job)
 }

@@ -40,6 +40,27 @@ const QUICK: [&str; 4] = ["--calibration-tokens", "8192", "--sensitivity-tokens"
 const PLAIN: [&str; 6] = ["--budget", "30%", "--structures", "width", "--allocation", "uniform"];
 const DEFAULT: [&str; 2] = ["--budget", "30%"];
 const UV: [&str; 6] = ["--budget", "21.412%", "--structures", "rank", "--storage", "uv"];
+/// With a matrix of every shared expert at a rank, others as the plan says.
+const UV_WITH_SHARED: [&str; 10] = [
+    "--budget",
+    "21.412%",
+    "--structures",
+    "rank",
+    "--storage",
+    "uv",
+    "--shared-experts",
+    "compress",
+    "--fix-rank",
+    r"shared_expert\.up_proj$=20",
+];
+const DEFAULT_WITH_SHARED: [&str; 6] = [
+    "--budget",
+    "30%",
+    "--shared-experts",
+    "compress",
+    "--fix-rank",
+    r"shared_experts\.(gate|down)_proj$=20",
+];
 const PIVOTED: [&str; 6] = ["--budget", "21.412%", "--structures", "rank", "--storage", "pivoted"];
 const BASE: [&str; 4] = ["--budget", "50%", "--structures", "rank,width,base"];
 
@@ -63,13 +84,18 @@ const FAMILIES: [Family; 5] = [
         settings: &DEFAULT,
         uses: "widths",
     },
-    Family { fixture: "qwen2-moe", classes: ["Qwen2Moe", "LowRankQwen2Moe"], settings: &UV, uses: "ranks" },
+    Family {
+        fixture: "qwen2-moe",
+        classes: ["Qwen2Moe", "LowRankQwen2Moe"],
+        settings: &UV_WITH_SHARED,
+        uses: "compressed_shared_experts",
+    },
     Family { fixture: "olmoe", classes: ["Olmoe", "LowRankOlmoe"], settings: &PIVOTED, uses: "ranks" },
     Family {
         fixture: "glm4-moe",
         classes: ["Glm4Moe", "LowRankGlm4Moe"],
-        settings: &DEFAULT,
-        uses: "widths",
+        settings: &DEFAULT_WITH_SHARED,
+        uses: "compressed_shared_experts",
     },
     Family { fixture: "phimoe", classes: ["PhiMoE", "LowRankPhimoe"], settings: &PIVOTED, uses: "ranks" },
 ];

@@ -104,6 +104,7 @@ fn print_plan(plan: &RankPlan, verbose: bool) {
             Some("gate rank"),
             Some("down rank"),
             Some("up rank"),
+            plan.compresses_shared_experts().then_some("shared expert"),
             Some("dense"),
             Some("predicted error"),
         ];
@@ -178,27 +179,33 @@ fn span(values: impl Iterator<Item = usize> + Clone) -> Option<String> {
     Some(if low < high { format!("{low}–{high}") } else { low.to_string() })
 }
 
-/// One row per layer: whether its experts share a base, smallest–largest width, each if the plan has such, and rank of each projection, how many matrices
-/// are not factored, the layer's mean error.
+/// One row per layer: whether its experts share a base, smallest–largest width, each if the plan has such, and rank of each projection, the
+/// ranks of its shared expert's gate, down and up, if that is compressed, how many matrices are not factored, the layer's mean error.
 fn layer_rows(plan: &RankPlan) -> Vec<Vec<String>> {
     let widths = plan.widths();
     let layers = plan.matrices.iter().map(|row| row.matrix.id.layer).max().map_or(0, |last| last + 1);
     (0..layers)
         .map(|layer| {
             let rows = || plan.matrices.iter().filter(move |row| row.matrix.id.layer == layer);
+            let routed = || rows().filter(|row| !row.matrix.id.is_shared());
             let mut cells = vec![layer.to_string()];
             if !plan.shared_base_layers.is_empty() {
                 let is_shared = plan.shared_base_layers.contains(&layer);
                 cells.push(if is_shared { "shared" } else { "" }.to_owned());
             }
             if !plan.experts.is_empty() {
-                let gates = rows().filter(|row| row.matrix.id.projection == Projection::Gate);
+                let gates = routed().filter(|row| row.matrix.id.projection == Projection::Gate);
                 cells.push(span(gates.map(|row| row.stored_shape(&widths).rows)).unwrap_or_default());
             }
             for projection in Projection::ALL {
                 let ranks =
-                    rows().filter(|row| row.matrix.id.projection == projection).filter_map(|row| row.rank);
+                    routed().filter(|row| row.matrix.id.projection == projection).filter_map(|row| row.rank);
                 cells.push(span(ranks).unwrap_or_else(|| "dense".into()));
+            }
+            if plan.compresses_shared_experts() {
+                let shared = rows().filter(|row| row.matrix.id.is_shared());
+                let ranks = shared.map(|row| row.rank.map_or("dense".into(), |rank| rank.to_string()));
+                cells.push(ranks.collect::<Vec<String>>().join(" "));
             }
             cells.push(rows().filter(|row| row.rank.is_none()).count().to_string());
             let errors: Vec<f64> = rows().filter_map(|row| row.relative_error).collect();

@@ -54,7 +54,7 @@ const SHOWN: usize = 20;
 pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
     let base = open(&args.model)?;
     let base = match Checkpoint::open(&args.out) {
-        Ok(out) => base.with_fp8_as_in(&out),
+        Ok(out) => base.taken_as_in(&out),
         Err(_) => base, // which is said below
     };
     let interrupt = signals::watch()?;
@@ -83,8 +83,18 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<()> {
         }
     }
     // The most telling first: a tensor that was only copied shows another base, one that was made another run.
+    let made = |tensor: &str| {
+        let mut module = tensor;
+        while let Some((above, _)) = module.rsplit_once('.') {
+            module = above;
+            if base.config().matrix_named(module).is_some() {
+                return true;
+            }
+        }
+        tensor.contains(".experts.")
+    };
     let telling = |one: &&Difference| match &one.tensor {
-        Some(tensor) if !tensor.contains(".experts.") => 0,
+        Some(tensor) if !made(tensor) => 0,
         Some(_) => 1,
         None => 2,
     };

@@ -1,6 +1,6 @@
 //! What several commands do: open a model, print a document.
 
-use crate::exit::{Failure, Result, unwritten};
+use crate::exit::{Failure, Result, unwritten, usage};
 use lowrank_model::recipe::Fp8;
 use lowrank_model::{RankPlan, Recipe};
 use lowrank_reader::Checkpoint;
@@ -11,9 +11,16 @@ pub(super) fn open(model: &str) -> Result<Checkpoint> {
     Ok(Checkpoint::open(&resolve(model)?)?)
 }
 
-/// Opens the base of a job, with its fp8 tensors as the output has them.
+/// Opens the base of a job: its fp8 tensors as the output has them, its shared experts compressed if they shall be.
 pub(super) fn open_base(model: &str, recipe: &Recipe) -> Result<Checkpoint> {
-    let checkpoint = open(model)?;
+    let compressed = recipe.compresses_shared_experts();
+    let checkpoint = open(model)?.with_shared_experts(compressed);
+    if compressed && !checkpoint.config().compresses_shared_experts {
+        let family = checkpoint.config().family.title();
+        return Err(usage(format!(
+            "--shared-experts compress: {family} has no shared experts; leave it out"
+        )));
+    }
     Ok(match recipe.fp8() {
         Fp8::Keep => checkpoint,
         Fp8::Widen => checkpoint.widened(),

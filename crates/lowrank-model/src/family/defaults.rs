@@ -123,6 +123,7 @@ impl Defaults {
             fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
+            compresses_shared_experts: false,
         })
     }
 }

@@ -221,6 +221,7 @@ impl Family for Mixtral {
             fp8_blocks,
             widths: Widths::default(),
             shared_bases: BTreeSet::new(),
+            compresses_shared_experts: false,
         })
     }
 
@@ -276,6 +277,7 @@ impl Family for Mixtral {
                 fp8_blocks: None,
                 widths: Widths::default(),
                 shared_bases: BTreeSet::new(),
+                compresses_shared_experts: false,
             })
         };
         Some(read())

@@ -66,7 +66,7 @@ mod tests {
             let mut recipe = Recipe::new(goal);
             recipe.calibration = CalibrationSettings::off();
             (recipe.factor.storage, recipe.factor.dtype) = (Some(storage), dtype);
-            recipe.output = OutputSettings { max_shard_size: ByteSize(1 << 30), ..Default::default() };
+            recipe.output = OutputSettings { max_shard_size: ByteSize(1 << 30) };
             let asked = bytes_at_most(&checkpoint, &recipe).unwrap();
             let out = folder.path().join("out");
             let request = Request {

@@ -142,11 +142,16 @@ pub(super) fn groups_of(experts: usize) -> usize {
     experts.min(EXPERT_GROUPS)
 }
 
-/// The experts of a group.
-fn experts_of(checkpoint: &Checkpoint, group: usize) -> Vec<usize> {
-    let experts = checkpoint.config().num_local_experts;
-    let groups = groups_of(experts);
-    (experts * group / groups..experts * (group + 1) / groups).collect()
+/// The experts of a group of a layer.
+fn experts_of(config: &ModelConfig, layer: usize, group: usize) -> Vec<usize> {
+    let experts: Vec<usize> = config.compressed_experts(layer).collect();
+    let (all, groups) = (experts.len(), groups_of(experts.len()));
+    experts[all * group / groups..all * (group + 1) / groups].to_vec()
+}
+
+/// Experts of a layer that are compressed; a shared one is one of them.
+fn experts_per_layer(config: &ModelConfig) -> usize {
+    config.num_local_experts + usize::from(config.compresses_shared_experts)
 }
 
 /// Parts of the text, and of the windows that sensitivities are measured with.
@@ -170,7 +175,7 @@ pub struct Shape {
     pub shards: usize,
     /// Layers with experts.
     pub layers: Vec<usize>,
-    /// Experts of a layer.
+    /// Experts of a layer that are compressed.
     pub experts: usize,
     /// Parts of the calibration text.
     pub parts_of_text: usize,
@@ -182,7 +187,7 @@ impl Shape {
     /// Of a model in so many files, and so many windows of the text and of those that sensitivities are measured with.
     pub(super) fn new(config: &ModelConfig, shards: usize, windows: [usize; 2]) -> Self {
         let [parts_of_text, parts_of_sample] = windows.map(parts_of);
-        let (layers, experts) = (moe_layers(config), config.num_local_experts);
+        let (layers, experts) = (moe_layers(config), experts_per_layer(config));
         Self { shards, layers, experts, parts_of_text, parts_of_sample }
     }
 
@@ -262,7 +267,7 @@ pub fn run<E: From<PipelineError>>(
     let pieces = Pieces::new(checkpoint, &inputs, Some(text), structures, algebra, context)?
         .ok_or(PipelineError::NothingToMeasureOn)?;
     let config = checkpoint.config();
-    let (layers, groups) = (moe_layers(config), groups_of(config.num_local_experts));
+    let (layers, groups) = (moe_layers(config), groups_of(experts_per_layer(config)));
     match stage {
         UnitStage::States => {
             let (of_text, of_sample): (Vec<usize>, Vec<usize>) =
@@ -274,7 +279,8 @@ pub fn run<E: From<PipelineError>>(
         }
         UnitStage::Moments => {
             each(&mut |unit| {
-                pieces.moments(layers[unit / groups], &experts_of(checkpoint, unit % groups), context)
+                let layer = layers[unit / groups];
+                pieces.moments(layer, &experts_of(config, layer, unit % groups), context)
             })?;
             return Ok(None);
         }
@@ -308,7 +314,7 @@ pub fn run<E: From<PipelineError>>(
         factors.through(layer, units, context)?;
     }
     each(&mut |unit| match stage {
-        UnitStage::Factors { layer } => factors.make(layer, &experts_of(checkpoint, unit), context),
+        UnitStage::Factors { layer } => factors.make(layer, &experts_of(config, layer, unit), context),
         _ => Ok(()),
     })?;
     Ok((stage == UnitStage::Plan).then_some(planned.plan))

@@ -26,12 +26,6 @@ impl Fp8Scales {
 }
 
 impl Checkpoint {
-    /// With its fp8 tensors as they are in an output.
-    #[must_use]
-    pub fn with_fp8_as_in(self, output: &Self) -> Self {
-        if output.config.fp8_blocks.is_some() { self } else { self.widened() }
-    }
-
     /// The same with every fp8 tensor taken as bf16, not the expert matrices alone.
     #[must_use]
     pub fn widened(mut self) -> Self {

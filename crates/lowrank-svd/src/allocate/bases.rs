@@ -11,7 +11,7 @@ use super::hull::slope;
 use super::problem::{Allocator, Problem};
 use super::request::{AllocateError, AllocationRequest, Candidate, ExpertCandidate};
 use lowrank_model::plan::{Allocation, Optimality, PlanError};
-use lowrank_model::{CostModel, RankPlan, Target};
+use lowrank_model::{CostModel, MatrixId, RankPlan, Target};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Halvings of the interval of prices: more would not change an f64.
@@ -213,7 +213,8 @@ impl<'a> Bases<'a> {
             let mut plan = plan?;
             plan.target = Some(Target { remove_at_least: asked, ..request.target });
             // Of W, as for every other matrix; so far it is that of the difference.
-            for row in plan.matrices.iter_mut().filter(|row| layers.contains(&row.matrix.id.layer)) {
+            let of_bases = |id: MatrixId| layers.contains(&id.layer) && !id.is_shared();
+            for row in plan.matrices.iter_mut().filter(|row| of_bases(row.matrix.id)) {
                 let (own, differing) = (own[&row.matrix.id], differing[&row.matrix.id]);
                 let share = if own > 0.0 { (differing / own).sqrt() } else { 0.0 };
                 row.relative_error = row.relative_error.map(|error| (error * share).min(1.0));
@@ -241,7 +242,8 @@ fn with_bases<'a>(
     let spectra: BTreeMap<usize, _> =
         request.shared_bases.iter().map(|base| (base.layer, base.differences)).collect();
     let mut matrices = request.matrices.to_vec();
-    for matrix in matrices.iter_mut().filter(|matrix| layers.contains(&matrix.name.layer)) {
+    let of_bases = |id: MatrixId| layers.contains(&id.layer) && !id.is_shared();
+    for matrix in matrices.iter_mut().filter(|matrix| of_bases(matrix.name)) {
         let found = spectra.get(&matrix.name.layer).and_then(|spectra| spectra.get(&matrix.name));
         let layer = matrix.name.layer;
         matrix.spectrum = found.ok_or(AllocateError::Plan(PlanError::SharedBase { layer }))?;

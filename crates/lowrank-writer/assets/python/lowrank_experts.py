@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Experts with low-rank matrices, W [out, in] ~= u [out, r] @ v [r, in] or the same by pivots, for every family of models.
 
-Attention, norms, router, shared experts, embedding and head are transformers' own: `factor_experts` replaces the experts
-inside each MoE block and nothing else. Modules have the names of the checkpoint, `....experts.E.PROJECTION.{u,v}.weight`
+Attention, norms, router, embedding and head are transformers' own: `factor_experts` replaces the experts inside each MoE
+block, those matrices of a shared expert that have a rank, and nothing else. Modules have the names of the checkpoint, `....experts.E.PROJECTION.{u,v}.weight`
 (`{basis,coefficients}.weight` and `order` if pivoted), so no conversion of weights takes place. Two generations of
 transformers call the experts differently, and both are served:
 
@@ -19,6 +19,7 @@ A compiled graph sees the experts of v5 as one operator, because how many tokens
 In version 2 `widths` maps experts that keep some of their channels to how many: `{"model.layers.0.mlp.experts.0": 300}`.
 In version 3 `shared_base_layers` lists layers whose experts share a base: `....experts.shared_base.PROJECTION.weight`,
 a dense matrix B. There a matrix with a rank is B plus its factors, W ~= B + u @ v, and experts keep all channels.
+In version 4 `compressed_shared_experts` is true: matrices of shared experts may have ranks, too, and never a base.
 
 `storage` is "uv" (two factors u @ v) or "pivoted" (interpolative decomposition: some of the matrix's own columns or rows,
 and coefficients that compute the others from them). A matrix without a rank is dense.
@@ -36,8 +37,10 @@ from torch import library, nn
 from transformers.activations import ACT2FN
 
 FORMAT = "lowrank-compress"
-FORMAT_VERSIONS = (1, 2, 3)
+FORMAT_VERSIONS = (1, 2, 3, 4)
 STORAGES = ("uv", "pivoted")
+# What families call the expert that every token takes, within a block.
+SHARED_EXPERTS = ("shared_expert", "shared_experts")
 
 # What `order` holds until it is loaded: out of range from both ends, so that no gather takes it for an index.
 NOT_LOADED = 2**31 - 1
@@ -382,8 +385,18 @@ def rename_child(module, name, new):
     setattr(module, new, child)
 
 
+def factor_shared_expert(block, path, ranks, storage):
+    """Replaces the matrices of the block's shared expert that have a rank, if it has one."""
+    for child in SHARED_EXPERTS:
+        expert = getattr(block, child, None)
+        for name, linear in list(expert.named_children()) if isinstance(expert, nn.Module) else ():
+            rank = ranks.get(f"{path}.{child}.{name}")
+            if rank is not None:
+                setattr(expert, name, make_linear(linear.in_features, linear.out_features, rank, storage))
+
+
 def factor_experts(layers, config, names):
-    """Replaces the experts of every layer that has some, keeping router and shared experts."""
+    """Replaces the experts of every layer that has some, and what has a rank of its shared expert; keeps the router."""
     ranks, moe = checked_ranks(config), names["moe"]
     for index, layer in enumerate(layers):
         block = getattr(layer, moe, None)
@@ -394,6 +407,7 @@ def factor_experts(layers, config, names):
         if hasattr(block, "experts"):
             if isinstance(getattr(block, "router", None), nn.Module):
                 rename_child(block, "router", "gate")  # v5 calls Phi-MoE's so
+            factor_shared_expert(block, f"model.layers.{index}.{moe}", ranks, storage_of(config))
             path = f"model.layers.{index}.{moe}.experts"
             counts = ("num_local_experts", "num_experts", "n_routed_experts")
             num_experts = next(getattr(config, count) for count in counts if hasattr(config, count))
