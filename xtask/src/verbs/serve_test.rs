@@ -73,31 +73,28 @@ struct Family {
     fixture: &'static str,
     /// Classes of vLLM and of the plugin, without `ForCausalLM`.
     classes: [&'static str; 2],
-    settings: &'static [&'static str],
-    uses: &'static str,
+    /// How it is compressed, the key of `lowrank_config` that the output then has, and how many workers serve it.
+    outputs: &'static [(&'static [&'static str], &'static str, &'static [u32])],
 }
 
 const FAMILIES: [Family; 5] = [
     Family {
         fixture: "qwen3-moe",
         classes: ["Qwen3Moe", "LowRankQwen3Moe"],
-        settings: &DEFAULT,
-        uses: "widths",
+        outputs: &[(&DEFAULT, "widths", &[1])],
     },
     Family {
         fixture: "qwen2-moe",
         classes: ["Qwen2Moe", "LowRankQwen2Moe"],
-        settings: &UV_WITH_SHARED,
-        uses: "compressed_shared_experts",
+        outputs: &[(&UV, "ranks", &[1]), (&UV_WITH_SHARED, "compressed_shared_experts", &[1, 2])],
     },
-    Family { fixture: "olmoe", classes: ["Olmoe", "LowRankOlmoe"], settings: &PIVOTED, uses: "ranks" },
+    Family { fixture: "olmoe", classes: ["Olmoe", "LowRankOlmoe"], outputs: &[(&PIVOTED, "ranks", &[1])] },
     Family {
         fixture: "glm4-moe",
         classes: ["Glm4Moe", "LowRankGlm4Moe"],
-        settings: &DEFAULT_WITH_SHARED,
-        uses: "compressed_shared_experts",
+        outputs: &[(&DEFAULT, "widths", &[1]), (&DEFAULT_WITH_SHARED, "compressed_shared_experts", &[1, 2])],
     },
-    Family { fixture: "phimoe", classes: ["PhiMoE", "LowRankPhimoe"], settings: &PIVOTED, uses: "ranks" },
+    Family { fixture: "phimoe", classes: ["PhiMoE", "LowRankPhimoe"], outputs: &[(&PIVOTED, "ranks", &[1])] },
 ];
 
 /// Runs this verb.
@@ -151,14 +148,21 @@ impl Test {
                 cases.push(served(name, &output, 1, &[uses]));
                 cases.push(served(&format!("{name} two workers"), &output, 2, &[uses]));
             }
-            for Family { fixture: name, classes, settings, uses } in FAMILIES {
+            for Family { fixture: name, classes, outputs } in FAMILIES {
                 let base = self.made_as("family", name, &fixture(&format!("golden/{name}")))?;
-                let smaller = format!("{name} {uses}");
-                let output = self.compressed(&smaller, &base, settings)?;
-                let both = [served(name, &base, 1, &[]), served(&smaller, &output, 1, &[uses])];
-                for (mut case, class) in both.into_iter().zip(classes) {
-                    case["class"] = format!("{class}ForCausalLM").into();
-                    cases.push(case);
+                let [of_vllm, of_plugin] = classes;
+                cases.push(of_class(of_vllm, served(name, &base, 1, &[])));
+                for (settings, uses, workers) in outputs {
+                    let smaller = format!("{name} {uses}");
+                    let output = self.compressed(&smaller, &base, settings)?;
+                    for &workers in *workers {
+                        let smaller = if workers > 1 {
+                            format!("{smaller} {workers} workers")
+                        } else {
+                            smaller.clone()
+                        };
+                        cases.push(of_class(of_plugin, served(&smaller, &output, workers, &[uses])));
+                    }
                 }
             }
         }
@@ -291,6 +295,12 @@ fn logits(args: &Args) -> Result<PathBuf> {
         return Ok(std::path::absolute(built)?.join("examples/logits"));
     }
     example("logits")
+}
+
+/// A case that a class of vLLM other than Mixtral's serves.
+fn of_class(class: &str, mut case: serde_json::Value) -> serde_json::Value {
+    case["class"] = format!("{class}ForCausalLM").into();
+    case
 }
 
 fn fixture(name: &str) -> PathBuf {
