@@ -53,9 +53,12 @@ pub(crate) fn planner(bytes: &[u8]) -> u64 {
         Err(_) => return sign("no input"),
         Ok(input) => input,
     };
+    let recipe: Result<Recipe, _> = serde_json::from_value(input.recipe.clone());
     let config = match described(&input.config) {
         Err(error) => return refused(error),
-        Ok(config) => config,
+        Ok(config) => {
+            config.with_shared_experts(recipe.as_ref().is_ok_and(Recipe::compresses_shared_experts))
+        }
     };
     let shapes = || config.matrices().map(|id| config.matrix_shape(id));
     if config.matrices().nth(MATRICES_MAX).is_some()
@@ -64,7 +67,7 @@ pub(crate) fn planner(bytes: &[u8]) -> u64 {
     {
         return sign("large");
     }
-    let recipe: Recipe = match serde_json::from_value(input.recipe.clone()) {
+    let recipe = match recipe {
         // Whoever prints it takes the control characters out.
         Err(error) => return refused(abridge(&error.to_string())),
         Ok(recipe) => recipe,
@@ -184,7 +187,7 @@ fn widths(config: &ModelConfig, input: &Input, spectra: &BTreeMap<MatrixId, Spec
         let grid = width_grid(full, config.full_shape(Projection::Down)).into_iter().map(narrowed).collect();
         Some(((id.layer, id.expert), ExpertWidths { order, errors, grid }))
     };
-    let experts = config.matrices().filter(|id| id.projection == Projection::Gate);
+    let experts = config.matrices().filter(|id| id.projection == Projection::Gate && !id.is_shared());
     experts.filter_map(of_expert).collect()
 }
 
@@ -208,6 +211,7 @@ fn check(plan: &RankPlan, subject: &Subject) -> u64 {
     let own = plan.matrices.iter().filter(|row| row.element_bytes.is_some()).count().min(2);
     let factored = plan.ranks().len().min(2);
     let (narrow, bases) = (plan.experts.len().min(2), plan.shared_base_layers.len().min(2));
-    let how = (plan.cost.storage, plan.allocation, plan.structures);
+    let shared = plan.ranks().keys().filter(|id| id.is_shared()).count().min(2);
+    let how = (plan.cost.storage, plan.allocation, plan.structures, shared);
     sign(&format!("plan {kind:?} {own} {factored} {narrow} {bases} {how:?}"))
 }
