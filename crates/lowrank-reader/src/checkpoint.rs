@@ -10,31 +10,35 @@
 //! | fp8 with a scale for each block of it | bf16 |
 //! | a base of a layer `[F, H]` or `[H, F]`, and factors of the difference | neither: [`StoredMatrix::OfBase`] |
 
+mod catalog;
+mod claims;
 mod kept_fp8;
+mod run;
 
+pub use catalog::IgnoredTensor;
 pub use kept_fp8::Fp8Scales;
+
+use catalog::Catalog;
+use claims::Claims;
+use run::Run;
 
 use crate::companions::{Beside, LeftOut};
 use crate::error::{ReadError, clip};
 use crate::family::{self, DescribedLayout};
 use crate::folder::Folder;
-use crate::fp8;
-use crate::header::{Header, HeaderEntry, TENSORS_MAX};
-use crate::index::Index;
-use crate::others;
 use crate::shards::{self, Naming, Shard, Shards};
 use crate::{cache, companions, rows};
 use lowrank_model::names::Role;
 use lowrank_model::plan::Size;
 use lowrank_model::tensor::first_non_finite;
-use lowrank_model::tensors::{MatrixLocation, RowOrder, Slice, TensorSpec};
+use lowrank_model::tensors::{MatrixLocation, RowOrder, TensorSpec};
 use lowrank_model::{
     Dtype, ElementType, KeptChannels, Layout, MatrixId, ModelConfig, PivotOrder, PivotSide, Projection,
     Storage, StoredMatrix, Tensor, format,
 };
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -76,32 +80,6 @@ pub struct ShardInfo {
     pub len_bytes: u64,
 }
 
-/// A tensor that is in the files but not in the model. It is neither counted nor carried over.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IgnoredTensor {
-    /// File name of the shard.
-    pub shard: String,
-    /// Name in the checkpoint.
-    pub tensor: String,
-    /// Why it can be left out.
-    pub why: &'static str,
-}
-
-/// A contiguous run of bytes of one shard.
-#[derive(Debug, Clone)]
-struct Run {
-    shard: usize,
-    /// First byte in the file.
-    begin: u64,
-    shape: Vec<usize>,
-    dtype: Dtype,
-    row_order: RowOrder,
-    /// Name of the tensor it is taken from.
-    stored_name: String,
-    /// Where its scales are, if it is stored as fp8; `dtype` is then what it is read as.
-    scales: Option<Box<Run>>,
-}
-
 impl Checkpoint {
     /// Finds a model: an existing folder as it is, else `org/name` in the local Hugging Face cache.
     pub fn resolve(model: &str) -> Result<PathBuf, ReadError> {
@@ -128,7 +106,7 @@ impl Checkpoint {
         };
 
         let specs = config.tensors();
-        let mut claims = Claims { catalog: &catalog, config: &config, layout, claimed: BTreeSet::new() };
+        let mut claims = Claims::new(&catalog, &config, layout);
         let mut dense = BTreeMap::new();
         let mut factored = BTreeMap::new();
         let mut orders = BTreeMap::new();
@@ -576,305 +554,4 @@ impl Checkpoint {
         let tensor = Tensor::new(run.shape.clone(), run.dtype, bytes);
         Ok(tensor.expect("shape, dtype and length were checked when the checkpoint was opened"))
     }
-}
-
-impl Run {
-    fn elements(&self) -> u64 {
-        self.shape.iter().map(|&dimension| dimension as u64).product()
-    }
-
-    /// Of what it is read as.
-    fn bytes(&self) -> u64 {
-        self.elements() * self.dtype.size_bytes()
-    }
-}
-
-/// Every tensor of every shard by its stored name.
-struct Catalog<'a> {
-    shards: &'a [Shard],
-    entries: BTreeMap<String, (usize, HeaderEntry)>,
-    listing: PathBuf,
-    /// Tensors that the model does not need, that the index names and no shard has.
-    only_in_index: Vec<IgnoredTensor>,
-}
-
-impl<'a> Catalog<'a> {
-    /// Merges the headers and holds them against the index.
-    fn new(
-        shards: &'a [Shard],
-        headers: Vec<Header>,
-        index: Option<&Index>,
-        listing: PathBuf,
-        config: &ModelConfig,
-    ) -> Result<Self, ReadError> {
-        let mut entries: BTreeMap<String, (usize, HeaderEntry)> = BTreeMap::new();
-        for (shard, header) in headers.into_iter().enumerate() {
-            if entries.len() + header.len() > TENSORS_MAX {
-                let path = shards[shard].path.clone();
-                return Err(ReadError::TooManyTensors { path, limit: TENSORS_MAX });
-            }
-            for (tensor, entry) in header {
-                let path = || shards[shard].path.clone();
-                if let Some((other, _)) = entries.get(&tensor) {
-                    let other = shards[*other].name.clone();
-                    return Err(ReadError::DuplicateInShards { path: path(), tensor, other });
-                }
-                entries.insert(tensor, (shard, entry));
-            }
-        }
-        let mut catalog = Self { shards, entries, listing, only_in_index: Vec::new() };
-        if let Some(index) = index {
-            catalog.agrees_with(index, config)?;
-        }
-        Ok(catalog)
-    }
-
-    /// What the model does not need may lie anywhere or nowhere.
-    fn agrees_with(&mut self, index: &Index, config: &ModelConfig) -> Result<(), ReadError> {
-        for (tensor, named) in &index.weight_map {
-            let found = self.entries.get(tensor).map(|(shard, _)| &self.shards[*shard].name);
-            if found == Some(named) {
-                continue;
-            }
-            let tensor = tensor.clone();
-            if let Some(why) = config.leaves_out(&tensor) {
-                if found.is_none() {
-                    self.only_in_index.push(IgnoredTensor { shard: named.clone(), tensor, why });
-                }
-                continue;
-            }
-            let path = self.listing.with_file_name(named);
-            return Err(match found {
-                None => ReadError::IndexedTensorAbsent { path, tensor },
-                Some(found) => ReadError::TensorInOtherShard { path, tensor, found_in: found.clone() },
-            });
-        }
-        let unnamed =
-            |tensor: &str| !index.weight_map.contains_key(tensor) && config.leaves_out(tensor).is_none();
-        match self.entries.iter().find(|(tensor, _)| unnamed(tensor)) {
-            Some((tensor, (shard, _))) => Err(ReadError::TensorNotIndexed {
-                path: self.shards[*shard].path.clone(),
-                tensor: tensor.clone(),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    fn has_fused_experts(&self, config: &ModelConfig) -> bool {
-        let fused = config.family.spelling().fused;
-        self.entries.keys().any(|name| fused.is_fused(name))
-    }
-}
-
-/// Which stored tensors the model has asked for.
-struct Claims<'a> {
-    catalog: &'a Catalog<'a>,
-    config: &'a ModelConfig,
-    layout: Layout,
-    claimed: BTreeSet<String>,
-}
-
-impl Claims<'_> {
-    /// Finds a slice and checks the stored tensor it is cut from.
-    fn claim(&mut self, slice: &Slice) -> Result<Run, ReadError> {
-        let catalog = self.catalog;
-        let Some((shard, entry)) = catalog.entries.get(&slice.tensor) else {
-            return Err(self.missing(&slice.tensor));
-        };
-        let path = || catalog.shards[*shard].path.clone();
-        let tensor = || slice.tensor.clone();
-        if entry.dtype == safetensors::Dtype::F8_E4M3
-            && let Some(sides) = self.config.fp8_blocks
-            && let &[rows, cols] = slice.shape.as_slice()
-            && slice.shape == slice.tensor_shape
-            && !slice.tensor.ends_with(fp8::SCALES)
-        {
-            return self.claim_fp8(slice, [rows, cols], sides);
-        }
-        let Some(dtype) = weight_dtype(entry.dtype) else {
-            let found = entry.dtype.to_string();
-            return Err(ReadError::WrongDtype { path: path(), tensor: tensor(), found });
-        };
-        if !entry.shape.iter().copied().eq(slice.tensor_shape.iter().map(|&dimension| dimension as u64)) {
-            let (found, expected) = (entry.shape.clone(), slice.tensor_shape.clone());
-            return Err(ReadError::WrongShape { path: path(), tensor: tensor(), found, expected });
-        }
-        self.claimed.insert(tensor());
-        Ok(Run {
-            shard: *shard,
-            begin: entry.begin + slice.first_element * dtype.size_bytes(),
-            shape: slice.shape.clone(),
-            dtype,
-            row_order: slice.row_order,
-            stored_name: tensor(),
-            scales: None,
-        })
-    }
-
-    /// A whole fp8 matrix, and the scales that lie beside it.
-    fn claim_fp8(&mut self, slice: &Slice, shape: [usize; 2], sides: [usize; 2]) -> Result<Run, ReadError> {
-        let (shard, entry) = &self.catalog.entries[&slice.tensor];
-        if entry.shape != shape.map(|dimension| dimension as u64) {
-            let (path, tensor) = (self.catalog.shards[*shard].path.clone(), slice.tensor.clone());
-            let (found, expected) = (entry.shape.clone(), shape.into());
-            return Err(ReadError::WrongShape { path, tensor, found, expected });
-        }
-        let scales = Slice {
-            tensor: format!("{}{}", slice.tensor, fp8::SCALES),
-            tensor_shape: fp8::scales_shape(shape, sides).into(),
-            first_element: 0,
-            shape: fp8::scales_shape(shape, sides).into(),
-            row_order: RowOrder::Canonical,
-        };
-        if !self.catalog.entries.contains_key(&scales.tensor) {
-            let (path, tensor) = (self.catalog.listing.clone(), scales.tensor);
-            return Err(ReadError::MissingTensor { path, tensor });
-        }
-        let scales = self.claim(&scales)?;
-        self.claimed.insert(slice.tensor.clone());
-        Ok(Run {
-            shard: *shard,
-            begin: entry.begin,
-            shape: shape.into(),
-            dtype: Dtype::Bf16,
-            row_order: slice.row_order,
-            stored_name: slice.tensor.clone(),
-            scales: Some(Box::new(scales)),
-        })
-    }
-
-    fn factors(&mut self, u: &Slice, v: &Slice) -> Result<(Run, Run), ReadError> {
-        let (u, v) = (self.claim(u)?, self.claim(v)?);
-        if u.dtype != v.dtype {
-            return Err(ReadError::FactorDtypes {
-                path: self.catalog.shards[u.shard].path.clone(),
-                tensor: u.stored_name,
-                found: u.dtype.to_string(),
-                expected: v.dtype.to_string(),
-            });
-        }
-        Ok((u, v))
-    }
-
-    /// Reads and checks an index of pivots: a few kilobytes that no header can vouch for.
-    fn order(&mut self, tensor: &str, rank: usize, len: usize) -> Result<PivotOrder, ReadError> {
-        let catalog = self.catalog;
-        let Some((shard, entry)) = catalog.entries.get(tensor) else { return Err(self.missing(tensor)) };
-        let shard = &catalog.shards[*shard];
-        let (path, name) = (|| shard.path.clone(), || tensor.to_owned());
-        if entry.dtype != safetensors::Dtype::I64 || entry.shape != [len as u64] {
-            let found = format!("{} {:?}", entry.dtype, entry.shape);
-            return Err(ReadError::NotAnIndex { path: path(), tensor: name(), found, len });
-        }
-        let mut bytes = vec![0; entry.len_bytes as usize];
-        shard.read_exact(entry.begin, &mut bytes, tensor)?;
-        self.claimed.insert(name());
-        PivotOrder::from_le_bytes(&bytes, rank, len).map_err(|source| ReadError::BadPivots {
-            path: path(),
-            tensor: name(),
-            source,
-        })
-    }
-
-    /// What is there in place of a missing weight is the more helpful thing to say.
-    fn missing(&self, tensor: &str) -> ReadError {
-        let entries = &self.catalog.entries;
-        let path = |name: &String| self.catalog.shards[entries[name].0].path.clone();
-        if let Some(name) = entries.keys().find(|name| is_quantised_name(name)) {
-            return ReadError::Quantised { path: path(name), tensor: name.clone() };
-        }
-        let other = entries.keys().find_map(|name| Some((name, others::what_is(name, self.config)?)));
-        let renamed = || others::what_renames(tensor, entries.keys(), self.layout, self.config);
-        match other.or_else(renamed) {
-            Some((name, what)) => ReadError::OtherTensor { path: path(name), tensor: name.clone(), what },
-            None => ReadError::MissingTensor { path: self.catalog.listing.clone(), tensor: tensor.into() },
-        }
-    }
-
-    /// What the model did not ask for must be known to be harmless.
-    fn account_for_the_rest(&self) -> Result<Vec<IgnoredTensor>, ReadError> {
-        let config = self.config;
-        let head = config.locate(self.layout, Role::Head);
-        let mut ignored = self.catalog.only_in_index.clone();
-        for (name, (shard, entry)) in &self.catalog.entries {
-            if self.claimed.contains(name) {
-                continue;
-            }
-            let (path, tensor) = (|| self.catalog.shards[*shard].path.clone(), || name.clone());
-            let why = if let Some(why) = config.leaves_out(name) {
-                why
-            } else if config.tie_word_embeddings && *name == head.tensor {
-                if !self.is_copy_of_embedding(*shard, name, entry)? {
-                    return Err(ReadError::TiedHeadDiffers { path: path(), tensor: tensor() });
-                }
-                "a copy of the embedding, to which the config ties it"
-            } else if is_quantised_name(name) {
-                return Err(ReadError::Quantised { path: path(), tensor: tensor() });
-            } else if let Some(what) = others::what_is(name, config) {
-                return Err(ReadError::OtherTensor { path: path(), tensor: tensor(), what });
-            } else {
-                return Err(ReadError::ExtraTensor { path: path(), tensor: tensor() });
-            };
-            let shard = self.catalog.shards[*shard].name.clone();
-            ignored.push(IgnoredTensor { shard, tensor: tensor(), why });
-        }
-        Ok(ignored)
-    }
-
-    /// The one comparison of weights at opening: which of two differing matrices is meant could not be told later.
-    fn is_copy_of_embedding(
-        &self,
-        shard: usize,
-        head_name: &str,
-        head: &HeaderEntry,
-    ) -> Result<bool, ReadError> {
-        const BLOCK_BYTES: u64 = 1 << 20;
-        let name = self.config.locate(self.layout, Role::Embedding).tensor;
-        let Some((embedding_shard, embedding)) = self.catalog.entries.get(&name) else { return Ok(false) };
-        if (embedding.dtype, &embedding.shape) != (head.dtype, &head.shape) {
-            return Ok(false);
-        }
-        let mut blocks = [vec![0; BLOCK_BYTES as usize], vec![0; BLOCK_BYTES as usize]];
-        for offset in (0..head.len_bytes).step_by(BLOCK_BYTES as usize) {
-            let bytes = BLOCK_BYTES.min(head.len_bytes - offset) as usize;
-            let [a, b] = &mut blocks;
-            self.catalog.shards[shard].read_exact(head.begin + offset, &mut a[..bytes], head_name)?;
-            self.catalog.shards[*embedding_shard].read_exact(
-                embedding.begin + offset,
-                &mut b[..bytes],
-                &name,
-            )?;
-            if a[..bytes] != b[..bytes] {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
-    match dtype {
-        safetensors::Dtype::F32 => Some(Dtype::F32),
-        safetensors::Dtype::F16 => Some(Dtype::F16),
-        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
-        _ => None,
-    }
-}
-
-/// Scales, zero points and packed integers of the usual quantisers.
-fn is_quantised_name(name: &str) -> bool {
-    const ENDINGS: [&str; 11] = [
-        ".qweight",
-        ".qzeros",
-        ".scales",
-        ".g_idx",
-        ".weight_packed",
-        ".weight_scale",
-        ".weight_scale_inv",
-        ".weight_zero_point",
-        ".input_scale",
-        ".absmax",
-        ".SCB",
-    ];
-    ENDINGS.iter().any(|ending| name.ends_with(ending)) || name.contains(".quant_state.")
 }
