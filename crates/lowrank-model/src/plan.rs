@@ -1,6 +1,19 @@
 //! The rank table: a pure value that is printed, stored as `plan.json`, and executed.
 
-use crate::display::{abridge, clip};
+mod choices;
+mod error;
+mod size;
+mod validate;
+mod version;
+
+pub use choices::{Allocation, LayerSensitivity, RankGroups, Sensitivity, Structures, WidthSensitivity};
+pub use error::PlanError;
+pub use size::Size;
+pub use version::PLAN_VERSION;
+
+use version::{PLAN_VERSION_RANKS, PLAN_VERSION_WIDTHS};
+
+use crate::display::abridge;
 use crate::widths::{KeptChannels, Widths, expert_shape};
 use crate::{
     CostModel, ElementBytes, MatrixId, MatrixShape, ModelConfig, NamedMatrix, Projection, SpectrumCurves,
@@ -10,124 +23,6 @@ use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
-
-/// How errors of different matrices compare: the weight s of an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, strum::IntoStaticStr)]
-#[serde(rename_all = "kebab-case")]
-#[strum(serialize_all = "kebab-case")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Sensitivity {
-    /// s = 1: ‖W − Ŵ‖²
-    Absolute,
-    /// s = 1 / ‖W‖²: the share of its own energy that a matrix loses
-    #[default]
-    Relative,
-    /// s = KL at the end of the model per unit of the matrix' calibrated error, measured on the calibration text
-    Measured,
-}
-
-/// How the budget is spread over matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Allocation {
-    /// Ranks where they reduce the error most
-    #[default]
-    Global,
-    /// One rank for all matrices: the baseline
-    Uniform,
-}
-
-/// What shares one choice of width and ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum RankGroups {
-    /// Nothing: each expert has its own width, and each of its matrices its own rank
-    #[default]
-    Matrix,
-    /// All experts of a layer: one width, and one rank for each of gate, down and up, as fused kernels want
-    Layer,
-}
-
-/// What a plan may cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-pub enum Structures {
-    /// Ranks of matrices
-    #[default]
-    Rank,
-    /// Widths of experts: channels go, and w2 (down) is fitted to those that stay
-    Width,
-    /// A width for every expert, and ranks of what stays of its matrices
-    #[serde(rename = "rank,width")]
-    #[cfg_attr(feature = "clap", value(name = "rank,width"))]
-    RankWidth,
-    /// Ranks of matrices, or in some layers of what distinguishes an expert's matrices from a base that all its experts share
-    #[serde(rename = "rank,base")]
-    #[cfg_attr(feature = "clap", value(name = "rank,base"))]
-    RankBase,
-    /// In each layer either widths and ranks, or a shared base and ranks
-    #[serde(rename = "rank,width,base")]
-    #[cfg_attr(feature = "clap", value(name = "rank,width,base"))]
-    RankWidthBase,
-}
-
-impl Structures {
-    /// Whether matrices may be factored.
-    pub const fn has_ranks(self) -> bool {
-        !matches!(self, Self::Width)
-    }
-
-    /// Whether experts may be narrowed.
-    pub const fn has_widths(self) -> bool {
-        matches!(self, Self::Width | Self::RankWidth | Self::RankWidthBase)
-    }
-
-    /// Whether the experts of a layer may share a base.
-    pub const fn has_bases(self) -> bool {
-        matches!(self, Self::RankBase | Self::RankWidthBase)
-    }
-
-    /// Whether errors are computed from the activations' second moment.
-    pub const fn need_activations(self) -> bool {
-        self.has_widths() || self.has_bases()
-    }
-}
-
-/// What errors of one layer's gate, down and up projections, in this order, do to the logits: measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LayerSensitivity {
-    /// KL(original ‖ group at half its size), nats per token.
-    pub kl: [f64; 3],
-    /// KL per unit of calibrated error.
-    pub sensitivity: [f64; 3],
-    /// Of its experts' widths, where experts may be narrowed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub width: Option<WidthSensitivity>,
-}
-
-/// What errors of the widths of one layer's experts do to the logits: measured.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct WidthSensitivity {
-    /// KL(original ‖ all experts of the layer at half their width), nats per token.
-    pub kl: f64,
-    /// KL per unit of calibrated error.
-    pub sensitivity: f64,
-}
-
-impl LayerSensitivity {
-    /// s of a projection.
-    pub fn of(&self, projection: Projection) -> f64 {
-        self.sensitivity[projection.index()]
-    }
-
-    /// s of a width; where that was not measured, that of down, since both are errors of the experts' outputs.
-    pub fn of_width(&self) -> f64 {
-        self.width.map_or(self.of(Projection::Down), |width| width.sensitivity)
-    }
-}
 
 /// One row of the table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -179,15 +74,6 @@ pub struct Optimality {
     pub lower_bound: f64,
     /// (objective − lower_bound) / lower_bound; 0 when both are 0, absent when only the bound is: it then bounds no ratio.
     pub duality_gap: Option<f64>,
-}
-
-/// Size of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
-    /// Stored parameters.
-    pub params: u64,
-    /// Bytes of stored weights.
-    pub bytes: u64,
 }
 
 /// Which rank each expert matrix gets, and what that costs.
@@ -244,146 +130,8 @@ pub struct RankPlan {
 
 /// Widths of a plain model are multiples of this: grouped products of runtimes want rows of whole 16 bytes, in bf16 too.
 pub const PLAIN_WIDTH_MULTIPLE: usize = 8;
-/// Version of a `plan.json` with shared bases.
-pub const PLAN_VERSION: u32 = 3;
-/// Version of one without them, with widths.
-const PLAN_VERSION_WIDTHS: u32 = 2;
-/// Version of one with neither: the programs that came before widths read it.
-const PLAN_VERSION_RANKS: u32 = 1;
-
 /// The most patterns of matrices to keep dense.
 const PATTERNS_MAX: usize = 1 << 16;
-
-/// Why a plan cannot be, or does not fit a model.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum PlanError {
-    /// Not the JSON of a plan.
-    #[error("{0}")]
-    Json(String),
-    /// A setting that no plan can have been made with.
-    #[error("`{key}` is {value}, expected {expected}")]
-    Setting {
-        /// Which.
-        key: &'static str,
-        /// In the plan.
-        value: u64,
-        /// What can be.
-        expected: &'static str,
-    },
-    /// Element sizes that no dtype has.
-    #[error("{name}: `element_bytes` is {} dense and {} factored, expected 2 or 4", .found.dense, .found.factor)]
-    ElementBytes {
-        /// Which matrix.
-        name: MatrixId,
-        /// In the plan.
-        found: ElementBytes,
-    },
-    /// Matrices that cannot be a part of the checkpoint.
-    #[error("the dense matrices are larger than the whole checkpoint of {} parameters and {} bytes", .before.params, .before.bytes)]
-    LargerThanCheckpoint {
-        /// The whole checkpoint.
-        before: Size,
-    },
-    /// A predicted error that no matrix can have.
-    #[error("{name}: `relative_error` is {value}, expected a number from 0 to 1")]
-    RelativeError {
-        /// Which matrix.
-        name: MatrixId,
-        /// In the plan.
-        value: String,
-    },
-    /// Less goes than the plan says that was asked.
-    #[error("the plan says that at least {asked} {unit} were to go, and its rows remove {removed}")]
-    TargetMissed {
-        /// At least this.
-        asked: u64,
-        /// Recomputed.
-        removed: u64,
-        /// What is counted.
-        unit: Unit,
-    },
-    /// A version this program does not know, or that is not of such a plan.
-    #[error("`plan_version` is {found}, this program knows {known} of a plan {}", contents_of(*known))]
-    Version {
-        /// In the plan.
-        found: u32,
-        /// What it would be.
-        known: u32,
-    },
-    /// The rows are not those of the model.
-    #[error("{0} is not an expert matrix of this model, or is in the wrong place")]
-    UnknownMatrix(String),
-    /// A row is missing.
-    #[error("{0} has no row")]
-    MissingMatrix(MatrixId),
-    /// The row's shape is not the model's.
-    #[error("{name} has shape {planned} in the plan and {actual} in the model")]
-    Shape {
-        /// Which matrix.
-        name: MatrixId,
-        /// In the plan.
-        planned: MatrixShape,
-        /// In the model.
-        actual: MatrixShape,
-    },
-    /// Channels that the model does not have, or experts out of order.
-    #[error(
-        "layer {layer}, expert {expert}: `channels` are not some of the model's {intermediate_size}, or the expert is not in its place"
-    )]
-    Channels {
-        /// Decoder layer.
-        layer: usize,
-        /// Expert.
-        expert: usize,
-        /// F of the model.
-        intermediate_size: usize,
-    },
-    /// Layers that can have no base, or have one and narrowed experts.
-    #[error(
-        "`shared_base_layers`: {layer} is not in its place, or is no layer of this model with two experts or more and all their channels"
-    )]
-    SharedBase {
-        /// Decoder layer.
-        layer: usize,
-    },
-    /// A rank that saves nothing, or is zero.
-    #[error(
-        "{name} {shape}: rank {rank} is outside 1..={rank_max}, where factors are smaller than the matrix"
-    )]
-    Rank {
-        /// Which matrix.
-        name: MatrixId,
-        /// Its shape.
-        shape: MatrixShape,
-        /// The rank.
-        rank: usize,
-        /// The largest that saves.
-        rank_max: usize,
-    },
-    /// Thinned spectra of something else.
-    #[error("`spectra` are not those of the plan's matrices; remove the key to go on without them")]
-    Spectra,
-    /// The recorded sizes are not what the rows add up to.
-    #[error("the plan says {planned} {what} and its rows add up to {actual}")]
-    Sum {
-        /// What is counted.
-        what: &'static str,
-        /// In the plan.
-        planned: u64,
-        /// Recomputed.
-        actual: u64,
-    },
-    /// The plan was made for a checkpoint of another size.
-    #[error("the plan was made for a checkpoint of {planned} {what}, this one has {actual}")]
-    OtherCheckpoint {
-        /// What is counted.
-        what: &'static str,
-        /// In the plan.
-        planned: u64,
-        /// Of the checkpoint.
-        actual: u64,
-    },
-}
 
 impl RankPlan {
     /// Assembles a plan from chosen ranks and proves its arithmetic. Refuses matrices that are larger than the checkpoint.
@@ -520,130 +268,11 @@ impl RankPlan {
         serde_json::from_slice(json).map_err(|error| PlanError::Json(abridge(&error.to_string())))
     }
 
-    /// Checks a plan that came from a file against the model it is to be used on.
-    pub fn validate(&self, config: &ModelConfig, before: Size) -> Result<(), PlanError> {
-        let known = self.version();
-        if self.plan_version != known {
-            return Err(PlanError::Version { found: self.plan_version, known });
-        }
-        self.check_settings()?;
-        self.check_experts(config)?;
-        self.check_bases(config)?;
-        let narrowed = config.with_widths(self.widths());
-        let mut rows = self.matrices.iter();
-        for id in config.matrices() {
-            let row = rows.next().ok_or(PlanError::MissingMatrix(id))?;
-            if row.matrix != config.named(id) {
-                return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
-            }
-            let shape = config.matrix_shape(id);
-            if row.shape != shape {
-                return Err(PlanError::Shape { name: id, planned: row.shape, actual: shape });
-            }
-            if let Some(rank) = row.rank {
-                let shape = narrowed.matrix_shape(id);
-                let rank_max = crate::params::rank_max_saving(shape, self.cost.storage);
-                if rank == 0 || rank > rank_max {
-                    return Err(PlanError::Rank { name: id, shape, rank, rank_max });
-                }
-            }
-            let is_size = |bytes| matches!(bytes, 2 | 4);
-            if let Some(found) = row.element_bytes.filter(|own| !is_size(own.dense) || !is_size(own.factor)) {
-                return Err(PlanError::ElementBytes { name: id, found });
-            }
-            if let Some(value) =
-                row.relative_error.filter(|value| !(0.0..=RELATIVE_ERROR_MAX).contains(value))
-            {
-                return Err(PlanError::RelativeError { name: id, value: value.to_string() });
-            }
-        }
-        if let Some(row) = rows.next() {
-            return Err(PlanError::UnknownMatrix(clip(&row.matrix.name)));
-        }
-        let short_side = self.matrices.first().map_or(0, |row| row.shape.short_side());
-        let routed = self.matrices.iter().filter(|row| !row.matrix.id.is_shared());
-        let names: Vec<&str> = routed.map(|row| row.matrix.name.as_str()).collect();
-        if self.spectra.as_ref().is_some_and(|curves| !curves.fits(names.into_iter(), short_side)) {
-            return Err(PlanError::Spectra);
-        }
-        for (what, planned, actual) in
-            [("parameters", self.before.params, before.params), ("bytes", self.before.bytes, before.bytes)]
-        {
-            if planned != actual {
-                return Err(PlanError::OtherCheckpoint { what, planned, actual });
-            }
-        }
-        let bases = &self.shared_base_layers;
-        let after = size_after(&self.cost, before, &self.matrices, &narrowed.widths, bases)?;
-        for (what, planned, actual) in
-            [("parameters", self.after.params, after.params), ("bytes", self.after.bytes, after.bytes)]
-        {
-            if planned != actual {
-                return Err(PlanError::Sum { what, planned, actual });
-            }
-        }
-        if let Some(Target { unit, remove_at_least: asked }) = self.target {
-            let removed = self.removed(unit);
-            if removed < asked {
-                return Err(PlanError::TargetMissed { asked, removed, unit });
-            }
-        }
-        Ok(())
-    }
-
     fn removed(&self, unit: Unit) -> u64 {
         match unit {
             Unit::Params => self.removed_params(),
             Unit::Bytes => self.removed_bytes(),
         }
-    }
-
-    fn check_experts(&self, config: &ModelConfig) -> Result<(), PlanError> {
-        let mut before = None;
-        for row in &self.experts {
-            let PlannedExpert { layer, expert, .. } = *row;
-            let rises = before.replace((layer, expert)).is_none_or(|before| before < (layer, expert));
-            let is_one = config.has(MatrixId { layer, expert, projection: Projection::Gate });
-            let intermediate_size = config.intermediate_size;
-            if !rises || !is_one || !row.channels.fits(intermediate_size) {
-                return Err(PlanError::Channels { layer, expert, intermediate_size });
-            }
-            if let Some(value) =
-                row.relative_error.filter(|value| !(0.0..=RELATIVE_ERROR_MAX).contains(value))
-            {
-                let name = MatrixId { layer, expert, projection: Projection::Down };
-                return Err(PlanError::RelativeError { name, value: value.to_string() });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_bases(&self, config: &ModelConfig) -> Result<(), PlanError> {
-        let mut before = None;
-        for &layer in &self.shared_base_layers {
-            let rises = before.replace(layer).is_none_or(|before| before < layer);
-            let is_one = layer < config.num_hidden_layers && config.experts_in(layer) > 1;
-            if !rises || !is_one || self.experts.iter().any(|row| row.layer == layer) {
-                return Err(PlanError::SharedBase { layer });
-            }
-        }
-        Ok(())
-    }
-
-    fn check_settings(&self) -> Result<(), PlanError> {
-        let CostModel { dense_element_bytes, factor_element_bytes, .. } = self.cost;
-        let (element, from_one) = ("2 or 4 bytes of an element", "1 or more");
-        for (key, value, expected, holds) in [
-            ("dense_element_bytes", dense_element_bytes, element, matches!(dense_element_bytes, 2 | 4)),
-            ("factor_element_bytes", factor_element_bytes, element, matches!(factor_element_bytes, 2 | 4)),
-            ("rank_multiple", self.rank_multiple as u64, from_one, self.rank_multiple > 0),
-            ("rank_min", self.rank_min as u64, from_one, self.rank_min > 0),
-        ] {
-            if !holds {
-                return Err(PlanError::Setting { key, value, expected });
-            }
-        }
-        Ok(())
     }
 }
 
@@ -654,9 +283,6 @@ fn on_one_line<S: serde::Serializer>(
 ) -> Result<S::Ok, S::Error> {
     serde_json::value::to_raw_value(curves).map_err(serde::ser::Error::custom)?.serialize(serializer)
 }
-
-/// Nothing is further from a matrix than zero is, up to rounding.
-const RELATIVE_ERROR_MAX: f64 = 1.0 + 1e-6;
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -690,14 +316,6 @@ fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D
         }
     }
     deserializer.deserialize_seq(PatternsVisitor)
-}
-
-fn contents_of(version: u32) -> &'static str {
-    match version {
-        PLAN_VERSION => "with shared bases",
-        PLAN_VERSION_WIDTHS => "with narrowed experts",
-        _ => "without narrowed experts and shared bases",
-    }
 }
 
 /// The checkpoint without the dense matrices and with what is stored in their place.
