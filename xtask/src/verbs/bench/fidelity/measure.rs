@@ -125,7 +125,7 @@ impl Bench {
         }
         match method.when {
             When::Always => true,
-            When::Whole => !small,
+            When::Whole | When::SharedExperts => !small,
             When::Ablation => *ablation,
         }
     }
@@ -143,10 +143,15 @@ impl Bench {
     /// All rows of a model.
     pub(crate) fn measure(&self, subject: &Subject) -> Result<Measured> {
         let inspected = json(command(&self.tool).arg("inspect").arg(&subject.model).arg("--json"))?;
-        let kinds = inspected["kinds"].as_array().into_iter().flatten();
-        let experts = kinds.filter(|kind| kind["kind"] == "experts").find_map(|kind| kind["params"].as_u64());
-        let expert_params = experts.context("`inspect` counts no experts")?;
-        let methods: Vec<Method> = METHODS.into_iter().filter(|method| self.has(method)).collect();
+        let params_of = |wanted: &str| {
+            let kinds = inspected["kinds"].as_array().into_iter().flatten();
+            kinds.filter(|kind| kind["kind"] == wanted).find_map(|kind| kind["params"].as_u64())
+        };
+        let expert_params = params_of("experts").context("`inspect` counts no experts")?;
+        let has_shared = params_of("shared experts").is_some();
+        let can = |method: &Method| has_shared || method.when != When::SharedExperts;
+        let methods: Vec<Method> =
+            METHODS.into_iter().filter(|method| self.has(method) && can(method)).collect();
         // These run one after another, so that each measurement is made once; the others find it in the cache.
         for method in &methods {
             if method.how != How::Pruned {

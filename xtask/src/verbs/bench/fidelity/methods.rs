@@ -25,6 +25,8 @@ pub(crate) enum When {
     Always,
     /// Except with `--small`.
     Whole,
+    /// Of models with shared experts, except with `--small`.
+    SharedExperts,
     /// With `--ablation`.
     Ablation,
 }
@@ -58,7 +60,7 @@ pub(crate) const DEFAULT: &str = "ranks, widths and shared bases: **the default*
 pub(crate) const PRUNED: &str = "expert pruning (as REAP), nearest ratio";
 
 /// All rows from top to bottom. A row that begins with a plus adds one thing to the row above it.
-pub(crate) const METHODS: [Method; 18] = [
+pub(crate) const METHODS: [Method; 19] = [
     step("plain SVD, uniform, u·v", How::DataFree("--allocation uniform --storage uv")),
     step("plain SVD, global, u·v", How::DataFree("--storage uv")),
     step(DATA_FREE_PIVOTED[0], How::DataFree("--allocation uniform")),
@@ -114,6 +116,10 @@ pub(crate) const METHODS: [Method; 18] = [
     row(BASES, How::Calibrated("--structures rank,base")),
     row(WIDTHS_AND_RANKS, How::Calibrated("--structures rank,width")),
     in_small(row(DEFAULT, How::Calibrated(""))),
+    Method {
+        when: When::SharedExperts,
+        ..row("the default, shared experts compressed too", How::Calibrated("--shared-experts compress"))
+    },
     in_small(row(PRUNED, How::Pruned)),
 ];
 

@@ -27,8 +27,15 @@ const TOKENS_SMALL: usize = 8_192;
 
 /// The hardest first: those whose experts began as copies of one dense block, as Mixtral-8x7B's are believed to have. Last those
 /// with many small experts.
-const MODELS: [&str; 6] =
-    ["upcycled-alike", "upcycled-distinct", "tiny-mixtral", "second-mixtral", "many-olmoe", "many-qwen3"];
+const MODELS: [&str; 7] = [
+    "upcycled-alike",
+    "upcycled-distinct",
+    "tiny-mixtral",
+    "second-mixtral",
+    "many-olmoe",
+    "many-qwen3",
+    "many-qwen2",
+];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {

@@ -2,7 +2,8 @@
 
 use super::measure::{Bench, Cell, Measured, Row, Score};
 use super::methods::{
-    BUDGET_DEEP, BUDGET_USUAL, DATA_FREE_PIVOTED, DEFAULT, How, METHODS, PRUNED, RANKS, WHITENED, WIDTHS,
+    BUDGET_DEEP, BUDGET_USUAL, DATA_FREE_PIVOTED, DEFAULT, How, METHODS, Method, PRUNED, RANKS, WHITENED,
+    WIDTHS,
 };
 use crate::shell::{command, output};
 use anyhow::Result;
@@ -195,7 +196,10 @@ pub(crate) fn page(bench: &Bench, measured: &[Measured], goals: &[Goal]) -> Resu
         writeln!(page, "- {goal}")?;
     }
     writeln!(page, "\n## The rows\n\n| Row | Flags |\n|---|---|")?;
-    for method in METHODS.iter().filter(|method| bench.has(method)) {
+    let is_measured = |method: &&Method| {
+        measured.iter().flat_map(|model| &model.rows).any(|row| row.method.name == method.name)
+    };
+    for method in METHODS.iter().filter(is_measured) {
         let flags = match method.how {
             How::DataFree(flags) => format!("`{}`", ["--calibrate none", flags].join(" ").trim()),
             How::Calibrated("") => "none".into(),
