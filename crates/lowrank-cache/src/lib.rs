@@ -42,6 +42,8 @@ pub enum Numbers {
     F32(Vec<f32>),
     /// Double precision.
     F64(Vec<f64>),
+    /// In another format, which the reader knows.
+    Bytes(Vec<u8>),
 }
 
 /// Content of one file: arrays by name, and a note.
@@ -111,6 +113,7 @@ impl Entry {
                     let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
                     (name, Dtype::F64, values.len(), bytes)
                 }
+                Numbers::Bytes(bytes) => (name, Dtype::U8, bytes.len(), bytes.clone()),
             })
             .collect();
         let hash = hash_of(bytes.iter().map(|(name, _, _, bytes)| (name.as_str(), bytes.as_slice())));
@@ -215,6 +218,7 @@ impl Arrays {
                 Dtype::F64 => {
                     Numbers::F64(view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect())
                 }
+                Dtype::U8 => Numbers::Bytes(view.data().to_vec()),
                 _ => return None,
             };
             arrays.insert(name, numbers);
@@ -226,7 +230,7 @@ impl Arrays {
     pub fn take_f64(&mut self, name: &str) -> Option<Vec<f64>> {
         match self.arrays.remove(name)? {
             Numbers::F64(values) => Some(values),
-            Numbers::F32(_) => None,
+            _ => None,
         }
     }
 
@@ -234,7 +238,15 @@ impl Arrays {
     pub fn take_f32(&mut self, name: &str) -> Option<Vec<f32>> {
         match self.arrays.remove(name)? {
             Numbers::F32(values) => Some(values),
-            Numbers::F64(_) => None,
+            _ => None,
+        }
+    }
+
+    /// Removes and returns an array in another format.
+    pub fn take_bytes(&mut self, name: &str) -> Option<Vec<u8>> {
+        match self.arrays.remove(name)? {
+            Numbers::Bytes(bytes) => Some(bytes),
+            _ => None,
         }
     }
 }
@@ -249,6 +261,7 @@ mod tests {
         arrays.arrays.insert("b".into(), Numbers::F64(vec![0.1, -0.0, f64::MIN_POSITIVE]));
         arrays.arrays.insert("a".into(), Numbers::F32(vec![1.5, f32::MAX]));
         arrays.arrays.insert("none".into(), Numbers::F64(Vec::new()));
+        arrays.arrays.insert("other".into(), Numbers::Bytes(vec![0, 255, 7]));
         arrays
     }
 

@@ -500,7 +500,7 @@ fn arrays_of(spectra: &BTreeMap<MatrixId, Spectrum>, note: String) -> Arrays {
 fn spectra_of(arrays: Arrays) -> Option<BTreeMap<MatrixId, Spectrum>> {
     let spectrum = |(name, numbers): (String, Numbers)| match numbers {
         Numbers::F64(sigma) => Some((MatrixId::parse(&name)?, Spectrum::new(sigma).ok()?)),
-        Numbers::F32(_) => None,
+        Numbers::F32(_) | Numbers::Bytes(_) => None,
     };
     arrays.arrays.into_iter().map(spectrum).collect()
 }

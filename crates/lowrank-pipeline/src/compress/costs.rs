@@ -245,7 +245,7 @@ impl<'a> Costs<'a> {
                 UnitCost {
                     core_seconds: seconds_of((fits + inputs) / groups),
                     read_bytes: experts + 2.0 * self.states(self.tokens()),
-                    written_bytes: self.in_f32(experts),
+                    written_bytes: self.as_factors(experts),
                     ..self.planning()
                 }
             }
@@ -257,7 +257,7 @@ impl<'a> Costs<'a> {
                     core_seconds: seconds_of(tokens * self.layer()),
                     read_bytes: states,
                     written_bytes: states,
-                    task_read_bytes: planning.task_read_bytes + self.in_f32(self.experts_bytes()),
+                    task_read_bytes: planning.task_read_bytes + self.as_factors(self.experts_bytes()),
                     ..planning
                 }
             }
@@ -286,9 +286,10 @@ impl<'a> Costs<'a> {
         }
     }
 
-    /// Bytes of stored weights, widened as the cache has them.
-    fn in_f32(&self, stored_bytes: f64) -> f64 {
-        4.0 / self.weight_bytes * stored_bytes
+    /// Bytes of stored weights in the dtype of factors, which is never fp8, if none of them goes.
+    fn as_factors(&self, stored_bytes: f64) -> f64 {
+        let bytes = self.recipe.factor.dtype.map_or(self.weight_bytes, |dtype| dtype.size_bytes() as f64);
+        bytes.max(2.0) / self.weight_bytes * stored_bytes
     }
 
     /// Bytes of all singular values.

@@ -26,7 +26,7 @@ impl KeptFactors {
         format!("factors-{id}")
     }
 
-    /// Keeps a matrix. All numbers of a factor are kept as f32, which holds those of every dtype.
+    /// Keeps a matrix, its factors as they will be stored.
     pub(super) fn put(
         &self,
         id: MatrixId,
@@ -38,7 +38,7 @@ impl KeptFactors {
         let mut arrays = Arrays { note, ..Arrays::default() };
         for (at, (_, piece)) in pieces.iter().enumerate() {
             let numbers = match piece {
-                Piece::Weights(tensor) => Numbers::F32(tensor.to_f32()),
+                Piece::Weights(tensor) => Numbers::Bytes(tensor.bytes().to_vec()),
                 Piece::Order(order) => Numbers::F64(order.all().map(|index| index as f64).collect()),
             };
             arrays.arrays.insert(at.to_string(), numbers);
@@ -73,8 +73,8 @@ impl KeptFactors {
                     Piece::Order(order.map_err(|_| damaged())?)
                 }
                 ElementType::Weight(dtype) => {
-                    let values = arrays.take_f32(&at.to_string()).ok_or_else(damaged)?;
-                    Piece::Weights(Tensor::from_f32(tensor.shape, dtype, &values).map_err(|_| damaged())?)
+                    let bytes = arrays.take_bytes(&at.to_string()).ok_or_else(damaged)?;
+                    Piece::Weights(Tensor::new(tensor.shape, dtype, bytes).map_err(|_| damaged())?)
                 }
                 ElementType::Fp8 | ElementType::Scale(_) => return Err(damaged().into()),
             };
@@ -87,6 +87,6 @@ impl KeptFactors {
 impl Work<'_> {
     /// Where they lie.
     pub(super) fn kept_factors(&self) -> Result<KeptFactors, PipelineError> {
-        Ok(KeptFactors(self.calibration.entry_of_job("factors", self.job)?))
+        Ok(KeptFactors(self.calibration.entry_of_job("stored factors", self.job)?))
     }
 }
