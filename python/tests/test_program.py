@@ -65,6 +65,16 @@ def test_widths_are_read_from_a_report_and_from_a_plan(base, tmp_path):
     assert [row.width for row in planned.matrices] == [row.width for row in made.matrices]
 
 
+def test_a_shared_expert_is_read_under_its_name(family_bases, tmp_path):
+    settings = {"calibrate": "none", "shared_experts": "compress", "fix_rank": [r"shared_expert\.gate_proj$=9"], "quiet": True}
+    made = lowrank_compress.compress(family_bases["qwen2-moe"], tmp_path / "out", budget="10%", **settings)
+    shared = [row for row in made.matrices if row.expert == "shared"]
+    assert [(row.layer, row.projection, row.width) for row in shared[:2]] == [(0, "gate", 40), (0, "down", 40)]
+    assert made.ranks()["model.layers.1.mlp.shared_expert.gate_proj"] == 9
+    pytest.importorskip("pandas")
+    assert len(made.table()) == len(made.matrices)
+
+
 def test_what_is_no_plan_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="plan.json"):
         lowrank_compress.read_plan(tmp_path)
