@@ -385,7 +385,7 @@ impl<'a> Forward<'a> {
     }
 }
 
-/// Shows an observer the tokens of a shared expert with the weights [N] of its outputs.
+/// Shows an observer the tokens of a shared expert, with what its outputs are multiplied by, `[N]`.
 struct AsShared<'a> {
     weights: &'a [f32],
     observer: &'a mut dyn Observer,
