@@ -231,6 +231,10 @@ mod tests {
             (json!({ "budget": "10%", "gate-weight": "cubed" }), "`cubed`"),
             (json!({ "budget": "10%", "keep-dense": ["("] }), "("),
             (
+                json!({ "budget": "10%", "fix-rank": ["w\u{7f}1=3"] }),
+                "`w\\u{7f}1=3`: has a control character",
+            ),
+            (
                 json!({ "budget": "10%", "shared-experts": "compress", "structures": "width" }),
                 "expected keep",
             ),

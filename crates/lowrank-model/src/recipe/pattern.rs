@@ -45,6 +45,9 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains(char::is_control) {
+            return Err("has a control character, which no module name has".to_owned());
+        }
         regex::Regex::new(text).map(Self).map_err(|error| {
             let reason = error.to_string();
             let line = reason.lines().last().unwrap_or_default().trim();
