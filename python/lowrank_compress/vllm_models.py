@@ -87,6 +87,13 @@ def pack(linear: torch.nn.Linear) -> None:
     linear.forward = lambda x: linear.cpu_linear(x.contiguous(), linear.weight, None)  # type: ignore[method-assign]
 
 
+def pack_all(module: torch.nn.Module) -> None:
+    """Packs every matrix of a module that is on the CPU."""
+    for linear in [child for child in module.modules() if type(child) is torch.nn.Linear]:
+        if linear.weight.device.type == "cpu":
+            pack(linear)
+
+
 class LowRankMethod(FusedMoEMethodBase):
     """The routed experts of a layer."""
 
@@ -121,12 +128,9 @@ class LowRankMethod(FusedMoEMethodBase):
         experts = getattr(layer, CHILD)
         lowrank_experts.require_orders(experts, ())
         self.experts = cpu_experts(experts)
-        if self.experts is not None:
-            return
-        self.experts = experts
-        for linear in [module for module in experts.modules() if type(module) is torch.nn.Linear]:
-            if linear.weight.device.type == "cpu":
-                pack(linear)
+        if self.experts is None:
+            self.experts = experts
+            pack_all(experts)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
         return None
@@ -173,9 +177,7 @@ class SharedExpertMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: LinearBase) -> None:
         linears = getattr(layer, CHILD)
         lowrank_experts.require_orders(linears, ())
-        for linear in [module for module in linears.modules() if type(module) is torch.nn.Linear]:
-            if linear.weight.device.type == "cpu":
-                pack(linear)
+        pack_all(linears)
 
     def apply(self, layer: LinearBase, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if layer.tp_rank > 0:

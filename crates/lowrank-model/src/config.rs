@@ -385,6 +385,11 @@ impl ModelConfig {
         self.experts_of_each().filter(move |_| has_some)
     }
 
+    /// How many these are in a layer that has some.
+    pub fn compressed_experts_per_layer(&self) -> usize {
+        self.experts_of_each().count()
+    }
+
     fn experts_of_each(&self) -> impl Iterator<Item = usize> + Clone + use<> {
         (0..self.num_local_experts).chain(self.compresses_shared_experts.then_some(SHARED_EXPERT))
     }

@@ -21,7 +21,7 @@ mod test_support;
 
 use crate::config::ConfigError;
 use crate::display::clip;
-use crate::matrix::{MatrixId, Projection, SHARED_EXPERT};
+use crate::matrix::{MatrixId, Projection, expert_number};
 use crate::{ModelConfig, config::Family};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value;
@@ -85,10 +85,7 @@ impl MatrixId {
 fn parse_neutral(name: &str) -> Option<MatrixId> {
     let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
     let (expert, projection) = rest.rsplit_once('.')?;
-    let expert = match expert.strip_prefix("experts.") {
-        Some(expert) => expert.parse().ok()?,
-        None => Some(SHARED_EXPERT).filter(|_| expert == "shared_expert")?,
-    };
+    let expert = expert_number(expert, "shared_expert")?;
     let projection = Projection::ALL.into_iter().find(|one| one.as_str() == projection)?;
     let id = MatrixId { layer: layer.parse().ok()?, expert, projection };
     // `007` would name the same matrix twice.
@@ -108,6 +105,7 @@ impl<'de> Deserialize<'de> for MatrixId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SHARED_EXPERT;
 
     #[test]
     fn every_spelling_of_a_matrix_is_read() {

@@ -46,6 +46,14 @@ impl fmt::Display for Projection {
 /// so many in all.
 pub const SHARED_EXPERT: usize = 1 << 16;
 
+/// The number of an expert that a name calls `experts.N`, or as shared ones are called.
+pub(crate) fn expert_number(name: &str, shared: &str) -> Option<usize> {
+    match name.strip_prefix("experts.") {
+        Some(number) => number.parse().ok(),
+        None => (name == shared).then_some(SHARED_EXPERT),
+    }
+}
+
 /// One expert matrix of a model. Ordered as stored: by layer, then expert, then projection.
 ///
 /// Shown as `layers.3.experts.5.gate`, or `layers.3.shared_expert.gate`. What its checkpoint calls it is

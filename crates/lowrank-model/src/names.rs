@@ -3,6 +3,7 @@
 //! Families differ in few words, so a family's spelling is data ([`Spelling`]). Inside the program a tensor has the name
 //! that transformers v4 gives it: its *canonical* name.
 
+use crate::matrix::expert_number;
 use crate::{MatrixId, Projection, SHARED_EXPERT};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -322,10 +323,7 @@ impl Spelling {
     pub fn parse_module(&self, name: &str) -> Option<MatrixId> {
         let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
         let (expert, projection) = rest.strip_prefix(self.moe)?.strip_prefix('.')?.rsplit_once('.')?;
-        let expert = match expert.strip_prefix("experts.") {
-            Some(expert) => expert.parse().ok()?,
-            None => Some(SHARED_EXPERT).filter(|_| expert == self.shared_expert)?,
-        };
+        let expert = expert_number(expert, self.shared_expert)?;
         let projection =
             Projection::ALL.into_iter().find(|one| self.projections[one.index()] == projection)?;
         let id = MatrixId { layer: layer.parse().ok()?, expert, projection };

@@ -167,7 +167,7 @@ impl<'a> Model<'a> {
             h: config.hidden_size as u128,
             f: config.intermediate_size as u128,
             widest: config.intermediate_size.max(shared) as u128,
-            experts: config.num_local_experts as u128 + u128::from(config.compresses_shared_experts),
+            experts: config.compressed_experts_per_layer() as u128,
             layers: config.num_hidden_layers as u128,
         }
     }

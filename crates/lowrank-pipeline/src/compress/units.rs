@@ -149,11 +149,6 @@ fn experts_of(config: &ModelConfig, layer: usize, group: usize) -> Vec<usize> {
     experts[all * group / groups..all * (group + 1) / groups].to_vec()
 }
 
-/// Experts of a layer that are compressed; a shared one is one of them.
-fn experts_per_layer(config: &ModelConfig) -> usize {
-    config.num_local_experts + usize::from(config.compresses_shared_experts)
-}
-
 /// Parts of the text, and of the windows that sensitivities are measured with.
 fn parts(checkpoint: &Checkpoint, text: &CalibrationText) -> [usize; 2] {
     let hidden_size = checkpoint.config().hidden_size;
@@ -187,7 +182,7 @@ impl Shape {
     /// Of a model in so many files, and so many windows of the text and of those that sensitivities are measured with.
     pub(super) fn new(config: &ModelConfig, shards: usize, windows: [usize; 2]) -> Self {
         let [parts_of_text, parts_of_sample] = windows.map(parts_of);
-        let (layers, experts) = (moe_layers(config), experts_per_layer(config));
+        let (layers, experts) = (moe_layers(config), config.compressed_experts_per_layer());
         Self { shards, layers, experts, parts_of_text, parts_of_sample }
     }
 
@@ -267,7 +262,7 @@ pub fn run<E: From<PipelineError>>(
     let pieces = Pieces::new(checkpoint, &inputs, Some(text), structures, algebra, context)?
         .ok_or(PipelineError::NothingToMeasureOn)?;
     let config = checkpoint.config();
-    let (layers, groups) = (moe_layers(config), groups_of(experts_per_layer(config)));
+    let (layers, groups) = (moe_layers(config), groups_of(config.compressed_experts_per_layer()));
     match stage {
         UnitStage::States => {
             let (of_text, of_sample): (Vec<usize>, Vec<usize>) =

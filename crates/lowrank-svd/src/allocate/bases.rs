@@ -213,8 +213,7 @@ impl<'a> Bases<'a> {
             let mut plan = plan?;
             plan.target = Some(Target { remove_at_least: asked, ..request.target });
             // Of W, as for every other matrix; so far it is that of the difference.
-            let of_bases = |id: MatrixId| layers.contains(&id.layer) && !id.is_shared();
-            for row in plan.matrices.iter_mut().filter(|row| of_bases(row.matrix.id)) {
+            for row in plan.matrices.iter_mut().filter(|row| has_base(layers, row.matrix.id)) {
                 let (own, differing) = (own[&row.matrix.id], differing[&row.matrix.id]);
                 let share = if own > 0.0 { (differing / own).sqrt() } else { 0.0 };
                 row.relative_error = row.relative_error.map(|error| (error * share).min(1.0));
@@ -242,14 +241,18 @@ fn with_bases<'a>(
     let spectra: BTreeMap<usize, _> =
         request.shared_bases.iter().map(|base| (base.layer, base.differences)).collect();
     let mut matrices = request.matrices.to_vec();
-    let of_bases = |id: MatrixId| layers.contains(&id.layer) && !id.is_shared();
-    for matrix in matrices.iter_mut().filter(|matrix| of_bases(matrix.name)) {
+    for matrix in matrices.iter_mut().filter(|matrix| has_base(layers, matrix.name)) {
         let found = spectra.get(&matrix.name.layer).and_then(|spectra| spectra.get(&matrix.name));
         let layer = matrix.name.layer;
         matrix.spectrum = found.ok_or(AllocateError::Plan(PlanError::SharedBase { layer }))?;
     }
     let experts = request.experts.iter().filter(|expert| !layers.contains(&expert.layer)).copied().collect();
     Ok((matrices, experts))
+}
+
+/// Whether a matrix is one of those that share the base of its layer.
+fn has_base(layers: &BTreeSet<usize>, id: MatrixId) -> bool {
+    layers.contains(&id.layer) && !id.is_shared()
 }
 
 fn by_layer(curves: &[Curve]) -> BTreeMap<usize, Vec<&Curve>> {
